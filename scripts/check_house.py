@@ -108,7 +108,7 @@ _RETIRED: Final = _pattern(RETIRED_NAMES)
 
 
 def check_words(path: str, source: str) -> Iterator[Finding]:
-    """Find private words and retired names in a file of any kind."""
+    """Find private words and retired names (lists in this script) in a project file."""
     if path == NAMES_THE_WORDS:
         return
     for match in _PRIVATE.finditer(source):

@@ -153,7 +153,7 @@ def owner_of(kind: type, name: str) -> type:
 
 
 def method(module: Module, kind: type, name: str, found: Any) -> str:
-    """Return the line that makes a method blocking."""
+    """Return the source line that makes an async method blocking."""
     source = f"{module.name_of(kind)}.{name}"
     returns = str(inspect.signature(found, eval_str=False).return_annotation)
     if inspect.isasyncgenfunction(inspect.unwrap(found)):
@@ -193,7 +193,7 @@ def _wrapper(module: Module, yielded: str) -> str:
 
 
 def reading(module: Module, name: str, found: property) -> str:
-    """Return the lines of a property of a blocking class."""
+    """Return the source lines of a property of a blocking class."""
     getter = found.fget
     assert getter is not None
     returns = str(inspect.signature(getter, eval_str=False).return_annotation)
@@ -206,7 +206,7 @@ def reading(module: Module, name: str, found: property) -> str:
 
 
 def attribute(module: Module, name: str, kind: str, doc: str) -> str:
-    """Return the lines of a blocking class's property for an attribute."""
+    """Return the source lines of a property that reads an attribute of the async object."""
     for word in re.findall(r"[A-Za-z]+", kind):
         if word in MODULES:
             module.use(MODULES[word], word)
@@ -234,7 +234,7 @@ def _use_types(module: Module, getter: Any, annotation: str) -> None:
 
 
 def blocking_class(module: Module, name: str, kind: type, base: str, members: Sequence[tuple[str, Any]]) -> str:
-    """Return the text of the blocking form of a class."""
+    """Return the source text of the blocking form of an async class."""
     methods = [
         method(module, owner_of(kind, one), one, found) for one, found in members if not isinstance(found, property)
     ]
@@ -266,7 +266,7 @@ def client_members() -> dict[str, tuple[type, Any]]:
 
 
 def generated() -> str:
-    """Return the text of the blocking module."""
+    """Return the source text of the blocking module."""
     module = Module()
     module.use("typing", "Generic", "Self", "TypeVar")
     module.use("aether_trio.client.blocking.bridge", "Blocking")

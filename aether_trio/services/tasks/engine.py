@@ -417,7 +417,7 @@ class Engine:
             await trio.sleep(child_events.GATHER_S)
 
     async def _report_absent_again(self) -> None:
-        """Report absent targets of tasks again, as an ended gateway may not have done it."""
+        """Start absent agents for which tasks wait, if an ended gateway has not done it."""
         while True:
             await self._absent_unseen.wait()
             await trio.sleep(CHECK_S)  # the clients of that gateway reconnect meanwhile
@@ -470,7 +470,7 @@ def _collect(tx: TaskTransaction) -> Program[int]:
 
 
 def _find_sessions_to_end(tx: TaskTransaction) -> Program[None]:
-    """Find sessions whose token was revoked, in case another node's message was lost."""
+    """Find this node's sessions whose task token was revoked, to end them."""
     node = tx.context.node
     tx.effects.sessions_to_end.extend((node, session_id) for session_id in (yield from tokens.sessions_to_end(node)))
 

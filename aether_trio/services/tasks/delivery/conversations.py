@@ -138,7 +138,7 @@ class _User:
                 window.look_soon()
 
     def kick(self) -> None:
-        """Do nothing: no message is buffered."""
+        """Do nothing: the listener for status updates buffers no message."""
 
 
 class Conversations:

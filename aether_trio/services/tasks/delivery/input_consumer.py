@@ -61,7 +61,7 @@ class _Place(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """New inputs of a topic: (number in the log, metadata) each."""
+    """New inputs of a task, from its topic: (number in the log, metadata) of each."""
 
     place: _Place
     inputs: Sequence[tuple[int, Metadata]]

@@ -54,7 +54,7 @@ MAX_WAKE_MS: Final = 2**62
 
 
 class OperationRule(NamedTuple):
-    """An operation of the protocol: its move, and the message of its success."""
+    """The status change (move) and the success message of one operation of `task_op`."""
 
     move: Move
     message: str
@@ -304,7 +304,7 @@ def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
 
 
 def _was_made(tx: TaskTransaction, task: TaskRow, request: OperationRequest, since_ms: int) -> Program[bool]:
-    """Return whether the task's events have an earlier run of this operation."""
+    """Return whether a task's events show that an earlier run of the operation did it."""
     wanted = _LEADS_TO.get(request.move)
     if wanted is None:
         return False
@@ -337,7 +337,7 @@ def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> st
 
 
 def _check_wait(tx: TaskTransaction, task: TaskRow, caller: Caller, request: OperationRequest) -> Program[str]:
-    """Return why a task may not begin to wait as the PAUSE asks; "" if it may."""
+    """Return why a task may not begin to wait as PAUSE or WAIT_FOR asks; "" if it may."""
     wait = request.wait
     if request.move is not Move.PAUSE or wait is None:
         return ""

@@ -127,7 +127,7 @@ class TaskSessions:
         return Worker(identity.text, session.session_id, *place, pooled, live=0, capacity=capacity, claims=claims)
 
     def is_first_claim(self, session: Session) -> bool:
-        """Return whether a CLAIM is the first sign that the session's client claims tasks."""
+        """Return whether a CLAIM is the first of a client not known to send CLAIMs."""
         return not session.numbered and session.session_id not in self._claiming
 
     def claimed(self, session: Session) -> None:

@@ -65,7 +65,7 @@ class Parent(NamedTuple):
 
 
 class Collected(NamedTuple):
-    """The id of the last row of a collected page of child events, 0 if none follows."""
+    """The last row's id of a collected page of child tasks' events, 0 if none follows."""
 
     last: int
     locked: frozenset[str] = frozenset()
@@ -102,7 +102,7 @@ def insert_args(event: pb.TaskEvent) -> tuple[str, int, bytes]:
 
 
 def collect(tx: Transaction) -> Program[Collected]:
-    """Move the oldest page of child events to their parents' logs, on a single node."""
+    """Move the oldest page of child tasks' events to their parents' logs (one node)."""
     found: list[Row] = yield Fetch(
         "SELECT id, task_id, at_ms, event FROM task_child_events ORDER BY id LIMIT $1", (PAGE,)
     )
@@ -114,7 +114,7 @@ def collect(tx: Transaction) -> Program[Collected]:
 
 
 def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Program[Collected]:
-    """Move a page of child events to the logs of parents that are not locked.
+    """Move a page of child tasks' events to the logs of parents that are not locked.
 
     The page begins after the row `after`. Skips the parents `without`, as earlier events of theirs
     are not collected.
@@ -146,7 +146,7 @@ def collect_for_locking(tx: Transaction, task_id: str) -> Program[int]:
 
 
 def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: int) -> Program[None]:
-    """Append the child events up to the row `last` to the logs of these parents.
+    """Append child tasks' events up to the row `last` to the logs of these parents.
 
     `parents` has those that are locked, with their parents; events of other tasks are deleted.
     """

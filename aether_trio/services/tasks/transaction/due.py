@@ -28,7 +28,7 @@ _DUE: Final = "due_ms > 0 AND due_ms <= $1 ORDER BY due_ms LIMIT $2"
 
 
 class Outage(NamedTuple):
-    """From the database's last answer before an outage to its first after (Unix ms)."""
+    """When the database was unavailable (Unix ms): from its last answer to the next."""
 
     since_ms: int
     until_ms: int
@@ -63,7 +63,7 @@ NO_EXCUSE: Final = SilenceExcuse()
 
 
 def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE) -> Program[int]:
-    """Handle a page of due tasks; put off those that the `excuse` covers."""
+    """Handle a page of due tasks; give more time to those that the `excuse` covers."""
     now_ms = tx.context.now_ms
     found = yield from task_rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
     for seen in found:
@@ -99,7 +99,7 @@ def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE
 
 
 def _put_off(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:
-    """Return the changes that put off the end of a silence; none if no silence is due."""
+    """Return the changes that give a task with a silent worker more time; else none."""
     match due:
         case Due.GRACE_OVER if not task.process_ended:
             return restarted_grace(task, now_ms + max(LEAST_EXCUSE_MS - task.grace_ms, 0))

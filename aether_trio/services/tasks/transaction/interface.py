@@ -83,7 +83,7 @@ class Effects:
 
 
 class Transaction(Protocol):
-    """Interface of a transaction on tasks; methods that return a Program are parts."""
+    """Interface of a database transaction on tasks, for the modules that are its parts."""
 
     context: Context
     effects: Effects
@@ -96,7 +96,7 @@ class Transaction(Protocol):
         """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
-        """Make the facts (time, caller, reason) of a move that happens now."""
+        """Make the facts (time, caller, reason) of a status change that happens now."""
 
     def find_worker(self, identity: str) -> Program[Worker | None]:
         """Find the connected worker with this identity."""
@@ -105,7 +105,7 @@ class Transaction(Protocol):
         """Read a task's payload for a worker here; None after PAYLOAD_BYTES in all."""
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
-        """Decide on a move of a task; if it is allowed, write the row and what follows."""
+        """Decide on a task's status change; if it is allowed, write it and what follows."""
 
     def write(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None

@@ -113,7 +113,7 @@ def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
 
 
 def _which(conditions: Sequence[str], names: Sequence[str]) -> Program[list[str]]:
-    """Return the names for which an SQL condition on `name` holds."""
+    """Return the names (of identities or queues) for which an SQL condition holds."""
     if not names:
         return []
     some = rounded_up(names, 16)

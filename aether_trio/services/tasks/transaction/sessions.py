@@ -52,7 +52,7 @@ JOIN_IDLE: Final = _JOIN.replace(
 
 @dataclass(frozen=True, slots=True, eq=False)
 class WorkerJoined:
-    """A session of a worker that begins, to be written for its tasks.
+    """A worker's session that begins: the queued write that `join` makes of it.
 
     `resumed`: its client continues an earlier session. `task_id`: its token is for this task.
     `rejoined`: it joined before, and its node has a new lease since. The worker's node is the one
@@ -152,7 +152,7 @@ def _tasks_of(identity: str) -> Program[tuple[list[TaskRow], list[TaskRow]]]:
 
 
 def _presumed_begun(held: Sequence[TaskRow]) -> TaskRow | None:
-    """Return the task that a client which never claims is presumed to have begun.
+    """Return the task that a client which never sends CLAIM is presumed to have begun.
 
     None if it has reported on one. `held` is in the order of assignments, in which it works.
     """

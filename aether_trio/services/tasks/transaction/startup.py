@@ -192,7 +192,7 @@ def _raise_priority(tx: Transaction, task: TaskRow, priority: int) -> Program[No
 
 
 def _become_the_start(task: TaskRow) -> Program[None]:
-    """Write that this start is the current one of its agent; the former one has ended."""
+    """Write that this start of an agent is its current one; the former has ended."""
     yield Execute(
         "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
@@ -211,7 +211,7 @@ def reopen(task: TaskRow) -> Program[str]:
 
 
 def refusal_of(task: TaskRow, move: Move) -> str:
-    """Return why a participant may not move an agent's start; "" if it may.
+    """Return why an agent's start may not RESUME or COMPLETE; "" if it may.
 
     A start is RUNNING only when its agent has connected, and COMPLETED only when the agent has done
     its work. An orchestrator that means "I have launched it" by either move would leave its agent
@@ -338,7 +338,7 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
 
 
 def forget_start(task: TaskRow) -> Program[None]:
-    """Delete the `agent_starts` row of a deleted start, unless it is of a later one."""
+    """Delete the row in `agent_starts` of a deleted start of an agent."""
     if task.task_type == AGENT_STARTUP:
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
 

@@ -78,7 +78,9 @@ def save(before: TaskRow, after: TaskRow) -> Program[None]:
     args = (before.task_id, before.status.value, before.epoch, *changes.values())
     count: int = yield Execute(_update(tuple(changes)), args)
     if count != 1:
-        raise OvertakenError(f"task {before.task_id} is not {before.status} with epoch {before.epoch} any more")
+        raise OvertakenError(
+            f"the row of task {before.task_id} changed meanwhile: it is not {before.status} at epoch {before.epoch}"
+        )
 
 
 def delete(task_id: str) -> Program[None]:

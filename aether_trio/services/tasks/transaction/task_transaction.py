@@ -1,4 +1,4 @@
-"""A transaction on tasks: applies status moves and collects their effects.
+"""A database transaction on tasks: changes statuses and collects what follows.
 
     tx = TaskTransaction(context)        within the program, as a program may run again
     decision = yield from tx.apply(task, move, facts)
@@ -340,7 +340,7 @@ class TaskTransaction:
             task.events += count
 
     def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
-        """Read at most KEPT_EVENTS latest events of a task since a moment (Unix ms)."""
+        """Read a task's events since a moment (Unix ms), at most the KEPT_EVENTS latest."""
         found: list[Row] = yield Fetch(
             "SELECT event FROM task_events WHERE task_id = $1 AND at_ms >= $2 ORDER BY number DESC LIMIT $3",
             (task_id, since_ms, KEPT_EVENTS),
@@ -348,7 +348,7 @@ class TaskTransaction:
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
     def record_event_once(self, task: TaskRow, event: pb.TaskEvent, since_ms: int) -> Program[None]:
-        """Write an event, unless an earlier run of the program since `since_ms` has."""
+        """Write a task's event, unless an earlier run of the program has since `since_ms`."""
         written = yield from self.events_since(task.task_id, since_ms)
         same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
         place = task.task_id, event.progress.SerializeToString(deterministic=True)

@@ -88,7 +88,7 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
 
 
 def supersede(task_id: str, now_ms: int) -> Program[None]:
-    """Let the earlier tokens of an agent's start end after a day, unless one is used."""
+    """Let the older tokens of an agent's start expire after a day, if none is used."""
     yield Execute(
         "UPDATE task_tokens SET expires_ms = $2 WHERE task_id = $1 AND expires_ms = 0 AND revoked_ms = 0",
         (task_id, now_ms + TOKEN_MS),

@@ -114,7 +114,7 @@ def _first_for(worker: Worker) -> Program[TaskRow | None]:
 def update_workers(
     tx: Transaction, before: TaskRow, after: TaskRow, *, push: bool, reserved: Worker | None
 ) -> Program[None]:
-    """Count a changed task for its new worker (not if `reserved`), and send it."""
+    """Count a changed task for its new worker instead of its former one, and send it."""
     worker = reserved
     if before.assigned_to and (after.epoch != before.epoch or not after.assigned_to):
         yield from _over(tx, before, after)
@@ -158,8 +158,8 @@ def send(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
 
 
 def _over(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
-    """Write the end of an assignment. A task that ended or hibernated did so earlier."""
-    if before.status in TERMINAL or before.status is StoredStatus.HIBERNATED:
+    """Write the end and outcome of a task's former assignment to `task_attempts`."""
+    if before.status in TERMINAL or before.status is StoredStatus.HIBERNATED:  # the end came with that status
         ended_ms, outcome = before.updated_ms, before.status.value
     else:
         ended_ms = tx.context.now_ms
