@@ -206,7 +206,7 @@ def reading(module: Module, name: str, found: property) -> str:
 
 
 def attribute(module: Module, name: str, kind: str, doc: str) -> str:
-    """Return the source lines of a property that reads an attribute of the async object."""
+    """Return the source lines of a property for an attribute of the async object."""
     for word in re.findall(r"[A-Za-z]+", kind):
         if word in MODULES:
             module.use(MODULES[word], word)

@@ -34,40 +34,21 @@ from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.tasks import nodes
 from aether_trio.services.tasks.delivery import status_updates
 from aether_trio.services.tasks.delivery.assignment_push import AssignmentSender
-from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscriptions
+from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscriptions, watch
 from aether_trio.services.tasks.delivery.input_consumer import InputConsumer
 from aether_trio.services.tasks.delivery.outbox_publisher import OutboxPublisher
 from aether_trio.services.tasks.nodes import TaskNodes
 from aether_trio.services.tasks.protobuf import descriptor
 from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
-from aether_trio.services.tasks.transaction import (
-    child_events,
-    due,
-    retention,
-    sessions,
-    startup,
-    task_rows,
-    tokens,
-    worker_choice,
-)
+from aether_trio.services.tasks.transaction import child_events, due, retention, sessions, startup, task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import Context, LargeError, NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
-from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, read_worker
+from aether_trio.services.tasks.transaction.worker_choice import COLLECT_PAGE, send_again, send_of_other_nodes
 from aether_trio.services.tasks.write_batcher import WriteBatcher
 from aether_trio.session.registry import SessionRegistry
-from aether_trio.storage.base import (
-    CommitUnknown,
-    Database,
-    Execute,
-    ExecuteMany,
-    Fetch,
-    Program,
-    ProgramFactory,
-    Row,
-    StorageUnavailable,
-)
+from aether_trio.storage.base import CommitUnknown, Database, Program, ProgramFactory, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -81,14 +62,8 @@ CHECK_S: Final = 5.0
 SETTLE_S: Final = 5.0
 """How long a stopping gateway writes the ends of sessions; others write the rest."""
 RECOVER_PAGE: Final = 50
-COLLECT_PAGE: Final = 100
-AGAIN_PAGE: Final = 200
-"""Tasks whose assignments one transaction sends again; those of one worker stay together."""
 STATUS_UPDATE_S: Final = 0.01
 """How long a status update waits to share a write with other updates."""
-
-
-WATCH: Final = "INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING"
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +195,7 @@ class Engine:
         logger.warning("ran a transaction on tasks again, as its commit was not answered")
         self.timer.look()
         self.event_subscriptions.look("*")
-        self.writes.put(_send_assignments_again)
+        self.writes.put(send_again)
         self.writes.put(_find_sessions_to_end)
         self.writes.put(TaskTransaction.find_unfinished)
         self._absent_unseen.set()
@@ -297,9 +272,7 @@ class Engine:
         self.outbox_publisher.wake()
 
     def _watch_again(self, tx: TaskTransaction) -> Program[None]:
-        watched = sorted(self.event_subscriptions.watched)
-        if watched:
-            yield ExecuteMany(WATCH, [(task_id, tx.context.node) for task_id in watched])
+        yield from watch(self.event_subscriptions.watched, tx.context.node)
 
     async def recover(self) -> None:
         """End the task sessions of nodes that have ended. Raises StorageUnavailable."""
@@ -442,7 +415,7 @@ class Engine:
                 await self._assigned_elsewhere.wait()
             asleep, self._hibernated = self._hibernated, set()
             try:
-                while await self.result(_collect) >= COLLECT_PAGE:
+                while await self.result(send_of_other_nodes) >= COLLECT_PAGE:
                     pass
                 here = self.nodes.node
                 for task_id in asleep:
@@ -457,49 +430,7 @@ class Engine:
                 logger.info("assignments that other nodes made are sent when storage answers", reason=str(error))
 
 
-def _collect(tx: TaskTransaction) -> Program[int]:
-    """Take a page of other nodes' assignments for workers here; return its size."""
-    found: list[Row] = yield Fetch(
-        "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
-        (tx.context.node, COLLECT_PAGE),
-    )
-    for task_id, epoch in found:
-        yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
-        yield from _send_assignment(tx, task_id, epoch)
-    return len(found)
-
-
 def _find_sessions_to_end(tx: TaskTransaction) -> Program[None]:
     """Find this node's sessions whose task token was revoked, to end them."""
     node = tx.context.node
     tx.effects.sessions_to_end.extend((node, session_id) for session_id in (yield from tokens.sessions_to_end(node)))
-
-
-def _send_assignment(tx: TaskTransaction, task_id: str, epoch: int) -> Program[None]:
-    task = yield from task_rows.load(task_id)
-    if task is None or task.epoch != epoch or task.status not in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
-        return
-    worker = yield from tx.find_worker(task.assigned_to)
-    if worker is not None:
-        yield from worker_choice.send(tx, task, worker)
-
-
-def _send_assignments_again(tx: TaskTransaction, after: str = "") -> Program[None]:
-    """Send this node's workers again a page of assigned tasks that have not begun."""
-    found: list[Row] = yield Fetch(
-        f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 AND identity > $2 ORDER BY identity LIMIT $3",  # noqa: S608
-        (tx.context.node, after, AGAIN_PAGE),
-    )
-    for row in found:
-        worker = read_worker([row])
-        assert worker is not None
-        after = worker.identity
-        held = yield from task_rows.select(
-            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting') ORDER BY order_us", (worker.identity,)
-        )
-        for task in held:
-            yield from worker_choice.send(tx, task, worker)
-        if len(tx.effects.assignments) >= AGAIN_PAGE:
-            break
-    if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:
-        tx.effects.follow_ups.append(partial(_send_assignments_again, after=after))

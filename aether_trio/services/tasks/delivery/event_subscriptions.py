@@ -29,7 +29,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.services.tasks.delivery import event_replay
 from aether_trio.services.tasks.transaction.interface import RecordedEvent
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
+from aether_trio.storage.base import Database, ExecuteMany, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.retry import RETRY_DELAY_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -302,3 +302,10 @@ def positions(task_ids: Iterable[str], since_ms: int) -> Program[dict[str, int]]
             latest |= {task_id: number - 1 for task_id, number in rows}
         found |= latest
     return found
+
+
+def watch(task_ids: Iterable[str], node: str) -> Program[None]:
+    """Write that a node's subscribers follow these tasks, so that others notify it."""
+    rows = [(task_id, node) for task_id in sorted(task_ids)]
+    if rows:
+        yield ExecuteMany("INSERT INTO task_watchers (task_id, node) VALUES ($1, $2) ON CONFLICT DO NOTHING", rows)

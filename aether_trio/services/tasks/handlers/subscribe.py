@@ -16,7 +16,7 @@ from aether_trio.model.tasks import TaskRow
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.delivery import event_subscriptions
 from aether_trio.services.tasks.delivery.event_subscriptions import MAX_SUBSCRIPTIONS, Beginning, EventSubscription
-from aether_trio.services.tasks.engine import WATCH, Engine
+from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import query
 from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, load_visible
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -127,7 +127,7 @@ class TaskSubscriber:
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             if not session.detached:
-                yield ExecuteMany(WATCH, [(task_id, tx.context.node) for task_id in sorted(task_ids)])
+                yield from event_subscriptions.watch(task_ids, tx.context.node)
 
         await self._engine.writes.wait_written(self._engine.writes.put(mutation))
 

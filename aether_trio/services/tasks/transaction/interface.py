@@ -83,7 +83,7 @@ class Effects:
 
 
 class Transaction(Protocol):
-    """Interface of a database transaction on tasks, for the modules that are its parts."""
+    """Interface of a database transaction on tasks, for the modules of its parts."""
 
     context: Context
     effects: Effects

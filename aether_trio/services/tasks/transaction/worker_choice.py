@@ -12,6 +12,7 @@ of an index, however many tasks wait.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Final
 
 from aether_trio.model.tasks import Mode, Move, MoveStep, StoredStatus, TaskRow
@@ -23,6 +24,10 @@ from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
+
+COLLECT_PAGE: Final = 100
+AGAIN_PAGE: Final = 200
+"""Tasks whose assignments one transaction sends again; those of one worker stay together."""
 
 _ROOM: Final = "live = live {0} 1, free = CASE WHEN live {0} 1 < capacity THEN 1 ELSE 0 END"
 _MORE: Final = f"UPDATE task_workers SET {_ROOM.format('+')}, turn = $1 WHERE"  # noqa: S608
@@ -159,10 +164,47 @@ def send(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
 
 def _over(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
     """Write the end and outcome of a task's former assignment to `task_attempts`."""
-    if before.status in TERMINAL or before.status is StoredStatus.HIBERNATED:  # the end came with that status
+    if before.status in TERMINAL or before.status is StoredStatus.HIBERNATED:  # it ended then
         ended_ms, outcome = before.updated_ms, before.status.value
     else:
         ended_ms = tx.context.now_ms
         outcome = after.status.value if after.epoch == before.epoch else "reassigned"
     assigned = before.task_id, before.epoch, before.assigned_to, tx.context.node, before.assigned_ms, before.started_ms
     yield Deferred("task_attempts", _OVER, (*assigned, ended_ms, outcome))
+
+
+def send_of_other_nodes(tx: Transaction) -> Program[int]:
+    """Send this node's workers a page of other nodes' assignments; return its size."""
+    found: list[Row] = yield Fetch(
+        "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
+        (tx.context.node, COLLECT_PAGE),
+    )
+    for task_id, epoch in found:
+        yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
+        task = yield from task_rows.load(task_id)
+        if task is not None and task.epoch == epoch and task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
+            worker = yield from tx.find_worker(task.assigned_to)
+            if worker is not None:
+                yield from send(tx, task, worker)
+    return len(found)
+
+
+def send_again(tx: Transaction, after: str = "") -> Program[None]:
+    """Send this node's workers again a page of assigned tasks that have not begun."""
+    found: list[Row] = yield Fetch(
+        f"SELECT {WORKER_FIELDS} FROM task_workers WHERE node = $1 AND identity > $2 ORDER BY identity LIMIT $3",  # noqa: S608
+        (tx.context.node, after, AGAIN_PAGE),
+    )
+    for row in found:
+        worker = read_worker([row])
+        assert worker is not None
+        after = worker.identity
+        held = yield from task_rows.select(
+            "holder = $1 AND holder <> '' AND status IN ('assigned', 'starting') ORDER BY order_us", (worker.identity,)
+        )
+        for task in held:
+            yield from send(tx, task, worker)
+        if len(tx.effects.assignments) >= AGAIN_PAGE:
+            break
+    if (found and after != found[-1][0]) or len(found) == AGAIN_PAGE:
+        tx.effects.follow_ups.append(partial(send_again, after=after))
