@@ -109,7 +109,7 @@ class EventSubscriptions:
         if self._followed[subscription.session.session_id] + len(new) > MAX_OF_SESSION:
             raise RequestError(
                 Code.QUOTA,
-                f"this session would follow more than {MAX_OF_SESSION} tasks; unsubscribe first",
+                f"this session may follow at most {MAX_OF_SESSION} tasks; unsubscribe first",
             )
         for task_id in new:
             self._follow(subscription, task_id, None)
