@@ -318,15 +318,13 @@ async def open_directory(
     cluster: Cluster,
     sessions: LocalSessions,
     *,
-    cluster_limits: ClusterLimits | None = None,
+    cluster_limits: ClusterLimits,
     limits: DirectoryLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ClusterDirectory]:
     """Open the directory of all nodes' sessions; `sessions` are those of this node."""
     random = random or Random()  # noqa: S311  # spreads attempts and turns
-    directory = ClusterDirectory(
-        server, cluster, sessions, cluster_limits or ClusterLimits(), limits or DirectoryLimits(), random
-    )
+    directory = ClusterDirectory(server, cluster, sessions, cluster_limits, limits or DirectoryLimits(), random)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(directory.run)

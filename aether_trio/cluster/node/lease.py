@@ -32,7 +32,7 @@ from __future__ import annotations
 import enum
 import uuid
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any, Final, Protocol
@@ -136,18 +136,18 @@ class LeaseWatcher(Protocol):
         """Look for requests of other nodes for identities that this node owns."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeaseStatistics:
     """State and counters of a node's lease: `losses`, and `new_epochs` that ended it."""
 
-    state: str
-    held: bool
-    node_id: int
-    epoch: int
-    losses: int
-    new_epochs: int
-    times_away: int
-    last_error: str
+    state: str = ""
+    held: bool = False
+    node_id: int = 0
+    epoch: int = 0
+    losses: int = 0
+    new_epochs: int = 0
+    times_away: int = 0
+    last_error: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,8 +184,7 @@ class Lease:
         self._changed = RepeatedEvent()
         self._looked = RepeatedEvent()
         self._seen_held_s = 0.0
-        self._losses = self._new_epochs = self._times_away = 0
-        self._last_error = ""
+        self._counts = LeaseStatistics()
 
     # -- for the parts of the node -----------------------------------------------------------------
 
@@ -202,9 +201,8 @@ class Lease:
         """Wait until this node has its lease; raise LeaseLost when the grace is over."""
         while self.state is not LeaseState.HELD:
             if self.state is LeaseState.AWAY:
-                raise LeaseLost(
-                    f"this gateway has no lease in its cluster, and tries to get one: {self._last_error or 'it is being registered'}"
-                )
+                reason = self._counts.last_error or "it is being registered"
+                raise LeaseLost(f"this gateway has no lease in its cluster, and tries to get one: {reason}")
             await self._changed.wait()
 
     async def wait_sure(self) -> None:
@@ -227,16 +225,7 @@ class Lease:
 
     def statistics(self) -> LeaseStatistics:
         """Return the state of the node's lease, and counters since start."""
-        return LeaseStatistics(
-            self.state.value,
-            self.held,
-            self.node_id,
-            self.epoch,
-            self._losses,
-            self._new_epochs,
-            self._times_away,
-            self._last_error,
-        )
+        return replace(self._counts, state=self.state.value, held=self.held, node_id=self.node_id, epoch=self.epoch)
 
     # -- its life ----------------------------------------------------------------------------------
 
@@ -248,14 +237,14 @@ class Lease:
         task_status.started()
         while True:
             await self._watch(self._connection)
-            self._losses += 1
+            self._counts.losses += 1
             self._enter(LeaseState.LOST)
             self._watcher.lease_lost()
             logger.warning(
                 "this node lost its lease in the cluster, and tries to get it back",
                 node_id=self.node_id,
                 epoch=self.epoch,
-                reason=self._last_error,
+                reason=self._counts.last_error,
             )
             self._take(await self._regain())
 
@@ -284,7 +273,7 @@ class Lease:
             with trio.move_on_after(self._limits.probe_s):
                 await self._alarm.wait()
             if connection.is_closed():
-                self._last_error = "the server has ended the session"
+                self._counts.last_error = "the server has ended the session"
                 return
             alive = await self._probe(connection)
         connection.terminate()
@@ -295,28 +284,28 @@ class Lease:
             try:
                 alive, asked = await run_in_asyncio(self._server, connection.fetchrow(_PROBE, self.node_id, self.epoch))
             except Exception as exc:
-                self._last_error = describe(exc)
+                self._counts.last_error = describe(exc)
                 return False
             if not alive:
-                self._last_error = "this node was declared dead"
+                self._counts.last_error = "this node was declared dead"
             elif asked:
                 self._watcher.questions()
             if alive:
                 self._seen_held_s = began_s
                 self._looked.set()
             return bool(alive)
-        self._last_error = f"no answer within {self._limits.probe_timeout_s:g} s"
+        self._counts.last_error = f"no answer within {self._limits.probe_timeout_s:g} s"
         return False
 
     async def _regain(self) -> _Regained:
         with trio.move_on_after(self._limits.lease_grace_s):
             return await self._try_until(empty=False)
-        self._times_away += 1
+        self._counts.times_away += 1
         self._enter(LeaseState.AWAY)
         logger.error(
             "this node did not get its lease back in time; all its sessions end",
             node_id=self.node_id,
-            reason=self._last_error,
+            reason=self._counts.last_error,
         )
         self._watcher.lease_gone()
         return await self._try_until(empty=True)
@@ -328,7 +317,7 @@ class Lease:
                 connection = await open_connection_from_trio(self._server, "lease")
                 return await self._try(connection, empty=empty)
             except Exception as exc:
-                self._last_error = describe(exc)
+                self._counts.last_error = describe(exc)
             await trio.sleep(pause_s * self._random.uniform(0.5, 1.0))
             pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
 
@@ -349,7 +338,7 @@ class Lease:
         renewed = (regained.node_id, regained.epoch) != (self.node_id, self.epoch)
         if self.state is LeaseState.LOST:
             self._watcher.lease_back(regained.rows, renewed=renewed)
-        self._new_epochs += renewed
+        self._counts.new_epochs += renewed
         self.node_id, self.epoch = regained.node_id, regained.epoch
         self._enter(LeaseState.HELD)
         if renewed:

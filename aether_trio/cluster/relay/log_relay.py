@@ -232,13 +232,13 @@ async def open_log_relay(
     cluster: Cluster,
     log: TopicLog,
     *,
-    cluster_limits: ClusterLimits | None = None,
+    cluster_limits: ClusterLimits,
     limits: LogRelayLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ClusterLogRelay]:
     """Relay commits between `log` and other cluster nodes until the block ends."""
     random = random or Random()  # noqa: S311  # spreads looks
-    relay = ClusterLogRelay(server, cluster, log, cluster_limits or ClusterLimits(), limits or LogRelayLimits(), random)
+    relay = ClusterLogRelay(server, cluster, log, cluster_limits, limits or LogRelayLimits(), random)
     try:
         async with trio.open_nursery() as nursery:
             await nursery.start(relay.run)

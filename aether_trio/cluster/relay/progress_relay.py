@@ -331,7 +331,7 @@ async def open_progress_relay(
     ephemeral_topics: EphemeralTopics,
     *,
     first_seq: int,
-    cluster_limits: ClusterLimits | None = None,
+    cluster_limits: ClusterLimits,
     limits: ProgressRelayLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[ProgressRelay]:
@@ -342,13 +342,7 @@ async def open_progress_relay(
     """
     random = random or Random()  # noqa: S311  # spreads looks
     relay = ProgressRelay(
-        server,
-        cluster,
-        ephemeral_topics,
-        cluster_limits or ClusterLimits(),
-        limits or ProgressRelayLimits(),
-        first_seq,
-        random,
+        server, cluster, ephemeral_topics, cluster_limits, limits or ProgressRelayLimits(), first_seq, random
     )
     try:
         async with trio.open_nursery() as nursery:

@@ -22,7 +22,7 @@ class Reason(enum.IntEnum):
     @property
     def word(self) -> str:
         """The name of the reason in the task's events."""
-        return _WORDS[self]
+        return "" if self is Reason.UNSPECIFIED else self.name.lower()
 
     @property
     def status(self) -> StoredStatus:
@@ -30,13 +30,6 @@ class Reason(enum.IntEnum):
         return _STATUSES[self]
 
 
-_WORDS = {
-    Reason.UNSPECIFIED: "",
-    Reason.INPUT: "input",
-    Reason.AUTHORITY: "authority",
-    Reason.DEPENDENCY: "dependency",
-    Reason.HIBERNATION: "hibernation",
-}
 _STATUSES = {
     Reason.UNSPECIFIED: StoredStatus.WAITING_INPUT,
     Reason.INPUT: StoredStatus.WAITING_INPUT,
@@ -68,14 +61,12 @@ class Wait:
     @property
     def status(self) -> StoredStatus:
         """The status of a task with this wait; an unknown reason is treated as INPUT."""
-        return _STATUSES.get(
-            Reason(self.reason) if self.reason in set(Reason) else Reason.INPUT, StoredStatus.WAITING_INPUT
-        )
+        return Reason(self.reason).status if self.reason in set(Reason) else StoredStatus.WAITING_INPUT
 
     @property
     def word(self) -> str:
         """The name of the wait's reason in the task's events."""
-        return _WORDS[Reason(self.reason)] if self.reason in set(Reason) else ""
+        return Reason(self.reason).word if self.reason in set(Reason) else ""
 
     def is_over(self, ended: int) -> bool:
         """Return whether the wait is over when `ended` of its tasks have ended or gone."""
