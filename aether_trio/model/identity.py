@@ -206,8 +206,7 @@ class Identity:
     topic: str = field(init=False, compare=False, repr=False)
     """The topic this participant owns; "" for orchestrators, which own none."""
     canonical_id: str = field(init=False, compare=False, repr=False)
-    """The id in access rules and grants: for a user, the bare user id, which stands for all
-    windows; else the identity string."""
+    """The id in access rules and grants: a user's id, for all windows; else the identity string."""
 
     def __post_init__(self, strict: bool) -> None:
         form = _FORMS[self.kind]

@@ -17,15 +17,12 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 
 CLIENT_MESSAGE_BYTES: Final = 4 * MIB - 1 * KIB
-"""One message to a client. Libraries of gRPC refuse more than 4 MiB unless told otherwise, and
-every client of the binary framing accepts frames of 4 MiB; the KiB is for the frame around the
-message."""
+"""One message to a client: gRPC libraries refuse more than 4 MiB, our framing too, with its frame.
+"""
 MAX_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 64 * KIB
-"""What `Limits.payload_bytes` may be: a message that is stored can be delivered, with its topic and
-workspace."""
+"""The largest `payload_bytes`: a message is delivered with its topic and workspace."""
 MAX_TASK_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 1 * MIB
-"""What `Limits.task_payload_bytes` may be: an assignment has the payload, and metadata and launch
-parameters with it."""
+"""The largest `task_payload_bytes`: an assignment has metadata and launch parameters too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,15 +35,13 @@ class Limits:
     """The protocol's, not a setting."""
 
     name_bytes: ClassVar[int] = 1 * KIB
-    """One name in a request: an id, a topic, a word (session/request_bounds.py). Not a setting; the
-    reference has no bound."""
+    """A name in a request: an id, a topic, a word (session/request_bounds.py). Not a setting."""
     text_bytes: ClassVar[int] = 16 * KIB
     """One text for people in a request, such as a description."""
     request_bytes: ClassVar[int] = 256 * KIB
     """A request without its content: metadata, parameters, scopes. It is shown in every list."""
     status_text_bytes: ClassVar[int] = 1 * KIB
-    """The text of a stream's end. Clients of gRPC read it as a header, and refuse headers of more
-    than 8 KiB."""
+    """The text of a stream's end: a header, of which gRPC clients refuse more than 8 KiB."""
 
     payload_bytes: int = 1 * MIB
     """Payload of one message; beyond it ERR_PAYLOAD_TOO_LARGE."""
@@ -57,18 +52,13 @@ class Limits:
     """Messages and progress reports of one connection; beyond it ERR_RATE_LIMITED."""
     send_burst: int = 200
     workspace_rate_per_s: float = 0.0
-    """Messages of one workspace, burst of one second; beyond it ERR_WORKSPACE_RATE_LIMITED. Off
-    unless configured."""
+    """Messages of one workspace, burst of one second; beyond it ERR_WORKSPACE_RATE_LIMITED."""
     identity_rate_per_s: float = 0.0
-    """Messages of one identity, burst of one second; beyond it ERR_QUOTA_001. The reference uses
-    100 with quotas on."""
+    """Messages of one identity, burst of one second; beyond it ERR_QUOTA_001."""
 
     request_rate_per_s: float = 1000.0
     """Requests of one connection (KV, checkpoints, tasks, sessions, ...); beyond it
-    ERR_RATE_LIMITED. The reference has no bound.
-
-    What one client does in turn, waiting for each answer, stays below it on most machines; tens of
-    workers behind one connection may not."""
+    ERR_RATE_LIMITED. Tens of workers behind one connection may need more."""
     request_burst: int = 4000
 
     connections_per_workspace: int = 1000
@@ -76,17 +66,13 @@ class Limits:
     init_wait_s: float = 30.0
     """How long a stream may take to its InitConnection; beyond it DEADLINE_EXCEEDED."""
     init_bytes: int = 512 * KIB
-    """The InitConnection as a whole, on every transport: what an unauthenticated client may send.
-    """
+    """The whole InitConnection, on every transport: an unauthenticated client may send it."""
     message_wait_s: float = 30.0
-    """In which a message that has begun must bring 64 KiB, or its end; beyond it the stream ends
-    with DEADLINE_EXCEEDED."""
+    """A message that has begun must bring 64 KiB, or its end, in it; else DEADLINE_EXCEEDED."""
     unfinished_input_bytes: int = 64 * MIB
-    """Of messages that have begun and are not finished, over all connections; beyond it one of them
-    is given up."""
+    """Of unfinished messages of all connections; beyond it one of them is given up."""
     credentials_per_connection: int = 16
-    """Entries of InitConnection.credentials. The reference has no bound; the SDK sends at most
-    four."""
+    """Entries of InitConnection.credentials; the SDK sends at most four."""
     credential_bytes: int = 16 * KIB
     """The value of one credential. A large signed token has about 8 KiB."""
     extensions_per_connection: int = 64
@@ -97,8 +83,7 @@ class Limits:
     profile_bytes: int = 256
 
     agent_registrations: int = 10_000
-    """Registered agent implementations; beyond it a registration is refused with ERR_QUOTA_001. The
-    reference has no bound."""
+    """Registered agent implementations; beyond it ERR_QUOTA_001."""
 
     metric_entries: int = MAX_ENTRIES
     metric_metadata_keys: int = MAX_METADATA_KEYS
@@ -107,11 +92,9 @@ class Limits:
     kv_value_bytes: int = 1 * MIB
     """Value of one key; beyond it ERR_QUOTA_001."""
     kv_keys_per_scope: int = 100_000
-    """Keys and members of sets in one namespace of a scope (a workspace's, a user's, ...); beyond
-    it ERR_QUOTA_001. The reference has 10,000, which it does not enforce."""
+    """Keys and members of sets in one namespace of a scope; beyond it ERR_QUOTA_001."""
     kv_bytes_per_scope: int = 1024 * MIB
-    """Keys and values in one such namespace, each rounded up to a KiB: as much as a topic has. The
-    reference has no bound."""
+    """Keys and values in one such namespace, each rounded up to a KiB; else ERR_QUOTA_001."""
     kv_list_page: int = 100
     """Page size when the client names none."""
     kv_list_page_max: int = 1000

@@ -243,8 +243,8 @@ def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | No
     if not said:
         return None
     if (credit := _two_numbers(said[-1].split("/"))) is None:
-        shape = "two numbers as in 64/1048576"
-        raise TextError(f"the version of the extension {DELIVERY_CREDIT} is {shape}, not {shown(said[-1], 32)}")
+        text = shown(said[-1], 32)
+        raise TextError(f"the version of the extension {DELIVERY_CREDIT} is two numbers as in 64/1048576, not {text}")
     return credit
 
 
@@ -265,6 +265,4 @@ def _two_numbers(texts: Sequence[str]) -> tuple[int, int] | None:
 
 def undeclared_extensions(claim: Claim) -> list[str]:
     """Return the extensions of this gateway that the client did not declare."""
-    if not claim.extensions:
-        return []
-    return sorted(KNOWN_EXTENSIONS - {one.uri for one in claim.extensions})
+    return sorted(KNOWN_EXTENSIONS - {one.uri for one in claim.extensions}) if claim.extensions else []
