@@ -110,7 +110,7 @@ class RequestError(Exception):
 
 
 class StatusError(Exception):
-    """The end of a client's stream with a gRPC status; never OK, which means alive."""
+    """The end of a client's stream with a gRPC status other than OK."""
 
     def __init__(self, status: Status, message: str) -> None:
         assert status is not Status.OK

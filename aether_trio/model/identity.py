@@ -272,7 +272,7 @@ class Identity:
 
     @classmethod
     def orchestrator(cls, implementation: str, specifier: str, *, strict: bool = True) -> Identity:
-        """Make an orchestrator; for one without a specifier the gateway makes it."""
+        """Make an orchestrator's identity; the gateway makes up a missing specifier."""
         return cls(Kind.ORCHESTRATOR, "", implementation, specifier, strict)
 
     @classmethod

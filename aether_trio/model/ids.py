@@ -21,7 +21,7 @@ class IdFactory:
         return self._uuid()
 
     def dated(self, now_ms: int) -> str:
-        """Make a version 7 UUID (by `now_ms`): rows of one time share pages of an index."""
+        """Make a version 7 UUID for `now_ms`: rows of one time are neighbours in an index."""
         bits = self._random.getrandbits(74)
         moment = f"{now_ms & 0xFFFFFFFFFFFF:012x}"
         rest = f"{0x7000 | bits >> 62:04x}{1 << 63 | bits & 0x3FFFFFFFFFFFFFFF:016x}"

@@ -139,7 +139,7 @@ def happening(task: TaskRow, limits: TimeLimits, now_ms: int) -> Due | None:
 
 
 def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
-    """Return the move that a due moment makes of a task, and its facts; no FORGET."""
+    """Return the move that a due moment makes of a task, and its facts."""
     failures = task.retry_count + 1
 
     def told(reason: str, error_type: str = "TIMEOUT", delay_ms: int = 0) -> Facts:

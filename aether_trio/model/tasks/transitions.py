@@ -29,7 +29,7 @@ S = StoredStatus
 
 
 class Move(enum.Enum):
-    """A change of a task's status; clients ask for eight, the gateway makes all."""
+    """A change of a task's status, asked for by a client or made by the gateway."""
 
     CLAIM = "claim"
     COMPLETE = "complete"
@@ -63,7 +63,7 @@ class MoveRefusal(enum.Enum):
 
 
 class Facts(NamedTuple):
-    """What a decision about a task's move needs besides the row; no `caller`: gateway."""
+    """What a decision about a task's move needs besides the row: who, when, why."""
 
     now_ms: int
     caller: str = ""
