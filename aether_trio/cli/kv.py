@@ -261,11 +261,8 @@ def decr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
 @place_options
 def add(keys: KeySpace, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many members it has."""
-
-    async def ask(kv: Kv, place: KeyPlace) -> int:
-        return (await kv.set_add(key, member.encode(), ttl_s=ttl or 0, **place)).size
-
-    say(str(keys.run(ask)))
+    added = keys.run(lambda kv, place: kv.set_add(key, member.encode(), ttl_s=ttl or 0, **place))
+    say(str(added.size))
 
 
 @command.command()
