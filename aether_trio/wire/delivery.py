@@ -35,7 +35,7 @@ _UINT64_MASK: Final = (1 << 64) - 1
 
 
 def _encode_varint(value: int) -> bytes:
-    # Two and three bytes hold every length up to 2 MiB; a tuple is three times faster than the loop.
+    # Two and three bytes hold lengths up to 2 MiB; a tuple is three times faster than the loop.
     if 0x80 <= value < 0x4000:
         return bytes((value & 0x7F | 0x80, value >> 7))
     if 0x4000 <= value < 0x200000:
