@@ -34,7 +34,7 @@ async def without_lease(gateway: Gateway, engine: PostgresEngine, *, aware: bool
         return await come_back(connection, **options)
 
     lease._try = late
-    losses = lease._losses
+    losses = lease.statistics().losses
     if not aware:
         lease._limits = replace(limits, probe_s=NEVER_S)
         lease.suspect()  # the look that is under way is the last one
@@ -51,7 +51,7 @@ async def without_lease(gateway: Gateway, engine: PostgresEngine, *, aware: bool
         lease._limits = limits
         gate.set()
         lease.suspect()
-    await until(lambda: lease._losses > losses and lease.held)
+    await until(lambda: lease.statistics().losses > losses and lease.held)
 
 
 async def declare_dead(gateway: Gateway, by: Gateway) -> None:
