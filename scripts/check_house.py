@@ -5,10 +5,7 @@
     python scripts/check_house.py --update   write house_todo.txt anew: the files with a finding
 
 - In aether_trio a class name is used once, and no files of a package import each other in a circle.
-  Imports for type checkers and imports within functions count.
-- Lines of docstrings, comments and Markdown end at column 100, and the first line of a docstring
-  has 80 characters at most. Tables, code blocks, the targets of links, and instructions to tools
-  ("noqa: ...") do not count.
+- Prose ends at column 100, the first line of a docstring has 80 characters at most.
 - No private word (PRIVATE_WORDS) and no retired name (RETIRED_NAMES) is in a file.
 """
 

@@ -1,10 +1,7 @@
 """Find a Chromium for the browser tests, or install it on Debian or Ubuntu.
 
-    python scripts/ensure_chromium.py     prints its path; exits with 1 when none can be installed
-
-Looked for: the variable CHROMIUM, then chromium, chromium-browser and google-chrome on PATH.
-Installing needs root and apt-get; everywhere else this says what to do. Playwright's own download
-is not used.
+Prints its path; exits with 1 when none can be installed. Looked for: the variable CHROMIUM, then
+chromium, chromium-browser and google-chrome on PATH. Installing needs root and apt-get.
 """
 
 from __future__ import annotations

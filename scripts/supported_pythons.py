@@ -1,8 +1,7 @@
 """Print the paths of supported Pythons on this machine, one a line, oldest first.
 
-A `python3.X` counts when X is in the classifiers of pyproject.toml, and it starts and says that it
-is X. They are looked for on PATH and, where there is a pyenv, among its versions: its own
-`python3.X` on PATH start only those that are switched on.
+A `python3.X` on PATH, or among the versions of pyenv, counts when X is in the classifiers of
+pyproject.toml, and it starts and says that it is X.
 """
 
 from __future__ import annotations

@@ -128,10 +128,8 @@ class Engine:
 
     def statistics(self) -> TaskStatistics:
         """Return this node's counters of assignments, due rows and drops since its start."""
-        followed = sum(1 for _ in self.event_subscriptions.watched)
-        return TaskStatistics(
-            self.assignments.pushed, self.timer.fired, self.writes.dropped, self.input_consumer.dropped, followed
-        )
+        dropped, followed = self.writes.dropped, sum(1 for _ in self.event_subscriptions.watched)
+        return TaskStatistics(self.assignments.pushed, self.timer.fired, dropped, self.input_consumer.dropped, followed)
 
     def context(self, *, small: bool = False) -> Context:
         """Return time, node and limits for a transaction on tasks that begins now."""
@@ -246,9 +244,8 @@ class Engine:
     def _end_session(self, session_id: str) -> None:
         session = self._registry.session(session_id)
         if session is not None:
-            session.end_after_answer(
-                Status.UNAUTHENTICATED, "the task of this session's token, or of its maker's, has ended"
-            )
+            text = "the task of this session's token, or of its maker's, has ended"
+            session.end_after_answer(Status.UNAUTHENTICATED, text)
 
     def _tell_hibernated(self, task: TaskRow, node: str, here: str) -> None:
         if node != here:
@@ -420,11 +417,7 @@ class Engine:
                 here = self.nodes.node
                 for task_id in asleep:
                     task = await self.database.read_small(partial(task_rows.load, task_id))
-                    if (
-                        task is not None
-                        and task.status is StoredStatus.HIBERNATED
-                        and self._registry.holder(task.assigned_to)
-                    ):
+                    if task is not None and task.status is StoredStatus.HIBERNATED:
                         self._tell_hibernated(task, here, here)
             except StorageUnavailable as error:
                 logger.info("assignments that other nodes made are sent when storage answers", reason=str(error))

@@ -189,10 +189,7 @@ def _metadata(task: TaskRow, kept: pb.CreateTaskRequest, *, numbered: bool) -> d
 
 
 def resolved_by(task: TaskRow, by: str) -> TaskRow:
-    """Return a dead task with a note of who resolved its dead letter.
-
-    The note does not count if the task is retried and dies again.
-    """
+    """Return a dead task with a note of who resolved it, void if it dies again later."""
     note = pb.CreateTaskRequest(metadata={_RESOLVED: f"{task.failed_ms} {by}"}).SerializeToString()
     return task.changed({"spec": task.spec + note})  # concatenated messages are merged
 

@@ -38,9 +38,8 @@ FLUSH_S: Final = 5.0
 class TaskTimer:
     """Handles tasks' deadlines, retries and timeouts when they fall due.
 
-    `fire(excuse)` handles a page of due rows, returns how many it read, and raises
-    StorageUnavailable. `flush_within(timeout_s)` writes the waiting mutations and returns those
-    that are left.
+    `fire(excuse)` handles a page and returns how many rows it read; `flush_within(timeout_s)`
+    returns the mutations that it could not write. Only `fire` raises StorageUnavailable.
     """
 
     def __init__(

@@ -39,10 +39,7 @@ RunMint = Callable[[Callable[[Context], Program[list[TaskRow | None]]]], Awaitab
 
 
 class AssignmentSender:
-    """Sends task assignments to workers, and agent starts to orchestrators.
-
-    `kick` has an outbox written at the end of this turn; `run_program` raises StorageUnavailable.
-    """
+    """Sends task assignments to workers, and agent starts to orchestrators."""
 
     def __init__(
         self,
@@ -62,8 +59,7 @@ class AssignmentSender:
     def push(self, session: Session, task: TaskRow, payload: bytes | None) -> None:
         """Send a worker its assigned task, or queue the task's id until it has room.
 
-        A payload that is None is read when there is room. A session that has ended is skipped, as
-        its end gives the task back. Never blocks.
+        Skips a session that has ended, as its end gives the task back. Never blocks.
         """
         if session.detached or session.nursery is None:
             return

@@ -38,10 +38,7 @@ logger = structlog.get_logger("aether.tasks")
 MAX_SUBSCRIPTIONS: Final = 256
 """Subscriptions of one session."""
 MAX_FOLLOWED: Final = 4_096
-"""Tasks of one recursive subscription; one that would begin with more is refused.
-
-A descendant that is created later is not followed beyond it, and the client is told so once.
-"""
+"""Tasks of one recursive subscription; later descendants beyond it are not followed."""
 MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
 """Tasks of all subscriptions of a session, counted for each subscription."""
 
@@ -261,10 +258,7 @@ class Beginning(NamedTuple):
 
 
 def beginning(task_id: str, below: Program[list[str]] | None, since_ms: int, node: str | None) -> Program[Beginning]:
-    """Read the event positions of a task and of the tasks `below` it in one snapshot.
-
-    `node` is this node's name if there are other nodes. Raises RequestError QUOTA.
-    """
+    """Read the event positions of a task and of the tasks `below` it in one snapshot."""
     wanted = [task_id]
     if below is not None:
         wanted += yield from below

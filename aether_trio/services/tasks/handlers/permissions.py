@@ -32,15 +32,13 @@ WORK = "task_work"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The participant that asks, and its workspace; `allowed`: by an access rule.
-
-    `reaches` returns whether the credential is good for a workspace; None: only for its own.
-    """
+    """The participant that asks, and its workspace; `allowed`: by an access rule."""
 
     identity: Identity
     workspace: str
     allowed: bool = False
     reaches: Callable[[str], bool] | None = None
+    """Whether the credential is good for a workspace; None: only for the caller's."""
 
     @classmethod
     def of(cls, session: Session) -> Caller:

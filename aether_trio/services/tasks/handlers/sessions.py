@@ -65,7 +65,10 @@ class TaskSessions:
         identity, wanted = session.identity, session.worker_tasks
         if is_owner(session):
             if resumed or rejoined:
-                self._owner_resumed(session, rejoined=rejoined)
+                if not rejoined:
+                    self._resumed_owners.add(session.session_id)
+                registered = session.session_id in self._registered_owners
+                self._join_owner(session, resumed=True, rejoined=rejoined, only_if_busy=not registered)
             return
         if identity.kind not in WORKER_KINDS and not session.task_id:
             return
@@ -100,12 +103,6 @@ class TaskSessions:
             number = self._join_owner(session, resumed=resumed, rejoined=False, only_if_busy=False)
             self._registered_owners[session.session_id] = number
         await self._writes.wait_written(number)
-
-    def _owner_resumed(self, session: Session, *, rejoined: bool) -> None:
-        if not rejoined:
-            self._resumed_owners.add(session.session_id)
-        registered = session.session_id in self._registered_owners
-        self._join_owner(session, resumed=True, rejoined=rejoined, only_if_busy=not registered)
 
     def _forget_owner(self, session: Session) -> bool:
         """Forget an ended session; return whether it may have had an owner's row."""
