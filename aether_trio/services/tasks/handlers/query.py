@@ -62,7 +62,6 @@ _EQUAL: Final = (
 _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
 """The condition for two indexes: that of roots has no task that is its own root."""
 
-
 _SIZE: Final = f"LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES}"
 _SIZES: Final = f"SELECT {_SIZE} FROM tasks WHERE {{0}}"  # noqa: S608
 _PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FROM tasks WHERE {{0}}), summed AS (
