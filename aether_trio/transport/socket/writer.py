@@ -10,7 +10,8 @@ Invariants:
   and what is put into `queue` meanwhile is bounded by `max_queued_bytes`;
 * what is not `async` never blocks, raises nothing, and may be called from any task of the run;
 * a `kick` inside a `kick` leaves the work to the outer one;
-* after `abort` or `release` nothing is sent, and the task ends.
+* after `abort` or `release`, or when the task is cancelled with a backlog, nothing is sent, and the
+  task ends.
 """
 
 from __future__ import annotations
@@ -202,6 +203,11 @@ class SocketWriter:
             await self._write_backlog()
         except (OSError, trio.ClosedResourceError):
             self.abort()
+        except trio.Cancelled:
+            if self._backlog is not None:
+                self.is_broken = True  # the middle of a message is missing
+                self._drop()
+            raise
         except Exception as error:
             failure = error
         finally:

@@ -209,6 +209,26 @@ async def test_an_abort_ends_the_task_that_waits_and_those_that_wait_for_it(pair
         assert pair.source.events == ["stalled", "broken"]
 
 
+async def test_a_writer_whose_task_was_cancelled_sends_nothing_behind_the_missing_bytes() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    source = Source()
+    with ours, theirs:
+        async with trio.open_nursery() as nursery:
+            writer = source.writer = SocketWriter(source, ours, None, nursery)
+            source.waiting = [b"x" * 10_000_000]
+            writer.kick()
+            assert writer.is_writing
+            await wait_all_tasks_blocked()
+            nursery.cancel_scope.cancel()
+        theirs.recv(source.bytes_sent)  # there is room again
+        source.waiting = [b"behind"]
+        writer.kick()
+        assert writer.is_idle
+        ours.close()
+        assert set(theirs.makefile("rb").read()) <= set(b"x")
+
+
 async def test_a_released_writer_asks_its_source_for_nothing(pair: Pair) -> None:
     pair.send(b"x" * 20_000_000, b"more")
     pair.writer.release()
