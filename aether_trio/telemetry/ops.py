@@ -177,7 +177,10 @@ class OpsServer:
                     raise _RequestRefused(
                         400, "the name of the person who resolves the dead letter is missing; add ?by=NAME"
                     )
-                return _ResolveRequest(unquote(task_id), by, query.get("notes", [""])[-1])
+                notes = query.get("notes", [""])[-1]
+                if "\0" in unquote(task_id) + by + notes:  # PostgreSQL's text has none
+                    raise _RequestRefused(400, "the task id, the name and the notes may have no zero byte")
+                return _ResolveRequest(unquote(task_id), by, notes)
             case _:
                 raise _RequestRefused(405, _METHODS)
 

@@ -372,6 +372,13 @@ class TestDeadLetters:
         assert (await self.post(server, "/metrics", self.ASKED))[0] == 405
         assert told == []
 
+    @pytest.mark.parametrize("path", ["t%00/resolve?by=ann", "t1/resolve?by=ann%00", "t1/resolve?by=ann&notes=%00"])
+    async def test_a_zero_byte_is_refused_on_every_database(self, path: str) -> None:
+        server, told = self.server()
+        status, text = await self.post(server, f"/v1/dlq/{path}", self.ASKED)
+        assert (status, "zero byte" in text) == (400, True)
+        assert told == []
+
     async def test_elsewhere_it_needs_the_token(self) -> None:
         server, told = self.server(dev=False)
         assert (await self.post(server, "/v1/dlq/t1/resolve?by=ann", self.ASKED))[0] == 403
