@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
 
 import structlog
 import trio
@@ -123,7 +123,7 @@ class OpsServer:
 
     def answer(self, target: str, headers: dict[str, str]) -> _Answer | _TailRequest:
         """Answer a GET request by its path. Raises _RequestRefused."""
-        url = urlsplit(target)
+        url = _split(target)
         match url.path:
             case "/healthz":
                 return _Answer.text(200, "ok")
@@ -163,7 +163,7 @@ class OpsServer:
 
     def change(self, target: str, headers: dict[str, str]) -> _ResolveRequest:
         """Read a POST request, which resolves a dead letter. Raises _RequestRefused."""
-        url = urlsplit(target)
+        url = _split(target)
         match url.path.split("/"):
             case ["", "v1", "dlq", task_id, "resolve"] if task_id and self._resolve is not None:
                 self._may("dlq", "resolving a dead letter needs permission", headers)
@@ -207,7 +207,7 @@ class OpsServer:
         if not (self._dev and is_loopback(self._settings.host)):
             raise _RequestRefused(403, f"{why}: set ops.tail_token, or run in development mode on loopback")
         # A web page may make this machine's browser ask, by a name that it points at 127.0.0.1.
-        host = urlsplit("//" + headers.get("host", "localhost")).hostname or ""
+        host = _split("//" + headers.get("host", "localhost")).hostname or ""
         if not is_loopback(host):
             raise _RequestRefused(403, "the header Host is no loopback address; ask for 127.0.0.1 or localhost")
 
@@ -262,6 +262,14 @@ class OpsServer:
                 await http.send_body(tail_line(tail.topic, offset, timestamp_ms, message))
             await http.end_response()
             nursery.cancel_scope.cancel()
+
+
+def _split(url: str) -> SplitResult:
+    """Return the parts of a URL. Raises _RequestRefused."""
+    try:
+        return urlsplit(url)
+    except ValueError as exc:
+        raise _RequestRefused(400, f"the address or the header Host cannot be read: {exc}") from None
 
 
 def _headers(content_type: str) -> Headers:

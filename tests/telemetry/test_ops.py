@@ -191,6 +191,8 @@ async def test_metrics_are_prometheus_text(server: OpsServer) -> None:
         (b"POST /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nbody", 413),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n\r\n", 413),
         (b"GET /healthz HTTP/1.1\r\nHost: x\r\nBig: " + b"a" * 40_000 + b"\r\n\r\n", 431),
+        (b"GET //[ HTTP/1.1\r\nHost: x\r\n\r\n", 400),
+        (tail_of(host="["), 400),
         *((tail_of(*asked), 400) for asked in (("",), ("nonsense",), (TOPIC, "&from=-1"), (TOPIC, "&from=x"))),
     ],
 )
