@@ -68,7 +68,7 @@ _LAST_WORDS = frozenset({"tunnel_close"})  # messages that end something: there 
 
 
 def failure(case: str, payload: Any) -> Sequence[pb.DownstreamMessage]:
-    """Return the typed failure and the error for an unimplemented operation."""
+    """Make the failed response and the ErrorResponse to an unimplemented operation."""
     error = RequestError(Code.NOT_IMPLEMENTED, f"{case} is not served by this gateway yet")
     refusal = error_response(error, request_id_of(payload))
     typed = FAILURES[case]

@@ -40,16 +40,16 @@ class SessionHooks(Protocol):
         """Return what the client's credentials permit; raise StatusError to refuse them."""
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
-        """Find the history of a resumed session that ended before this gateway started."""
+        """Look up a session to resume that ended before this gateway started, or None."""
 
     async def prepare(self, session: Session) -> None:
-        """Prepare the services for a session that owns its identity, before its ack."""
+        """Give the session of a started agent its task, before its ConnectionAck."""
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         """Return the configuration that an agent or task gets after its ConnectionAck."""
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
-        """Count a client's handshake, which ended with `status`; claim None: no valid one."""
+        """Count a handshake that ended with `status`; no `claim`: no valid InitConnection."""
 
     def joined(self, session: Session, claim: Claim) -> None:
         """Note that a session is acknowledged and its subscriptions are open."""

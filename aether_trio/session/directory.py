@@ -40,7 +40,7 @@ class SessionDirectory(Protocol):
         """Return whether a user has a connected window, and the last activity in any."""
 
     def moved(self, session: SessionRecord) -> None:
-        """Note that a user has switched to the workspace of this record. Never blocks."""
+        """Note that the user of a session has switched to a workspace. Never blocks."""
 
     def pick_service(self, implementation: str) -> str | None:
         """Return the topic of the next live instance of a service, in turn. Never blocks."""

@@ -190,7 +190,7 @@ class Handshake:
         return session
 
     async def _recall(self, claim: Claim) -> SessionHistory | None:
-        """Find the history of the resumed session if it ended before this gateway started."""
+        """Look up the session to resume if it ended before this gateway started, or None."""
         if not claim.resume_session_id or self._parts.registry.remembers(claim.identity.text):
             return None
         try:

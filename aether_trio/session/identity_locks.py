@@ -40,7 +40,7 @@ class IdentityLocks(Protocol):
     """Gives sessions the ownership of their identities, one session at a time."""
 
     async def take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
-        """Own the identity; return (displaced session here, history to continue).
+        """Lock the identity for a session; return (displaced session, SessionHistory).
 
         No checkpoint between the decision and the return. Raises StatusError.
         """
@@ -50,7 +50,7 @@ class IdentityLocks(Protocol):
 
 
 class LocalIdentityLocks:
-    """The IdentityLocks of a gateway without a cluster: the registry decides."""
+    """Locks identities in the SessionRegistry of a gateway without a cluster."""
 
     def __init__(self, registry: SessionRegistry) -> None:
         self._registry = registry

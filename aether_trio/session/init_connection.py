@@ -249,7 +249,7 @@ def _credit(declared: Sequence[pb.ExtensionDeclaration]) -> tuple[int, int] | No
 
 
 def credit_granted(message: pb.UpstreamMessage) -> tuple[int, int] | None:
-    """Return the (messages, bytes) of credit in a message's active extension, or None."""
+    """Return the (messages, bytes) that a message grants by DELIVERY_CREDIT, or None."""
     if len(message.active_extensions) != 1:
         return None
     uri, *numbers = message.active_extensions[0].rsplit(":", 2)

@@ -27,7 +27,7 @@ LEAVING_S = 0.1  # how long a request from another node waits for a session that
 
 @dataclass(slots=True)
 class Leaving:
-    """The ended sessions (two after a takeover) whose identity lock is not released."""
+    """The ended sessions of one identity whose identity lock is not released."""
 
     workspace: str
     sessions: int = 0
@@ -101,7 +101,7 @@ class NodeSessions:
     def _resume(self) -> None:
         if self.gate.paused:
             logger.info(
-                "this node's lease in the cluster is settled; its sessions handle input again",
+                "this node's lease in the cluster is back, or gone for good; its sessions handle input again",
                 sessions=len(self.registry),
             )
         self.gate.resume()

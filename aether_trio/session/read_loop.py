@@ -126,7 +126,7 @@ class ReadLoop:
 
 
 def _rest_of(send: Send) -> pb.SendMessage:
-    """Parse the rarer fields of a numbered message. Raises RequestError."""
+    """Parse the SendMessage in field `extra` of a SEND frame. Raises RequestError."""
     if len(send.extra) > UNCOUNTED_BYTES and too_many_fields(send.extra, pb.SendMessage.DESCRIPTOR):
         raise RequestError(Code.INVALID_ARGUMENT, "field `extra` of this SEND frame has too many protobuf fields")
     try:

@@ -33,7 +33,7 @@ class RegistryStatistics:
 
 
 class SessionRegistry:
-    """The live sessions of a node by identity, and the histories of ended ones."""
+    """Holds a node's live sessions by identity, and ended ones that may be resumed."""
 
     def __init__(self, connections_per_workspace: int = 0) -> None:
         self._by_identity: dict[str, Session] = {}
@@ -127,7 +127,7 @@ class SessionRegistry:
         return self._by_id.get(session_id)
 
     def record(self, session_id: str) -> SessionRecord | None:
-        """Return the listed facts of the live session with this id; None without one."""
+        """Return the SessionRecord of the live session with this id; None without one."""
         session = self._by_id.get(session_id)
         return session.record if session is not None else None
 

@@ -52,7 +52,7 @@ def excess_of(payload: Any) -> str | None:
     size = payload.ByteSize()
     if size <= Limits.name_bytes:
         return None
-    content, excess = _look(payload, "")
+    content, excess = _measure(payload, "")
     if excess is not None:
         return excess
     rest = size - content
@@ -61,8 +61,8 @@ def excess_of(payload: Any) -> str | None:
     return None
 
 
-def _look(message: Any, path: str) -> tuple[int, str | None]:
-    """Return (bytes of content, sentence on the field that is too long)."""
+def _measure(message: Any, path: str) -> tuple[int, str | None]:
+    """Return (bytes that the operation itself bounds, sentence on a too long field)."""
     content = 0
     for field, value in message.ListFields():
         kind = field.type
@@ -78,7 +78,7 @@ def _look(message: Any, path: str) -> tuple[int, str | None]:
                     return content, f"{path}{field.name} has {size} bytes; at most {most} are allowed"
         elif kind == FieldDescriptor.TYPE_MESSAGE and not _is_map(field):
             for part in value if field.is_repeated else (value,):
-                within, excess = _look(part, f"{path}{field.name}.")
+                within, excess = _measure(part, f"{path}{field.name}.")
                 content += within
                 if excess is not None:
                     return content, excess

@@ -174,12 +174,12 @@ class Session:
     # -- the steps of its life ---------------------------------------------------------------------
 
     def own(self, pending: SessionWrites | None = None, lock: IdentityLock | None = None) -> None:
-        """Note that the session owns its identity, its lock, and writes it waits for."""
+        """Keep the identity's lock, and its earlier session's writes that may not be over."""
         self.pending = pending
         self.lock = lock
 
     def resume(self, history: SessionHistory) -> None:
-        """Continue the history of the session that the client resumes."""
+        """Note which earlier session the client resumes in this session."""
         self.history = history
 
     def start(self, nursery: trio.Nursery, subscriptions: Subscriptions) -> None:
@@ -188,7 +188,7 @@ class Session:
         self.subscriptions = subscriptions
 
     def start_agent(self, task_id: str, task_context: Mapping[str, str]) -> None:
-        """Make this the session of an agent that a task has started, token shown or not."""
+        """Note the task that started this agent; the task id of a shown token stays."""
         self.task_id = self.task_id or task_id
         self.task_context = task_context
 
@@ -210,7 +210,7 @@ class Session:
         self.last_activity_ms = now_ms
 
     def begin_request(self) -> SessionWrites:
-        """Begin to handle a client's request; return the counter of its writes."""
+        """Begin a client's request; return the counter of the session's unfinished writes."""
         self.answering = True
         if self.pending is None:
             self.pending = SessionWrites()
@@ -221,7 +221,7 @@ class Session:
         self.finished = self.ending is None and self.leaving is None
 
     def fail(self, error: StatusError) -> None:
-        """End the client's stream with this error, unless the session has another end."""
+        """End the client's stream with this error, unless the session is ending already."""
         self.ending = self.ending or error
 
     # -- answering ---------------------------------------------------------------------------------
@@ -254,14 +254,14 @@ class Session:
     publisher: Publisher | None = None
 
     def refused(self, number: int, error: RequestError) -> None:
-        """Tell the client that a message without a number could not be committed."""
+        """Tell the client that a message without a sequence number was not committed."""
         self.outbox.put_control(refusal_frame(error))
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Do nothing: messages without a number are not confirmed to the client."""
+        """Do nothing at a commit: messages without a sequence number get no ACK."""
 
     def number_sends(self, receipts: Receipts) -> None:
-        """Confirm the client's numbered messages from now on, by `receipts`."""
+        """Confirm the client's messages by sequence number from now on, with `receipts`."""
         self.receipts = receipts
         self.outbox.report_receipts(receipts)
         self.sender.author = receipts

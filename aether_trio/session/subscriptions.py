@@ -117,7 +117,7 @@ class Subscriptions:
         self._closed = False
 
     async def prepare(self, plan: Plan) -> Callable[[], _Open]:
-        """Read what the log knows of topics; return a function that opens them at once."""
+        """Load the topics of `plan`; return a function that opens their subscriptions."""
         consumer = self._identity.text
         await self._ephemeral_topics.expect(plan.ephemeral_topics)
         found = await self._log.load([(one.topic, consumer if one.named else None) for one in plan.topics])

@@ -30,7 +30,7 @@ Row: TypeAlias = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """A query, or a write with `RETURNING`; the program is sent `list[Row]`."""
+    """A query or `RETURNING` write that a database program yields to get `list[Row]`."""
 
     sql: str
     args: Sequence[Argument] = ()
@@ -38,7 +38,7 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Execute:
-    """A write; the program is sent the number of rows that it touched."""
+    """A write that a database program yields to get the number of touched rows."""
 
     sql: str
     args: Sequence[Argument] = ()
@@ -46,7 +46,7 @@ class Execute:
 
 @dataclass(frozen=True, slots=True)
 class ExecuteMany:
-    """One write for many parameter rows; the program is sent None."""
+    """A write for many parameter rows that a database program yields; result None."""
 
     sql: str
     rows: Iterable[Sequence[Value]]
@@ -54,7 +54,7 @@ class ExecuteMany:
 
 @dataclass(frozen=True, slots=True)
 class Deferred:
-    """A write of `table` some time before the commit; the program is sent None.
+    """A write of `table` that a database program delays up to its commit; result None.
 
     It runs before a statement that names the table. Writes of one table with the same first
     argument, which names the row, keep their order. On PostgreSQL the deferred writes of many
@@ -162,7 +162,7 @@ def placeholders(count: int, first: int = 1) -> str:
 
 
 def rounded_up(values: Sequence[T], multiple: int) -> tuple[T, ...]:
-    """Repeat the first value up to a multiple in length, to prepare few statements."""
+    """Repeat the first value until the length is a multiple: fewer distinct SQL texts."""
     first = tuple(values[:1])
     return (*values, *first * (-len(values) % multiple))
 

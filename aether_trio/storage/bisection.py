@@ -22,7 +22,7 @@ R = TypeVar("R")
 async def in_halves(
     items: Sequence[S], work: Callable[[Sequence[S]], Awaitable[Sequence[R]]], refused: Callable[[S, Exception], object]
 ) -> list[R]:
-    """Do the work for all items, in halves if it fails; return all results.
+    """Await `work(items)`, in halves again where it fails; return all results.
 
     `refused(item, error)` is called for each item for which `work` raises alone, other than
     StorageUnavailable. Raises StorageUnavailable when storage does not answer; part of the work may

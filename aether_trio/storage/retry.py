@@ -39,7 +39,7 @@ async def retry_while_unavailable(
             if isinstance(error, RefusedError):
                 raise
             if not failed:
-                logger.warning("storage is unavailable; work waits for it", what=what, reason=str(error))
+                logger.warning("storage is unavailable; `what` is retried meanwhile", what=what, reason=str(error))
             failed = True
             on_failure()
             await trio.sleep(delay_s)

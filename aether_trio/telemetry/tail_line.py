@@ -18,7 +18,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 def tail_line(topic: str, offset: int, timestamp_ms: int, encoded: bytes) -> bytes:
-    """Return a topic's message as one JSON line; other bytes as they are."""
+    """Return a topic's message as one JSON line; undecodable bytes as base64 in it."""
     line: dict[str, Any] = {"offset": offset, "timestamp_ms": timestamp_ms, "topic": topic}
     message = pb.DownstreamMessage()
     try:

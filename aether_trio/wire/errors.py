@@ -84,7 +84,7 @@ def shortened(text: str, most: int) -> str:
 
 
 def refusal_of(case: str, payload: Any, text: str) -> list[pb.DownstreamMessage]:
-    """Refuse a request: its typed response, and the ErrorResponse where there is one."""
+    """Make a request's refusal: its failed response, an ErrorResponse, or both."""
     return _failed(ANSWERS.get(case, ""), payload, Code.INVALID_ARGUMENT, text)
 
 

@@ -32,7 +32,7 @@ def undecodable(data: bytes | str, error: DecodeError) -> StatusError:
 
 
 def _not_utf8(data: bytes, descriptor: Descriptor, path: str, left: list[int]) -> str | None:
-    """Find the path of the first text field, of the fields `left`, that is no UTF-8."""
+    """Return the path of a text field that is no UTF-8; search `left[0]` fields."""
     if len(data) > _SEARCHED_BYTES:
         return None
     try:

@@ -85,7 +85,7 @@ class WriteBatcher:
         session_id: str,
         size: int,
     ) -> int:
-        """Queue a change as `put`; return 0 if all sessions, or this one, have too many."""
+        """Queue a change, or return 0 if the queue, or the session's share of it, is full."""
         count, session_bytes = self._shares.get(session_id, (0, 0))
         full = len(self._batcher) >= MAX_WAITING or self._bytes + size > MAX_BYTES
         if full or count >= MAX_WAITING // SHARE or session_bytes + size > MAX_BYTES // SHARE:

@@ -230,7 +230,7 @@ class PostgresServer:
 
     @staticmethod
     async def _have_one(pool: Pool) -> None:
-        """Open a pool's first connection, so that a process has one of each kind."""
+        """Open the first connection of a writer or reader pool, unless the pool has one."""
         if not pool.size:
             pool.release(await pool.acquire())
 

@@ -281,7 +281,7 @@ class EmbeddedPostgres:
                 os.close(opened)
 
     def _seen(self, path: Path) -> Path:
-        """Return a path in `home` as the server's user reaches it."""
+        """Return `path`, by /proc/self/fd if the server's user cannot reach `home`."""
         if self._home_fd is None:
             return path
         return Path(f"/proc/self/fd/{self._home_fd}") / path.relative_to(self.home)

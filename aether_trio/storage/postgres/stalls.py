@@ -68,7 +68,7 @@ class WatchedPool(Protocol):
 
 
 class _Sight(NamedTuple):
-    """A connection whose process waits for its client: stalled if unchanged later."""
+    """The state of a slow connection at one look; stalled if equal at the next."""
 
     pid: int
     backend_start: Any

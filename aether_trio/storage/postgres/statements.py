@@ -49,12 +49,12 @@ class PostgresJob:
         return trio.lowlevel.Abort.SUCCEEDED
 
     def begin(self) -> None:
-        """Note that the program may take effect from now on."""
+        """Count the job's program among its session's unfinished writes."""
         if self.pending is not None:
             self.pending.began()
 
     def over(self) -> None:
-        """Note, once, that the program has taken effect or never will."""
+        """Take the job's program, once, out of its session's unfinished writes."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.over()
@@ -159,7 +159,7 @@ async def run_statement(connection: Any, statement: Statement, job: PostgresJob)
         job.rows += len(rows)
         await connection.executemany(statement.sql, rows)
         return None
-    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Deferred, not {statement!r}")
+    raise TypeError(f"cannot run {statement!r}: a database program yields Fetch, Execute, ExecuteMany or Deferred")
 
 
 def _touched(status: str) -> int:
@@ -202,7 +202,7 @@ _guards: weakref.WeakKeyDictionary[Any, _Guard] = weakref.WeakKeyDictionary()
 
 
 async def within(connection: Any, seconds: float, work: Callable[[], Awaitable[T]]) -> T:
-    """Run `work` on this connection; after `seconds` the connection is cut.
+    """Await `work()` on a connection; abort the connection if it takes `seconds`.
 
     Then `work` fails. No call of asyncpg is cancelled: a cancelled query leaves a connection that
     is still busy with it. A connection does one piece of work at a time.

@@ -272,4 +272,4 @@ def _complain(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     elif isinstance(error, BaseException):
         loop._fail(error)
     else:
-        logger.error("asyncio reports a problem", message=context.get("message"))
+        logger.error("the asyncio loop of the PostgreSQL driver reports an error", message=context.get("message"))

@@ -110,7 +110,7 @@ class _Attempt:
 
 
 class PostgresWriter:
-    """Commits programs of one database in groups (asyncio); `locking`: READ COMMITTED."""
+    """Commits programs of one database in groups; with `locking`, at READ COMMITTED."""
 
     def __init__(
         self,
@@ -250,7 +250,7 @@ class PostgresWriter:
                 return self._succeeded(jobs)
 
     async def _find_out(self, lost: ServerProcess, attempt: _Attempt) -> bool | None:
-        """Find out whether a lost group is committed; None if not in time."""
+        """Ask whether a group with a lost connection is committed; None without an answer."""
         give_up = self._loop.time() + self._limits.patience_s
         while True:
             try:
@@ -281,7 +281,7 @@ class PostgresWriter:
         return bool(await connection.fetch(_COMMITTED, self._id, *attempt.mark))
 
     def _leave_open(self, jobs: Sequence[PostgresJob], lost: ServerProcess, cause: Exception) -> None:
-        """Answer jobs that may still take effect, until their server process has ended."""
+        """Fail jobs with CommitUnknown; they are over when their server process ends."""
 
         def over() -> None:
             for job in jobs:
@@ -294,7 +294,7 @@ class PostgresWriter:
         self._spawn(self._end_lost())
 
     async def _end_lost(self) -> None:
-        """End lost server processes, as a session may wait for them without a write."""
+        """End the server processes of lost connections, for whose writes sessions wait."""
         while self.pool.lost and not self.pool.closed:
             try:
                 connection = await self.pool.acquire()
@@ -355,7 +355,7 @@ class PostgresWriter:
         await connection.execute(f"{self._begins}; {first}")
 
     async def _begin_in_turn(self, connection: Any, first: str) -> bool:
-        """Begin with the lock by which nodes take turns; return False if it is late."""
+        """Begin a transaction with the lock for the nodes' turns; False: no lock in time."""
         try:
             await connection.execute(f"{self._begins}; LOCK TABLE {self._turn} IN EXCLUSIVE MODE; {first}")
         except Exception as exc:

@@ -116,7 +116,7 @@ class GroupTransactions:
             self.cursor.execute("COMMIT")
 
     def overwrite(self) -> bool:
-        """Commit an empty transaction over a failed one; return whether it is durable.
+        """Commit an empty transaction in a failed one's place; True: it is durable.
 
         If it is, the failed one never will be, because the next transaction begins in the
         write-ahead log where the failed one began. `user_version`, which is not used, is written

@@ -79,7 +79,7 @@ class SqliteDatabase(Database):
         return result
 
     async def run_small(self, program: ProgramFactory[T]) -> T:
-        """Run a few statements by key on this thread, at two thirds of the CPU."""
+        """Run a program of few statements by key on the trio thread, for a third less CPU."""
         result: T = await self._submit(SqliteJob(program, is_read=False), self._put_small)
         return result
 

@@ -68,7 +68,7 @@ def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
         rows = statement.rows if compiled.order is None else map(compiled.arrange, statement.rows)
         cursor.executemany(compiled.text, rows)
         return None
-    raise TypeError(f"a program yields Fetch, Execute, ExecuteMany or Deferred, not {statement!r}")
+    raise TypeError(f"cannot run {statement!r}: a database program yields Fetch, Execute, ExecuteMany or Deferred")
 
 
 def drive(cursor: sqlite3.Cursor, factory: Callable[[], Program[T]]) -> T:

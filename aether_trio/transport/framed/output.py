@@ -28,7 +28,7 @@ CHANNELS_BEFORE_SWEEP: Final = 16
 
 
 class FramedOutput:
-    """Sends on one framed connection of the gateway; `connection` is the link's codec."""
+    """Sends on one framed connection of the gateway; `connection` encodes the frames."""
 
     __slots__ = (
         "_channels", "_due", "_failed", "_finished", "_finishing", "_last", "_next_channel", "_origins",
@@ -91,7 +91,7 @@ class FramedOutput:
     # -- what the writer asks (WriteSource) --------------------------------------------------------
 
     def fill(self) -> None:
-        """Put the session's next messages, or the last frame, into the writer's queue."""
+        """Put the session's next messages, or its last ERROR, into the writer's queue."""
         queue = self.writer.queue
         source = self._source
         if source is not None and not self._finished and not self._failed:

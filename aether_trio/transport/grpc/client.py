@@ -267,7 +267,7 @@ class GrpcChannel:
                 with trio.move_on_after(timeout) as scope:
                     yield call
                 if scope.cancelled_caught:
-                    raise GRPCError(GrpclibStatus.DEADLINE_EXCEEDED, "Deadline exceeded")
+                    raise GRPCError(GrpclibStatus.DEADLINE_EXCEEDED, f"the gRPC call {path} exceeded its deadline")
         finally:
             self._close_call(call)
 

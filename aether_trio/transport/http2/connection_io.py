@@ -126,7 +126,7 @@ class ConnectionIo:
         return not self.closing
 
     def scan(self, data: bytes) -> bool:
-        """Parse received bytes and wake readers; while True, call with b"" for the rest."""
+        """Parse received bytes; return whether more is left, which `scan(b"")` parses."""
         plane = self.plane
         try:
             plane.receive(data)
@@ -140,7 +140,7 @@ class ConnectionIo:
         return plane.more
 
     async def _let_answer(self) -> None:
-        """Give new streams a few turns, so that acknowledgements leave with their answers."""
+        """Let new streams' handlers answer first, so that one write takes all frames."""
         for _ in range(ANSWER_TURNS):
             await trio.lowlevel.cancel_shielded_checkpoint()
             if not self.plane.out:

@@ -160,7 +160,7 @@ class DataPlane:
             word, flags, stream_id = unpack(data, position)
             length = word >> 8
             if length > largest:
-                raise frame_size_error(f"a frame has {length} bytes; {largest} are allowed")
+                raise frame_size_error(f"an HTTP/2 frame has {length} bytes; at most {largest} are allowed")
             stop = position + HEADER_BYTES + length
             if stop > end:
                 break
@@ -191,7 +191,7 @@ class DataPlane:
                 self._credit_stream(stream)
 
     def charge(self, fields: int) -> None:
-        """Count a control frame's header fields as work done in this turn."""
+        """Charge header fields to the control frames' work that one `receive` may do."""
         self._control -= CONTROL_FIELD_BYTES * fields
 
     def _take_preface(self, data: bytes) -> int:

@@ -48,7 +48,7 @@ class StreamHandler:
 
     @property
     def has_source(self) -> bool:
-        """Whether the stream pulls its messages when there is room, so that few wait."""
+        """Whether the stream pulls messages from a source when there is room to send."""
         return False
 
     @property

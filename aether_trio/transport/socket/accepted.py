@@ -68,4 +68,4 @@ class TransportServer(Protocol):
         """Serve one connection to its end. Raises nothing but cancellation."""
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Ask all clients to leave (then started), and cut the rest after `deadline_s`."""
+        """Ask all clients to leave, call `started()`, and cut the rest at `deadline_s`."""

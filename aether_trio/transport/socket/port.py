@@ -31,7 +31,7 @@ _LINGER_S: Final = 1.0
 
 @dataclass(frozen=True, slots=True)
 class PortStatistics:
-    """A port's connections: those without a transport now, and totals of the others.
+    """Counts of a port's connections: undecided now, and ever chosen or rejected.
 
     `chosen` counts by transport, `rejects` by reason: silent, timeout, truncated (ended within the
     first word), unknown (protocol), transport_off, tls_unexpected, tls_missing, tls_handshake,

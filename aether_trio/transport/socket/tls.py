@@ -79,14 +79,14 @@ def _load_chain(context: ssl.SSLContext, cert_file: Path, key_file: Path) -> Non
             raise _unusable(key_file, f"the private key is not the key of the certificate in {cert_file}") from error
         # One message for both files: if the certificate can be read, it was the key.
         _load_authorities(ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT), cert_file)
-        raise _unusable(key_file, "the file holds no private key in PEM form") from error
+        raise _unusable(key_file, "the private key file holds no private key in PEM form") from error
 
 
 def _load_authorities(context: ssl.SSLContext, ca_file: Path) -> None:
     try:
         context.load_verify_locations(ca_file)
     except ssl.SSLError as error:
-        raise _unusable(ca_file, "the file holds no certificate in PEM form") from error
+        raise _unusable(ca_file, "the certificate file holds no certificate in PEM form") from error
 
 
 def _unusable(file: Path, reason: str) -> OSError:

@@ -173,7 +173,7 @@ class FrameReader:
             return self._control(opcode, _unmasked(buffer[end - size : end], buffer[at + 2 : at + 6]))
         held = 0 if self._part is None else len(self._part)
         if held + size > self.max_message_bytes:
-            raise FrameError(f"a message is longer than {self.max_message_bytes} bytes", CloseCode.TOO_BIG)
+            raise FrameError(f"a WebSocket message is longer than {self.max_message_bytes} bytes", CloseCode.TOO_BIG)
         if have < header + _MASK_BYTES:
             return None
         body = at + header + _MASK_BYTES
@@ -241,7 +241,7 @@ class FrameReader:
             if self._part is None:
                 raise FrameError("a continuation frame came without a message that it continues")
         elif self._part is not None:
-            raise FrameError("a new message began before the end of the last one")
+            raise FrameError("a new WebSocket message began before the end of the last one")
 
 
 def _unmasked(data: bytes, mask: bytes) -> bytes:

@@ -138,7 +138,7 @@ def _read_float(value: Any) -> float:
         try:
             return float(value)
         except OverflowError:
-            raise ConversionError(f"{shown(value)} is out of range") from None
+            raise ConversionError(f"{shown(value)} is out of range of a 64-bit float") from None
     if type(value) is str and value in _NOT_FINITE:
         return _NOT_FINITE[value]
     raise ConversionError(f"expected a number, not {shown(value)}")

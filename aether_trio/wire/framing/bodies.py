@@ -140,7 +140,7 @@ _SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
 
 
 def reader_of(length: int, kind: int) -> Reader | None:
-    """Return the reader of a frame but SEND and DELIVER by its header; None to skip."""
+    """Return the reader of a frame other than SEND and DELIVER; None: skip the frame."""
     kind, flags = kind >> 8, kind & 0xFF
     shape = _SHAPES.get(kind)
     if shape is None:

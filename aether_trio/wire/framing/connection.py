@@ -70,7 +70,7 @@ class FramedConnection:
         self, role: Side, *, max_frame_bytes: int = DEFAULT_MAX_FRAME_BYTES, at_once: int = sys.maxsize
     ) -> None:
         if max_frame_bytes < LEAST_MAX_FRAME_BYTES:
-            raise ValueError(f"max_frame_bytes is {max_frame_bytes}; every side accepts {LEAST_MAX_FRAME_BYTES}")
+            raise ValueError(f"max_frame_bytes is {max_frame_bytes}; it must be at least {LEAST_MAX_FRAME_BYTES}")
         self.role = role
         self._states = States()
         self._max_frame_bytes = max_frame_bytes

@@ -105,7 +105,7 @@ def _text(text: str) -> bytes:
 def encode_send(seq: int, topic: str, payload: bytes, message_type: int = 0, extra: bytes = b"") -> bytes:
     """Encode SEND, which publishes a message; topic and `extra` up to 65,535 bytes."""
     if seq < 1:
-        raise _refuse(f"seq is {seq}; it must be at least 1")
+        raise _refuse(f"the seq of a SEND is {seq}; it must be at least 1")
     try:
         target = topic.encode()
         size = len(target)
@@ -118,7 +118,7 @@ def encode_send(seq: int, topic: str, payload: bytes, message_type: int = 0, ext
 def deliver_header(channel: int, offset: int, size: int) -> bytes:
     """Encode what precedes a serialized message of `size` bytes in a DELIVER."""
     if offset < 1:
-        raise _refuse(f"offset is {offset}; it must be at least 1")
+        raise _refuse(f"the offset of a DELIVER is {offset}; it must be at least 1")
     try:
         return _DELIVER(size + 12, _DELIVER_TYPE, channel, offset)
     except struct.error as error:
@@ -128,7 +128,7 @@ def deliver_header(channel: int, offset: int, size: int) -> bytes:
 def encode_deliver(channel: int, offset: int, message: bytes) -> bytes:
     """Encode DELIVER, which carries a serialized DownstreamMessage to a subscriber."""
     if offset < 1:
-        raise _refuse(f"offset is {offset}; it must be at least 1")
+        raise _refuse(f"the offset of a DELIVER is {offset}; it must be at least 1")
     try:
         return _DELIVER(len(message) + 12, _DELIVER_TYPE, channel, offset) + message
     except struct.error as error:
@@ -137,13 +137,13 @@ def encode_deliver(channel: int, offset: int, message: bytes) -> bytes:
 
 def encode_ack(seq: int) -> bytes:
     """Encode ACK, which settles every SEND up to `seq`."""
-    _positive(seq, "seq")
+    _positive(seq, "the seq of an ACK")
     return _pack(_ACK, 8, _ACK_TYPE, seq)
 
 
 def encode_nack(seq: int, code: str, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
     """Encode NACK, which refuses one SEND; a text over MAX_TEXT_BYTES is cut."""
-    _positive(seq, "seq")
+    _positive(seq, "the seq of a NACK")
     try:
         name = code.encode()
     except UnicodeEncodeError as error:
@@ -156,15 +156,15 @@ def encode_nack(seq: int, code: str, message: str = "", *, retryable: bool = Fal
 
 
 def encode_delivered(channel: int, offset: int) -> bytes:
-    """Encode DELIVERED: done up to `offset`, or with it alone on a shared channel."""
-    _positive(offset, "offset")
+    """Encode DELIVERED for all up to `offset`, on a shared channel for `offset` alone."""
+    _positive(offset, "the offset of a DELIVERED")
     return _pack(_DELIVERED, 12, _DELIVERED_TYPE, channel, offset)
 
 
 def encode_credit(message_count: int = 0, byte_count: int = 0) -> bytes:
-    """Encode CREDIT, which allows so many more messages and bytes."""
+    """Encode CREDIT, which allows more messages and bytes to be delivered."""
     if message_count < 0 or byte_count < 0 or not (message_count or byte_count):
-        raise _refuse(f"credit of {message_count} messages and {byte_count} bytes; credit only grows")
+        raise _refuse(f"a CREDIT cannot grant {message_count} messages and {byte_count} bytes; credit only grows")
     return _pack(_CREDIT, 16, _CREDIT_TYPE, message_count, byte_count)
 
 
@@ -179,7 +179,7 @@ def encode_ping(number: int = 0) -> bytes:
 
 
 def encode_pong(number: int) -> bytes:
-    """Encode PONG, which answers the PINGs up to that number."""
+    """Encode PONG, which answers the PINGs up to `number`."""
     return _pack(_PING, 8, _PONG_TYPE, number)
 
 
@@ -191,7 +191,7 @@ def encode_goaway(reason: int = 0, within_ms: int = 0, message: str = "") -> byt
 
 def encode_error(code: int, message: str = "", *, retryable: bool = False, retry_after_ms: int = 0) -> bytes:
     """Encode ERROR with a gRPC status or an ErrorCode; 0 is refused."""
-    _positive(code, "code")
+    _positive(code, "the code of an ERROR")
     text = _text(message)
     kind = _ERROR_TYPE | (Flag.RETRYABLE if retryable else 0)
     return _pack(_ERROR, _GOAWAY_FIXED + len(text), kind, code, retry_after_ms) + text

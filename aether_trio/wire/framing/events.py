@@ -157,7 +157,7 @@ class Error(msgspec.Struct, frozen=True, gc=False):
 
 
 class Channel(msgspec.Struct, frozen=True, gc=False):
-    """CHANNEL: `channel` stands for the log of `topic` behind `position`."""
+    """CHANNEL: gives `topic` the number `channel`; DELIVERs follow after `position`."""
 
     channel: int
     topic: str

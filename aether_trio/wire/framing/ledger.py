@@ -94,33 +94,33 @@ class Channels:
     def open(self, number: int, topic: str, position: int, *, shared: bool) -> None:
         """Open a channel for a topic, as a CHANNEL frame does."""
         if number in self._open:
-            raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is open already")
+            raise Breach(ErrorCode.BAD_CHANNEL, f"CHANNEL opens channel {number}, which is open already")
         if len(self._open) >= MAX_CHANNELS:
-            raise Breach(ErrorCode.BAD_CHANNEL, f"cannot open more than {MAX_CHANNELS} channels")
+            raise Breach(ErrorCode.BAD_CHANNEL, f"CHANNEL opens channel {number}; at most {MAX_CHANNELS} may be open")
         self._open[number] = OpenChannel(topic, position, shared)
 
     def close(self, number: int) -> None:
         """Close a channel, as a CHANNEL frame with CLOSED does."""
         if self._open.pop(number, None) is None:
-            raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
+            raise Breach(ErrorCode.BAD_CHANNEL, f"CHANNEL closes channel {number}, which is not open")
 
     def deliver(self, number: int, offset: int) -> None:
         """Advance a channel to the offset of a DELIVER."""
         channel = self._open.get(number)
         if channel is None:
-            raise Breach(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
+            raise Breach(ErrorCode.BAD_CHANNEL, f"DELIVER on channel {number}, which is not open")
         if offset > channel.position:
             channel.position = offset
         elif not channel.shared:
             raise Breach(
-                ErrorCode.BAD_OFFSET, f"offset {offset} after {channel.position} on channel {number}; offsets must grow"
+                ErrorCode.BAD_OFFSET, f"DELIVER {offset} after {channel.position} on channel {number}; offsets grow"
             )
 
     def delivered(self, number: int, offset: int) -> None:
         """Check a DELIVERED's offset. Raises Late for a closed or reopened channel."""
         channel = self._open.get(number)
         if channel is None:
-            raise Late(ErrorCode.BAD_CHANNEL, f"channel {number} is not open")
+            raise Late(ErrorCode.BAD_CHANNEL, f"DELIVERED on channel {number}, which is not open")
         if offset > channel.position:
             raise Late(
                 ErrorCode.BAD_OFFSET,

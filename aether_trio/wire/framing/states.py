@@ -141,7 +141,7 @@ class States:
         return BY_FRAME[role][self[role]]
 
     def move(self, role: Side, after: ConnectionState) -> None:
-        """Move a side to a state, and on by BY_PAIR; DONE when its stream has ended."""
+        """Move a side to a state, then both by BY_PAIR; DONE: the side's stream has ended."""
         if role is Side.CLIENT:
             self._client = after
         else:

@@ -166,7 +166,7 @@ async def test_a_message_that_is_too_long(codec: Codec, fragments: int) -> None:
             text = part.decode("utf-8", "ignore").encode() if codec is JSON else part
             await client.send_bytes(client.frame(text, finished=at + size >= len(raw)))
         closed = await client.closed()
-        assert (closed.code, closed.reason) == (1009, "a message is longer than 1024 bytes")
+        assert (closed.code, closed.reason) == (1009, "a WebSocket message is longer than 1024 bytes")
         assert seen.messages == [message_to("t", b"small")]
 
 
@@ -474,5 +474,5 @@ async def test_a_message_before_the_client_is_accepted_is_shorter() -> None:
     async with served() as (client, seen):
         await client.send(message_to("t", bytes(400 * 1024)))
         await client.send_bytes(b"\x82\xff" + (513 * 1024).to_bytes(8) + bytes(4))
-        assert (await client.closed()).reason == "a message is longer than 524288 bytes"
+        assert (await client.closed()).reason == "a WebSocket message is longer than 524288 bytes"
         assert len(seen.messages) == 1
