@@ -79,7 +79,7 @@ class CatchUp:
             await self._drained.wait()
 
     async def _page(self, subscription: Subscription) -> bool:
-        """Queue a page of a topic's messages; return False when one found no room.
+        """Queue a page of a topic's messages in the outbox; return False if it is full.
 
         Then await `_drained`: another page would not help before the next flush.
         """

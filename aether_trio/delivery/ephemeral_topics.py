@@ -53,7 +53,7 @@ class EphemeralListener:
 
 
 class _EphemeralTopic:
-    """Listeners of a topic: one `named` for each identity; watchers are `others`."""
+    """Listeners of a topic by identity (`named`); `others`: duplicates and watchers."""
 
     __slots__ = ("named", "others")
 

@@ -1,4 +1,4 @@
-"""The subscription that a message in an outbox was queued for, as links know it."""
+"""The interface by which links report delivery to a queued message's subscription."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Origin(Protocol):
         """Whether further messages may be delivered to the subscription."""
 
     def delivered(self, offset: int) -> None:
-        """Note that the kernel has all messages that were offered up to `offset`."""
+        """Note that the operating system has all messages offered up to `offset`."""
 
     def acknowledged(self, offset: int) -> None:
         """Note that the application is done up to `offset`, or only with it if `shared`."""

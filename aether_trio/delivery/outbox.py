@@ -135,12 +135,12 @@ class Outbox:
         self.broken = False
 
     def put_control(self, *frames: bytes) -> None:
-        """Queue replies and have the link write."""
+        """Queue replies to the client and have the link write them."""
         self.queue_control(*frames)
         self._link.kick()
 
     def queue_control(self, *frames: bytes) -> None:
-        """Queue replies; the caller kicks."""
+        """Queue replies to the client; the link writes them after the next kick."""
         for frame in frames:
             self._control.append(frame)
             self.control_bytes += len(frame)
@@ -156,7 +156,7 @@ class Outbox:
             await self._room.wait()
 
     def try_deliver(self, frame: bytes, origin: Origin, offset: int) -> bool:
-        """Queue a durable message (the caller kicks); return False without room."""
+        """Queue a durable message for the next kick; return False if there is no room."""
         size = len(frame)
         if size > CLIENT_MESSAGE_BYTES:
             return not self.closed and skip_oversized_message(origin, offset, size, self._on_oversized)
@@ -180,7 +180,7 @@ class Outbox:
         return not (self.closed or self.takes_no_more) and self.delivery_bytes * 2 <= self.limits.delivery_bytes
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Queue a progress update; without room drop the oldest. The caller kicks."""
+        """Queue a progress update for the next kick; if there is no room, drop the oldest."""
         if self.closed:
             return
         self._ephemeral.append(frame)
@@ -249,7 +249,7 @@ class Outbox:
     def pull_deliveries(
         self, max_bytes: int, max_messages: int | None = None, *, flush_is_done: bool = True
     ) -> list[Delivery]:
-        """Take durable messages for the link; by default `flushed` moves positions."""
+        """Take durable messages for the link; `flush_is_done`: `flushed` advances cursors."""
         if self._gate.paused:
             return []
         deliveries = self._deliveries
@@ -286,7 +286,7 @@ class Outbox:
             origin.acknowledged(offset)
 
     def flushed(self) -> None:
-        """Note that the kernel has all frames that were pulled; move positions."""
+        """Note that the operating system has all pulled frames; advance subscriptions."""
         if self._flushing:
             done, self._flushing = self._flushing, {}
             for origin, offset in done.items():

@@ -30,7 +30,7 @@ RefusedSend = tuple[int, RequestError]
 
 @lru_cache(maxsize=4)
 def refusal_frame(error: RequestError) -> bytes:
-    """Encode the refusal of a send without a number, the same for a whole group."""
+    """Encode the refusal of a send without a number; cached for its commit group."""
     return error_response(error).SerializeToString()
 
 
@@ -114,7 +114,7 @@ class Receipts:
         return seq is not None
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Have the outboxes of this and the publisher's latest connection kicked."""
+        """Have this and the publisher's latest connection write receipts of settled sends."""
         touched.add(self.outbox)
         latest = self.publisher.connection if self.publisher is not None else None
         if latest is not None and latest is not self:

@@ -228,7 +228,7 @@ class Router:
                 raise RequestError(Code.PERMISSION_DENIED, why)
         if rest.HasField("checked_access") or rest.HasField("authority_continuation"):
             raise RequestError(
-                Code.NOT_IMPLEMENTED, "checked sends are not served by this gateway yet; the message was not delivered"
+                Code.NOT_IMPLEMENTED, "not delivered: this gateway serves no checked_access or authority_continuation"
             )
         workspace = rest.app_workspace
         if workspace:
@@ -236,7 +236,7 @@ class Router:
         return workspace
 
     def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
-        """Return the end of a sender's encoded messages, and their counter."""
+        """Return the encoded type and workspace of a sender's messages, and their counter."""
         if workspace and not sender.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         if len(sender.suffixes) >= MAX_SUFFIXES:

@@ -80,7 +80,7 @@ class Subscription:
                 self.delivered(self.cursor)
 
     def renew(self) -> None:
-        """Write the cursor again, for retention to keep, if the subscription `renews`."""
+        """Write the unchanged cursor again if `renews` is set, so that retention keeps it."""
         if self._renews:
             self.delivered(self.cursor)
 
@@ -120,7 +120,7 @@ class Subscription:
             self.lag()
 
     def delivered(self, offset: int) -> None:
-        """Move the cursor, as the kernel has all messages up to `offset`."""
+        """Move the cursor, as the operating system has all messages up to `offset`."""
         if self._skip is not None and self._skip[0] <= offset <= self._skip[1]:
             offset, self._skip = self._skip[1], None
         self.cursor = offset

@@ -131,7 +131,7 @@ class Planner(Watched):
             await send_to(self.client, story.WINDOW_TOPIC, addressed(story.USER, story.PLAN))
 
     async def barrier(self) -> int:
-        """Return the shared counter, with all earlier messages of the planner stored."""
+        """Read the demo's KV counter; its answer proves that all earlier sends are stored."""
         response = answered(await self.client.kv_get(story.COUNTER, scope="workspace"))
         return int(response.value or b"0")
 

@@ -190,7 +190,7 @@ class ClusterNode:
 
 
 class ProcessCluster:
-    """A running cluster; `front` is its load balancer, `turns` that one's choice."""
+    """A running cluster; `front` is its load balancer, and `turns` selects its nodes."""
 
     def __init__(
         self,
@@ -396,7 +396,7 @@ def _make_home() -> Path:
 
 
 def _environment(checkout: Path | None) -> dict[str, str]:
-    """Return an environment without settings, in which nodes run the tested program."""
+    """Return an environment for nodes: no AETHER_ settings, and code from `checkout`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
     root = str(checkout or Path(aether_trio.__file__).parents[1])
     path = os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")]))

@@ -130,7 +130,7 @@ async def _open_postgres(settings: Settings, dsn: str) -> AsyncIterator[Database
 
 
 async def probe_while_failing(name: str, database: OpenDatabase) -> None:
-    """Write to a failing database until it works again, and log both.
+    """Write to a failing database until it works again; log failure and recovery.
 
     Runs until cancelled. Clients that readiness turned away write nothing, so only this probe finds
     out that the database works again.

@@ -47,7 +47,7 @@ SETTLE_S: Final = 10.0
 
 @dataclass(frozen=True, slots=True)
 class ClusterMembership:
-    """The parts by which sessions are known, on one node or in a cluster.
+    """The registry, locks and directory of sessions, on one node or in a cluster.
 
     `cluster` is None for a gateway that is alone. `statistics` are those of the cluster's parts, by
     name.

@@ -73,7 +73,7 @@ class ServiceHooks:
             session.start_agent(start.task_id, task_context(start))
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
-        """Read an agent's or task's first message: its task and exclusive KV entries."""
+        """Make a session's first message to its client: its task and exclusive KV entries."""
         in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
         return pb.ConfigSnapshot(
             task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
@@ -120,6 +120,6 @@ class ServiceHooks:
 
 @lru_cache(maxsize=256)
 def _attempt_label(status: Status) -> str:
-    """Return the reference's word for a handshake's status, if it has one."""
+    """Return the metric label of a handshake's status, as in the reference gateway."""
     words = {Status.OK: "success", Status.ALREADY_EXISTS: "lock_failed", Status.RESOURCE_EXHAUSTED: "quota_exceeded"}
     return words.get(status, status.name.lower())

@@ -46,7 +46,7 @@ class CursorStore:
 
     @property
     def void(self) -> bool:
-        """Whether cursors being written must not be written under a later node lease."""
+        """Whether a cursor being written is void, as another node holds its identity now."""
         return bool(self._dropped)
 
     def advance(self, topic: CachedTopic, consumer: str, offset: int) -> None:

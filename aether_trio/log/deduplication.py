@@ -130,13 +130,13 @@ class Publisher:
         self.written_ms = max(self.written_ms, written_ms)
 
     def begin(self, upto: int) -> bytes:
-        """Return the row with the numbers up to this append, for its commit group."""
+        """Encode the committed send numbers up to append `upto`, for the publisher's row."""
         self._take(upto)
         self._next_ranges = _ranges_with(self.ranges, self._committing, self.highest - self.window)
         return msgspec.msgpack.encode(self._next_ranges)
 
     def committed(self, now_ms: int) -> None:
-        """Note that the row of `begin` is durable."""
+        """Note that the send numbers that `begin` encoded are committed to the database."""
         self.ranges = self._next_ranges
         self.written_ms = now_ms
         self._settle()
@@ -228,7 +228,7 @@ class PublisherStore:
         return len(self._live)
 
     async def find(self, identity: str, token: bytes) -> Callable[[], Publisher]:
-        """Read a publisher; return a function that makes it its identity's live one."""
+        """Read a publisher's row; return a function that claims it for its identity."""
         rows = (
             []
             if self._known(identity, token) and not self._database.shared

@@ -172,7 +172,7 @@ class PostgresGroupWriter:
             self.unsure = False
 
     async def _was_written(self, group: CommitGroup) -> bool:
-        """Close the group's number; return whether the group was written before."""
+        """Bar a commit group from being written later; return whether it was written."""
         rows: list[tuple[int]] = await self._database.write(topic_sql_postgres.close_group(group.writer, group.number))
         self._groups = group.number + 1  # this number may be the one that was taken
         return rows == [(group.number,)]

@@ -116,7 +116,7 @@ class CachedTopic:
         return max(self.tail, self.head)
 
     def deleted(self) -> None:
-        """Forget the topic's row, which was deleted with all messages; none is missed."""
+        """Note that the topic's row was deleted with its messages; count none as missed."""
         self.topic_id = None
         self.base = self.end
 

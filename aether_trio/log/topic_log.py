@@ -134,7 +134,7 @@ class AppendAuthor(Protocol):
         """
 
     def settled(self, touched: set[Kickable]) -> None:
-        """Add the outboxes to kick, now that a group of this author's appends is settled."""
+        """Add to `touched` the outboxes that write receipts of a settled commit group."""
 
 
 class LogRelay(Protocol):
@@ -562,7 +562,7 @@ class TopicLog:
             self._apply_facts(topic, fact, topic_id)
 
     def _apply_facts(self, topic: CachedTopic, facts: topic_sql.TopicFacts, known: int | None) -> None:
-        """Take over what the database says of a topic, whose id was `known` before."""
+        """Update a topic in memory from its database row; `known`: its id before the read."""
         if facts.topic_id is None:
             if self.database.shared and known is not None and topic.topic_id == known:
                 topic.deleted()  # by another node

@@ -170,7 +170,7 @@ def new_writer(now_ms: int) -> Fetch:
 
 
 def close_group(writer: int, number: int) -> Fetch:
-    """Take a commit group's number, so that the group has no effect from now on.
+    """Use up a commit group's number, so that a late write of the group does nothing.
 
     The answer is one row: `number` if the group was written before, else the next number. The
     statement may be sent again, if the writer does not use the next number.

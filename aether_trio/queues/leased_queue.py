@@ -106,7 +106,7 @@ class LeasedQueue:
         self.on_room()
 
     def on_left(self, offsets: Sequence[int]) -> None:
-        """Return a worker's messages to the database; the ready ones too after the last."""
+        """Return a worker's messages to the database; after the last, also ready ones."""
         self._returned += offsets
         if self.dispatcher.workers:
             self._behind = True

@@ -187,7 +187,7 @@ class LocalQueues:
         return state, cursor or 0
 
     def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
-        """Make the session that has `outbox` a worker of the queue. No checkpoint."""
+        """Make the session that has `outbox` a worker of the queue. Never blocks."""
         state = found[0]
         queue = self._queues.get(state.name)
         if queue is None and (queue := self._idle.pop(state.name, None)) is not None:

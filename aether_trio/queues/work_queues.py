@@ -64,7 +64,7 @@ class WorkQueues(Protocol):
         """
 
     def join(self, found: tuple[CachedTopic, int], outbox: Outbox, on_lost: Callable[[], None]) -> QueueWorker:
-        """Make the session that has `outbox` a worker of the queue. No checkpoint.
+        """Make the session that has `outbox` a worker of the queue. Never blocks.
 
         The queue calls `on_lost` if others may have got this worker's messages: its session ends.
         """
@@ -73,4 +73,4 @@ class WorkQueues(Protocol):
         """Look at once for messages that a dead node had leased. Never blocks."""
 
     def statistics(self) -> WorkStatistics:
-        """Return the counts of queues and workers, and of exchanges since start."""
+        """Return counts of queues, workers, and exchanges with the database since start."""

@@ -122,7 +122,7 @@ class Authorizer(Protocol):
     async def check_admin(
         self, identity: Identity, category: str, level: AccessLevel = AccessLevel.ADMIN, operation: str = "admin"
     ) -> AccessDecision:
-        """Whether `identity` may administer a category of Admin, without "admin/"."""
+        """Whether `identity` may administer the resource "admin/" + `category`."""
 
     async def check_query_connections(self, identity: Identity) -> AccessDecision:
         """Whether `identity` may ask if another participant is connected."""
@@ -188,7 +188,7 @@ def _context_problem(context: pb.AuthorizationContext) -> str | None:
 
 
 class DevAuthorizer:
-    """Allows what the reference allows without an ACL service, and what is `granted`."""
+    """Allows what the reference gateway does without an ACL service, and `granted`."""
 
     def __init__(self, granted: frozenset[str] = frozenset()) -> None:
         self._granted = granted

@@ -21,7 +21,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 REPORTERS = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
 MAX_REPORT_BYTES = 64 * 1024
-"""A line for people and a few tags; the reference has no bound."""
+"""A line for people and a few tags; the reference gateway has no bound."""
 
 
 class ProgressService:

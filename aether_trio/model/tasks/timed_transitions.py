@@ -139,7 +139,7 @@ def happening(task: TaskRow, limits: TimeLimits, now_ms: int) -> Due | None:
 
 
 def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
-    """Return the move that a due moment makes of a task, and its facts."""
+    """Return the status change that is due for a task, and the facts to decide on it."""
     failures = task.retry_count + 1
 
     def told(reason: str, error_type: str = "TIMEOUT", delay_ms: int = 0) -> Facts:
@@ -191,4 +191,4 @@ def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
         case Due.STALE:
             return Move.CANCEL, told(f"the task was {task.status.value} for too long")
         case Due.FORGET:
-            raise ValueError("Due.FORGET deletes a task and is no move of it")
+            raise ValueError("Due.FORGET deletes a task, and changes no status: delete the task instead")

@@ -237,7 +237,7 @@ class Autostarter:
         return self._names_until if self._names_of == self._queue.registrations else -1.0
 
     async def _read_names(self, now: float) -> None:
-        """Read the registered names; unregistered identities that now have one wait."""
+        """Read the registered agent names; move newly registered identities to `waiting`."""
         # Set before the read: the next read finds what is registered during this one.
         self._names_until = now + REFRESH_S
         self._names_of = self._queue.registrations

@@ -47,7 +47,7 @@ _UPSERT: Final = (
 
 @dataclass(frozen=True, slots=True)
 class RegistrationRefusal:
-    """Why a registration was not written; `conflict`: a prefix has another owner."""
+    """Why an agent registration was refused; `conflict`: a resource prefix is taken."""
 
     reason: str
     conflict: bool = False

@@ -136,7 +136,7 @@ class Engine:
         return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
 
     async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
-        """Run a program of SQL statements on tasks without `after_commit`; retry in doubt."""
+        """Run SQL on tasks without `after_commit`; run it again if its commit is unknown."""
         if not self.database.shared:
             try:
                 return await self._run(program, self.database.run_small, small=True)
@@ -167,7 +167,7 @@ class Engine:
         raise AssertionError
 
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
-        """Commit a change of tasks (`locking`: see separate_queue); send what follows."""
+        """Commit a change of tasks and do its effects; `locking`: Database.separate_queue."""
 
         def program(context: Context) -> Program[TaskTransaction]:
             tx = TaskTransaction(context)
@@ -272,7 +272,7 @@ class Engine:
         yield from watch(self.event_subscriptions.watched, tx.context.node)
 
     async def recover(self) -> None:
-        """End the task sessions of nodes that have ended. Raises StorageUnavailable."""
+        """Handle the sessions and tasks that ended nodes left. Raises StorageUnavailable."""
         ended = await self.nodes.ended_leases()
         if await self._end_sessions_of_ended_nodes() or ended - self._ended:
             await self.perform(TaskTransaction.find_unfinished)
@@ -281,14 +281,14 @@ class Engine:
         self._ended = ended
 
     async def _end_sessions_of_ended_nodes(self) -> bool:
-        """End the task sessions of nodes that have ended; return whether there were any."""
+        """End the worker sessions of ended nodes; return whether there were such nodes."""
         found = await self.database.read(sessions.nodes_with_rows)
         gone = await self.nodes.ended_among(found)
         for node in gone:
             page = partial(sessions.end_sessions_of, node=node, page=RECOVER_PAGE)
             while await self.result(page) >= RECOVER_PAGE:
                 pass
-            logger.info("ended the task sessions of a node that has ended", node=node)
+            logger.info("ended the worker sessions of a node that has ended", node=node)
         return bool(gone)
 
     @asynccontextmanager
@@ -346,7 +346,7 @@ class Engine:
                     self._end_session(session_id)
                 await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
-                logger.info("the task sessions of ended nodes are ended when storage answers", reason=str(error))
+                logger.info("worker sessions of ended nodes are ended once storage answers again", reason=str(error))
             self._child_events_written.set()  # the node that added them may have ended
 
     async def collect_child_events(self, task_id: str = "") -> None:

@@ -52,7 +52,7 @@ class TaskNodes(Protocol):
 
 
 class SingleNode:
-    """The TaskNodes of a gateway without a cluster: other names are earlier processes."""
+    """The TaskNodes of a gateway without a cluster; other nodes are ended processes."""
 
     def __init__(self, node: str) -> None:
         self.node = node

@@ -163,7 +163,7 @@ def assignment(task: TaskRow, payload: bytes, *, numbered: bool = False) -> pb.T
 
 
 def descriptor(task: TaskRow) -> pb.HibernationDescriptor:
-    """Return the descriptor that the worker of a hibernated task gave."""
+    """Return the hibernation descriptor that a hibernated task's worker gave."""
     wait = task.waits_for
     return pb.HibernationDescriptor() if wait is None else _wait_spec(wait).hibernation
 

@@ -27,7 +27,7 @@ _NOTHING: Final = lambda: None  # noqa: E731
 
 
 class _Queued(NamedTuple):
-    """A queued change of tasks, and the session ("" for none) whose share it uses."""
+    """A queued change of tasks; it counts to the queue limit of `session_id`, if any."""
 
     mutation: Mutation
     on_written: Callable[[], object]

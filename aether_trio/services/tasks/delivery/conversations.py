@@ -124,7 +124,7 @@ class _Window:
 
 
 class _User:
-    """The windows of one user on this node, checked at each status update of a task."""
+    """The windows of one user on this node, which follow conversations of its tasks."""
 
     def __init__(self, user_id: str) -> None:
         self.ephemeral_topic = progress_of_user(user_id)
@@ -132,7 +132,7 @@ class _User:
         self.windows: dict[Session, _Window] = {}
 
     def put_ephemeral(self, frame: bytes) -> None:
-        """Check the user's windows when the gateway has sent a task's status update."""
+        """Recheck which task conversations the windows follow, at a task's status update."""
         if pb.DownstreamMessage.FromString(frame).progress_update.source == SOURCE:
             for window in self.windows.values():
                 window.look_soon()

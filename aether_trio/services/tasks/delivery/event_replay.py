@@ -50,7 +50,7 @@ Ahead = dict[str, UpcomingEvents]
 
 
 def used_up(ahead: Mapping[str, UpcomingEvents]) -> list[str]:
-    """Return the tasks whose known event sizes are used up."""
+    """Return the tasks of which no event positions are left that were read ahead."""
     return [task_id for task_id, coming in ahead.items() if not coming.places]
 
 
@@ -61,9 +61,9 @@ def read_on(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int]) -> P
     `wanted` are the tasks whose sizes are to be read, with the number of the last known event of
     each. Tasks whose known sizes are used up must be among them.
     """
-    rest = {task_id: coming for task_id, coming in ahead.items() if task_id not in wanted}
-    yield from _look(ahead, wanted, rest)
-    taken = _take(rest)
+    upcoming = {task_id: coming for task_id, coming in ahead.items() if task_id not in wanted}
+    yield from _look(ahead, wanted, upcoming)
+    taken = _take(upcoming)
     found: dict[str, dict[int, bytes]] = {}
     last = dict(taken)
     first = dict(reversed(taken))
@@ -74,15 +74,15 @@ def read_on(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int]) -> P
         )
         found[task_id] = dict(rows)
     page = [(task_id, number, found[task_id][number]) for task_id, number in taken if number in found[task_id]]
-    return page, rest
+    return page, upcoming
 
 
-def _look(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int], rest: Ahead) -> Program[None]:
-    """Add the positions of these tasks' next events to `rest`."""
+def _look(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int], upcoming: Ahead) -> Program[None]:
+    """Read the positions of the `wanted` tasks' next events into `upcoming`."""
     news = (yield from _with_news(wanted)) if len(wanted) > 1 else list(wanted)
     if not news:
         return
-    kept = sum(len(coming.places) for coming in rest.values())
+    kept = sum(len(coming.places) for coming in upcoming.values())
     count = min(PAGE_ROWS, max((AHEAD_ROWS - kept) // len(news), LEAST_ROWS))
     for task_id in news:
         rows: list[Row] = yield Fetch(
@@ -97,19 +97,19 @@ def _look(ahead: Mapping[str, UpcomingEvents], wanted: Mapping[str, int], rest: 
             latest_ms = max(latest_ms, at_ms)
             places.append(EventPosition(number, size, latest_ms))
         if places:
-            rest[task_id] = UpcomingEvents(tuple(places), len(places) == count, latest_ms)
+            upcoming[task_id] = UpcomingEvents(tuple(places), len(places) == count, latest_ms)
 
 
-def _take(rest: Ahead) -> list[tuple[str, int]]:
-    """Remove the earliest events of all tasks from `rest`, up to PAGE_BYTES of them."""
-    heads = [(coming.places[0].at_ms, task_id) for task_id, coming in rest.items()]
+def _take(upcoming: Ahead) -> list[tuple[str, int]]:
+    """Take the earliest `upcoming` events of all tasks, up to PAGE_BYTES of events."""
+    heads = [(coming.places[0].at_ms, task_id) for task_id, coming in upcoming.items()]
     heapify(heads)
     used: dict[str, int] = {}
     taken: list[tuple[str, int]] = []
     size = 0
     while heads:
         task_id = heads[0][1]
-        coming, at = rest[task_id], used.get(task_id, 0)
+        coming, at = upcoming[task_id], used.get(task_id, 0)
         place = coming.places[at]
         size += place.size
         if taken and size > PAGE_BYTES:
@@ -123,9 +123,9 @@ def _take(rest: Ahead) -> list[tuple[str, int]]:
         else:
             heappop(heads)
     for task_id, count in used.items():
-        coming = rest.pop(task_id)
+        coming = upcoming.pop(task_id)
         if count < len(coming.places) or coming.more:
-            rest[task_id] = coming._replace(places=coming.places[count:])
+            upcoming[task_id] = coming._replace(places=coming.places[count:])
     return taken
 
 

@@ -94,7 +94,7 @@ Start = Callable[[Transaction, Identity, TaskRow], Program[str]]
 
 
 class CreateResult(NamedTuple):
-    """The id of a request's task, its row (None if the key was used), or the problem."""
+    """A request's task: id, row (None: its idempotency key was used), or the problem."""
 
     task_id: str
     task: TaskRow | None = None
@@ -498,7 +498,7 @@ def create_in_transaction(
 
 
 def _word(task: TaskRow, *, started: bool) -> str:
-    """Return the status word of a created task in the response; "queued" is our word."""
+    """Return a new task's status word for its creator; only this gateway has "queued"."""
     if task.task_type == AGENT_STARTUP:
         return "orchestration_triggered"
     if task.mode is Mode.POOL:

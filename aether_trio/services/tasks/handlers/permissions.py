@@ -32,7 +32,7 @@ WORK = "task_work"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The participant that asks, and its workspace; `allowed`: by an access rule."""
+    """A participant with a request on a task; `allowed`: an access rule permits it."""
 
     identity: Identity
     workspace: str

@@ -164,7 +164,7 @@ class TaskReader:
 
 
 def encode_token(task: TaskRow) -> str:
-    """Make a list's page token, as the reference: base64url of `<micros>|<task_id>`."""
+    """Make a page token as the reference gateway does: base64url `<micros>|<task_id>`."""
     return base64.urlsafe_b64encode(f"{task.updated_ms * 1000}|{task.task_id}".encode()).rstrip(b"=").decode()
 
 

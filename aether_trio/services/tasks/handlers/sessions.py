@@ -1,4 +1,4 @@
-"""Writes for tasks when the sessions of workers begin, end or report progress.
+"""Queues writes of tasks as sessions of workers begin, end or report progress.
 
 Each puts a mutation into the engine's WriteBatcher. A request of a session waits (`wait_written`)
 until what the session did before the request is written.
@@ -105,7 +105,7 @@ class TaskSessions:
         await self._writes.wait_written(number)
 
     def _forget_owner(self, session: Session) -> bool:
-        """Forget an ended session; return whether it may have had an owner's row."""
+        """Forget an ended session; return whether it may have a row in `task_workers`."""
         registered = self._registered_owners.pop(session.session_id, None) is not None
         resumed = session.session_id in self._resumed_owners
         self._resumed_owners.discard(session.session_id)

@@ -114,7 +114,7 @@ _NO_SILENCE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def next_moment() -> Program[int]:
-    """Return when the next task, key or token falls due (Unix ms); 0 for never."""
+    """Return when the next task, idempotency key or token is due (Unix ms), or 0."""
     moments = []
     for column, table in (("due_ms", "tasks"), ("expires_ms", "task_keys"), ("expires_ms", "task_tokens")):
         found: list[Row] = yield Fetch(f"SELECT MIN({column}) FROM {table} WHERE {column} > 0")  # noqa: S608

@@ -1,4 +1,4 @@
-"""What a transaction on tasks knows, its effects, and its interface for its parts.
+"""Defines context, effects and interface of a database transaction on tasks.
 
 TaskTransaction (task_transaction.py) implements `Transaction`. The parts of a transaction
 (worker_choice.py, child_events.py, startup.py) use it only through this Protocol: applying a move
@@ -105,12 +105,12 @@ class Transaction(Protocol):
         """Read a task's payload for a worker here; None after PAYLOAD_BYTES in all."""
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:
-        """Decide on a task's status change; if it is allowed, write it and what follows."""
+        """Decide on a task's status change; if it is allowed, write it and all it causes."""
 
     def write(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
     ) -> Program[None]:
-        """Write a changed row of a task, and what follows from the change.
+        """Write a task's changed row with the events, assignments and wake-ups it causes.
 
         `push`: the worker is sent the task. `reserved`: the worker that counts the task already
         (`worker_choice.reserve_worker`).

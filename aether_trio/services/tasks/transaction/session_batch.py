@@ -103,7 +103,7 @@ def _busy(batch: Sequence[WorkerJoined | WorkerLeft]) -> Program[set[str]]:
 
 
 def _memories(names: Sequence[str]) -> Program[dict[str, int]]:
-    """Read since when the clients of these identities remember their tasks."""
+    """Read from `task_memories` when the current clients of these identities began."""
     if not names:
         return {}
     some = rounded_up(names, 16)

@@ -47,7 +47,7 @@ JOIN_IDLE: Final = _JOIN.replace(
     """CASE CAST($9 AS BIGINT) WHEN 0 THEN coalesce((SELECT m.since_ms FROM task_memories m WHERE m.identity = $1), 0)
     ELSE CAST($9 AS BIGINT) END,""",
 )
-"""The join of a worker without a task; reads since when it remembers if not given."""
+"""The join of a worker without a task; without `since_ms`, reads it from `task_memories`."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -199,7 +199,7 @@ def _send_if_unsent(tx: TaskTransaction, worker: Worker, task: TaskRow) -> Progr
 
 
 def _remembers_since(tx: TaskTransaction, identity: str, *, resumed: bool) -> Program[int]:
-    """Return since when (Unix ms) the client of a session remembers its tasks.
+    """Return when (Unix ms) a session's client began; it remembers tasks since then.
 
     A client that resumes may have started anew after another client of its name was lost.
     """

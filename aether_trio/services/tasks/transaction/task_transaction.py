@@ -1,4 +1,4 @@
-"""A database transaction on tasks: changes statuses and collects what follows.
+"""Changes statuses of tasks in a database transaction, with all that this causes.
 
     tx = TaskTransaction(context)        within the program, as a program may run again
     decision = yield from tx.apply(task, move, facts)
@@ -71,7 +71,7 @@ MOVED_ROWS: Final = 5
 
 @dataclass(slots=True)
 class TaskTransaction:
-    """One database transaction on tasks, made within the program, which may run again."""
+    """One database transaction on tasks; each try of it makes a new TaskTransaction."""
 
     context: Context
     effects: Effects = field(default_factory=Effects)
@@ -348,7 +348,7 @@ class TaskTransaction:
         return [pb.TaskEvent.FromString(event) for (event,) in found]
 
     def record_event_once(self, task: TaskRow, event: pb.TaskEvent, since_ms: int) -> Program[None]:
-        """Write a task's event, unless an earlier run of the program has since `since_ms`."""
+        """Write a task's event, unless an earlier try wrote it at or after `since_ms`."""
         written = yield from self.events_since(task.task_id, since_ms)
         same = sum(one.WhichOneof("event") == "progress" and one.progress == event.progress for one in written)
         place = task.task_id, event.progress.SerializeToString(deterministic=True)

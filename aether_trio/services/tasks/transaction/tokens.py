@@ -36,7 +36,7 @@ _REVOKE: Final = """UPDATE task_tokens SET revoked_ms = $2, expires_ms = CASE ex
 
 @dataclass(frozen=True, slots=True)
 class AdmittedToken:
-    """An accepted task token; it ends with any task of its `lineage`."""
+    """An admitted task token; `lineage`: its task and those of its makers' tokens."""
 
     task_id: str
     token: bytes
@@ -54,7 +54,7 @@ def new_token(random_bytes: Callable[[int], bytes]) -> str:
 
 
 class IssuedToken(NamedTuple):
-    """A task token that is to be written for its `owner`; `lineage` is its maker's."""
+    """A task token to be written for `owner`; `lineage`: the tasks of makers' tokens."""
 
     digest: bytes
     owner: str
