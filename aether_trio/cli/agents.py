@@ -93,7 +93,7 @@ def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
 )
 @administrator_options
 def launch(target: GatewayTarget, who: Identity, identity: str, params: tuple[str, ...]) -> None:
-    """Start an agent without a message. Prints the id of its startup task."""
+    """Start an agent without sending it a message. Prints the id of its startup task."""
     try:
         agent = Identity.parse(identity)
     except IdentityError as error:

@@ -106,7 +106,7 @@ def command(
 
 
 def addresses_for(target: GatewayTarget, given: str | None) -> list[str]:
-    """Return the addresses to try, one per transport; a full address is the only one."""
+    """Return the gateway URLs to try: `given` with a scheme, else one per transport."""
     if given is None:
         return addresses_of(target)
     if "://" in given:

@@ -61,7 +61,7 @@ class Measured:
 
     @property
     def unanswered(self) -> int:
-        """Rounds without an answer or a refusal."""
+        """How many ping-pong rounds have neither an answer nor a refusal."""
         return max(0, self.sent - self.answered - self.refused)
 
     def refusal(self, error: AetherError) -> None:
@@ -72,7 +72,7 @@ class Measured:
 
 
 class _Side:
-    """One client of a pair, and its publications that are not settled yet."""
+    """One client of a ping-pong pair, and its publications that are not settled yet."""
 
     def __init__(self, client: Client, measured: Measured) -> None:
         self.client, self._measured = client, measured
@@ -86,7 +86,7 @@ class _Side:
         self.reap()
 
     def reap(self) -> None:
-        """Count the refusals among the settled publications."""
+        """Count the refusals among the publications that have been settled since."""
         waiting = self._open
         while waiting and waiting[0].settled:
             error = waiting.popleft().error
@@ -95,7 +95,7 @@ class _Side:
 
 
 class Bench:
-    """Runs `aether bench`; `make(role, number)` gives a client for a pair's side."""
+    """Runs `aether bench`; `make(role, number)` makes one of a pair's two clients."""
 
     def __init__(
         self, make: Callable[[str, int], Client], pairs: int, payload: int, window: int, show: Callable[[str], None]
@@ -109,7 +109,7 @@ class Bench:
         self.measured = Measured()
 
     async def run(self, seconds: float, rate: float | None) -> Measured:
-        """Connect, measure for `seconds` (half find the maximum without `rate`), leave."""
+        """Measure for `seconds`; without `rate`, the first half finds the highest rate."""
         measured = self.measured
         async with trio.open_nursery() as nursery:
             await self._connect(nursery)
@@ -197,7 +197,7 @@ class Bench:
                 )
 
     async def _saturate(self, number: int, until: float) -> None:
-        """Keep a window of rounds in flight. A refused one leaves it after a while."""
+        """Keep a window of ping-pong rounds in flight; after a stall, begin one more."""
         slots = self._slots[number]
         while trio.current_time() < until:
             with trio.move_on_after(_STALL_S) as stalled:
@@ -207,7 +207,7 @@ class Bench:
             await self._ask(number, time.perf_counter_ns())
 
     async def _pace(self, number: int, until: float, rate: float) -> None:
-        """Begin this pair's share of the rate of rounds, at exponential gaps."""
+        """Begin one client pair's share of `rate` ping-pong rounds, at exponential gaps."""
         mean_s = self._pairs / rate
         offset_ns = time.perf_counter_ns() - int(trio.current_time() * _NS)
         due = trio.current_time() + random.expovariate(1 / mean_s)
@@ -220,7 +220,7 @@ class Bench:
             due += random.expovariate(1 / mean_s)
 
     async def _drain(self) -> None:
-        """Wait until all rounds are answered, or none was for a while."""
+        """Wait until all ping-pong rounds are answered, or no answer came for _DRAIN_S."""
         self._show("waiting for the last answers")
         last, since = -1, trio.current_time()
         while trio.current_time() - since < _DRAIN_S:

@@ -72,12 +72,12 @@ _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 
 def addresses_of(target: GatewayTarget) -> list[str]:
-    """Return the addresses to try for a target, one for each transport."""
+    """Return the URLs to try for the gateway `target`, one for each transport."""
     return [f"{secure if target.tls else plain}://{target}" for plain, secure in TRANSPORTS]
 
 
 def options_of(target: GatewayTarget) -> ClientOptions:
-    """Return the client's options for a target: credential, TLS and time limit."""
+    """Return client options for the gateway `target`: credential, TLS and time limit."""
     # The handshake's limit is lower, because its error says more than that of the whole.
     options: ClientOptions = {"connect_timeout": target.timeout_s, "handshake_timeout": 0.9 * target.timeout_s}
     if target.api_key:

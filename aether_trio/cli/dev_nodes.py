@@ -129,7 +129,7 @@ async def _run(
         def announce(all_ready: Sequence[Ready]) -> str:
             turns.addresses = [one.gateway for one in all_ready]
             if sidecar is not None:
-                nursery.start_soon(sidecar.run, _Front(front.address, all_ready[0]))
+                nursery.start_soon(sidecar.run, _ClusterAddresses(front.address, all_ready[0]))
             return _text(settings, front, all_ready, data)
 
         stopped_by = await run_nodes(
@@ -139,8 +139,8 @@ async def _run(
     return stopped_by
 
 
-class _Front:
-    """The addresses of a cluster whose transports are all at its front."""
+class _ClusterAddresses:
+    """The addresses of a cluster: for each transport, the proxy in front of the nodes."""
 
     def __init__(self, address: str, node: Ready) -> None:
         self.address = address

@@ -71,7 +71,7 @@ async def stream_lines(
                 for line in lines:
                     yield line
             elif lines:
-                raise exits.CliError(f"{where}: {lines[0].decode(errors='replace')}")
+                raise exits.CliError(f"the ops port {where} refused {path}: {lines[0].decode(errors='replace')}")
         if status != 200:
             raise exits.CliError(f"the ops port {where} answered with the HTTP status {status}")
 

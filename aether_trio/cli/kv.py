@@ -150,7 +150,7 @@ def put(keys: KeySpace, key: str, value: str, ttl: int | None, if_absent: bool, 
 
 def _check_applied(applied: bool, otherwise: str) -> None:
     if not applied:
-        raise exits.CliError(f"nothing changed: {otherwise}")
+        raise exits.CliError(f"the condition on the key failed, so nothing changed: {otherwise}")
 
 
 @command.command(name="list")

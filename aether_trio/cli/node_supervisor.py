@@ -165,7 +165,7 @@ async def supervised_nodes(nodes: Sequence[NodeProcess]) -> AsyncIterator[NodeSu
 
 
 def run(main: Callable[..., Awaitable[int | None]], *args: Any) -> None:
-    """Call `trio.run`; return after a drain. Exits by CliError, OSError or SystemExit."""
+    """Run `main` with trio. Raises CliError, OSError, or SystemExit after a signal."""
     try:
         stopped_by = trio.run(main, *args)
     except* exits.CliError as group:

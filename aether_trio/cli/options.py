@@ -73,7 +73,7 @@ class ServingOptions:
     until_stdin_ends: bool = False
 
     def with_flags(self, flags: Mapping[str, Any]) -> ServingOptions:
-        """Add the flags of one of the two commands."""
+        """Return these options with more `flags`, which are settings by dotted key."""
         return replace(self, flags={**self.flags, **flags})
 
     def load(self) -> Settings:

@@ -201,7 +201,7 @@ def tls_variables(target: GatewayTarget) -> dict[str, str]:
 
 
 class _Connection:
-    """Reports the connection to the gateway, and registers agents after a new one."""
+    """Prints when the gateway is away or back; registers agents in each new session."""
 
     def __init__(self, reporter: Reporter) -> None:
         self._reporter = reporter

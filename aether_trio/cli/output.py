@@ -1,4 +1,4 @@
-"""Prints for all commands: a participant's text reaches a terminal only from here.
+"""Prints for all commands; escapes control characters in participants' texts.
 
 Keys, names, reasons and progress are chosen by participants, and a terminal obeys the control
 characters in them. So no module of the command line prints otherwise than with these functions

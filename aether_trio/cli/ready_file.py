@@ -18,7 +18,7 @@ from aether_trio.cli import exits
 
 
 class Node(Protocol):
-    """A gateway process, as node_process.py knows it."""
+    """Protocol: the process id and the addresses of a running gateway."""
 
     @property
     def pid(self) -> int: ...

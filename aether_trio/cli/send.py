@@ -61,7 +61,7 @@ def _sender_for(topic: str) -> Identity:
     try:
         kind, workspace = _look_at(topic)
     except errors.RequestError as error:
-        raise exits.CliError(f"{error.code}: {error.message}") from None
+        raise exits.CliError(f"cannot send to {topic}: {error.code}: {error.message}") from None
     if kind is TopicKind.USER_EVERYWHERE:
         return made_up(Kind.SERVICE)
     return made_up(Kind.AGENT, workspace or "default")
@@ -79,4 +79,4 @@ async def _send(target: GatewayTarget, identity: Identity, topic: str, payload: 
         except AetherError as error:
             if not is_refusal(error):
                 raise
-            raise exits.CliError(f"not sent: {refusal_text(error)}") from error
+            raise exits.CliError(f"the message to {topic} was not sent: {refusal_text(error)}") from error

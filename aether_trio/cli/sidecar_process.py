@@ -1,4 +1,4 @@
-"""Runs a part beside a gateway of this process, and ends it before the drain."""
+"""Runs an orchestrator or another sidecar beside a gateway, until its drain."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Served(Protocol):
 
 
 class Sidecar:
-    """A part that runs beside a gateway, such as an orchestrator."""
+    """An async function that runs beside a gateway, such as an orchestrator."""
 
     def __init__(self, main: Callable[[Served], Awaitable[None]], kill: Callable[[], None] = lambda: None) -> None:
         self._main = main
@@ -27,7 +27,7 @@ class Sidecar:
         self._over = trio.Event()
 
     async def run(self, gateway: Served) -> None:
-        """Run the part until it returns, or until `end`. Call it once."""
+        """Run the sidecar's function until it returns, or until `end`. Call it once."""
         try:
             with self._scope:
                 await self._main(gateway)
@@ -35,11 +35,11 @@ class Sidecar:
             self._over.set()
 
     async def end(self) -> None:
-        """End the part, and wait for its end. Only after `run` has been started."""
+        """Cancel the sidecar, and wait for its end. Only after `run` has been started."""
         self._scope.cancel()
         await self._over.wait()
 
     def kill(self) -> None:
-        """End the part at once. Never blocks."""
+        """Cancel the sidecar, and call its `kill` function. Never blocks."""
         self._scope.cancel()
         self._kill()

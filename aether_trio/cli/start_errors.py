@@ -27,13 +27,13 @@ def start_error(error: OSError, settings: Settings) -> exits.CliError:
         named, of = " or ".join(dict.fromkeys(wrong.values())), " and ".join(wrong)
         return exits.CliError(f"this machine has no address {named}; see {of}", exits.SETTINGS)
     if error.errno == errno.EADDRINUSE:
-        where, options = _of(settings, errno.EADDRINUSE)
+        where, options = _failing_ports(settings, errno.EADDRINUSE)
         return exits.CliError(
             f"a port is taken{where}. Stop the other program, or choose another with {options} (0 picks a free one).",
             exits.SETTINGS,
         )
     if error.errno == errno.EACCES and not error.filename:
-        where, options = _of(settings, errno.EACCES)
+        where, options = _failing_ports(settings, errno.EACCES)
         return exits.CliError(
             f"may not listen{where}: ports below {_OF_ROOT} are the superuser's. Choose another with {options}.",
             exits.SETTINGS,
@@ -43,8 +43,8 @@ def start_error(error: OSError, settings: Settings) -> exits.CliError:
     return exits.CliError(f"cannot run: {error}", exits.FAILED)
 
 
-def _of(settings: Settings, number: int) -> tuple[str, str]:
-    """Return the ports (all if none) that fail this way, and the options for them."""
+def _failing_ports(settings: Settings, number: int) -> tuple[str, str]:
+    """Return the ports that fail with errno `number` (or all), and their options."""
     gateway, ops = settings.gateway, settings.ops
     wanted = {"--port": (gateway.host, gateway.port)}
     for transport in TRANSPORTS:

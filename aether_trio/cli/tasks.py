@@ -251,7 +251,7 @@ async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids:
             except AetherError as error:
                 if not is_refusal(error):
                     raise
-                raise refused(f"{task_id}: {refusal_text(error)}") from error
+                raise refused(f"task {task_id} cannot be {done}: {refusal_text(error)}") from error
             say(f"{task_id} is {done}")
 
 

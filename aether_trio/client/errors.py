@@ -143,7 +143,7 @@ class FeedOverflow(AetherError):
 
 
 class MessagesAbandoned(AetherError):
-    """Failed tasks hold all messages that may be delivered; reconnect to get them."""
+    """The program's failed tasks hold all messages that the credit allows: reconnect."""
 
     def __init__(self, count: int) -> None:
         text = f"{count} messages were taken by tasks that have failed, and no more may be delivered before they are handled"

@@ -138,7 +138,7 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
     extensions = [pb.ExtensionDeclaration(uri=one) if isinstance(one, str) else one for one in said]
     if (wanted := options.get("worker_tasks")) is not None:
         if wanted < 0:
-            raise ValueError(f"worker_tasks is {wanted}; it must be 0 or more")
+            raise ValueError(f"worker_tasks, the number of tasks at once, is {wanted}; it must be 0 or more")
         extensions.append(pb.ExtensionDeclaration(uri=WORKER_TASKS, version=str(wanted)))
     return ClientSettings(
         address=parsed,

@@ -108,7 +108,7 @@ async def open_cluster(
     limits: ClusterLimits | None = None,
     random: Random | None = None,
 ) -> AsyncIterator[Cluster]:
-    """Make this gateway a node of `server`'s cluster; StorageUnavailable if it cannot."""
+    """Join the cluster of a PostgreSQL server as a node. Raises StorageUnavailable."""
     await server.database("cluster")
     cluster = Cluster(server, host, info, limits or ClusterLimits(), random or Random())  # noqa: S311  # spreads attempts
     async with trio.open_nursery() as nursery:

@@ -125,7 +125,7 @@ class Batcher(Generic[T]):
         except Exception:
             self.unavailable = False
             logger.exception(
-                "a group of writes failed; its items are written one by one", what=self._what, items=len(group)
+                "the writes named in `what` failed; they are written one by one", what=self._what, items=len(group)
             )
             if len(group) > 1:
                 for item in group:

@@ -23,7 +23,7 @@ __all__ = ["KICKS_PER_SLICE", "Kickable", "Kicks", "kick_all"]
 
 
 class Kickable(Protocol):
-    """An outbox, a link, or another writer to a socket that writes when it is kicked."""
+    """A writer to a socket, such as a session's outbox, that writes when it is kicked."""
 
     def kick(self) -> None:
         """Write to the socket what is new. Never blocks."""

@@ -54,7 +54,7 @@ class PeriodicTask:
             try:
                 await self._work(periodic)
             except StorageUnavailable as error:
-                logger.info("periodic work waits until storage answers", what=self._what, reason=str(error))
+                logger.info("the work named in `what` waits until storage answers", what=self._what, reason=str(error))
                 self._triggered.set()
                 await trio.sleep(RETRY_DELAY_S)
             except Exception:

@@ -94,7 +94,7 @@ class _StrictLoader(yaml.SafeLoader):
             key = self.construct_object(key_node, deep=True)
             if key in seen:
                 mark = key_node.start_mark
-                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice", mark)
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key!r} is given twice; remove one", mark)
             seen.add(key)
         return super().construct_mapping(node, deep)
 
@@ -145,7 +145,7 @@ def load_settings_with_origins(
     try:
         settings = _build(values)
     except ValueError as exc:  # a bound that the model itself holds
-        raise SettingsError(f"limits: {exc}") from None
+        raise SettingsError(f"a limit among the settings is invalid: {exc}") from None
     return Loaded(settings, origins)
 
 
@@ -271,7 +271,7 @@ def _from_sets(sets: Sequence[str], problems: list[str]) -> Iterator[tuple[str, 
 
 
 def _parsed(origin: str, key: Key, text: str, problems: list[str]) -> _Given:
-    """Convert a value that came as text: text, a list of texts, or YAML."""
+    """Convert the text of a setting to its value: a text, a list of texts, or YAML."""
     if key.optional and text.strip() in {"", "null", "~"}:
         return _Given(origin, None)
     if key.takes_text or (key.is_text_list and not text.lstrip().startswith(("[", "{"))):

@@ -192,7 +192,7 @@ class BlockingContext(AbstractContextManager[T]):
             raise
 
     def give_up(self) -> None:
-        """Cancel the block in the event loop, if it was entered: no thread leaves it."""
+        """Cancel the async block in the event loop, if entered: no thread will leave it."""
         if self._call is not None and not self._given_up:
             self._given_up = True
             self._bridge._end(self._call)

@@ -250,5 +250,5 @@ def _leave_open_blocks() -> None:
 
 
 async def _called(function: Callable[..., T], *args: Any, **kwargs: Any) -> T:
-    """Call a function in the event loop, to which the events that it makes belong."""
+    """Call a plain function in the event loop, so that its events belong to that loop."""
     return function(*args, **kwargs)

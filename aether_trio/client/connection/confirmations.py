@@ -62,7 +62,7 @@ class Confirmations:
         self._unguarded = True
 
     def together(self, settle: Settle, number: int) -> None:
-        """Note that a numbered send was written, which shares the next barrier request."""
+        """Note that send `number` was written; the next barrier request confirms it."""
         self._together.append((number, settle))
         self._open_numbers.add(number)
         self._unguarded = True

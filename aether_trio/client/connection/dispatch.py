@@ -88,7 +88,7 @@ class MessageDispatch:
         return Messages(self.inbox, None if manual else self.cursors)
 
     def reopen(self, *, repeat: bool, within_s: float = math.inf) -> None:
-        """Queue unconfirmed messages, and those of `restore`, for a new connection."""
+        """Queue unconfirmed messages and the workspace switch again for a new connection."""
         self.send_queue.reopen(repeat=repeat, within_s=within_s)
         for message in self.restore.values():
             again = OutgoingMessage(message.SerializeToString(), lambda _error: None, unanswered=True)

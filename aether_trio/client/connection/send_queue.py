@@ -116,7 +116,7 @@ class SendQueue:
         self._queue.appendleft(upstream)
 
     async def flush(self) -> None:
-        """Wait until all published so far is settled. Raises the first unseen refusal."""
+        """Wait until all messages published so far are settled. Raises an unseen refusal."""
         await anyio.lowlevel.checkpoint()
         target = self.published
         while self.unsettled and self._first_open() <= target:
@@ -169,7 +169,7 @@ class SendQueue:
     # -- from the connection
 
     def pull(self, encoder: MessageEncoder, max_bytes: int, *, starting: bool) -> list[bytes]:
-        """Return about `max_bytes` of encoded messages, or of answers if not `starting`."""
+        """Take and encode about `max_bytes` of messages; only answers unless `starting`."""
         if not starting:
             return self._pull_answers(encoder)
         frames: list[bytes] = []
@@ -264,7 +264,7 @@ class SendQueue:
         self._room.set()
 
     def _note_unseen(self, publication: Publication) -> None:
-        """Keep a refusal for `flush`, which raises the first: mostly the others' cause."""
+        """Keep a refusal that no caller has seen for `flush`, which raises the first one."""
         if len(self._unseen) >= self.max_unsettled:
             if self._unseen_more % self.max_unsettled == 0:  # each look pays for as many refusals
                 self._unseen = [one for one in self._unseen if not one.seen]

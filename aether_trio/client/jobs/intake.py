@@ -43,7 +43,7 @@ class AssignmentIntake(Feed[Assignment]):
         return len(self._assigned)
 
     def put(self, thing: Any) -> None:
-        """Add a task assignment; on ConnectionLost, drop those that were not given back."""
+        """Add a task assignment; on ConnectionLost, drop those not added by `give_back`."""
         if isinstance(thing, ConnectionLost):
             self._assigned = {name: one for name, one in self._assigned.items() if isinstance(one, Assignment)}
             self._bytes = sum(len(one.payload) for one in self._assigned.values())

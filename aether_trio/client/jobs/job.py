@@ -263,7 +263,7 @@ class Job:
                 self._go_on_behind(last)
 
     def _go_on_behind(self, last: LastMove) -> bool:
-        """Send COMPLETE or FAIL behind the block. Return False if the client has ended."""
+        """Send COMPLETE or FAIL in the client's task group; False if the client has ended."""
         self._settles_late = self._keeper.settle_later(self, lambda: last(None))
         return self._settles_late
 
@@ -471,7 +471,7 @@ class Job:
         await self._wait(lambda request_id: self._keeper.tasks.pause(self._reference, wait, request_id=request_id))
 
     async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Pause the task by `pause`, which gets a request id, and wait until it runs."""
+        """Call `pause(request_id)`, and wait until the task runs again."""
         await self._checked()
         if self._waiting:
             raise RuntimeError(f"task {self.id} is in another wait already; one at a time")

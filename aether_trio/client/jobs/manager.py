@@ -107,13 +107,13 @@ class JobManager:
             self.intake.put_down(assignment.task_id)
 
     def _give_back(self, assignment: Assignment) -> None:
-        """Offer the task of a cancelled loop to the next loop, or fail it later."""
+        """Offer the task of a cancelled `work()` loop to the next loop, or fail it later."""
         assignment = replace(assignment)  # not the object of a loop that was cancelled before
         self.intake.give_back(assignment)
         self._start(self._end_untaken, assignment)
 
     async def _end_untaken(self, assignment: Assignment) -> None:
-        """Fail the task of a cancelled loop that no loop took within UNTAKEN_S."""
+        """Fail the task that was given back if no `work()` loop takes it within UNTAKEN_S."""
         await anyio.sleep(UNTAKEN_S)
         if self.intake.take_back(assignment):
             await self._give_up(assignment, STOPPED)
@@ -251,7 +251,7 @@ class JobManager:
             self.intake.forget(task_id)
 
     def settle_later(self, job: Job, settle: Callable[[], Awaitable[None]]) -> bool:
-        """Run `settle`, which ends a task, behind its block; False if the client ended."""
+        """Run `settle`, which ends a task, in the client's task group; False if closed."""
         return self._start(self._settle_late, job, settle)
 
     async def _settle_late(self, job: Job, settle: Callable[[], Awaitable[None]]) -> None:

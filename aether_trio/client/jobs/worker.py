@@ -31,7 +31,7 @@ class Jobs:
 
     def __init__(self, manager: JobManager, concurrency: int) -> None:
         if concurrency < 1:
-            raise ValueError(f"concurrency is {concurrency}; it must be at least 1")
+            raise ValueError(f"concurrency is {concurrency}, so no task could be open; it must be at least 1")
         self._manager = manager
         self._room = anyio.Semaphore(concurrency)
         self._given: weakref.WeakSet[Job] = weakref.WeakSet()

@@ -43,7 +43,7 @@ class RulePage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FallbackPolicy:
-    """The access level that applies in a category when no rule does."""
+    """The access level in a category, such as "user_workspace", if no rule applies."""
 
     policy_id: str
     category: Annotated[str, Wire("rule_category")]
@@ -172,7 +172,7 @@ class Rules(Groups, AccessExplanations):
         updated_by: str = "",
         authorization: Authorization | None = None,
     ) -> FallbackPolicy:
-        """Set the access level that applies in a category when no rule does."""
+        """Set the default access level of a category, such as "user_workspace"."""
         request = pb.ACLSetFallbackRequest(
             rule_category=category, fallback_access_level=access_level, updated_by=updated_by
         )
@@ -216,6 +216,6 @@ class Rules(Groups, AccessExplanations):
         return (await self._do(_Op(op=_Op.CLEANUP_EXPIRED))).cleanup_result.deleted_count
 
     async def forget_decisions(self, *, older_than_days: int) -> int:
-        """Remove recorded access decisions that are older; return how many."""
+        """Remove access decisions older than `older_than_days`; return how many."""
         op = _Op(op=_Op.CLEANUP_AUDIT_LOGS, retention_days=older_than_days)
         return (await self._do(op)).cleanup_result.deleted_count

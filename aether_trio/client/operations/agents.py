@@ -58,7 +58,7 @@ class Registry(Namespace):
     """Registers agent implementations, starts agents, and lists orchestrators."""
 
     async def list(self, *, orchestrator_profile: str = "", limit: int = 0, offset: int = 0) -> RegistrationPage:
-        """List the registered implementations for one orchestrator profile, or all."""
+        """List all implementations, or those that one kind of orchestrator starts."""
         wanted = pb.AgentFilter(orchestrator_profile=orchestrator_profile, limit=limit, offset=offset)
         answer = await self._do(_Op(op=_Op.LIST, filter=wanted))
         return RegistrationPage(tuple(read(Registration, one) for one in answer.agents), answer.total_count)
@@ -68,7 +68,7 @@ class Registry(Namespace):
         return read(Registration, (await self._do(_Op(op=_Op.GET, implementation=implementation))).agent)
 
     async def register(self, registration: Registration) -> Registration:
-        """Register an agent implementation; clashing prefixes are ERR_PREFIX_CONFLICT."""
+        """Register an agent implementation; AlreadyExists if a resource prefix is taken."""
         return await self._write(_Op.REGISTER, registration)
 
     async def update(self, registration: Registration) -> Registration:

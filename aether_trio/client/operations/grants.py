@@ -66,7 +66,7 @@ class Grants(Namespace):
     async def renew(
         self, grant_id: str, *, expires_at: datetime | None = None, extend_by: timedelta | None = None
     ) -> Grant:
-        """Renew a grant in its window: by `extend_by` from now, else until `expires_at`."""
+        """Renew a grant, at most to `renewable_until`: by `extend_by`, or to `expires_at`."""
         extend_s = 0 if extend_by is None else int(extend_by.total_seconds())
         request = pb.ACLRenewAuthorityGrantRequest(
             grant_id=grant_id, expires_at=from_time(expires_at), extend_seconds=extend_s

@@ -57,7 +57,7 @@ class Namespace:
     def _feed(
         self, *cases: str, match: Callable[[Any], bool] | None = None, capacity: int = 1024
     ) -> Iterator[AsyncIterator[Any]]:
-        """Open a feed of messages that the gateway begins, over all connections."""
+        """Open a feed of messages that answer no request; it goes on after a reconnect."""
         with self._requester.open_feed(*cases, match=match, capacity=capacity) as feed:
             yield feed
 
@@ -65,7 +65,7 @@ class Namespace:
     def _exchange_feed(
         self, *cases: str, match: Callable[[Any], bool], capacity: int, lossy: bool = False
     ) -> Iterator[Feed[Any]]:
-        """Open a feed for one exchange; it ends with ConnectionLost after a cut."""
+        """Open a feed for one tunnel, call or stream; a cut ends it with ConnectionLost."""
 
         def mine(payload: Any) -> bool:
             return isinstance(payload, ConnectionLost) or match(payload)

@@ -41,7 +41,7 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """How a record's field differs in protobuf: its name, its unit (s, ms or level)."""
+    """A dataclass field's name in protobuf, and unit: s, ms, or level (AccessLevel)."""
 
     name: str = ""
     unit: str = "s"
@@ -74,7 +74,7 @@ def from_time(when: datetime | None, unit: str = "s") -> int:
 
 @dataclass(frozen=True)
 class _Field:
-    """One field of a record: its two names, and how it is read and written."""
+    """One dataclass field: its name here and in protobuf, how it is read and written."""
 
     name: str
     wire: str
@@ -96,7 +96,7 @@ def _value(field: _Field, message: Message) -> Any:
 
 
 def write(record: Any, message: M) -> M:
-    """Fill `message` from the record, and return it; None and empty stay unset."""
+    """Fill and return a protobuf message from a dataclass; None and empty stay unset."""
     for field in _fields_of(type(record)):
         value = getattr(record, field.name)
         if value is not None:
@@ -105,7 +105,7 @@ def write(record: Any, message: M) -> M:
 
 
 def read_optional(record: type[R], message: Message, name: str) -> R | None:
-    """Make a record from the field `name` of a message, or None if it is absent."""
+    """Make a dataclass `record` from the field `name` of a message; None if absent."""
     return read(record, getattr(message, name)) if message.HasField(name) else None
 
 

@@ -70,7 +70,7 @@ class Tasks(TaskFeeds):
         do the task.
         """
         if target and pool:
-            raise ValueError("target and pool were both given; leave one of them out")
+            raise ValueError("the new task was given both a target and a pool; leave one of them out")
         mode = TaskAssignmentMode.SELF_ASSIGN
         if target or pool:
             mode = TaskAssignmentMode.TARGETED if target else TaskAssignmentMode.POOL

@@ -106,7 +106,7 @@ Verdict = Granted | HeldBy | Full | Again
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A waiting release of an identity lock; `epoch` 0: the session's of any epoch."""
+    """A queued release of a session's identity lock of this `epoch` (0: any epoch)."""
 
     identity: str
     session_id: str
@@ -129,7 +129,7 @@ class ClaimBatcherStatistics:
 
 def _forget(what: object, error: Exception) -> None:
     logger.error(
-        "PostgreSQL refuses to write the release of an identity lock, or an answer about one",
+        "PostgreSQL refuses the release of an identity lock, or the answer to a request for one; it is dropped",
         what=what,
         reason=str(error),
     )

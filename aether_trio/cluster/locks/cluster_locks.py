@@ -241,7 +241,7 @@ class ClusterLocks:
     # -- the lease ---------------------------------------------------------------------------------
 
     def reconcile(self, rows: LockRows) -> list[IdentityLock]:
-        """Compare with the lock rows of a lease that is back; forget and return lost ones."""
+        """Forget and return the identity locks that the `rows` of a regained lease lack."""
         lost = [lock for lock in self._mine.values() if (lock.identity, lock.session_id) not in rows]
         for lock in lost:
             del self._mine[lock.identity]

@@ -107,7 +107,7 @@ class NodeInfo:
 
 
 class LeaseState(enum.Enum):
-    """Whether a cluster node has its lease, tries to get it back, or gave up in time."""
+    """Whether a node's lease is held, lost within `lease_grace_s`, or lost for longer."""
 
     HELD = "held"
     LOST = "lost"
@@ -130,7 +130,7 @@ class LeaseWatcher(Protocol):
         """End all sessions of the node: other nodes may have taken every identity lock."""
 
     def lease_renewed(self) -> None:
-        """Write rows that other nodes delete for a dead node; its lease has a new epoch."""
+        """Write this node's rows again that others deleted when they declared it dead."""
 
     def questions(self) -> None:
         """Look for requests of other nodes for identities that this node owns."""
@@ -138,7 +138,7 @@ class LeaseWatcher(Protocol):
 
 @dataclass(slots=True)
 class LeaseStatistics:
-    """State and counters of a node's lease: `losses`, and `new_epochs` that ended it."""
+    """State and counters of a node's lease; `new_epochs`: times it was declared dead."""
 
     state: str = ""
     held: bool = False
@@ -198,7 +198,7 @@ class Lease:
         return f"SELECT aether_fence({self.node_id}, {self.epoch})"
 
     async def wait_held(self) -> None:
-        """Wait until this node has its lease; raise LeaseLost when the grace is over."""
+        """Wait until this node has its lease; LeaseLost after `lease_grace_s` without it."""
         while self.state is not LeaseState.HELD:
             if self.state is LeaseState.AWAY:
                 reason = self._counts.last_error or "it is being registered"

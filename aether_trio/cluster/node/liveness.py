@@ -228,7 +228,7 @@ class Nodes:
                 logger.info("the look for dead nodes failed; the next one is in a few seconds", reason=str(exc))
 
     async def look(self) -> bool:
-        """Declare dead the nodes without lease at two looks; return whether one had none."""
+        """Declare nodes dead that twice had no lease; return whether a node has none now."""
         found = {tuple(row) for row in await self.fetch(_UNLOCKED, self._lease.lock_class, self._lease.node_id)}
         before, self._unlocked = self._unlocked, found
         for node_id, epoch in found & before:
@@ -236,7 +236,7 @@ class Nodes:
         return bool(found)
 
     async def look_for_silent(self) -> bool:
-        """End leases not probed for `silent_s` at two looks; return whether one was not."""
+        """End leases of nodes twice found silent (`silent_s`); return whether one is now."""
         rows = await self.fetch(_SILENT, self._lease.lock_class, self._lease.node_id, self._limits.silent_s)
         found = {(row[0], row[1], row[2]) for row in rows}
         before, self._silent = self._silent, found

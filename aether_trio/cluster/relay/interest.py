@@ -114,7 +114,7 @@ class Interest:
         return topics
 
     def renew(self) -> None:
-        """Write all rows again: other nodes may have deleted this node's rows."""
+        """Write the rows of this node's topics again: other nodes may have deleted them."""
         self._known.clear()
         for topic in self._heard():
             self.add(topic)
@@ -124,7 +124,7 @@ class Interest:
             self._wanted.pop(topic).set()
 
     async def look_after(self) -> None:
-        """Write missing rows; delete those without listeners. Raises StorageUnavailable."""
+        """Write missing topic rows, delete those unheard. Raises StorageUnavailable."""
         async with self._changing:
             node_id, now = self._lease.node_id, trio.current_time()
             for topic in self._heard():

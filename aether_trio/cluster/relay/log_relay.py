@@ -211,7 +211,7 @@ def _refused(topic: str, error: Exception) -> None:
 
 
 def split_in_payloads(topics: Sequence[str]) -> tuple[list[str], list[int]]:
-    """Return each topic's text and payload number; ALL for one that does not fit."""
+    """Return each topic (ALL if it is too long), and the number of its NOTIFY payload."""
     said: list[str] = []
     parts: list[int] = []
     part = size = 0
