@@ -24,6 +24,7 @@ def call_soon() -> CallSoon:
     if sniffio.current_async_library() == "trio":
         enter = trio.lowlevel.current_trio_token().run_sync_soon
     else:
+        # The context of a foreign thread may say that another kind of loop runs here.
         enter = partial(asyncio.get_running_loop().call_soon_threadsafe, context=copy_context())
     process = os.getpid()
 

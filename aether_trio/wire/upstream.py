@@ -70,6 +70,6 @@ def too_many_fields(data: bytes, descriptor: Any) -> bool:
         return False  # it ends too early, which the parser will say
 
 
-@cache
+@cache  # bounded by the number of message types
 def _parts_of(descriptor: Descriptor) -> dict[int, Descriptor]:
     return {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}

@@ -67,7 +67,7 @@ class Tasks(TaskFeeds):
         within a day gets the first one's task. Deadlines are `metadata`, in milliseconds:
         "schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms"
         (docs/tasks.md). `target_identity` asks for a token with which that identity may connect to
-        do the task.
+        do the task. Raises ValueError for both `target` and `pool`.
         """
         if target and pool:
             raise ValueError("the new task was given both a target and a pool; leave one of them out")

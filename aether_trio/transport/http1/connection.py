@@ -175,6 +175,7 @@ class Http1Connection:
 
     def _check_length(self, event: h11.Request) -> None:
         """Refuse a request head above `max_head_bytes`. Raises BadRequest."""
+        # h11 bounds only incomplete heads; one read may bring a longer one that is complete.
         lines = [(event.method, event.target), *event.headers]
         if sum(len(left) + len(right) + len(b": \r\n") for left, right in lines) > self._limits.max_head_bytes:
             raise _head_too_long(f"request line and headers have more than {self._limits.max_head_bytes} bytes")

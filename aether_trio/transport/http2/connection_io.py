@@ -162,6 +162,7 @@ class ConnectionIo:
 
     def wait_for_news(self, stream: Http2Stream) -> Awaitable[object]:
         """Wait until a stream has a message or its end. A checkpoint; await it at once."""
+        # No coroutine: an idle stream waits here, and a coroutine costs 0.5 KiB.
         if stream.has_news:
             return trio.lowlevel.checkpoint()  # noqa: ASYNC105 -- the caller awaits it
         if stream.unread:

@@ -32,6 +32,7 @@ class Allowances:
     DATA frames earn `window_updates`. The last four are constants: only a broken client meets them.
     """
 
+    # In the order of the counters in flood_budgets.py.
     settings: Allowance = Allowance(20, 1.0)
     pings: Allowance = Allowance(60, 10.0)
     resets: Allowance = Allowance(200, 50.0)

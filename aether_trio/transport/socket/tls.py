@@ -53,7 +53,7 @@ def server_context(settings: TlsFiles, *, alpn: Sequence[str] = (ALPN_H2,)) -> s
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     _load_chain(context, settings.cert_file, settings.key_file)
     context.set_alpn_protocols(list(alpn))
-    context.num_tickets = 0
+    context.num_tickets = 0  # a ticket costs 1 KiB, and long streams rarely resume
     if settings.client_ca_file is not None:
         _load_authorities(context, settings.client_ca_file)
         required = settings.client_certificates is ClientCertificates.REQUIRED
