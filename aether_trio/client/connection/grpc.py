@@ -59,7 +59,8 @@ class GrpcCodec(MessageCodec):
             ("content-type", "application/grpc"),
             ("user-agent", "aether-trio"),
         ]
-        self._connection = h2.connection.H2Connection(h2.config.H2Configuration(True, header_encoding="utf-8"))
+        config = h2.config.H2Configuration(client_side=True, header_encoding="utf-8")
+        self._connection = h2.connection.H2Connection(config)
         self._connection.incoming_buffer = _FramesWithoutGoAway()
         self._backlog = bytearray()
         """Bytes of messages that the gateway's window had no room for."""
