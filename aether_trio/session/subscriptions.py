@@ -163,7 +163,7 @@ class Subscriptions:
         return open_all
 
     async def prepare_base(self) -> Callable[[], None]:
-        """Prepare the topics of the identity itself; return a function that opens them."""
+        """Load the identity's own topics; return a function that opens subscriptions."""
         open_all = await self.prepare(plan_for(self._identity))
 
         def open_base() -> None:

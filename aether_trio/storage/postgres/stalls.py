@@ -109,7 +109,7 @@ class StallWatch:
             self._timer = self._loop.call_later(self._slow_s, self._expire)
 
     def close(self) -> None:
-        """Stop watching."""
+        """Stop watching the pools' connections."""
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -131,7 +131,7 @@ class StallWatch:
         return {one: use for pool in self.pools for one, use in pool.in_use.items() if use.since <= latest}
 
     async def _look_on(self) -> None:
-        """Look every `look_s` until no connection is in use for long."""
+        """Look for stalled connections every `look_s` while one is in use for long."""
         connection: Any = None
         before: dict[Any, _Sight] = {}
         try:

@@ -44,7 +44,7 @@ class PostgresJob:
         self.rows = 0
 
     def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """Go on without the caller, who was cancelled."""
+        """Run the job on without its caller, which was cancelled."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 
@@ -147,7 +147,7 @@ async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | No
 
 
 async def run_statement(connection: Any, statement: Statement, job: PostgresJob) -> Any:
-    """Run one statement on a PostgreSQL connection; return its program's result."""
+    """Run one statement on a PostgreSQL connection; return what its program is sent."""
     if isinstance(statement, Fetch):
         return [tuple(record) for record in await connection.fetch(statement.sql, *statement.args)]
     if isinstance(statement, Execute):

@@ -37,7 +37,7 @@ class SqliteJob:
         self.error: Exception | None = None
 
     def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """Go on without the caller, who was cancelled."""
+        """Run the job on without its caller, which was cancelled."""
         self.task = None
         return trio.lowlevel.Abort.SUCCEEDED
 

@@ -89,7 +89,7 @@ class SqliteDatabase(Database):
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
-        """Read a few rows by key on this thread: 10 µs, not 100 µs in another thread."""
+        """Read a few rows by key on the trio thread: 10 µs, not 100 µs on a reader thread."""
         connection = self._inline
         if connection is None:
             return await self.read(program)

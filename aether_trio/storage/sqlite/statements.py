@@ -52,7 +52,7 @@ def compile_sql(sql: str) -> Compiled:
 
 
 def run_statement(cursor: sqlite3.Cursor, statement: Statement) -> Any:
-    """Run one statement on a SQLite cursor; return its program's result."""
+    """Run one statement on a SQLite cursor; return what its program is sent."""
     if isinstance(statement, Fetch):
         compiled = compile_sql(statement.sql)
         return cursor.execute(compiled.text, compiled.arrange(statement.args)).fetchall()

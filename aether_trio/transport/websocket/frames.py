@@ -239,7 +239,7 @@ class FrameReader:
             raise FrameError(f"a WebSocket frame has the unknown opcode {opcode:#x}")
         elif opcode == _CONTINUATION:
             if self._part is None:
-                raise FrameError("a continuation frame came without a message that it continues")
+                raise FrameError("a WebSocket continuation frame came without a message that it continues")
         elif self._part is not None:
             raise FrameError("a new WebSocket message began before the end of the last one")
 

@@ -151,7 +151,7 @@ def reader_of(length: int, kind: int) -> Reader | None:
         raise RemoteProtocolError(ErrorCode.UNKNOWN_FRAME, f"a frame of the unknown type {kind:#04x}")
     least, greatest, defined, reader = shape
     if not least <= length <= greatest:
-        malformed(f"{FrameType(kind).name} of {length} bytes")
+        malformed(f"{FrameType(kind).name} has {length} bytes; it must have {least} to {greatest}")
     if flags & ~defined:
         malformed(f"{FrameType(kind).name}: undefined flags {flags:#04x}")
     return reader

@@ -115,7 +115,7 @@ class Delivered(msgspec.Struct, frozen=True, gc=False):
 
 
 class GrantCredit(msgspec.Struct, frozen=True, gc=False):
-    """CREDIT: so many more messages and bytes may be delivered."""
+    """CREDIT: allows the server to deliver more messages and bytes."""
 
     message_count: int = 0
     byte_count: int = 0
@@ -128,13 +128,13 @@ class Envelope(msgspec.Struct, frozen=True, gc=False):
 
 
 class Ping(msgspec.Struct, frozen=True, gc=False):
-    """PING: asks for a Pong with the same number."""
+    """PING: asks for a PONG with the same number."""
 
     number: int = 0
 
 
 class Pong(msgspec.Struct, frozen=True, gc=False):
-    """PONG: answers the Ping with that number, and those before it."""
+    """PONG: answers the PING with `number`, and all PINGs before that one."""
 
     number: int = 0
 

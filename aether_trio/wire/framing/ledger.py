@@ -12,7 +12,7 @@ from aether_trio.wire.framing.constants import MAX_CHANNELS, MAX_CREDIT, ErrorCo
 
 
 class Breach(Exception):
-    """A rule of the framing was broken, by either end of the connection."""
+    """Raised when either end of a framed connection breaks a rule of the framing."""
 
     def __init__(self, code: ErrorCode, message: str) -> None:
         super().__init__(message)
@@ -21,7 +21,7 @@ class Breach(Exception):
 
 
 class Late(Breach):
-    """A DELIVERED for a channel that is closed: no mistake of a peer that cannot know."""
+    """Raised for a DELIVERED whose channel was closed or reopened; receivers ignore it."""
 
 
 class Sequence:
@@ -50,20 +50,20 @@ class Sequence:
         self.last = seq
 
     def ack(self, seq: int) -> None:
-        """Count an ACK up to this number."""
+        """Count an ACK of all SENDs up to `seq`."""
         if not self.acked < seq <= self.last:
             raise Breach(
                 ErrorCode.BAD_SEQUENCE,
-                f"ACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}",
+                f"ACK {seq} must be above the last ACK {self.acked} and at most the last SEND {self.last}",
             )
         self.acked = seq
 
     def nack(self, seq: int) -> None:
-        """Check a NACK of this number."""
+        """Check that a NACK names a SEND that no ACK has settled."""
         if not self.acked < seq <= self.last:
             raise Breach(
                 ErrorCode.BAD_SEQUENCE,
-                f"NACK {seq} is not behind the last ACK {self.acked} and up to the last SEND {self.last}",
+                f"NACK {seq} must be above the last ACK {self.acked} and at most the last SEND {self.last}",
             )
 
 
@@ -157,7 +157,7 @@ class Credit:
             self.byte_count -= size
 
     def grant(self, message_count: int, byte_count: int) -> None:
-        """Add the credit of a CREDIT frame."""
+        """Add the messages and bytes that a CREDIT frame grants."""
         after = []
         for what, held, more in (
             ("messages", self.message_count, message_count),
