@@ -124,10 +124,12 @@ class Batcher(Generic[T]):
             await retry_while_unavailable(lambda: self._write(group), self._what, logger, on_failure=self._failed)
         except Exception:
             self.unavailable = False
-            logger.exception(
-                "the writes named in `what` failed; they are written one by one", what=self._what, items=len(group)
-            )
-            if len(group) > 1:
+            if len(group) == 1:
+                logger.exception("the write named in `what` failed and is given up", what=self._what)
+            else:
+                logger.exception(
+                    "the writes named in `what` failed; they are written one by one", what=self._what, items=len(group)
+                )
                 for item in group:
                     await self._write_group([item])
         self.unavailable = False
