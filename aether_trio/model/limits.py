@@ -27,7 +27,7 @@ MAX_TASK_PAYLOAD_BYTES: Final = CLIENT_MESSAGE_BYTES - 1 * MIB
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """Sizes, rates and counts that a gateway allows its clients; 0 is unlimited."""
+    """Sizes, rates and counts for clients; 0, where it is allowed, means no limit."""
 
     topic_bytes: ClassVar[int] = MAX_TOPIC_BYTES
     """The protocol's, not a setting: identities are stored under it."""
