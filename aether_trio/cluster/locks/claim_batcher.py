@@ -51,9 +51,9 @@ MAX_TRIES: Final = 5
 
 _CLAIM: Final = "SELECT * FROM aether_claim($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15)"
 _CLAIM_COLUMNS: Final = (
-    *("identity", "kind", "workspace", "implementation", "session_id", "resume_session_id", "takes_any"),
-    *("connected_ms", "peer", "client_sdk", "client_version"),
-)
+    "identity", "kind", "workspace", "implementation", "session_id", "resume_session_id", "takes_any", "connected_ms",
+    "peer", "client_sdk", "client_version",
+)  # fmt: skip
 _RELEASE: Final = "SELECT aether_release($1, $2, $3, $4, $5, $6, $7)"
 _ANSWER: Final = """
     UPDATE lock_requests SET answer = c.answer FROM unnest($1::text[], $2::int[], $3::text[], $4::text[])
