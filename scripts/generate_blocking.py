@@ -5,7 +5,7 @@
 
 A coroutine method becomes a method that blocks, an async iterator an iterator, an async context
 manager a context manager, and a property stays one. Arguments, results and docstrings are those of
-the async class. tests/client/blocking/test_generated.py fails until this has run after a change.
+the async class. tests/client/blocking/test_reach.py fails until this has run after a change.
 """
 
 from __future__ import annotations
