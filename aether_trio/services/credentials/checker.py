@@ -274,6 +274,7 @@ def key_problem(record: ApiKey, identity: Identity) -> str | None:
 
 def _subject(claim: Claim) -> str:
     """Return the claimed identity without the part that the gateway assigned to it."""
+    # With that part the client would be new to the throttle at each attempt.
     text = claim.identity.text
     return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
 

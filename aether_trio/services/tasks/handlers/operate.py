@@ -208,6 +208,7 @@ class TaskOperator:
 
     async def _checkpoint_problem(self, task: TaskRow, caller: Caller, wait: Wait) -> str:
         """Return why the worker cannot hibernate with this checkpoint; "" if it can."""
+        # Only the worker learns which checkpoints it has; others are refused for other reasons.
         key = wait.checkpoint_key
         if task.assigned_to != caller.name or not key or await self._has_checkpoint(task.assigned_to, key):
             return ""

@@ -15,6 +15,7 @@ def storable(text: str) -> str:
 
 def number_of(text: str, most: int) -> int | None:
     """Parse a number from 0 to `most` in a client's text; None for any other text."""
+    # int() takes long for many digits, and refuses more than 4,300.
     if not (text.isascii() and text.isdigit()) or len(text) > len(str(most)):
         return None
     number = int(text)
