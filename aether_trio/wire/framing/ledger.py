@@ -21,7 +21,7 @@ class Breach(Exception):
 
 
 class Late(Breach):
-    """Raised for a DELIVERED whose channel was closed or reopened; receivers ignore it."""
+    """Raised for a DELIVERED on a channel closed or reopened; its receiver ignores it."""
 
 
 class Sequence:
