@@ -1,27 +1,15 @@
-"""Connects commands about tasks; their refusals say what to do next."""
+"""Connects the commands about tasks to the gateway."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Final
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
-from aether_trio.cli import exits
-from aether_trio.cli.connect import is_refusal, open_client, refusal_text
+from aether_trio.cli.connect import open_client
 from aether_trio.cli.options import GatewayTarget
-from aether_trio.client import AetherError
+from aether_trio.cli.task_refusals import explained_refusals
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity
-
-_NEXT: Final = (
-    ("task not found", "`aether tasks list` shows those of a workspace (--workspace); --as says who asks"),
-    ("retry of a task", "only tasks that have failed or were cancelled are tried again"),
-    ("the task has ended", "`aether tasks show` says how"),
-    ("resume of a task", "only paused tasks are resumed"),
-    ("so it cannot be started", "register it with `aether agents register`, or let the task wait with --offline queue"),
-    ("is not connected", "let the task wait with --offline queue"),
-)
-"""What to do about a refusal, by a part of its text."""
 
 
 @asynccontextmanager
@@ -30,20 +18,3 @@ async def open_tasks(target: GatewayTarget, who: Identity) -> AsyncIterator[Task
     async with open_client(target, who) as client:
         with explained_refusals():
             yield client.tasks.within(None)
-
-
-@contextmanager
-def explained_refusals() -> Iterator[None]:
-    """Turn the refusal of an operation in the block into a CliError."""
-    try:
-        yield
-    except AetherError as error:
-        if not is_refusal(error):
-            raise
-        raise refused(refusal_text(error)) from error
-
-
-def refused(text: str) -> exits.CliError:
-    """Make the error for a refused operation on a task, with what to do about it."""
-    hint = next((hint for part, hint in _NEXT if part in text), "")
-    return exits.CliError(f"{text}; {hint}" if hint else text)

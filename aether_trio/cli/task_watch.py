@@ -13,7 +13,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, open_client
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, say
-from aether_trio.cli.task_client import explained_refusals
+from aether_trio.cli.task_refusals import explained_refusals
 from aether_trio.cli.task_texts import event_as_json, event_line, state_line
 from aether_trio.client import AetherError, Feed
 from aether_trio.client.operations import StatusChanged, TaskEvent, TaskStatus

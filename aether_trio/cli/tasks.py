@@ -14,7 +14,8 @@ from aether_trio.cli.connect import is_refusal, refusal_text
 from aether_trio.cli.identities import asking_options, parse_identity
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
-from aether_trio.cli.task_client import open_tasks, refused
+from aether_trio.cli.task_client import open_tasks
+from aether_trio.cli.task_refusals import refused
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.task_watch import TaskWatch
 from aether_trio.client import AetherError

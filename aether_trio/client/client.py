@@ -28,8 +28,7 @@ from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
 from aether_trio.client.operation_table import operation_of
 from aether_trio.client.operations import Operations, ProgressUpdate
-from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS, ClientOptions, settings_for
-from aether_trio.client.requester import DEFAULT_TIMEOUT_S
+from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS, REQUEST_TIMEOUT_S, ClientOptions, settings_for
 from aether_trio.client.statistics import ClientStatistics, statistics_of
 from aether_trio.model.identity import Identity
 from aether_trio.version import __version__
@@ -254,7 +253,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         self,
         message: pb.UpstreamMessage,
         *,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
+        timeout: float | None = REQUEST_TIMEOUT_S,
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
@@ -279,7 +278,7 @@ class Client(Operations, ClientBlock, abc.ABC):
         """Send a message that is not answered, and return when it is written."""
         await self._tell(message, settle=None)
 
-    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = REQUEST_TIMEOUT_S) -> None:
         """Send a message that is answered only if refused; wait until it is accepted."""
         outcome = SendOutcome()
         try:

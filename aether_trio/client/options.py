@@ -14,6 +14,8 @@ from aether_trio.client.connection.tls import TlsOptions, context_for
 from aether_trio.client.errors import AetherError
 from aether_trio.wire.pb import aether_pb2 as pb
 
+REQUEST_TIMEOUT_S = 10.0
+"""How long a request waits for its answer unless the caller says; the published SDK's."""
 CREDIT_MESSAGES: Final = 1024
 CREDIT_BYTES: Final = 8 * 1024 * 1024
 MAX_UNSETTLED: Final = 4096

@@ -11,10 +11,8 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from aether_trio.client.feeds import Feed
+from aether_trio.client.options import REQUEST_TIMEOUT_S
 from aether_trio.wire.pb import aether_pb2 as pb
-
-DEFAULT_TIMEOUT_S = 10.0
-"""For an answer, when the caller does not say; the published SDK's."""
 
 
 class Requester(Protocol):
@@ -32,7 +30,7 @@ class Requester(Protocol):
         self,
         message: pb.UpstreamMessage,
         *,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
+        timeout: float | None = REQUEST_TIMEOUT_S,
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
@@ -53,7 +51,7 @@ class Requester(Protocol):
         feed `errors`. After a cut it is not known whether the message has arrived.
         """
 
-    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = REQUEST_TIMEOUT_S) -> None:
         """Send a message that is answered only if refused; wait until it is accepted.
 
         Raises the typed refusal, RequestTimeout, ConnectionLost.

@@ -25,7 +25,7 @@ from typing import Protocol
 
 from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.concurrency.kicks import Kickable
-from aether_trio.delivery.origin import Delivery, Origin
+from aether_trio.delivery.outbox_subscription import Delivery, Origin
 from aether_trio.delivery.oversized_messages import skip_oversized_message
 from aether_trio.model.containment import report
 from aether_trio.model.errors import RequestError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from aether_trio.delivery.origin import Origin
+from aether_trio.delivery.outbox_subscription import Origin
 
 
 def skip_oversized_message(

@@ -31,8 +31,8 @@ def main(once: bool, pace_s: float) -> None:
 
 
 async def _run(once: bool, pace_s: float) -> bool:
-    from aether_trio.demo.play import run
     from aether_trio.demo.screen import Screen
+    from aether_trio.demo.story import run
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()

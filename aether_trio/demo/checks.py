@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from aether_trio.demo import story
+from aether_trio.demo import texts
 
 GIVEN_BEFORE: Final = 3  # questions that the researcher had been sent when it was killed
 ANSWERED_BEFORE: Final = 2
@@ -46,10 +46,10 @@ class DemoCheck:
 
 def verdict(facts: DemoFacts) -> list[DemoCheck]:
     """Check every claim of the demo's story against the observed facts."""
-    asked = list(story.QUESTIONS)
+    asked = list(texts.QUESTIONS)
     answers = list(dict.fromkeys(facts.answers))
-    back = story.came_back(ANSWERED_BEFORE, asked[ANSWERED_BEFORE])
-    told = [f"{question} {story.BOOK[question]}" for question in asked]
+    back = texts.came_back(ANSWERED_BEFORE, asked[ANSWERED_BEFORE])
+    told = [f"{question} {texts.BOOK[question]}" for question in asked]
     last = facts.reports[-1] if facts.reports else (0, 0)
     return [
         DemoCheck(
@@ -78,8 +78,8 @@ def verdict(facts: DemoFacts) -> list[DemoCheck]:
             f"{facts.counter}, for {len(asked)} questions and {len(asked)} answers",
         ),
         DemoCheck(
-            list(facts.planner_said) == [*asked, story.PLAN]
-            and list(facts.researcher_said) == [story.ARRIVED, *told[:ANSWERED_BEFORE], back, *told[ANSWERED_BEFORE:]],
+            list(facts.planner_said) == [*asked, texts.PLAN]
+            and list(facts.researcher_said) == [texts.ARRIVED, *told[:ANSWERED_BEFORE], back, *told[ANSWERED_BEFORE:]],
             "the window missed nothing of all this",
             f"{len(facts.planner_said) + len(facts.researcher_said)} lines{_again(facts.repeated)}",
         ),
@@ -89,7 +89,7 @@ def verdict(facts: DemoFacts) -> list[DemoCheck]:
             f"{last[0]} of {last[1]}, in {len(facts.reports)} reports",
         ),
         DemoCheck(
-            len(set(facts.keeper_pids)) > 1 and set(facts.keeper_said) == set(story.KEEPER_SAYS.values()),
+            len(set(facts.keeper_pids)) > 1 and set(facts.keeper_said) == set(texts.KEEPER_SAYS.values()),
             "a message started the keeper, each time",
             f"processes {' and '.join(map(str, facts.keeper_pids))}" if facts.keeper_pids else "it was never started",
         ),

@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from aether_trio.client import AgentClient
-from aether_trio.demo import story
+from aether_trio.demo import texts
 
 _NO_ANSWER: Final = "The phone is out of order."
 
@@ -20,8 +20,8 @@ _NO_ANSWER: Final = "The phone is out of order."
 async def _main() -> None:
     async with AgentClient.from_environment() as keeper:
         async for message in keeper:
-            text = story.KEEPER_SAYS.get(message.text, _NO_ANSWER)
-            await keeper.reply(message, f"@{story.USER} {text}")
+            text = texts.KEEPER_SAYS.get(message.text, _NO_ANSWER)
+            await keeper.reply(message, f"@{texts.USER} {text}")
 
 
 if __name__ == "__main__":

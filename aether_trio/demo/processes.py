@@ -17,8 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from aether_trio.demo import story
-from aether_trio.demo.people import LIMIT_S, Missed
+from aether_trio.demo import texts
+from aether_trio.demo.planner_and_window import LIMIT_S, Missed
 
 _POLL_S: Final = 0.02
 
@@ -88,7 +88,7 @@ class GatewayProcess(Process):
         self._ready = scratch / "ready.json"
         self._agents = scratch / "agents.yaml"
         command = json.dumps([sys.executable, "-m", "aether_trio.demo.keeper"])
-        self._agents.write_text(f"agents:\n  {story.KEEPER}:\n    command: {command}\n", encoding="utf-8")
+        self._agents.write_text(f"agents:\n  {texts.KEEPER}:\n    command: {command}\n", encoding="utf-8")
 
     async def start(self) -> None:
         """Start the gateway, and wait until it serves. Raises Missed with its output."""

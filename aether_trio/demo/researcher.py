@@ -18,8 +18,8 @@ from typing import Any
 
 from scitrera_aether_client import AsyncAgentClient
 
-from aether_trio.demo import story
-from aether_trio.demo.people import CLIENT_SETTINGS, answered, say
+from aether_trio.demo import texts
+from aether_trio.demo.planner_and_window import CLIENT_SETTINGS, answered, say
 
 PATIENCE_S = 60.0  # seconds that the telephone rings at the hut, at the first call
 
@@ -54,7 +54,7 @@ class Researcher:
 
     def __init__(self, pace_s: float) -> None:
         self._pace_s = pace_s
-        self._client = AsyncAgentClient(story.WORKSPACE, story.RESEARCHER, "1", **CLIENT_SETTINGS)
+        self._client = AsyncAgentClient(texts.WORKSPACE, texts.RESEARCHER, "1", **CLIENT_SETTINGS)
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
         self._client.on_message = self._inbox.put_nowait
         self._notes = Notebook()
@@ -62,13 +62,13 @@ class Researcher:
     async def live(self, address: str) -> None:
         """Connect, load the checkpoint, and answer questions until cancelled."""
         await self._client.connect(address)
-        checkpoint = answered(await self._client.checkpoint_load(story.NOTEBOOK))
+        checkpoint = answered(await self._client.checkpoint_load(texts.NOTEBOOK))
         self._notes = Notebook.decode(checkpoint.data)
         if self._notes.todo:
-            known = story.came_back(len(self._notes.done), self._notes.todo[0][0])
-            await say(self._client, story.PLANNER_TOPIC, known)
+            known = texts.came_back(len(self._notes.done), self._notes.todo[0][0])
+            await say(self._client, texts.PLANNER_TOPIC, known)
         elif not self._notes.done:
-            await say(self._client, story.PLANNER_TOPIC, story.ARRIVED)
+            await say(self._client, texts.PLANNER_TOPIC, texts.ARRIVED)
         while True:
             if not self._notes.todo:
                 await self._take_mail(wait=True)
@@ -88,32 +88,32 @@ class Researcher:
     async def _work(self, question: str, sender: str) -> None:
         await self._report(0.0, question)
         await asyncio.sleep(self._pace_s)
-        if question == story.HUT and not self._notes.rung:
+        if question == texts.HUT and not self._notes.rung:
             self._notes.rung = True
             await self._save()
-            await self._report(0.5, story.RINGING)
+            await self._report(0.5, texts.RINGING)
             await asyncio.sleep(PATIENCE_S)
-        answer = story.BOOK.get(question, story.UNKNOWN)
+        answer = texts.BOOK.get(question, texts.UNKNOWN)
         await say(self._client, sender, f"{question} {answer}")
-        answered(await self._client.kv_increment(story.COUNTER, scope="workspace"))
+        answered(await self._client.kv_increment(texts.COUNTER, scope="workspace"))
         self._notes.done.append(self._notes.todo.pop(0))
         await self._save()
         if not self._notes.todo and self._inbox.empty():
             await self._report(0.0, "done")
 
     async def _save(self) -> None:
-        answered(await self._client.checkpoint_save(self._notes.encode(), key=story.NOTEBOOK))
+        answered(await self._client.checkpoint_save(self._notes.encode(), key=texts.NOTEBOOK))
 
     async def _report(self, part: float, summary: str) -> None:
         done, total = len(self._notes.done), len(self._notes.done) + len(self._notes.todo)
         await self._client.report_progress(
-            task_id=story.WORKSPACE,
+            task_id=texts.WORKSPACE,
             completion=(done + part) / total,
             summary=summary,
             step_name="answers",
             step_sequence=done,
             step_total=total,
-            recipient=f"us::{story.USER}",
+            recipient=f"us::{texts.USER}",
         )
 
 

@@ -16,11 +16,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from aether_trio.demo import story
+from aether_trio.demo import texts
 from aether_trio.demo.checks import DemoCheck
-from aether_trio.demo.people import Line
+from aether_trio.demo.planner_and_window import Line
 
-_STYLES: Final = {story.USER: "magenta", story.PLANNER: "cyan", story.RESEARCHER: "green"}
+_STYLES: Final = {texts.USER: "magenta", texts.PLANNER: "cyan", texts.RESEARCHER: "green"}
 _BAR: Final = 24
 _TIME: Final = 6
 _WHO: Final = 20

@@ -15,6 +15,7 @@ import structlog
 import trio
 
 from aether_trio.log import topic_sql, topic_sql_postgres
+from aether_trio.log.message_keys import key_of
 from aether_trio.log.partitions import PartitionKeeper
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql import TopicSql
@@ -88,7 +89,7 @@ class LocalGroupWriter:
             topic.assigned += 1
             topic.assigned_bytes += len(frame)
             offsets.append(topic.assigned)
-            flat += (topic_sql.key_of(topic.topic_id, topic.assigned), now_ms, topic.assigned_bytes, frame)
+            flat += (key_of(topic.topic_id, topic.assigned), now_ms, topic.assigned_bytes, frame)
         await self._database.run(lambda: topic_sql.append_messages(flat, cursors, numbers))
         return offsets
 

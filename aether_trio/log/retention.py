@@ -27,10 +27,11 @@ from functools import partial
 import structlog
 import trio
 
+from aether_trio.log.message_keys import key_of, offset_of
 from aether_trio.log.partitions import drop_older
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_sql import key_of, last_message, offset_of
+from aether_trio.log.topic_sql import last_message
 from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable
 
 logger = structlog.get_logger("aether.retention")

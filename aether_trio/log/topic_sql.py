@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
 
+from aether_trio.log.message_keys import key_of, offset_of
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
 ROWS_PER_INSERT = 128
@@ -23,24 +24,10 @@ ROWS_PER_INSERT = 128
 
 _COLUMNS = 4
 
-OFFSET_BITS = 36
-"""Bits of the offset in a message's key: 6.8e10 messages per topic, 134 million topics."""
-
-
 CursorRow = tuple[int, str, int, int]
 """(topic id, consumer, offset, now_ms)"""
 PublisherRow = tuple[str, bytes, bytes, int]
 """(identity, publisher, its sequence numbers, now_ms)"""
-
-
-def key_of(topic_id: int, offset: int) -> int:
-    """Return a message's primary key, ordered by topic id, then by offset."""
-    return topic_id << OFFSET_BITS | offset
-
-
-def offset_of(key: int) -> int:
-    """Return the offset in a message's primary key."""
-    return key & ((1 << OFFSET_BITS) - 1)
 
 
 @dataclass(frozen=True, slots=True)

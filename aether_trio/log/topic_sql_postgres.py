@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from aether_trio.log.topic_sql import OFFSET_BITS, CursorRow, PublisherRow, TopicFacts, key_of, offset_of, raise_floor
+from aether_trio.log.message_keys import OFFSET_BITS, key_of, offset_of
+from aether_trio.log.topic_sql import CursorRow, PublisherRow, TopicFacts, raise_floor
 from aether_trio.storage.base import FENCE_HERE, Execute, Fetch, Program, Row, StorageUnavailable, Value
 
 DELETED: Final = -1

@@ -20,8 +20,8 @@ from aether_trio.wire.framing import Send
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 
 if TYPE_CHECKING:
-    from aether_trio.delivery.origin import Delivery, Origin
     from aether_trio.delivery.outbox import SendReceipts
+    from aether_trio.delivery.outbox_subscription import Delivery, Origin
 
 
 Upstream: TypeAlias = UpstreamMessage | Send

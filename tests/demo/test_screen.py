@@ -7,9 +7,9 @@ import io
 from rich.console import Console
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from aether_trio.demo import story
+from aether_trio.demo import texts
 from aether_trio.demo.checks import DemoCheck
-from aether_trio.demo.people import Line
+from aether_trio.demo.planner_and_window import Line
 from aether_trio.demo.screen import Screen
 
 
@@ -31,7 +31,7 @@ def text_of(out: io.TextIOWrapper) -> str:
 
 def test_a_line_says_who_and_to_whom() -> None:
     screen, out = printed()
-    screen.line(Line.read(story.PLANNER_TOPIC, "@researcher How is the weather?"))
+    screen.line(Line.read(texts.PLANNER_TOPIC, "@researcher How is the weather?"))
     assert text_of(out).split()[1:] == ["planner", "→", "researcher", "How", "is", "the", "weather?"]
 
 
@@ -53,7 +53,7 @@ def test_in_a_terminal_the_reports_are_one_line_that_stays() -> None:
     screen, out = printed(terminal=True)
     with screen:
         screen.progress(update(1, 4, 0.25))
-        screen.line(Line(story.PLANNER_TOPIC, "", "in between"))
+        screen.line(Line(texts.PLANNER_TOPIC, "", "in between"))
         screen.progress(update(4, 4, 1.0))
     lines = text_of(out).splitlines()
     assert "4 of 4" in lines[-1]
@@ -71,7 +71,7 @@ def test_a_report_out_of_range_does_not_break_the_bar() -> None:
 
 def test_without_utf8_everything_is_ascii() -> None:
     screen, out = printed(encoding="ascii")
-    screen.line(Line(story.PLANNER_TOPIC, story.RESEARCHER, "hello"))
+    screen.line(Line(texts.PLANNER_TOPIC, texts.RESEARCHER, "hello"))
     screen.event("kill -9 1", "gone")
     screen.progress(update(1, 2, 0.5))
     screen.verdict([DemoCheck(True, "one", "1"), DemoCheck(False, "two", "2")])

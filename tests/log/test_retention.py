@@ -7,9 +7,9 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
+from aether_trio.log.message_keys import offset_of
 from aether_trio.log.retention import ROWS_PER_STEP, Retention, RetentionLimits
 from aether_trio.log.topic_log import LogLimits, open_log
-from aether_trio.log.topic_sql import offset_of
 from tests.helpers.core import (
     World,
     agent,

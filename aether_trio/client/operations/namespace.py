@@ -11,7 +11,8 @@ from google.protobuf.message import Message
 from aether_trio.client.errors import AetherError, ConnectionLost
 from aether_trio.client.feeds import CONNECTION_LOST, Feed
 from aether_trio.client.operation_table import OPERATIONS
-from aether_trio.client.requester import DEFAULT_TIMEOUT_S, Requester
+from aether_trio.client.options import REQUEST_TIMEOUT_S
+from aether_trio.client.requester import Requester
 from aether_trio.wire.pb import aether_pb2 as pb
 
 
@@ -21,7 +22,7 @@ class Namespace:
     Each of its methods raises AetherError: a refusal by its code, RequestTimeout, ConnectionLost.
     """
 
-    def __init__(self, requester: Requester, *, timeout_s: float | None = DEFAULT_TIMEOUT_S) -> None:
+    def __init__(self, requester: Requester, *, timeout_s: float | None = REQUEST_TIMEOUT_S) -> None:
         self._requester = requester
         self._timeout_s = timeout_s
 

@@ -1,6 +1,6 @@
 """Tables of the topic log: messages, and how far each consumer has read.
 
-A message's key is its topic's id and its offset in one integer (log/topic_sql.py, `key_of`). In
+A message's key is its topic's id and its offset in one integer (log/message_keys.py, `key_of`). In
 SQLite that is the rowid, so messages lie in offset order by topic in a table tree; as `WITHOUT
 ROWID (topic_id, msg_offset)` they took 3.5 times the space and twice the CPU.
 

@@ -33,7 +33,7 @@ RETURNED: Final = -1
 """The number of no node: it has the messages that were given back."""
 
 OFFSET_BITS: Final = 36
-"""As in log/topic_sql.py, which storage may not import; a test compares them."""
+"""As in log/message_keys.py, which storage may not import; a test compares them."""
 
 _WORK_QUEUES: Final = """CREATE TABLE work_queues (
     topic_id {bigint} PRIMARY KEY,

@@ -19,7 +19,7 @@ from aether_trio.wire.framing import deliver_header, encode_ack, encode_channel,
 from aether_trio.wire.framing.ledger import OpenChannel
 
 if TYPE_CHECKING:
-    from aether_trio.delivery.origin import Origin
+    from aether_trio.delivery.outbox_subscription import Origin
     from aether_trio.transport.framed.statistics import FramedCounters
     from aether_trio.transport.socket.accepted import Accepted
 

@@ -19,7 +19,7 @@ import msgspec
 from aether_trio.model.errors import Status, StatusError
 
 if TYPE_CHECKING:
-    from aether_trio.delivery.origin import Origin
+    from aether_trio.delivery.outbox_subscription import Origin
 
 SUBPROTOCOL: Final = "aether.v1.json.acks"
 """JSON, with deliveries that are acknowledged."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from aether_trio.client.feeds import Feed, Feeds
 from aether_trio.client.operation_table import OPERATIONS
-from aether_trio.client.requester import DEFAULT_TIMEOUT_S
+from aether_trio.client.options import REQUEST_TIMEOUT_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
 
@@ -34,7 +34,7 @@ class FakeRequester:
         self,
         message: pb.UpstreamMessage,
         *,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
+        timeout: float | None = REQUEST_TIMEOUT_S,
         idempotent: bool = False,
         check: bool = True,
     ) -> Any:
@@ -54,7 +54,7 @@ class FakeRequester:
         self.sent.append(message)
         self.on_tell(message)
 
-    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = DEFAULT_TIMEOUT_S) -> None:
+    async def tell_confirmed(self, message: pb.UpstreamMessage, *, timeout: float | None = REQUEST_TIMEOUT_S) -> None:
         self.confirmed.append(message)
         self.sent.append(message)
         self.timeouts.append(timeout)

@@ -6,6 +6,7 @@ import itertools
 
 import trio
 
+from aether_trio.log.message_keys import key_of
 from aether_trio.log.partitions import (
     Partition,
     PartitionKeeper,
@@ -15,7 +16,6 @@ from aether_trio.log.partitions import (
     partitions,
 )
 from aether_trio.log.topic_log import LogLimits, open_log
-from aether_trio.log.topic_sql import key_of
 from aether_trio.storage.base import Database
 from tests.helpers.clocks import ManualClock
 from tests.helpers.engines import PostgresEngine

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.delivery.outbox import OutboxLimits
-from aether_trio.log.topic_sql import OFFSET_BITS
+from aether_trio.log.message_keys import OFFSET_BITS
 from aether_trio.queues import lease_scheduler
 from aether_trio.queues.leased_queue import KNOWN_BYTES, WINDOW
 from aether_trio.storage.schema import work_queues

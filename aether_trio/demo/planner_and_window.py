@@ -14,7 +14,7 @@ from typing import Any, Final
 from scitrera_aether_client import AsyncAgentClient, AsyncUserClient
 from scitrera_aether_client.proto import aether_pb2 as pb
 
-from aether_trio.demo import story
+from aether_trio.demo import texts
 
 # The demo reconnects quickly, and never gives up, as the SDK does after five tries.
 CLIENT_SETTINGS: Final[dict[str, Any]] = {
@@ -49,7 +49,7 @@ async def say(client: AsyncAgentClient, topic: str, text: str) -> None:
     """Send a text to a topic, with a copy to the user, who follows the conversation."""
     await send_to(client, topic, text)
     copy = addressed(topic.split("::")[-2], text).encode()
-    await client.send_message_to_user_workspace(story.USER, story.WORKSPACE, copy, message_type=pb.CHAT)
+    await client.send_message_to_user_workspace(texts.USER, texts.WORKSPACE, copy, message_type=pb.CHAT)
 
 
 def addressed(name: str, text: str) -> str:
@@ -85,7 +85,7 @@ class Planner(Watched):
         super().__init__()
         self._pace_s = pace_s
         self._inbox: asyncio.Queue[Any] = asyncio.Queue()
-        self.client = AsyncAgentClient(story.WORKSPACE, story.PLANNER, "1", **CLIENT_SETTINGS)
+        self.client = AsyncAgentClient(texts.WORKSPACE, texts.PLANNER, "1", **CLIENT_SETTINGS)
         self.client.on_message = self._inbox.put_nowait
         self.client.on_connect = self._connected
         self.connections = 0
@@ -103,36 +103,36 @@ class Planner(Watched):
         while True:
             message = await self._inbox.get()
             text = message.payload.decode()
-            if message.source_topic == story.RESEARCHER_TOPIC:
+            if message.source_topic == texts.RESEARCHER_TOPIC:
                 await self._note(text)
             else:
-                for question in story.WISHES.get(text, (text,)):
+                for question in texts.WISHES.get(text, (text,)):
                     await self._ask(question)
 
     async def _ask(self, question: str) -> None:
         if question in self._known:
             return  # a wish came again: at least once may be twice
         self._known.add(question)
-        await say(self.client, story.RESEARCHER_TOPIC, question)
-        answered(await self.client.kv_increment(story.COUNTER, scope="workspace"))
+        await say(self.client, texts.RESEARCHER_TOPIC, question)
+        answered(await self.client.kv_increment(texts.COUNTER, scope="workspace"))
         self.asked += 1
         self.changed()
         await asyncio.sleep(self._pace_s / 3)
 
     async def _note(self, text: str) -> None:
         question, mark, _ = text.partition("?")
-        if question + mark not in story.QUESTIONS:
+        if question + mark not in texts.QUESTIONS:
             return  # small talk
-        complete = set(story.QUESTIONS) <= set(self.answers)
+        complete = set(texts.QUESTIONS) <= set(self.answers)
         self.answers.append(question + mark)
         self.changed()
-        if not complete and set(story.QUESTIONS) <= set(self.answers):
+        if not complete and set(texts.QUESTIONS) <= set(self.answers):
             await asyncio.sleep(self._pace_s)
-            await send_to(self.client, story.WINDOW_TOPIC, addressed(story.USER, story.PLAN))
+            await send_to(self.client, texts.WINDOW_TOPIC, addressed(texts.USER, texts.PLAN))
 
     async def barrier(self) -> int:
         """Read the demo's KV counter; its answer proves that all earlier sends are stored."""
-        response = answered(await self.client.kv_get(story.COUNTER, scope="workspace"))
+        response = answered(await self.client.kv_get(texts.COUNTER, scope="workspace"))
         return int(response.value or b"0")
 
 
@@ -160,7 +160,7 @@ class Window(Watched):
         super().__init__()
         self._on_line = on_line
         self._on_progress = on_progress
-        self.client = AsyncUserClient(story.USER, story.WINDOW, **CLIENT_SETTINGS)
+        self.client = AsyncUserClient(texts.USER, texts.WINDOW, **CLIENT_SETTINGS)
         self.client.on_message = self._message
         self.client.on_progress = self._progressed
         self.client.on_connect = self._connected
@@ -171,7 +171,7 @@ class Window(Watched):
 
     async def _connected(self) -> None:
         # A session has the workspace of a window, so each new session sets it again.
-        await self.client.switch_workspace(story.WORKSPACE)
+        await self.client.switch_workspace(texts.WORKSPACE)
         self.connections += 1
         self.changed()
 
@@ -197,6 +197,6 @@ class Window(Watched):
         """Whether the window received all of these texts from a speaker."""
         return set(self.heard(speaker)) >= set(texts)
 
-    async def ask(self, text: str, whom: str = story.PLANNER) -> None:
+    async def ask(self, text: str, whom: str = texts.PLANNER) -> None:
         """Send a text of the user to the planner, or to another agent."""
-        await self.client.send_message_to_agent(story.WORKSPACE, whom, "1", text.encode(), message_type=pb.CHAT)
+        await self.client.send_message_to_agent(texts.WORKSPACE, whom, "1", text.encode(), message_type=pb.CHAT)

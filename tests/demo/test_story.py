@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.demo.play import aether_command
+from aether_trio.demo.story import aether_command
 
 
 @pytest.fixture

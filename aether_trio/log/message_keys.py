@@ -1,0 +1,14 @@
+"""The primary key of a stored message: topic id and offset in one integer."""
+
+OFFSET_BITS = 36
+"""Bits of the offset in a message's key: 6.8e10 messages per topic, 134 million topics."""
+
+
+def key_of(topic_id: int, offset: int) -> int:
+    """Return a message's primary key, ordered by topic id, then by offset."""
+    return topic_id << OFFSET_BITS | offset
+
+
+def offset_of(key: int) -> int:
+    """Return the offset in a message's primary key."""
+    return key & ((1 << OFFSET_BITS) - 1)
