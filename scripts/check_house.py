@@ -1,8 +1,7 @@
 """Check names, prose and the imports of each package; `nox -s lint` runs this.
 
-    python scripts/check_house.py            check everything but the files of house_todo.txt
-    python scripts/check_house.py PATH ...   check these files and folders, listed or not
-    python scripts/check_house.py --update   write house_todo.txt anew: the files with a finding
+    python scripts/check_house.py            check every file of the repository
+    python scripts/check_house.py PATH ...   check these files and folders
 
 - In aether_trio a class name is used once, and no files of a package import each other in a circle.
 - Prose ends at column 100, the first line of a docstring has 80 characters at most.
@@ -26,7 +25,6 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 ROOT: Final = Path(__file__).parents[1]
-TODO: Final = "scripts/house_todo.txt"
 PACKAGE: Final = "aether_trio"
 PROSE_COLUMNS: Final = 100
 SUMMARY_CHARACTERS: Final = 80
@@ -247,20 +245,12 @@ def read_sources(root: Path = ROOT) -> dict[str, str]:
 def main(arguments: list[str] | None = None, root: Path = ROOT) -> int:
     """Print the findings; return 1 when there are some."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("paths", nargs="*", metavar="PATH", help="files and folders to check, listed or not")
-    parser.add_argument("--update", action="store_true", help=f"write {TODO} anew")
+    parser.add_argument("paths", nargs="*", metavar="PATH", help="files and folders to check (default: all)")
     options = parser.parse_args(arguments)
     findings = check_all(read_sources(root))
-    todo = root / TODO
-    if options.update:
-        todo.write_text("".join(f"{path}\n" for path in sorted({one.path for one in findings})), encoding="utf-8")
-        return 0
-    listed = set(todo.read_text(encoding="utf-8").split()) if todo.is_file() else set()
     if options.paths:
         chosen = [(Path.cwd() / path).resolve().relative_to(root) for path in options.paths]
         findings = [one for one in findings if any(Path(one.path).is_relative_to(path) for path in chosen)]
-    else:
-        findings = [one for one in findings if one.path not in listed]
     for finding in findings:
         print(finding)
     if findings:
