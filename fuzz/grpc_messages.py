@@ -9,8 +9,14 @@ from typing import Any, Final
 
 from aether_trio.model.errors import StatusError
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_encoding import (
+    PREFIX,
+    PREFIX_BYTES,
+    SLICE_BYTES,
+    CompressedMessage,
+    Decompression,
+)
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
-from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, SLICE_BYTES, CompressedMessage, Decompression
 from fuzz.feeding import choices, split
 
 LARGEST: Final = 600 * 1024

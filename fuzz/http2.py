@@ -20,8 +20,8 @@ from grpclib.exceptions import GRPCError
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_encoding import PREFIX_BYTES, CompressedMessage
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
-from aether_trio.transport.grpc.messages import PREFIX_BYTES, CompressedMessage
 from aether_trio.transport.grpc.rpc import RpcAcceptor
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.http2 import flood_budgets, frames

@@ -21,7 +21,7 @@ from aether_trio.delivery.outbox import Outbox
 from aether_trio.log.deduplication import IS_COMMITTED, IS_FORGOTTEN, IS_NEW, Publisher
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import Code, RequestError
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.error_response import error_response
 
 __all__ = ["CountedSends", "Receipts", "refusal_frame"]
 

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeAlias
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.session.dispatch import Handler, request_id_of
 from aether_trio.session.session import Session
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Failure: TypeAlias = Callable[[Any, str], pb.DownstreamMessage]  # for (payload, text)

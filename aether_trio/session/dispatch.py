@@ -23,7 +23,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.session.request_bounds import excess_of
 from aether_trio.session.session import Session
 from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
-from aether_trio.wire.errors import refusal_of
+from aether_trio.wire.error_response import refusal_of
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.dispatch")

@@ -36,7 +36,7 @@ from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.session_writes import SessionWrites
 from aether_trio.transport.link import Link, Upstream
 from aether_trio.wire.delivery import delivery_prefix
-from aether_trio.wire.errors import error_response, too_large
+from aether_trio.wire.error_response import error_response, too_large
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")

@@ -11,7 +11,7 @@ import trio
 
 from aether_trio.gateway.session_hooks import ServiceHooks
 from aether_trio.model.errors import Status
-from aether_trio.transport.grpc import decompression, messages
+from aether_trio.transport.grpc import decompression, message_encoding
 from aether_trio.wire.delivery import varint
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.security.clients import KIB, MIB, GrpcTalker, Talker, checkpoint_of, gateway_with, gzipped, init_of, talkers
@@ -66,7 +66,7 @@ async def test_nothing_behind_the_init_is_inflated_before_the_acknowledgement(mo
     inflated: list[int] = []
     accepted: list[int] = []
 
-    class Watched(messages.Decompression):
+    class Watched(message_encoding.Decompression):
         def __init__(self, message: bytes, *rest: Any) -> None:
             inflated.append(len(message))
             super().__init__(message, *rest)
@@ -91,16 +91,16 @@ async def test_nothing_behind_the_init_is_inflated_before_the_acknowledgement(mo
 async def test_a_bomb_gives_the_others_a_turn_after_every_slice(monkeypatch: pytest.MonkeyPatch) -> None:
     turns = 0
     at: list[int] = []
-    step = messages.Decompression.step
+    step = message_encoding.Decompression.step
 
-    def watched(decompression: messages.Decompression) -> bool:
+    def watched(decompression: message_encoding.Decompression) -> bool:
         before = decompression.size
         done = step(decompression)
         at.append(turns)
-        assert decompression.size - before <= messages.SLICE_BYTES
+        assert decompression.size - before <= message_encoding.SLICE_BYTES
         return done
 
-    monkeypatch.setattr(messages.Decompression, "step", watched)
+    monkeypatch.setattr(message_encoding.Decompression, "step", watched)
 
     async def others() -> None:
         nonlocal turns
@@ -127,7 +127,7 @@ async def test_a_bomb_gives_the_others_a_turn_after_every_slice(monkeypatch: pyt
 async def test_a_connection_inflates_no_more_than_its_rate(autojump_clock: trio.testing.MockClock) -> None:
     turns = decompression.DecompressionTurns()
     one, other = decompression.Decompressor(turns), decompression.Decompressor(turns)
-    packed = gzipped(bytes(10 * MIB))[messages.PREFIX_BYTES :]
+    packed = gzipped(bytes(10 * MIB))[message_encoding.PREFIX_BYTES :]
     begun = trio.current_time()
     for _ in range(10):
         assert len(await one.decompress(packed, "gzip", 10 * MIB)) == 10 * MIB
@@ -140,8 +140,8 @@ async def test_a_connection_inflates_no_more_than_its_rate(autojump_clock: trio.
 
 async def test_one_large_message_at_a_time_is_half_inflated(autojump_clock: trio.testing.MockClock) -> None:
     turns = decompression.DecompressionTurns()
-    packed = gzipped(bytes(10 * MIB))[messages.PREFIX_BYTES :]
-    small = gzipped(bytes(1000))[messages.PREFIX_BYTES :]
+    packed = gzipped(bytes(10 * MIB))[message_encoding.PREFIX_BYTES :]
+    small = gzipped(bytes(1000))[message_encoding.PREFIX_BYTES :]
     order: list[str] = []
 
     async def decompress(name: str, message: bytes) -> None:

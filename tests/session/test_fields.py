@@ -16,7 +16,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
 from aether_trio.services.unimplemented import FAILURES
 from aether_trio.testing.memory import MemoryLink
-from aether_trio.wire.errors import ANSWERS
+from aether_trio.wire.error_response import ANSWERS
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect, orchestrator
 from tests.session.payloads import Path, is_map, leaves, put, received, spelled

@@ -15,7 +15,7 @@ from aether_trio.session.request_bounds import CHECKED_BY_OPERATION, excess_of
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.delivery import varint
-from aether_trio.wire.errors import ANSWERS
+from aether_trio.wire.error_response import ANSWERS
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, barrier, connect
 from tests.session.payloads import Path, is_map, leaves, put, received, spelled

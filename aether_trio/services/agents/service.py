@@ -19,7 +19,7 @@ from aether_trio.services.agents.startup import AgentStarter
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.outages import outage_text
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.AgentOperation

@@ -40,7 +40,7 @@ from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUn
 from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.storage.outages import outage
 from aether_trio.telemetry.metrics import Metrics
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.KVOperation

@@ -14,7 +14,7 @@ from typing import Final
 
 import trio
 
-from aether_trio.transport.grpc.messages import Decompression
+from aether_trio.transport.grpc.message_encoding import Decompression
 
 MIB: Final = 1024 * 1024
 DECOMPRESSED_BYTES_PER_S: Final = 16 * MIB

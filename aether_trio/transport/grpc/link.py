@@ -11,7 +11,7 @@ from aether_trio.model.limits import Limits
 from aether_trio.transport.grpc.stream import ServerStream
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
 from aether_trio.transport.socket.accepted import address_text
-from aether_trio.wire.errors import shortened
+from aether_trio.wire.error_response import shortened
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
 from aether_trio.wire.upstream import decode_upstream
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING
 from grpclib.exceptions import ProtocolError
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc import message_encoding
 from aether_trio.transport.grpc.decompression import DecompressionTurns, Decompressor
-from aether_trio.transport.grpc.messages import PREFIX, PREFIX_BYTES, CompressedMessage
+from aether_trio.transport.grpc.message_encoding import PREFIX, PREFIX_BYTES, CompressedMessage
 from aether_trio.transport.http2.stream import MESSAGES_AT_ONCE, Http2Stream, StreamHandler
 from aether_trio.transport.link import LinkBroken
 
@@ -167,9 +167,9 @@ class MessageStream:
         """Reserve memory for a message of the announced length, or fail the stream."""
         largest = self._budget.limits.max_receive_message_bytes
         if length > largest:
-            self._fail(messages.too_large(length, largest))
+            self._fail(message_encoding.too_large(length, largest))
         elif self.stream.reading and length > self._largest:
-            self._fail(messages.too_large_to_open(length, self._largest))
+            self._fail(message_encoding.too_large_to_open(length, self._largest))
         elif not self._budget.reserve(length):
             text = "too many large messages at once on one connection"
             self._fail(StatusError(Status.RESOURCE_EXHAUSTED, text))
@@ -180,7 +180,7 @@ class MessageStream:
     def _deliver(self, flag: int, message: bytes) -> None:
         if flag:
             try:
-                message = messages.compressed_message(flag, message, self._encoding)
+                message = message_encoding.compressed_message(flag, message, self._encoding)
             except StatusError as error:
                 self._fail(error)
                 return
@@ -258,7 +258,7 @@ class MessageStream:
         length = self._need - PREFIX_BYTES
         if length > self._largest and not self.stream.has_news:
             # The rest would be waited for, and is longer than this peer may send now.
-            self._connection.plane.fail(self.stream, messages.too_large_to_open(length, self._largest))
+            self._connection.plane.fail(self.stream, message_encoding.too_large_to_open(length, self._largest))
         return self._connection.wait_for_news(self.stream)
 
     def _raise_what_happened(self) -> None:
@@ -287,7 +287,7 @@ class MessageStream:
             error = failure
             most = self._budget.limits.max_receive_message_bytes
             if error.status is Status.RESOURCE_EXHAUSTED and largest < most:
-                error = messages.too_large_to_open(largest + 1, largest)
+                error = message_encoding.too_large_to_open(largest + 1, largest)
             stream.inbox.clear()
             self._packed = 0
             self._connection.plane.fail(stream, error)
@@ -307,7 +307,7 @@ class MessageStream:
 
     async def send(self, batch: list[bytes]) -> None:
         """Send serialized messages and wait for the kernel. Raises as `check_sendable`."""
-        await self._connection.send(self.stream, messages.with_prefixes(batch))
+        await self._connection.send(self.stream, message_encoding.with_prefixes(batch))
         self.check_sendable()
 
     async def wait_drained(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc import message_encoding
 from aether_trio.transport.http2.header_blocks import literal, named
 
 _STATUS_200: Final = b"\x88"
@@ -15,7 +15,7 @@ _CONTENT_TYPE: Final = 31
 
 OK: Final = _STATUS_200 + named(_CONTENT_TYPE, b"application/grpc+proto")
 """Of every response, and with a status behind it of one that has nothing else to say."""
-RESPONSE: Final = OK + literal(b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode())
+RESPONSE: Final = OK + literal(b"grpc-accept-encoding", message_encoding.ACCEPT_ENCODING.encode())
 
 
 def metadata(fields: Iterable[tuple[str, str]]) -> bytes:
@@ -29,13 +29,13 @@ _STATUSES: Final = tuple(literal(b"grpc-status", b"%d" % status) for status in r
 def trailers(status: int, message: str | None) -> bytes:
     """Encode the trailers that end an RPC: its status and message."""
     block = _STATUSES[status]
-    return block + literal(b"grpc-message", messages.status_message(message)) if message else block
+    return block + literal(b"grpc-message", message_encoding.status_message(message)) if message else block
 
 
 def refusal(http_status: int, status: int, message: str) -> bytes:
     """Encode the whole response to a gRPC request that is refused."""
     first = _STATUS_200 if http_status == 200 else named(_STATUS, b"%d" % http_status)
-    accepts = literal(b"grpc-accept-encoding", messages.ACCEPT_ENCODING.encode())
+    accepts = literal(b"grpc-accept-encoding", message_encoding.ACCEPT_ENCODING.encode())
     return first + named(_CONTENT_TYPE, b"application/grpc") + accepts + trailers(status, message)
 
 

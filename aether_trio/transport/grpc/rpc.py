@@ -16,7 +16,7 @@ from grpclib.exceptions import GRPCError, StreamTerminatedError
 from grpclib.metadata import decode_timeout
 
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.transport.grpc import messages, response_headers
+from aether_trio.transport.grpc import message_encoding, response_headers
 from aether_trio.transport.grpc.message_stream import AssemblyBudget
 from aether_trio.transport.grpc.refused import RefusedRequest
 from aether_trio.transport.grpc.stream import ServerStream
@@ -88,7 +88,7 @@ class RpcAcceptor:
         if handler is None:
             raise RpcRefused(200, Status.UNIMPLEMENTED, f"Method not found: {by_name.get(':path', '')}")
         encoding = by_name.get("grpc-encoding", "identity")
-        if not messages.known_encoding(encoding):
+        if not message_encoding.known_encoding(encoding):
             raise RpcRefused(200, Status.UNIMPLEMENTED, f"grpc-encoding {encoding!r} is not supported")
         deadline = None
         if "grpc-timeout" in by_name:

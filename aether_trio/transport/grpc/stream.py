@@ -17,7 +17,7 @@ from grpclib.const import Status as GrpclibStatus
 from grpclib.exceptions import GRPCError, ProtocolError, StreamTerminatedError
 from grpclib.metadata import decode_metadata, encode_metadata
 
-from aether_trio.transport.grpc import messages, response_headers
+from aether_trio.transport.grpc import message_encoding, response_headers
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
 from aether_trio.transport.http2.frames import Http2ErrorCode
 from aether_trio.transport.http2.stream import Http2Stream, StreamHandler
@@ -281,7 +281,7 @@ class ServerStream(StreamHandler):
         if not self._initial_sent:
             self.start_response()
         wire.dirty[stream] = None
-        plane.send(stream, messages.with_prefixes(batch))
+        plane.send(stream, message_encoding.with_prefixes(batch))
         if stream.pending is not None:
             self.on_stall()
             return False

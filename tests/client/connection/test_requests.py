@@ -21,7 +21,7 @@ from aether_trio.client import (
 from aether_trio.client.connection.requests import failure_of, prepare
 from aether_trio.client.operation_table import OPERATIONS
 from aether_trio.client.operations import NAMESPACES
-from aether_trio.wire import errors, framing
+from aether_trio.wire import error_response, framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.peer import scripted
 
@@ -40,8 +40,8 @@ def test_the_table_has_every_message_of_the_protocol() -> None:
 
 
 def test_the_table_and_the_gateway_agree_on_responses() -> None:
-    ends_a_tunnel = {case for case, answer in errors.ANSWERS.items() if answer == "tunnel_close"}
-    there = {case: answer for case, answer in errors.ANSWERS.items() if case not in ends_a_tunnel}
+    ends_a_tunnel = {case for case, answer in error_response.ANSWERS.items() if answer == "tunnel_close"}
+    there = {case: answer for case, answer in error_response.ANSWERS.items() if case not in ends_a_tunnel}
     here = {row.case: row.response for row in OPERATIONS.values() if row.response}
     assert here == there | {"admin_query": "admin"}
 

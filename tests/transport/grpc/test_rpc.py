@@ -9,7 +9,7 @@ import pytest
 from grpclib.health.v1.health_pb2 import HealthCheckRequest
 from trio.testing import MockClock
 
-from aether_trio.transport.grpc import messages
+from aether_trio.transport.grpc import message_encoding
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.grpc.server import GrpcServer
 from aether_trio.transport.http2 import frames
@@ -169,7 +169,7 @@ async def test_headers_of_every_form_open_a_stream(client: RawClient, headers: C
 
 @pytest.mark.parametrize("text", ["\ud800", "x" * 100_000, "\0\r\n"])
 def test_any_text_can_be_a_status_message(text: str) -> None:
-    value = messages.status_message(text)
+    value = message_encoding.status_message(text)
     assert value.isascii()
-    assert len(value) <= 3 * messages.MAX_STATUS_MESSAGE
+    assert len(value) <= 3 * message_encoding.MAX_STATUS_MESSAGE
     assert b"\n" not in value

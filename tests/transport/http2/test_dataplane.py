@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.transport.grpc.limits import GrpcLimits
+from aether_trio.transport.grpc.message_encoding import SLICE_BYTES, CompressedMessage, Decompression, with_prefixes
 from aether_trio.transport.grpc.message_stream import AssemblyBudget, MessageStream
-from aether_trio.transport.grpc.messages import SLICE_BYTES, CompressedMessage, Decompression, with_prefixes
 from aether_trio.transport.http2 import flood_budgets, frames
 from aether_trio.transport.http2.dataplane import DataPlane
 from aether_trio.transport.http2.flood_budgets import FloodBudgets

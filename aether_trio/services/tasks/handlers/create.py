@@ -47,7 +47,7 @@ from aether_trio.services.tasks.transaction.workers import WORKER_KINDS
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.outages import outage
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 KEY_MS: Final = 24 * 3600 * 1000

@@ -26,7 +26,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.tasks.transaction.workers import WORKER_KINDS, Worker
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program, StorageUnavailable
-from aether_trio.wire.errors import error_response
+from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 
