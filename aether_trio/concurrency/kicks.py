@@ -64,7 +64,7 @@ class Kicks:
             _kick(one)
 
     async def run(self) -> None:
-        """Kick the outboxes that are added, until cancelled."""
+        """Wake the senders of outboxes that were added, until cancelled."""
         try:
             while True:
                 await self._added.wait()

@@ -227,7 +227,7 @@ class Outbox:
         self.kick()
 
     def report_receipts(self, receipts: SendReceipts) -> None:
-        """Have the link write these receipts of the client's sends from now on."""
+        """Give the link the queue of receipts (ACKs, NACKs) that it writes to the client."""
         self.receipts = receipts
 
     def stop_deliveries(self) -> None:

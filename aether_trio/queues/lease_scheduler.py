@@ -118,7 +118,7 @@ class LeasedQueues:
         )
 
     def schedule(self, queue: LeasedQueue) -> None:
-        """Send the request of `queue` to the database with the next statement."""
+        """Have the next statement ask the database for leases on messages of `queue`."""
         if not self._scheduled:
             self._wake.set()
         self._scheduled[queue] = None

@@ -215,7 +215,7 @@ async def _next(feed: Feed[Any], limit_s: float, what: str) -> Any:
             if isinstance(payload, AetherError):
                 raise payload
             return payload
-        raise ProxyFailed(ProxyFailure.UPSTREAM_RESET, f"the connection ended before {what} came")
+        raise ProxyFailed(ProxyFailure.UPSTREAM_RESET, f"the client was closed before {what} came")
     raise RequestTimeout(f"{what} did not come within {limit_s:g} s")
 
 

@@ -76,7 +76,7 @@ class Sessions(Namespace):
         return SessionPage(tuple(read(SessionInfo, one) for one in answer.connections), answer.total_count)
 
     async def get(self, session_id: str, *, authorization: Authorization | None = None) -> SessionInfo:
-        """Return the session of an identity. Raises Refused if it is not connected."""
+        """Ask the gateway for the session of an identity. Raises Refused if it has none."""
         answer = await self._do(_Op(op=_Op.GET, session_id=session_id), authorization)
         return read(SessionInfo, answer.connection)
 

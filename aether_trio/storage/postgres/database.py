@@ -312,7 +312,7 @@ async def open_postgres(
 
 
 def _is_all(group: BaseException, error: BaseException) -> bool:
-    """Whether an exception group, or a group in a group, has only this error."""
+    """Whether an exception group, or a group in a group, holds just this one object."""
     while group is not error:
         if not isinstance(group, BaseExceptionGroup) or len(group.exceptions) > 1:
             return False

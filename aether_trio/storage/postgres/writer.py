@@ -93,7 +93,7 @@ class _Mark(NamedTuple):
 
 
 class _TransactionSpoiledError(Exception):
-    """Raised when a program raised in a group that has no savepoints."""
+    """An operation failed in a transaction shared without savepoints: redo one by one."""
 
 
 @dataclass(slots=True)

@@ -89,7 +89,7 @@ class EventSubscriptions:
         return len(self._by_session.get(session.session_id, ()))
 
     def open(self, subscription: EventSubscription, task_ids: Iterable[str]) -> None:
-        """Have a subscription follow these tasks; their events are sent after `start`."""
+        """Subscribe a session to events of tasks; `start` begins to send them."""
         self._by_session.setdefault(subscription.session.session_id, {})[subscription.subscription_id] = subscription
         for task_id in task_ids:
             self._follow(subscription, task_id, None)

@@ -78,7 +78,7 @@ class _Waiting:
         return bool(self._numbers)
 
     def put(self, topic: str, number: int) -> bool:
-        """Queue an input topic to be copied; return False if its workspace has no room."""
+        """Queue a task's input topic for copying; False if its workspace has no room."""
         if topic not in self._numbers:
             workspace = _workspace_of(topic)
             if len(self._numbers) >= MAX_WAITING or self._counts[workspace] >= max(MAX_WAITING // SHARE, 1):

@@ -186,7 +186,7 @@ class TaskSessions:
             self._joins.pop(session.session_id, None)
 
     async def wait_written(self, session: Session) -> None:
-        """Wait until a session's begin and its progress reports are written."""
+        """Wait until the join of a session and its progress reports are in the database."""
         await self.wait_joined(session)
         number = self._reports.pop(session.session_id, 0)
         if number:

@@ -245,7 +245,7 @@ def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
 
 
 def attach(tx: Transaction, task: TaskRow, identity: str, token: bytes = b"") -> Program[None]:
-    """Write that a start's agent has connected, with the token of this hash if any."""
+    """Write that the agent of a start has connected, and which token it showed."""
     if task.next_retry_ms:
         # Between two attempts, the connection is the next attempt.
         yield from tx.apply(task, Move.RETRY, tx.facts())

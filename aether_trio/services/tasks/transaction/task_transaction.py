@@ -416,7 +416,7 @@ Mutation = Callable[[TaskTransaction], Program[None]]
 
 
 def cancel_children(tx: Transaction, parent_id: str, after: str = "") -> Program[None]:
-    """Cancel a page of the children, after the id `after`, that end with their parent."""
+    """Cancel some children of a cancelled parent, those behind the child id `after`."""
     parent = yield from task_rows.load(parent_id)
     found: list[TaskRow] = []
     if parent is not None and parent.status is StoredStatus.CANCELLED:  # not retried meanwhile

@@ -44,7 +44,7 @@ class AdmittedToken:
     lineage: tuple[str, ...]
 
     def covers(self, identity: Identity) -> bool:
-        """Return whether a new token for this participant would give no more rights."""
+        """Return whether the token's workspaces include that of a participant."""
         return identity.workspace in self.workspaces
 
 
