@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final, Protocol
 
-from aether_trio.log.topic_sql import OFFSET_BITS
+from aether_trio.log.message_keys import OFFSET_BITS
 from chaos.history import Backwards, Held, History, Logged
 
 OFFSETS: Final = (1 << OFFSET_BITS) - 1

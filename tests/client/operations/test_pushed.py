@@ -169,7 +169,7 @@ async def test_a_schedule_needs_one_workspace(workspace: str) -> None:
 async def test_a_task_is_for_one_or_for_a_pool() -> None:
     requester = FakeRequester()
     tasks = Tasks(requester)
-    with pytest.raises(ValueError, match="both given"):
+    with pytest.raises(ValueError, match="both a target and a pool"):
         await tasks.create("t", target="ag::prod::planner::1", pool="planner")
     await tasks.create("t")
     await tasks.create("t", target="ag::prod::planner::1", idempotency_key="once")
