@@ -182,7 +182,7 @@ def _profiles(named: Sequence[str], limits: Limits) -> tuple[str, ...]:
         )
     for number, profile in enumerate(named):
         if not profile:
-            raise TextError(f"orchestrator.supported_profiles[{number}], the name of a launch profile, is empty")
+            raise TextError(f"orchestrator.supported_profiles[{number}] is empty; a launch profile has a name")
         check_text(profile, f"orchestrator.supported_profiles[{number}]", limits.profile_bytes)
     return tuple(named)
 
