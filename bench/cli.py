@@ -27,6 +27,7 @@ EPILOG = """\
 examples:
   python -m bench                                   everything on three transports, about seven minutes
   python -m bench routed-16 idle                    two scenarios
+  python -m bench quiet                             a lone message, operation, broadcast and connection
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
   python -m bench --transport framed,framed-acks idle    two transports, side by side
@@ -49,7 +50,10 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     made.add_argument(
-        "scenarios", nargs="*", metavar="SCENARIO", help="what to run; all but clusters when none is named"
+        "scenarios",
+        nargs="*",
+        metavar="SCENARIO",
+        help="what to run: scenarios or families (quiet, cluster, tasks); all outside families when none is named",
     )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")

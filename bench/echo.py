@@ -1,14 +1,21 @@
-"""The echo's clients: ten connections, 200 bytes, one message in flight on each."""
+"""The echo's clients: ten connections, 200 bytes, one message in flight on each.
+
+A window can be paced instead: rounds on a schedule, by the connections in turn. This shows what any
+trio server pays when it sleeps between messages: waking up, and cold caches.
+"""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from time import perf_counter, process_time_ns, sleep
+from collections import deque
+from collections.abc import Callable
+from time import perf_counter, perf_counter_ns, process_time_ns, sleep
 from typing import Self
 
 from bench.loop import READ_BYTES, Loop, dial
 from bench.process import ProcessProbe
+from bench.schedule import Schedule
 from bench.units import Window
 
 CONNECTIONS = 10
@@ -42,25 +49,53 @@ class EchoProcess:
 
     def window(self, seconds: float) -> Window:
         """Echo for a window, and wait for its last rounds, whose CPU counts."""
+        return self._take(lambda: self._saturate(seconds))
+
+    def paced_window(self, seconds: float, schedule: Schedule, took_ns: Callable[[int], None]) -> Window:
+        """Echo on a schedule; `took_ns` gets the time from each intended round to its end."""
+        return self._take(lambda: self._pace(seconds, schedule, took_ns))
+
+    def _take(self, work: Callable[[], None]) -> Window:
         self.rounds = 0
         self.stopping = False
         cpu, load, start = self.probe.cpu_ns(), process_time_ns(), perf_counter()
-        for client in self._clients:
-            client.ask()
-            self._loop.wants_write(client)
-        self._loop.run(start + seconds)
+        work()
         self.stopping = True
-        if not self._loop.run(perf_counter() + DRAIN_SECONDS, lambda: not any(c.waiting for c in self._clients)):
+        if not self._loop.run(perf_counter() + DRAIN_SECONDS, lambda: not any(c.due for c in self._clients)):
             raise TimeoutError("the echo server does not answer")
         elapsed, used = perf_counter() - start, process_time_ns() - load
         sleep(0.002)  # the server goes back to sleep after its last answer
         return Window(elapsed, self.rounds, self.probe.cpu_ns() - cpu, used)
 
-    def answered(self, client: _EchoClient) -> None:
-        self.rounds += 1
+    def _saturate(self, seconds: float) -> None:
+        self._answered = self._again
+        for client in self._clients:
+            self._ask(client, 0)
+        self._loop.run(perf_counter() + seconds)
+
+    def _again(self, client: _EchoClient, due_ns: int) -> None:
         if not self.stopping:
-            client.ask()
-            self._loop.wants_write(client)
+            self._ask(client, 0)
+
+    def _pace(self, seconds: float, schedule: Schedule, took_ns: Callable[[int], None]) -> None:
+        self._answered = lambda client, due_ns: took_ns(perf_counter_ns() - due_ns)
+        turn = 0
+
+        def send(due_ns: int) -> None:
+            nonlocal turn
+            self._ask(self._clients[turn % len(self._clients)], due_ns)
+            turn += 1
+
+        schedule.run(self._loop, seconds, send)
+
+    def _ask(self, client: _EchoClient, due_ns: int) -> None:
+        client.ask(due_ns)
+        self._loop.wants_write(client)
+
+    def answered(self, client: _EchoClient, due_ns: int) -> None:
+        """Count a round that was meant to begin at `due_ns`."""
+        self.rounds += 1
+        self._answered(client, due_ns)
 
 
 class _EchoClient:
@@ -68,12 +103,14 @@ class _EchoClient:
         self._owner = owner
         self._message = message
         self._out = b""
-        self.waiting = 0
+        self._missing = len(message)
+        self.due: deque[int] = deque()
+        """The nanoseconds of the rounds on their way, the oldest first."""
         self.socket = dial("127.0.0.1", port)
 
-    def ask(self) -> None:
-        self._out = self._message
-        self.waiting = len(self._message)
+    def ask(self, due_ns: int) -> None:
+        self._out += self._message
+        self.due.append(due_ns)
 
     def take(self) -> bytes:
         data, self._out = self._out, b""
@@ -83,6 +120,7 @@ class _EchoClient:
         data = self.socket.recv(READ_BYTES)
         if not data:
             raise ConnectionError("the echo server has closed a connection")
-        self.waiting -= len(data)
-        if not self.waiting:
-            self._owner.answered(self)
+        self._missing -= len(data)
+        while self._missing <= 0:
+            self._missing += len(self._message)
+            self._owner.answered(self, self.due.popleft())

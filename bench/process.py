@@ -16,6 +16,8 @@ from contextlib import suppress
 from pathlib import Path
 
 CPUCLOCK_SCHED = 2
+KTHREADD = 2
+"""The parent of all threads of the kernel."""
 
 
 class ProcessGone(Exception):
@@ -84,6 +86,43 @@ class SeveralProbes(ProcessProbe):
 
     def rss_kib(self) -> int:
         return sum(probe.rss_kib() for probe in self._probes)
+
+
+class MachineProbe:
+    """Reads the CPU of all programs together, and of the kernel's own threads.
+
+    What the kernel does for a process in a thread that is not the process's (writing a file back,
+    say) is in no process's clock. Programs that have nothing to do with the run are in the
+    machine's CPU as well.
+    """
+
+    def __init__(self) -> None:
+        self._kernel = [path for path in Path("/proc").glob("[0-9]*/stat") if _parent(path) == KTHREADD]
+
+    def machine_ns(self) -> int | None:
+        """CPU time of all programs and the kernel, by ticks; None without /proc/stat."""
+        try:
+            user, nice, system, _, _, irq, soft, *_ = map(
+                int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+            )
+        except (OSError, ValueError):
+            return None
+        return (user + nice + system + irq + soft) * 10**9 // os.sysconf("SC_CLK_TCK")
+
+    def kernel_ns(self) -> int | None:
+        """CPU nanoseconds of the threads of the kernel; None if they are hidden."""
+        total = 0
+        for stat in self._kernel:
+            with suppress(OSError, ValueError, IndexError):
+                total += int(stat.with_name("schedstat").read_text().split()[0])
+        return total if self._kernel else None
+
+
+def _parent(stat: Path) -> int:
+    try:
+        return int(stat.read_text().rpartition(")")[2].split()[1])
+    except (OSError, ValueError, IndexError):
+        return 0
 
 
 def _children(pid: int) -> list[int]:

@@ -15,7 +15,7 @@ from bench import results
 from bench.clusters import Cluster, serving_cluster
 from bench.echo import EchoProcess
 from bench.loop import Loop
-from bench.process import ProcessGone, ProcessProbe
+from bench.process import MachineProbe, ProcessGone, ProcessProbe
 from bench.scenarios import Scenario
 from bench.servers import ServerFailed, ServerOptions, Target, serving
 from bench.transports import MAIN_TRANSPORT, TRANSPORTS, Transport
@@ -103,6 +103,8 @@ def _run_one(
         progress.say(f"{name}: preparing")
         scenario.prepare()
         scenario.window(min(WARM_UP_SECONDS, options.window_seconds))
+        scenario.reset()
+        machine = MachineProbe()
         scenario.latencies.drop_window()
         shares = _Shares(target.probe)
         before = cluster.reading() if cluster else None
@@ -111,7 +113,8 @@ def _run_one(
         with _quiet_collector():
             for number in range(options.windows):
                 echo_windows.append(echo.window(options.window_seconds))
-                windows.append(_take(scenario, options.window_seconds))
+                windows.append(_take(scenario, options.window_seconds, machine))
+                scenario.reset()
                 scenario.latencies.close_window()
                 progress.say(f"{name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
             echo_windows.append(echo.window(options.window_seconds))
@@ -160,14 +163,21 @@ def _target(
             yield target, None
 
 
-def _take(scenario: Scenario, seconds: float) -> Window:
+def _take(scenario: Scenario, seconds: float, machine: MachineProbe) -> Window:
     probe = scenario.world.probe
+    kernel, whole, load = machine.kernel_ns(), machine.machine_ns(), process_time_ns()
     server = probe.cpu_ns() if probe else 0
-    load, start = process_time_ns(), perf_counter()
+    start, load_start = perf_counter(), process_time_ns()
     count = scenario.window(seconds)
-    elapsed, used = perf_counter() - start, process_time_ns() - load
+    elapsed, used = perf_counter() - start, process_time_ns() - load_start
     scenario.world.pause(SETTLE_SECONDS)
-    return Window(elapsed, count, probe.cpu_ns() - server if probe else None, used)
+    served = probe.cpu_ns() - server if probe else None
+    others = _grown(whole, machine.machine_ns(), process_time_ns() - load)
+    return Window(elapsed, count, served, used, others, _grown(kernel, machine.kernel_ns()))
+
+
+def _grown(before: int | None, after: int | None, without: int = 0) -> int | None:
+    return max(0, after - before - without) if before is not None and after is not None else None
 
 
 def _state(windows: Sequence[Window], echo_windows: Sequence[Window]) -> str:

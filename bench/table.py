@@ -129,6 +129,10 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             parts.append(f"{share:.0%} of the CPU in the main thread")
         if result.get("load_us"):
             parts.append(f"load {result['load_us']:.1f} us each")
+        if (machine := result.get("machine_us")) is not None:
+            kernel = result.get("kernel_us")
+            of_kernel = f" ({kernel:.1f} of them the kernel's threads)" if kernel is not None else ""
+            parts.append(f"machine {machine:.1f} us each{of_kernel}")
         if why := result.get("failed"):
             # A server that broke says much; its first and last words tell most.
             lines = why.splitlines()

@@ -16,12 +16,18 @@ NS_PER_US = 1000
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """The work, time and server CPU of one window; CPU may be unknown (None)."""
+    """The work, time and server CPU of one window; CPU may be unknown (None).
+
+    `machine_cpu_ns` is that of all programs but the load, `kernel_cpu_ns` that of the kernel's own
+    threads.
+    """
 
     seconds: float
     count: int
     server_cpu_ns: int | None
     load_cpu_ns: int
+    machine_cpu_ns: int | None = None
+    kernel_cpu_ns: int | None = None
 
     @property
     def rate(self) -> float:
@@ -52,6 +58,10 @@ class Figures:
     echo_us: Pair | None
     echoes: Pair | None
     load_us: float
+    machine_us: float | None = None
+    """CPU of all programs but the load over all windows, neighbours included."""
+    kernel_us: float | None = None
+    """CPU of the kernel's threads, which no process is charged for, over all windows."""
 
 
 def cpu_pair(windows: Sequence[Window]) -> Pair | None:
@@ -77,7 +87,15 @@ def figures(windows: Sequence[Window], echo_windows: Sequence[Window]) -> Figure
     echoes = Pair(cpu.best / echo.best, cpu.mean / echo.mean) if cpu and echo and echo.best and echo.mean else None
     count = sum(window.count for window in windows)
     load = sum(window.load_cpu_ns for window in windows) / count / NS_PER_US if count else 0.0
-    return Figures(rate_pair(windows), cpu, echo, echoes, load)
+    machine = mean_us(count, [window.machine_cpu_ns for window in windows])
+    kernel = mean_us(count, [window.kernel_cpu_ns for window in windows])
+    return Figures(rate_pair(windows), cpu, echo, echoes, load, machine, kernel)
+
+
+def mean_us(count: int, cpu_ns: Sequence[int | None]) -> float | None:
+    """Microseconds of CPU for each of `count` units; None when a window's are unknown."""
+    known = [ns for ns in cpu_ns if ns is not None]
+    return sum(known) / count / NS_PER_US if count and len(known) == len(cpu_ns) else None
 
 
 def slope(points: Sequence[tuple[float, float]]) -> float:

@@ -11,6 +11,7 @@ from bench.scenarios.enqueue import Enqueue
 from bench.scenarios.fanout import FANOUTS
 from bench.scenarios.kv import PutGet
 from bench.scenarios.paced import Paced
+from bench.scenarios.quiet import QUIET
 from bench.scenarios.raw_echo import RawEcho
 from bench.scenarios.routed import ROUTED
 from bench.scenarios.tasks import CYCLES
@@ -22,6 +23,7 @@ SCENARIOS: dict[str, type[Scenario]] = {
 }
 
 FAMILIES: dict[str, dict[str, type[Scenario]]] = {
+    "quiet": {scenario.name: scenario for scenario in QUIET},
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
     "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
 }

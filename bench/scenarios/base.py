@@ -1,26 +1,23 @@
 """The base of scenarios: preparation, windows of work that end at rest, a verdict.
 
-Life: `prepare` once, `window` for the warm-up and then many times, `finish` once. Between windows
-nothing is in flight, so that the CPU counted is the CPU of what was counted, and the echo has the
-machine for itself.
+Life: `prepare` once, `window` and `reset` for the warm-up and then many times, `finish` once.
+Between windows nothing is in flight, so that the CPU counted is the CPU of what was counted, and
+the echo has the machine for itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from random import Random
-from time import perf_counter, perf_counter_ns
+from time import perf_counter
 from typing import Any, ClassVar
 
 from bench.clusters import Shape
 from bench.latency import Latencies
-from bench.loop import Loop
 from bench.numbered import Ledger
 from bench.world import Options, ScenarioFailed, World
 
 DRAIN_SECONDS = 30.0
-SEED = 20
 
 
 @dataclass(slots=True)
@@ -29,32 +26,6 @@ class Verdict:
 
     counts: dict[str, int] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
-
-
-class Schedule:
-    """Moments of sending with exponential gaps, the same ones in every run."""
-
-    def __init__(self, rate: float) -> None:
-        self.rate = rate
-        self._random = Random(SEED)
-
-    def run(self, loop: Loop, seconds: float, send: Callable[[int], None]) -> None:
-        """Run the loop for a window, and call `send` with each due nanosecond."""
-        start = perf_counter()
-        until = start + seconds
-        due = start + self._random.expovariate(self.rate)
-
-        def pulse(now: float) -> float:
-            nonlocal due
-            while due <= now and due < until:
-                send(int(due * 1e9))
-                due += self._random.expovariate(self.rate)
-            return due
-
-        loop.run(until, pulse=pulse)
-
-
-assert abs(perf_counter() * 1e9 - perf_counter_ns()) < 1e9, "both clocks count from the same start"
 
 
 class Scenario:
@@ -88,6 +59,9 @@ class Scenario:
     def window(self, seconds: float) -> int:
         """Work for a window, come to rest, and return the units done."""
         raise NotImplementedError
+
+    def reset(self) -> None:
+        """Undo what a window left behind; this CPU is not counted."""
 
     def finish(self) -> None:
         """Check at the end what must hold, into `verdict`."""

@@ -46,7 +46,7 @@ class _PacedOnNodes(_OnNodes, Paced):
     cluster = Shape(nodes=2)
 
     def pace(self) -> float:
-        return LOW_RATE
+        return self.options.rate or LOW_RATE
 
 
 ONE, TWO, THREE = Shape(nodes=1), Shape(nodes=2), Shape(nodes=3)

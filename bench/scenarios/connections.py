@@ -1,4 +1,10 @@
-"""Scenarios of connections: what it costs to make and to keep one."""
+"""Scenarios of connections: what it costs to make and to keep one.
+
+`connect` counts a connection with its end, since the next one begins when the last one ends.
+`connect-open` counts openings alone: what a window has opened is closed behind it, in `reset`. The
+difference of the two is the end. An opening that causes work later than some 30 ms after its ack is
+not charged for it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +19,9 @@ from bench.world import Participant, ScenarioFailed
 IN_FLIGHT = 32
 IDLE_STEPS = 4
 WARM_CONNECTIONS = 100
+WORKSPACE_CONNECTIONS = 1000
+"""How many connections the reference allows in one workspace."""
+REST_SECONDS = 0.1
 
 
 class ConnectStorm(Scenario):
@@ -43,8 +52,11 @@ class ConnectStorm(Scenario):
         """The address of a connection; "" is the target's."""
         return ""
 
+    def workspace(self) -> str:
+        return self.world.workspace
+
     def _dial(self) -> None:
-        init = wire.agent_init(self.world.workspace, "storm", str(self._number), self.options.credentials)
+        init = wire.agent_init(self.workspace(), "storm", str(self._number), self.options.credentials)
         participant = self.world.dial(init, "storm", self._number, self.place(self._number))
         self._started[participant] = perf_counter_ns()
         self._number += 1
@@ -52,15 +64,40 @@ class ConnectStorm(Scenario):
     def _greeted(self, participant: Participant) -> None:
         self.latencies.pending.append(perf_counter_ns() - self._started.pop(participant))
         self.done += 1
-        self.world.begin_close(participant)
+        self.opened(participant)
         if self.running:
             self._dial()
+
+    def opened(self, participant: Participant) -> None:
+        self.world.begin_close(participant)
 
     def finish(self) -> None:
         self.verdict.counts = {"connections": self.done}
 
     def parameters(self) -> dict[str, Any]:
         return {"in_flight": IN_FLIGHT}
+
+
+class ConnectOpen(ConnectStorm):
+    """Scenario: the openings alone; the connections of a window are closed after it."""
+
+    name = "connect-open"
+    doc = "connect without the end: connections stay open until the window's CPU is read; 32 handshakes in flight"
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._open: list[Participant] = []
+
+    def workspace(self) -> str:
+        return f"{self.world.workspace}-{len(self._open) // (WORKSPACE_CONNECTIONS - IN_FLIGHT)}"
+
+    def opened(self, participant: Participant) -> None:
+        self._open.append(participant)
+
+    def reset(self) -> None:
+        self.world.close_all(self._open)
+        self._open.clear()
+        self.world.pause(REST_SECONDS)
 
 
 class Idle(Scenario):

@@ -3,8 +3,9 @@
 Every agent of the workspace listens there.
 
 The sender is a service because services do not hear `ga` themselves and do not count among a
-workspace's connections, of which the reference allows a thousand. A few broadcasts are in flight;
-each is over when its last receiver has it. The unit is one delivery, since that is what costs.
+workspace's connections, of which the reference allows a thousand. A few broadcasts are in flight,
+or one ("lone"); each is over when its last receiver has it. The unit is one delivery, since that is
+what costs.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ class FanOut(Scenario):
 
     unit = "delivery"
     position: ClassVar[int]
+    in_flight: ClassVar[int] = IN_FLIGHT
 
     def prepare(self) -> None:
         world = self.world
@@ -49,7 +51,7 @@ class FanOut(Scenario):
 
     def window(self, seconds: float) -> int:
         before = self.received
-        for _ in range(IN_FLIGHT):
+        for _ in range(self.in_flight):
             self._send()
         self.work(seconds, lambda: len(self.remaining))
         return self.received - before
@@ -85,10 +87,16 @@ class FanOut(Scenario):
         self.judge(self.sent, self.received, self.refused, lost, self.ledgers)
 
     def parameters(self) -> dict[str, Any]:
-        return {"receivers": self.size, "payload": self.options.payload, "window": IN_FLIGHT}
+        return {"receivers": self.size, "payload": self.options.payload, "window": self.in_flight}
 
 
 FANOUTS: tuple[type[Scenario], ...] = (
     variant(FanOut, "fanout-100", "fan-out 1:100 over ga::workspace, 4 broadcasts in flight", position=0),
     variant(FanOut, "fanout-1000", "fan-out 1:1000 over ga::workspace, 4 broadcasts in flight", position=1),
+)
+LONE: tuple[type[Scenario], ...] = tuple(
+    variant(
+        FanOut, f"{name}-lone", f"fan-out {ratio} over ga::workspace, one broadcast at a time", position=at, in_flight=1
+    )
+    for at, (name, ratio) in enumerate((("fanout-100", "1:100"), ("fanout-1000", "1:1000")))
 )

@@ -4,15 +4,18 @@ A closed loop waits for a slow server before it sends again and so hides the wai
 omission); here the schedule does not wait. The rate is half of what the same pairs reach
 just before in a closed loop with one message in flight each, unless `--rate` gives it. Not half of
 the highest rate there is: that one lives on large batches, which a schedule does not make.
+
+The quiet variants have a fixed rate, at which messages are mostly alone on their way.
 """
 
 from __future__ import annotations
 
 from time import perf_counter
-from typing import Any
+from typing import Any, ClassVar
 
-from bench.scenarios.base import Schedule
+from bench.scenarios.base import Scenario, variant
 from bench.scenarios.routed import Routed
+from bench.schedule import Schedule
 
 CALIBRATION_WINDOWS = 3
 SHARE_OF_MAXIMUM = 0.5
@@ -23,18 +26,20 @@ class Paced(Routed):
 
     name = "paced"
     doc = "routed 1:1, durable, open loop at half of what routed-1 reaches; latency from the intended send"
-    gated = ()
+    gated: ClassVar[tuple[str, ...]] = ()
     in_flight = 1
 
     def prepare(self) -> None:
         super().prepare()
         self._turn = 0
-        self._schedule = Schedule(self.options.rate or self.pace())
+        self._schedule = Schedule(self.pace())
         self.latencies.drop_window()
         self.extra["paced_rate"] = round(self._schedule.rate, 1)
 
     def pace(self) -> float:
-        """The best closed-loop rate of a few windows after a warm-up, per second."""
+        """Messages per second: `--rate`, or a share of the best closed-loop rate."""
+        if self.options.rate:
+            return self.options.rate
         best = 0.0
         for _ in range(CALIBRATION_WINDOWS):
             start = perf_counter()
@@ -54,3 +59,24 @@ class Paced(Routed):
 
     def parameters(self) -> dict[str, Any]:
         return {"pairs": self.options.pairs, "payload": self.options.payload}
+
+
+class PacedAt(Paced):
+    """Scenario: the same at a fixed rate, so that its cost is judged."""
+
+    gated = ("echoes",)
+    rate: ClassVar[float]
+
+    def pace(self) -> float:
+        return self.rate
+
+    def parameters(self) -> dict[str, Any]:
+        return super().parameters() | {"rate": self.rate}
+
+
+def _at(rate: float) -> type[Scenario]:
+    doc = f"routed 1:1, durable, open loop at {rate:,.0f} messages a second; latency from the intended send"
+    return variant(PacedAt, f"paced-{rate:.0f}", doc, rate=rate)
+
+
+PACED_AT: tuple[type[Scenario], ...] = (_at(1000.0), _at(5000.0))

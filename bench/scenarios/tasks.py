@@ -16,7 +16,8 @@ from typing import Any, ClassVar
 from bench import task_wire, wire
 from bench.clusters import Shape
 from bench.numbered import HEAD, MARK, filler
-from bench.scenarios.base import Scenario, Schedule, variant
+from bench.scenarios.base import Scenario, variant
+from bench.schedule import Schedule
 from bench.world import Participant, ScenarioFailed
 
 CREATORS = 20

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import pytest
 
 from bench.echo import EchoProcess
-from bench.process import FamilyProbe, ProcessGone, ProcessProbe, SeveralProbes
+from bench.process import FamilyProbe, MachineProbe, ProcessGone, ProcessProbe, SeveralProbes
+from bench.schedule import Schedule
 
 BURN = "import sys, time\nwhile time.process_time() < 0.2: pass\nheap = bytearray(40 << 20)\nprint(flush=True)\nsys.stdin.read()"
 
@@ -79,6 +80,31 @@ def test_a_family_is_counted_with_the_children_that_live_and_those_that_have_end
         parent.stdin.close()  # type: ignore[union-attr]
     with pytest.raises(ProcessGone):
         family.cpu_ns()
+
+
+def test_the_cpu_of_a_process_is_in_the_machines() -> None:
+    machine = MachineProbe()
+    before, threads = machine.machine_ns(), machine.kernel_ns()
+    end = time.process_time() + 0.3
+    while time.process_time() < end:
+        pass
+    after = machine.machine_ns()
+    assert before is not None
+    assert after is not None
+    assert after > before  # in ticks, which a busy machine may charge to another program
+    assert threads is None or threads <= (machine.kernel_ns() or 0)
+
+
+def test_a_paced_echo_window_is_timed_from_the_intended_rounds() -> None:
+    took: list[int] = []
+    with EchoProcess(4) as echo:
+        window = echo.paced_window(0.5, Schedule(2000.0), took.append)
+        closed = echo.window(0.1)
+    assert window.count == len(took) > 0
+    assert all(ns > 0 for ns in took)
+    assert window.cpu_us
+    assert closed.count > 0  # rounds that a closed loop adds have no schedule
+    assert len(took) == window.count
 
 
 def test_an_echo_window_counts_rounds_and_the_cpu_of_the_server() -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bench import cli, world
-from bench.scenarios import SCENARIOS, base
+from bench.scenarios import FAMILIES, SCENARIOS, base
 
 TINY = ["--quick", "--window", "0.05", "--pairs", "4", "--connections", "40", "--fanout", "5,10"]
 
@@ -83,6 +83,32 @@ def test_every_scenario_measures_another_gateway(transport: str, stub: Start, be
     assert found["paced"]["latency_us"]["all"]["p50"] > 0
 
 
+def test_every_quiet_scenario_measures_another_gateway(transport: str, stub: Start, bench: Callable[..., Any]) -> None:
+    status, results = bench("quiet", *stub(transport))
+    found = {name.removeprefix(f"{transport}/"): result for name, result in results.items()}
+    assert {name: result["failed"] for name, result in found.items()} == dict.fromkeys(FAMILIES["quiet"], "")
+    assert status == 0
+    for name, result in found.items():
+        assert result["echoes"]["best"] > 0
+        assert result["gated"] == ([] if name == "raw-echo-paced" else ["echoes"])
+        assert result["latency_us"]["all"]["p50"] > 0
+        assert result["machine_us"] > 0
+        assert result["parameters"].get("rate") == {
+            "raw-echo-paced": 1000.0,
+            "paced-1000": 1000.0,
+            "paced-5000": 5000.0,
+            "kv-paced": 1000.0,
+        }.get(name)
+    for name in ("paced-1000", "paced-5000"):
+        assert found[name]["checks"]["sent"] == found[name]["checks"]["received"] > 0
+    lone = found["fanout-1000-lone"]
+    assert lone["checks"]["received"] == 10 * lone["checks"]["sent"] > 0
+    assert lone["parameters"]["window"] == found["kv-1"]["parameters"]["window"] == 1
+    for name in ("kv-paced", "kv-1"):
+        assert found[name]["checks"]["operations"] > 0
+    assert found["connect-open"]["checks"]["connections"] > 0
+
+
 @pytest.mark.parametrize("scenario", ["routed-16", "fanout-100", "enqueue"])
 def test_a_repeated_message_fails_the_run(scenario: str, stub: Start, bench: Callable[..., Any]) -> None:
     status, found = bench(scenario, *stub("grpc", "--repeat", "7"))
@@ -91,7 +117,7 @@ def test_a_repeated_message_fails_the_run(scenario: str, stub: Start, bench: Cal
     assert "repeated" in found[scenario]["failed"]
 
 
-@pytest.mark.parametrize("scenario", ["routed-16", "fanout-100"])
+@pytest.mark.parametrize("scenario", ["routed-16", "fanout-100", "paced-1000", "fanout-100-lone"])
 def test_a_lost_message_fails_the_run(
     scenario: str, stub: Start, bench: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -53,6 +53,13 @@ def test_the_console_says_what_was_checked_and_what_failed() -> None:
     assert "idle: FAILED: memory needs the server's process" in shown
 
 
+def test_the_cpu_of_the_machine_is_below_the_table() -> None:
+    found = separate_queue(kv=measured(7.0, machine_us=55.04, kernel_us=2.5), framed__kv=measured(7.0, machine_us=40.0))
+    shown = table.text(found)
+    assert "load 8.0 us each; machine 55.0 us each (2.5 of them the kernel's threads)" in shown
+    assert "machine 40.0 us each\n" in shown + "\n"
+
+
 def test_a_cluster_is_shown_by_its_parts() -> None:
     done = {"database_share": 0.25, "groups_per_s": 1234.5, "rows_per_group": 7.0, "notifies_per_s": 90.0}
     done |= {"wakes_per_s": 80.0, "reads_per_s": 70.0, "rows_per_read": 6.0}

@@ -45,6 +45,14 @@ def test_without_a_known_process_there_are_rates_only() -> None:
     assert found.rate.best == 200.0
 
 
+def test_the_cpu_of_other_programs_is_a_mean_over_all_windows_or_unknown() -> None:
+    known = [Window(0.5, 100, None, 0, 3_000_000, 200_000), Window(0.5, 300, None, 0, 5_000_000, 200_000)]
+    found = figures(known, [])
+    assert (found.machine_us, found.kernel_us) == (20.0, 1.0)
+    found = figures([*known, Window(0.5, 100, None, 0)], [])
+    assert (found.machine_us, found.kernel_us) == (None, None)
+
+
 @given(st.floats(0.1, 20.0))
 def test_echoes_do_not_depend_on_the_speed_of_the_machine(slower: float) -> None:
     fast = figures([window(1000, 60.0)], [window(1000, 30.0)])
