@@ -20,13 +20,17 @@ from aether_trio.log.partitions import PartitionKeeper
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql import TopicSql
 from aether_trio.log.topic_sql_postgres import CommitGroup
-from aether_trio.storage.base import CommitUnknown, Database, StorageUnavailable, Value
+from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable, Value
 
 logger = structlog.get_logger("aether.log")
 
 Message = tuple[CachedTopic, bytes]
 Cursors = Sequence[topic_sql.CursorRow]
 Numbers = Sequence[topic_sql.PublisherRow]
+
+SMALL_GROUP_ROWS: Final = 64
+"""SQLite writes a group of so many rows in the trio thread, some 0.5 ms, and no larger one."""
+SMALL_GROUP_BYTES: Final = 256 * 1024
 
 UNSURE_PAUSE_S: Final = 0.1
 """Pause before a group is sent again while it is not known whether it was written."""
@@ -84,13 +88,22 @@ class LocalGroupWriter:
     ) -> list[int]:
         offsets: list[int] = []
         flat: list[Value] = []
+        size = 0
         for topic, frame in messages:
             assert topic.topic_id is not None
             topic.assigned += 1
             topic.assigned_bytes += len(frame)
             offsets.append(topic.assigned)
             flat += (key_of(topic.topic_id, topic.assigned), now_ms, topic.assigned_bytes, frame)
-        await self._database.run(lambda: topic_sql.append_messages(flat, cursors, numbers))
+            size += len(frame)
+
+        def program() -> Program[None]:
+            return topic_sql.append_messages(flat, cursors, numbers)
+
+        if len(messages) + len(cursors) + len(numbers) <= SMALL_GROUP_ROWS and size <= SMALL_GROUP_BYTES:
+            await self._database.run_small(program, gathered=True)
+        else:
+            await self._database.run(program)
         return offsets
 
 

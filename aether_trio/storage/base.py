@@ -106,11 +106,12 @@ class Database(Protocol):
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on a snapshot with all writes before the call."""
 
-    async def run_small(self, program: ProgramFactory[T]) -> T:
+    async def run_small(self, program: ProgramFactory[T], *, gathered: bool = False) -> T:
         """Run, as `run` does, a program of a few statements that find their rows by key.
 
-        SQLite may run it on the caller's thread, where it costs a third less and the event loop
-        waits for it. Not for scans, nor for programs that write megabytes.
+        SQLite may run it on the caller's thread, where it costs a third, and the event loop waits
+        for its statements. Not for scans, nor for programs that write megabytes. `gathered`: the
+        program has the work of many, and is not to wait for that of other tasks.
         """
         return await self.run(program)
 

@@ -6,7 +6,7 @@ program in its own SAVEPOINT. Programs are pure (base.py), so they may run again
 one leaves no trace in the others' commit.
 
 `run` and `commit` may be called in different threads, one after the other: programs run where that
-is cheapest, and the writer's thread waits for the disk (threads.py, inline.py).
+is cheapest (threads.py, inline.py).
 
 Invariant: after `run` raises, no transaction is open.
 """
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import trio
@@ -24,15 +25,28 @@ from aether_trio.storage.sqlite.connection import BUSY_TIMEOUT_S, is_environment
 from aether_trio.storage.sqlite.statements import drive
 
 
+class JobKind(Enum):
+    """What a SqliteJob is."""
+
+    READ = 0
+    WRITE = 1
+    CHECKPOINT = 2
+
+
 class SqliteJob:
-    """One database program on its way through a thread, then its result."""
+    """One database program on its way through a thread, then its result.
 
-    __slots__ = ("error", "factory", "is_read", "task", "value")
+    A CHECKPOINT has no caller and its program is not run.
+    """
 
-    def __init__(self, factory: ProgramFactory[Any], *, is_read: bool) -> None:
+    __slots__ = ("error", "factory", "is_done", "kind", "task", "value")
+
+    def __init__(self, factory: ProgramFactory[Any], kind: JobKind) -> None:
         self.factory = factory
-        self.is_read = is_read
+        self.kind = kind
         self.task: trio.lowlevel.Task | None = None
+        """The caller that waits; None before it does, and when it was cancelled."""
+        self.is_done = False
         self.value: Any = None
         self.error: Exception | None = None
 
@@ -46,11 +60,40 @@ class _GroupSpoiledError(Exception):
     """Raised when a program raised in a group that has no savepoints."""
 
 
+class GroupStatistics:
+    """Counts the groups of a database, by whichever thread has the connection."""
+
+    def __init__(self) -> None:
+        self.groups = 0
+        self.programs = 0
+        self.rows = 0
+        self.largest_group = 0
+        self.failed_groups = 0
+        self.failing = False
+        self.last_error = ""
+
+    def committed(self, programs: int, rows: int) -> None:
+        """Count a durable group."""
+        self.failing = False
+        self.groups += 1
+        self.programs += programs
+        self.rows += rows
+        self.largest_group = max(self.largest_group, programs)
+
+    def failed(self, error: Exception) -> None:
+        """Count a group that the machine did not take."""
+        self.failing = True
+        self.failed_groups += 1
+        self.last_error = f"{type(error).__name__}: {error}"
+
+
 class GroupTransactions:
     """Runs and commits groups on `connection`, the only one that writes to the file."""
 
     def __init__(self, connection: sqlite3.Connection) -> None:
         self.connection = connection
+        self.statistics = GroupStatistics()
+        self._synced_commits: bool | None = None
         self.cursor = connection.cursor()
         self.cursor.execute("PRAGMA busy_timeout=0").fetchall()
 
@@ -110,17 +153,26 @@ class GroupTransactions:
         """Whether a transaction is open."""
         return self.connection.in_transaction
 
+    def sync_commits(self, wanted: bool) -> None:
+        """Have each COMMIT sync the write-ahead log, or leave that to the caller (wal.py).
+
+        Only while no transaction is open; cheap when nothing changes.
+        """
+        if wanted is not self._synced_commits:
+            self.cursor.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
+            self._synced_commits = wanted
+
     def commit(self) -> None:
-        """Commit the transaction, if one is open. Blocks for the disk."""
+        """Commit the transaction, if one is open."""
         if self.is_open:
             self.cursor.execute("COMMIT")
 
     def overwrite(self) -> bool:
-        """Commit an empty transaction in a failed one's place; True: it is durable.
+        """Commit an empty transaction in a failed one's place; return whether it did.
 
-        If it is, the failed one never will be, because the next transaction begins in the
-        write-ahead log where the failed one began. `user_version`, which is not used, is written
-        unchanged so that there is a write.
+        Once it is synced, the failed one never will be durable, because the next transaction begins
+        in the write-ahead log where the failed one began. `user_version`, which is not used, is
+        written unchanged so that there is a write.
         """
         try:
             self._begin(patient=True)

@@ -19,7 +19,6 @@ BUSY_TIMEOUT_S: Final = 0.5
 CACHED_STATEMENTS: Final = 256
 WRITER_CACHE_KIB: Final = 8192
 READER_CACHE_KIB: Final = 2048
-WAL_AUTOCHECKPOINT_PAGES: Final = 4096  # 16 MiB of 4 KiB pages
 WAL_KEEP_BYTES: Final = 32 * 1024 * 1024
 
 _ENVIRONMENT: Final = frozenset(
@@ -113,6 +112,14 @@ def connect_reader(path: Path, *, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sql
         raise setup_error(path, exc) from exc
 
 
+def connect_checkpointer(path: Path, synchronous: Synchronous) -> sqlite3.Connection:
+    """Open a connection to a file that connect_writer has prepared, for checkpoints."""
+    connection = _connect(path, 0.0)
+    connection.execute(f"PRAGMA synchronous={synchronous}")
+    connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()
+    return connection
+
+
 def _connect(path: Path | None, busy_timeout_s: float = BUSY_TIMEOUT_S) -> sqlite3.Connection:
     connection = sqlite3.connect(
         ":memory:" if path is None else path,
@@ -154,5 +161,5 @@ def _set_journal(connection: sqlite3.Connection, path: Path | None, synchronous:
         raise StorageSetupError(
             f"the file system of {path} cannot hold a write-ahead log (a network share?). Use a local directory."
         )
-    connection.execute(f"PRAGMA wal_autocheckpoint={WAL_AUTOCHECKPOINT_PAGES}").fetchall()
+    connection.execute("PRAGMA wal_autocheckpoint=0").fetchall()  # wal.py says when
     connection.execute(f"PRAGMA journal_size_limit={WAL_KEEP_BYTES}").fetchall()

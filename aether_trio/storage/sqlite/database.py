@@ -1,9 +1,9 @@
 """The SQLite engine: one file, a writer thread that commits in groups, readers.
 
 `run` puts a program into a bounded queue and sleeps until the group that contains it is durable
-(WAL, fsync at each commit). `run_small` runs cheap programs in the trio thread (inline.py). `read`
-runs on a reader's own connection. With `path=None` the database lives in memory and the writer
-thread also reads.
+(write-ahead log, synced after each commit; wal.py). `run_small` runs cheap programs in the trio
+thread (inline.py). `read` runs on a reader's own connection, and returns when all that it may have
+seen is durable. With `path=None` the database lives in memory and the writer thread also reads.
 
 Cancellation: a caller that is cancelled while it waits for room in the queue has done nothing. Once
 its program is queued, the program runs, and only the result is lost.
@@ -15,8 +15,8 @@ the group gets StorageUnavailable and none has written. The next group tries aga
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
@@ -27,11 +27,19 @@ import trio
 
 from aether_trio.storage.base import Database, ProgramFactory
 from aether_trio.storage.migrations import SQLITE, upgrade
-from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
-from aether_trio.storage.sqlite.connection import Synchronous, connect_reader, connect_writer, setup_error
+from aether_trio.storage.sqlite.commit_groups import GroupTransactions, JobKind, SqliteJob
+from aether_trio.storage.sqlite.connection import (
+    Synchronous,
+    connect_checkpointer,
+    connect_reader,
+    connect_writer,
+    setup_error,
+)
 from aether_trio.storage.sqlite.inline import WriteQueue
+from aether_trio.storage.sqlite.kernel_sync import KernelSync, open_kernel_sync
 from aether_trio.storage.sqlite.statements import drive
-from aether_trio.storage.sqlite.threads import DatabaseThread, Item, ReaderThread, WriterThread
+from aether_trio.storage.sqlite.threads import CheckpointThread, DatabaseThread, Item, ReaderThread, WriterThread
+from aether_trio.storage.sqlite.wal import WriteAheadLog
 
 T = TypeVar("T")
 
@@ -70,22 +78,40 @@ class SqliteDatabase(Database):
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
         self._closed = False
         self._writer: WriterThread | None = None
-        self._gate: WriteQueue | None = None
+        self._queue: WriteQueue | None = None
         self._readers: list[DatabaseThread] = []
         self._inline: sqlite3.Connection | None = None
+        self._log: WriteAheadLog | None = None
+        self._kernel_sync: KernelSync | None = None
+        self._kernel_sync_ended = trio.Event()
+        self._kernel_sync_scope = trio.CancelScope()
+        self._checkpointer: CheckpointThread | None = None
 
     async def run(self, program: ProgramFactory[T]) -> T:
-        result: T = await self._submit(SqliteJob(program, is_read=False), self._put)
+        job = await self._admit(program, JobKind.WRITE)
+        self._open_queue.put(job)
+        result: T = await self._answer(job)
         return result
 
-    async def run_small(self, program: ProgramFactory[T]) -> T:
-        """Run a program of few statements by key on the trio thread, for a third less CPU."""
-        result: T = await self._submit(SqliteJob(program, is_read=False), self._put_small)
+    async def run_small(self, program: ProgramFactory[T], *, gathered: bool = False) -> T:
+        """Run a small program on the trio thread, for a third of the CPU."""
+        job = await self._admit(program, JobKind.WRITE)
+        queue = self._open_queue
+        if queue.put_small(job):
+            if not gathered:
+                await trio.lowlevel.cancel_shielded_checkpoint()
+            queue.turn()
+        result: T = await self._answer(job)
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:
-        put = self._put if self.path is None else self._reads.put
-        result: T = await self._submit(SqliteJob(program, is_read=True), put)
+        job = await self._admit(program, JobKind.READ)
+        if self.path is None:
+            self._open_queue.put(job)
+        else:
+            self._reads.put(job)
+        result: T = await self._answer(job)
+        await self._open_queue.wait_durable()
         return result
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
@@ -100,36 +126,37 @@ class SqliteDatabase(Database):
             cursor = connection.cursor()
             cursor.execute("BEGIN")
             try:
-                return drive(cursor, program)
+                result = drive(cursor, program)
             finally:
                 cursor.execute("ROLLBACK")
         except sqlite3.Error:
             # Locked, or the disk fails: a reader waits for the lock, and raises the usual error.
             return await self.read(program)
+        await self._open_queue.wait_durable()
+        return result
 
     def statistics(self) -> SqliteStatistics:
         writer = self._writer
         assert writer is not None, "the database is not open"
+        counted = writer.statistics
         return SqliteStatistics(
-            groups=writer.groups,
-            programs=writer.programs,
-            rows=writer.rows,
-            largest_group=writer.largest_group,
+            groups=counted.groups,
+            programs=counted.programs,
+            rows=counted.rows,
+            largest_group=counted.largest_group,
             queued=QUEUE_PROGRAMS - self._room.value,
-            failed_groups=writer.failed_groups,
-            failing=writer.failing,
-            last_error=writer.last_error,
+            failed_groups=counted.failed_groups,
+            failing=counted.failing,
+            last_error=counted.last_error,
         )
 
-    def _put(self, job: SqliteJob) -> None:
-        assert self._gate is not None, "the database is not open"
-        self._gate.put(job)
+    @property
+    def _open_queue(self) -> WriteQueue:
+        assert self._queue is not None, "the database is not open"
+        return self._queue
 
-    def _put_small(self, job: SqliteJob) -> None:
-        assert self._gate is not None, "the database is not open"
-        self._gate.put_small(job)
-
-    async def _submit(self, job: SqliteJob, put: Callable[[SqliteJob], None]) -> Any:
+    async def _admit(self, program: ProgramFactory[Any], kind: JobKind) -> SqliteJob:
+        """Wait for room for one more program."""
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
             self._room.acquire_nowait()
@@ -138,14 +165,24 @@ class SqliteDatabase(Database):
         if self._closed:
             self._room.release()
             raise trio.ClosedResourceError(f"the {self.name} database is closed")
-        job.task = trio.lowlevel.current_task()
-        put(job)
-        return await trio.lowlevel.wait_task_rescheduled(job.forget)
+        return SqliteJob(program, kind)
+
+    @staticmethod
+    async def _answer(job: SqliteJob) -> Any:
+        """Wait until a job is done; return its result, or raise its error."""
+        if not job.is_done:
+            job.task = trio.lowlevel.current_task()
+            return await trio.lowlevel.wait_task_rescheduled(job.forget)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+        if job.error is not None:
+            raise job.error
+        return job.value
 
     def _deliver(self, jobs: Sequence[SqliteJob]) -> None:
         """Wake the callers of a finished group. Runs in the trio thread, once per group."""
         for job in jobs:
             self._room.release()
+            job.is_done = True
             task, job.task = job.task, None
             if task is not None:
                 trio.lowlevel.reschedule(
@@ -154,37 +191,60 @@ class SqliteDatabase(Database):
 
     def _start(self, connections: _Connections) -> None:
         groups = GroupTransactions(connections.writer)
-        self._gate = gate = WriteQueue(groups, self._writes, self._deliver)
-        self._writer = WriterThread(f"{self.name}-writer", self._writes, gate.answered, groups, self.path)
+        self._log = log = connections.log
+        self._queue = queue = WriteQueue(groups, self._writes, self._deliver, log)
+        self._writer = WriterThread(f"{self.name}-writer", self._writes, queue.answered, groups, log)
         self._writer.start()
+        if log is not None:
+            assert connections.checkpointer is not None
+            queue.checkpointer = self._checkpointer = CheckpointThread(
+                f"{self.name}-checkpointer", connections.checkpointer, queue.copied
+            )
+        queue.kernel_sync = self._kernel_sync = connections.kernel_sync
+        if self._kernel_sync is not None:
+            trio.lowlevel.spawn_system_task(self._report_syncs, self._kernel_sync, name=f"{self.name}-sync")
         self._inline = connections.inline
         for number, connection in enumerate(connections.readers):
             reader = ReaderThread(f"{self.name}-reader-{number}", self._reads, self._deliver, connection)
             reader.start()
             self._readers.append(reader)
 
+    async def _report_syncs(self, sync: KernelSync) -> None:
+        with self._kernel_sync_scope:
+            await sync.run(self._open_queue.synced)
+        self._kernel_sync_ended.set()
+
     async def _stop(self) -> None:
         """Refuse new programs, finish the accepted ones, and end the threads."""
         assert self._writer is not None
-        assert self._gate is not None
         self._closed = True
         if self._inline is not None:
             self._inline.close()
         with trio.CancelScope(shield=True):
+            if self._checkpointer is not None:
+                await self._checkpointer.stop()
             for _ in self._readers:
                 self._reads.put(None)
             for reader in self._readers:
                 await reader.ended()
-            self._gate.flush()
-            self._writes.put(None)
+            await self._open_queue.stop()
             await self._writer.ended()
+            if self._kernel_sync is not None:
+                self._kernel_sync_scope.cancel()
+                await self._kernel_sync_ended.wait()
+                self._kernel_sync.close()
+            if self._log is not None:
+                self._log.close()
 
 
 @dataclass(frozen=True, slots=True)
 class _Connections:
-    writer: Any
-    readers: list[Any]
-    inline: Any
+    writer: sqlite3.Connection
+    readers: list[sqlite3.Connection]
+    inline: sqlite3.Connection | None = None
+    checkpointer: sqlite3.Connection | None = None
+    log: WriteAheadLog | None = None
+    kernel_sync: KernelSync | None = None
 
 
 @asynccontextmanager
@@ -208,21 +268,25 @@ async def open_sqlite(
 
 
 def _open_connections(path: Path | None, name: str, synchronous: Synchronous, readers: int) -> _Connections:
-    writer = connect_writer(path, synchronous)
-    opened: list[Any] = [writer]
-    try:
-        cursor = writer.cursor()
-        cursor.execute("BEGIN IMMEDIATE")
-        drive(cursor, lambda: upgrade(name, SQLITE, str(path or "in memory")))
-        cursor.execute("COMMIT")
-        inline = None
-        if path is not None:
-            opened.extend(connect_reader(path) for _ in range(readers))
-            inline = connect_reader(path, busy_timeout_s=0.0)
-        return _Connections(writer, opened[1:], inline)
-    except BaseException as exc:
-        for connection in reversed(opened):
-            connection.close()
-        if isinstance(exc, sqlite3.Error):
+    with ExitStack() as opened:
+        try:
+            writer = opened.enter_context(closing(connect_writer(path, synchronous)))
+            cursor = writer.cursor()
+            cursor.execute("BEGIN IMMEDIATE")
+            drive(cursor, lambda: upgrade(name, SQLITE, str(path or "in memory")))
+            cursor.execute("COMMIT")
+            if path is None:
+                opened.pop_all()
+                return _Connections(writer, [])
+            is_synced = synchronous in {"FULL", "EXTRA"}
+            if is_synced:
+                synchronous = "NORMAL"  # which syncs checkpoints; the engine sees to commits
+            connections = [opened.enter_context(closing(connect_reader(path))) for _ in range(readers)]
+            inline = opened.enter_context(closing(connect_reader(path, busy_timeout_s=0.0)))
+            checkpointer = opened.enter_context(closing(connect_checkpointer(path, synchronous)))
+            log = WriteAheadLog(path, is_synced=is_synced)
+            kernel_sync = open_kernel_sync(log.descriptor) if is_synced else None
+            opened.pop_all()
+            return _Connections(writer, connections, inline, checkpointer, log, kernel_sync)
+        except (OSError, sqlite3.Error) as exc:
             raise setup_error(path, exc) from exc
-        raise

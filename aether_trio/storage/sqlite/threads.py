@@ -1,56 +1,87 @@
-"""The threads behind an open SQLite file: one writes in groups, a few read.
+"""The threads behind an open SQLite file: a writer, readers, a checkpointer.
 
     trio tasks ──put──▶ SimpleQueue ──▶ writer:  BEGIN IMMEDIATE · program · program · … · COMMIT
          ▲                                                                                  │
          └───────────────── one run_sync_soon per group, not one per program ◀──────────────┘
 
-While a group waits for its fsync, the next one gathers (group commit). A group is run by
-commit_groups.py; one that ran in the trio thread (inline.py) arrives as an OpenGroup.
+While a group waits for the disk, the next one gathers (group commit). A group is run by
+commit_groups.py. Small groups run and commit in the trio thread (inline.py); those that fail there,
+or need a thread for the sync, arrive as an OpenGroup.
 
-Invariants: a job is answered exactly once, after the COMMIT that contains it; an error of the
-environment fails the whole group and leaves no transaction open; a group that may be in the file
-after a crash, though its COMMIT failed, is overwritten before it is refused, or is CommitUnknown;
-the threads end only when they are told to.
+Invariants: a job is answered exactly once, after the sync of the COMMIT that contains it; an error
+of the environment fails the whole group and leaves no transaction open; a group that may be in the
+file after a crash, though its COMMIT failed, is overwritten before it is refused, or is
+CommitUnknown; the threads end only when they are told to.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sqlite3
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from enum import Enum
 from functools import partial
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Final
 
 import trio
 
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
-from aether_trio.storage.sqlite.commit_groups import GroupTransactions, SqliteJob
+from aether_trio.storage.sqlite.commit_groups import GroupTransactions, JobKind, SqliteJob
 from aether_trio.storage.sqlite.connection import is_environment, may_be_durable, primary_code
 from aether_trio.storage.sqlite.statements import drive
+from aether_trio.storage.sqlite.wal import WriteAheadLog
 
 MAX_GROUP: Final = 512  # programs a commit: bounds how long the first of them waits for the last
-WAL_CHECK_GROUPS: Final = 64  # groups between two checks of the size of the write-ahead log
-# readers that never leave a gap can keep the log from being reused
-WAL_LIMIT_BYTES: Final = 64 * 1024 * 1024
 
 Deliver = Callable[[Sequence["SqliteJob"]], None]
 
 
 class OpenGroup:
-    """A group whose programs have run, for the writer thread to commit."""
+    """A group that has run in the trio thread, for the writer thread to end.
 
-    __slots__ = ("jobs", "rows")
+    `failure` is what its COMMIT raised. With `committed` only the sync is missing; `errno` is that
+    of a sync that has failed already.
+    """
 
-    def __init__(self, jobs: list[SqliteJob], rows: int) -> None:
+    __slots__ = ("committed", "errno", "failure", "jobs", "rows")
+
+    def __init__(
+        self,
+        jobs: list[SqliteJob],
+        rows: int,
+        *,
+        failure: Exception | None = None,
+        committed: bool = False,
+        errno: int = 0,
+    ) -> None:
         self.jobs = jobs
         self.rows = rows
+        """The connection's `total_changes` before the group."""
+        self.failure = failure
+        self.committed = committed
+        self.errno = errno
 
 
 Item = SqliteJob | OpenGroup | None
 """An item of a thread's queue; None ends the thread."""
+
+
+def _in_trio(token: trio.lowlevel.TrioToken, call: Callable[[], None]) -> None:
+    # A run that ended without closing the database has no caller left.
+    with contextlib.suppress(trio.RunFinishedError):
+        token.run_sync_soon(call)
+
+
+class _Stage(Enum):
+    """How far the writer thread has got with a group."""
+
+    RUN = 0
+    COMMIT = 1
+    SYNC = 2
 
 
 class DatabaseThread(ABC):
@@ -79,19 +110,12 @@ class DatabaseThread(ABC):
                     except Exception as exc:
                         # a defect of the thread: answer, so that no caller waits for ever
                         self._fail(jobs, exc)
-                    self._hand_over(partial(self._deliver, jobs))
+                    _in_trio(self._trio, partial(self._deliver, jobs))
                 if last:
                     return
         finally:
             self._close()
-            self._hand_over(self._ended.set)
-
-    def _hand_over(self, call: Callable[[], None]) -> None:
-        try:
-            self._trio.run_sync_soon(call)
-        except trio.RunFinishedError:
-            # the run ended without closing the database: no caller is left
-            pass
+            _in_trio(self._trio, self._ended.set)
 
     def _fail(
         self, jobs: Sequence[SqliteJob], exc: BaseException, kind: type[StorageUnavailable] = StorageUnavailable
@@ -114,21 +138,19 @@ class WriterThread(DatabaseThread):
     """The thread that commits groups of programs to a SQLite file."""
 
     def __init__(
-        self, name: str, queue: SimpleQueue[Item], deliver: Deliver, groups: GroupTransactions, path: Path | None
+        self,
+        name: str,
+        queue: SimpleQueue[Item],
+        deliver: Deliver,
+        groups: GroupTransactions,
+        log: WriteAheadLog | None,
     ) -> None:
         super().__init__(name, queue, deliver)
+        self.statistics = groups.statistics
         self._groups = groups
         self._connection = groups.connection
+        self._log = log
         self._run_elsewhere: OpenGroup | None = None
-        self._wal = None if path is None else Path(f"{path}-wal")
-        # Counters, read by statistics() in the trio thread; each is a single reference.
-        self.groups = 0
-        self.programs = 0
-        self.rows = 0
-        self.largest_group = 0
-        self.failed_groups = 0
-        self.failing = False
-        self.last_error = ""
 
     def _collect(self) -> tuple[list[SqliteJob], bool]:
         item = self._queue.get()
@@ -148,58 +170,135 @@ class WriterThread(DatabaseThread):
         return jobs, True
 
     def _process(self, jobs: list[SqliteJob]) -> None:
-        commit, self._run_elsewhere = self._run_elsewhere, None
-        if commit is not None:
-            self._write(jobs, commit)
+        open_group, self._run_elsewhere = self._run_elsewhere, None
+        if open_group is not None:
+            self._write(jobs, open_group)
             return
-        writes = [job for job in jobs if not job.is_read]
+        writes = [job for job in jobs if job.kind is JobKind.WRITE]
         if writes:
             self._write(writes)
-        reads = [job for job in jobs if job.is_read]
+        reads = [job for job in jobs if job.kind is JobKind.READ]
         if reads:  # only in memory, where there is no second connection to read from
             cursor = self._groups.cursor
             cursor.execute("PRAGMA query_only=ON")
             for job in reads:
                 read_job(self._connection, cursor, job)
             cursor.execute("PRAGMA query_only=OFF")
+        if len(writes) + len(reads) < len(jobs):
+            self._checkpoint()
 
-    def _write(self, jobs: list[SqliteJob], commit: OpenGroup | None = None) -> None:
-        before = self._connection.total_changes if commit is None else commit.rows
-        committing = False
+    def _write(self, jobs: list[SqliteJob], group: OpenGroup | None = None) -> None:
+        log, groups = self._log, self._groups
+        before = self._connection.total_changes if group is None else group.rows
+        stage = _Stage.RUN
         try:
-            if commit is None:
-                self._groups.run(jobs, patient=True)
-            committing = True
-            self._groups.commit()
+            if group is None:
+                if log is not None:
+                    if log.broken:
+                        self._repair(log)
+                    if log.is_synced:
+                        # One call that waits for the disk without Python's lock, not two.
+                        groups.sync_commits(True)
+                groups.run(jobs, patient=True)
+            stage = _Stage.COMMIT
+            if log is not None:
+                log.unsynced = log.is_synced
+            if group is None or not group.committed:
+                if group is not None and group.failure is not None:
+                    raise group.failure
+                groups.commit()
+            stage = _Stage.SYNC
+            if log is not None and group is not None:
+                self._make_durable(log, group.errno)
         except Exception as exc:
-            self._groups.rollback()
+            groups.rollback()
             if not is_environment(exc):
                 raise
-            self.failed_groups += 1
-            self.failing = True
-            self.last_error = f"{type(exc).__name__}: {exc}"
-            known = not (committing and may_be_durable(exc)) or self._groups.overwrite()
+            groups.statistics.failed(exc)
+            known = stage is _Stage.RUN or (stage is _Stage.COMMIT and (not may_be_durable(exc) or self._overwrite()))
             self._fail(jobs, exc, StorageUnavailable if known else CommitUnknown)
-            return
-        self.failing = False
-        self.groups += 1
-        self.programs += len(jobs)
-        self.rows += self._connection.total_changes - before
-        self.largest_group = max(self.largest_group, len(jobs))
-        if self._wal is not None and self.groups % WAL_CHECK_GROUPS == 0:
-            self._bound_wal(self._wal)
+        else:
+            groups.statistics.committed(len(jobs), self._connection.total_changes - before)
+        finally:
+            if log is not None:
+                log.unsynced = False
 
-    def _bound_wal(self, wal: Path) -> None:
-        """Cut a long write-ahead log; waits for readers, at most BUSY_TIMEOUT_S."""
+    def _make_durable(self, log: WriteAheadLog, failed: int) -> None:
+        """Sync the log; if that fails, or has failed with this errno, repair it."""
         try:
-            if wal.stat().st_size > WAL_LIMIT_BYTES:
+            if failed:
+                raise OSError(failed, os.strerror(failed))
+            log.sync()
+        except OSError as error:
+            log.broken = True
+            self._groups.statistics.last_error = f"sync: {error}"
+            self._repair(log)
+
+    def _repair(self, log: WriteAheadLog) -> None:
+        with self._groups.patience():
+            log.repair(self._groups.cursor)
+
+    def _overwrite(self) -> bool:
+        """Overwrite a group whose COMMIT failed; return whether that is durable."""
+        if not self._groups.overwrite():
+            return False
+        try:
+            if self._log is not None:
+                self._make_durable(self._log, 0)
+        except sqlite3.Error:
+            return False
+        return True
+
+    def _checkpoint(self) -> None:
+        """Copy the rest of the write-ahead log, or cut a long one; waits for readers then."""
+        log, cursor = self._log, self._groups.cursor
+        assert log is not None
+        try:
+            if log.is_too_long:
                 with self._groups.patience():
-                    self._groups.cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    ((_, pages, copied),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+            else:
+                ((_, pages, copied),) = cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+            log.note_checkpoint(pages, copied)
         except (OSError, sqlite3.Error) as exc:
-            self.last_error = f"checkpoint: {exc}"
+            self._groups.statistics.last_error = f"checkpoint: {exc}"
 
     def _close(self) -> None:
         self._connection.close()
+
+
+class CheckpointThread:
+    """A thread that copies most of the write-ahead log, while the writer goes on."""
+
+    def __init__(self, name: str, connection: sqlite3.Connection, when_copied: Callable[[], None]) -> None:
+        """`when_copied` is called in the trio thread after each checkpoint, or an attempt."""
+        self._connection = connection
+        self._when_copied = when_copied
+        self._wanted: SimpleQueue[bool] = SimpleQueue()
+        self._trio = trio.lowlevel.current_trio_token()
+        self._ended = trio.Event()
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def start_checkpoint(self) -> None:
+        """Begin a checkpoint. Never blocks."""
+        self._wanted.put(True)
+
+    async def stop(self) -> None:
+        """End the thread after the checkpoint that it is at."""
+        self._wanted.put(False)
+        await self._ended.wait()
+
+    def _main(self) -> None:
+        try:
+            while self._wanted.get():
+                # The writer thread tries again, and reports what fails there too.
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+                _in_trio(self._trio, self._when_copied)
+        finally:
+            self._connection.close()
+            _in_trio(self._trio, self._ended.set)
 
 
 class ReaderThread(DatabaseThread):

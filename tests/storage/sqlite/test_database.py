@@ -8,14 +8,14 @@ import pytest
 
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
-from aether_trio.storage.sqlite.threads import WAL_CHECK_GROUPS
+from aether_trio.storage.sqlite.wal import CHECK_GROUPS
 from tests.storage.programs import CREATE, ids, insert
 
 
 async def test_a_file_and_no_file_take_many_groups_past_a_checkpoint(sqlite_database: SqliteDatabase) -> None:
-    """After WAL_CHECK_GROUPS commits the log's size is read; memory has no log."""
+    """After CHECK_GROUPS commits the log's size is read; memory has no log."""
     before = sqlite_database.statistics().groups
-    count = 2 * WAL_CHECK_GROUPS + 1
+    count = 2 * CHECK_GROUPS + 1
     for number in range(count):
         await sqlite_database.run(insert(number))
     after = sqlite_database.statistics()
