@@ -11,17 +11,19 @@ from typing import Any
 
 from bench import arguments as number
 from bench import compare, machine, results, table
-from bench.runner import Progress, run
+from bench.runner import run
 from bench.scenarios import FAMILIES, SCENARIOS, Scenario
 from bench.servers import ServerOptions
 from bench.transports import ALL_TRANSPORTS, TRANSPORTS
-from bench.world import Options
+from bench.turns import Progress
+from bench.world import GROWTH, Options
 
 PAGE = Path("docs/performance.md")
 DEFAULT_JSON = Path("bench-results/latest.json")
 DATA_ROOT = Path("/var/tmp")
 """Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
 QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100), "queued": (100, 10_000)}
+QUICK_GROWTH = {"agents": (10, 100, 400), "messages": (100, 5_000), "keys": (10, 1_000)}
 
 EPILOG = """\
 examples:
@@ -30,6 +32,7 @@ examples:
   python -m bench quiet                             a lone message, operation, broadcast and connection
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
+  python -m bench growth                            the same work with more agents, messages and keys in the gateway
   python -m bench --transport framed,framed-acks idle    two transports, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
   python -m bench --json bench/baseline.json        keep the figures
@@ -53,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help="what to run: scenarios or families (quiet, cluster, tasks); all outside families when none is named",
+        help="what to run: scenarios or families (quiet, cluster, tasks, growth); all outside families when none is named",
     )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
@@ -68,6 +71,13 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument(
         "--queued", type=number.counts, metavar="A,B", help="tasks that wait in tasks-queued-… (1000,1000000)"
     )
+    for thing, usual in GROWTH.items():
+        sizes.add_argument(
+            f"--growth-{thing}",
+            type=number.counts,
+            metavar="A,B",
+            help=f"{thing} of growth-{thing}-…, the fewest first ({','.join(map(str, usual))})",
+        )
     sizes.add_argument(
         "--rate", type=number.positive, metavar="R", help="messages per second of `paced` (half of routed-1's)"
     )
@@ -214,8 +224,17 @@ def options_of(given: argparse.Namespace) -> Options:
         raise ValueError("--fanout takes two numbers")
     if len(sizes.get("queued", (1, 1))) != 2:
         raise ValueError("--queued takes two numbers")
+    sizes["growth"] = {thing: _growing(given, thing) for thing in GROWTH}
     credentials = dict(entry.partition("=")[::2] for entry in given.credential)
     return Options(payload=given.payload, window_seconds=given.window, credentials=credentials, **sizes)
+
+
+def _growing(given: argparse.Namespace, thing: str) -> tuple[int, ...]:
+    usual = QUICK_GROWTH if given.quick else GROWTH
+    found: tuple[int, ...] = getattr(given, f"growth_{thing}") or usual[thing]
+    if list(found) != sorted(set(found)) or len(found) < 2:
+        raise ValueError(f"--growth-{thing} takes two numbers or more, each larger than the one before")
+    return found
 
 
 def _transports(text: str) -> tuple[str, ...]:

@@ -1,45 +1,24 @@
-"""Run a scenario's windows in turns with the echo's, and make results."""
+"""Start what each scenario needs, have its windows taken, and make results."""
 
 from __future__ import annotations
 
-import gc
 import resource
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from time import perf_counter, process_time_ns
+from itertools import groupby
 from typing import Any
 
-from bench import results
+from bench import ground, results
 from bench.clusters import Cluster, serving_cluster
 from bench.echo import EchoProcess
 from bench.loop import Loop
-from bench.process import MachineProbe, ProcessGone, ProcessProbe
-from bench.scenarios import Scenario
+from bench.process import ProcessGone
+from bench.scenarios import Scenario, growth
 from bench.servers import ServerFailed, ServerOptions, Target, serving
 from bench.transports import MAIN_TRANSPORT, TRANSPORTS, Transport
-from bench.units import Window, figures
+from bench.turns import Progress, Turn, settle, state, take_turns, warm_up
 from bench.world import Options, ScenarioFailed, World
-
-WARM_UP_SECONDS = 0.3
-SETTLE_SECONDS = 0.03
-"""What a server does behind its last answer (offsets, statistics) belongs to the window that caused
-it.
-"""
-
-
-class Progress:
-    """Shows each state in one line of a terminal, elsewhere the last one."""
-
-    def __init__(self) -> None:
-        self._terminal = sys.stderr.isatty()
-
-    def say(self, text: str, last: bool = False) -> None:
-        if self._terminal:
-            print(f"\r\x1b[K{text}", end="\n" if last else "", file=sys.stderr, flush=True)
-        elif last:
-            print(text, file=sys.stderr, flush=True)
 
 
 def run(
@@ -59,13 +38,17 @@ def run(
     raise_file_limit()
     found: dict[str, dict[str, Any]] = {}
     with EchoProcess() as echo:
-        for scenario, transport in planned(scenarios, transports):
-            name = results.name_of(transport, scenario.name)
+        for group, transport in grouped(planned(scenarios, transports)):
+            name = results.name_of(transport, group[0].name)
             progress.say(f"{name}: starting")
             try:
-                found[name] = _run_one(scenario, name, TRANSPORTS[transport], options, server, echo, progress)
+                if group[0].grows:
+                    found |= _run_grown(group, TRANSPORTS[transport], options, server, echo, progress)
+                else:
+                    found[name] = _run_one(group[0], TRANSPORTS[transport], options, server, echo, progress)
             except (ScenarioFailed, ServerFailed, ProcessGone, OSError, ValueError) as why:
-                found[name] = results.failed(scenario, str(why))
+                for scenario in group:
+                    found[results.name_of(transport, scenario.name)] = results.failed(scenario, str(why))
                 progress.say(f"{name}: FAILED: {why}", last=True)
     return found
 
@@ -87,65 +70,104 @@ def planned(scenarios: Sequence[type[Scenario]], transports: Sequence[str]) -> l
     return [(scenario, transport) for scenario in scenarios for transport in transports_of(scenario)]
 
 
+def grouped(plan: Sequence[tuple[type[Scenario], str]]) -> Iterator[tuple[list[type[Scenario]], str]]:
+    """Put together the scenarios that are measured on the same gateways."""
+    for (_, transport), members in groupby(plan, lambda one: (one[0].grows or one[0].name, one[1])):
+        yield [scenario for scenario, _ in members], transport
+
+
 def _run_one(
     kind: type[Scenario],
-    name: str,
     transport: Transport,
     options: Options,
     server: ServerOptions,
     echo: EchoProcess,
     progress: Progress,
 ) -> dict[str, Any]:
+    name = results.name_of(transport.name, kind.name)
     with _target(kind, name, transport, server) as (target, cluster), Loop() as loop:
         nodes, dsn = (cluster.nodes, cluster.dsn) if cluster else ((), "")
         world = World(loop, transport, target.address, target.probe, options, nodes, target.data_dir, dsn)
-        scenario = kind(world, options)
+        turn = Turn(name, kind(world, options))
         progress.say(f"{name}: preparing")
-        scenario.prepare()
-        scenario.window(min(WARM_UP_SECONDS, options.window_seconds))
-        scenario.reset()
-        machine = MachineProbe()
-        scenario.latencies.drop_window()
-        shares = _Shares(target.probe)
+        turn.scenario.prepare()
+        warm_up([turn], options)
         before = cluster.reading() if cluster else None
-        windows: list[Window] = []
-        echo_windows: list[Window] = []
-        with _quiet_collector():
-            for number in range(options.windows):
-                echo_windows.append(echo.window(options.window_seconds))
-                windows.append(_take(scenario, options.window_seconds, machine))
-                scenario.reset()
-                scenario.latencies.close_window()
-                progress.say(f"{name}: {_state(windows, echo_windows)}  {number + 1}/{options.windows}")
-            echo_windows.append(echo.window(options.window_seconds))
-        scenario.extra |= shares.since()
+        echo_windows = take_turns([turn], echo, options, progress)
         if cluster and before:
-            seconds = sum(window.seconds for window in windows)
-            done = before.until(cluster.reading(), sum(window.count for window in windows), seconds)
-            scenario.extra["cluster"] = done
-        unsettled = world.unsettled()
-        if acks := sum(participant.codec.ack_frames for participant in world.participants):
-            scenario.extra["ack_frames"] = acks
-        scenario.finish()
-        if unsettled:
-            scenario.verdict.failures.append(f"{unsettled} never acknowledged")
-        progress.say(f"{name}: {_state(windows, echo_windows)}", last=True)
-        return results.of_scenario(scenario, windows, echo_windows)
+            seconds = sum(window.seconds for window in turn.windows)
+            done = before.until(cluster.reading(), sum(window.count for window in turn.windows), seconds)
+            turn.scenario.extra["cluster"] = done
+        settle(turn)
+        progress.say(f"{name}: {state(turn.windows, echo_windows)}", last=True)
+        return results.of_scenario(turn.scenario, turn.windows, echo_windows)
 
 
-class _Shares:
-    """The shares of CPU of a server's event loop and of its storage threads."""
+def _run_grown(
+    kinds: Sequence[type[Scenario]],
+    transport: Transport,
+    options: Options,
+    server: ServerOptions,
+    echo: EchoProcess,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Measure scenarios of growth by one thing, on a gateway for each of its sizes."""
+    if server.target:
+        raise ServerFailed("gateways of several sizes are always started here: --target is for one gateway")
+    grows = kinds[0].grows
+    options = replace(options, pairs=growth.PAIRS)
+    found: dict[str, dict[str, Any]] = {}
+    with ExitStack() as gateways, Loop() as loop:
+        grounds: dict[int, World] = {}
+        for size in options.growth[grows]:
+            label = results.name_of(transport.name, f"growth-{grows}-{size}")
+            progress.say(f"{label}: filling the gateway")
+            target, _ = gateways.enter_context(_target(kinds[0], label, transport, server))
+            grounds[size] = World(loop, transport, target.address, target.probe, options)
+            ground.lay(grounds[size], grows, size, 2 * growth.PAIRS, growth.LONG_TOPICS)
+        for kind in kinds:
+            try:
+                found |= _grown(kind, grounds, transport, options, echo, progress)
+            except (ScenarioFailed, ProcessGone, OSError, ValueError) as why:
+                found[results.name_of(transport.name, kind.name)] = results.failed(kind, str(why))
+                progress.say(f"{kind.name}: FAILED: {why}", last=True)
+    return found
 
-    def __init__(self, probe: ProcessProbe | None) -> None:
-        self._probe = probe
-        self._start = (probe.cpu_ns(), probe.main_thread_ns()) if probe else (0, 0)
 
-    def since(self) -> dict[str, float]:
-        """The main thread's share of CPU since a reading, or {} when unknown."""
-        if self._probe is None:
-            return {}
-        everything, main = self._probe.cpu_ns() - self._start[0], self._probe.main_thread_ns() - self._start[1]
-        return {"main_thread_share": round(main / everything, 3)} if main and everything else {}
+def _grown(
+    kind: type[Scenario],
+    grounds: Mapping[int, World],
+    transport: Transport,
+    options: Options,
+    echo: EchoProcess,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Measure one figure on gateways by their sizes; the results by name."""
+    turns: dict[int, Turn] = {}
+    figure = growth.figure_of(kind)
+    found = {}
+    try:
+        for size, laid in grounds.items():
+            name = results.name_of(transport.name, f"{kind.name}-{size}")
+            place = laid.workspace
+            world = World(laid.loop, transport, laid.address, laid.probe, options, workspace=place, cast=f"{figure}-")
+            turns[size] = Turn(name, kind(world, options))
+            progress.say(f"{name}: preparing")
+            turns[size].scenario.prepare()
+        warm_up(list(turns.values()), options)
+        echo_windows = take_turns(list(turns.values()), echo, options, progress)
+        for size, turn in turns.items():
+            settle(turn)
+            progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}", last=True)
+            found[turn.name] = results.of_scenario(turn.scenario, turn.windows, echo_windows)
+            found[turn.name]["parameters"][kind.grows] = size
+            found[turn.name]["growth"] = {"figure": figure, "by": kind.grows, "size": size}
+            turn.scenario.world.close_all(turn.scenario.world.participants)
+    finally:
+        for turn in turns.values():  # after a failure the next figure begins without them
+            for participant in turn.scenario.world.participants:
+                turn.scenario.world.loop.discard(participant)
+    return found
 
 
 @contextmanager
@@ -161,40 +183,6 @@ def _target(
     else:
         with serving(told, name) as target:
             yield target, None
-
-
-def _take(scenario: Scenario, seconds: float, machine: MachineProbe) -> Window:
-    probe = scenario.world.probe
-    kernel, whole, load = machine.kernel_ns(), machine.machine_ns(), process_time_ns()
-    server = probe.cpu_ns() if probe else 0
-    start, load_start = perf_counter(), process_time_ns()
-    count = scenario.window(seconds)
-    elapsed, used = perf_counter() - start, process_time_ns() - load_start
-    scenario.world.pause(SETTLE_SECONDS)
-    served = probe.cpu_ns() - server if probe else None
-    others = _grown(whole, machine.machine_ns(), process_time_ns() - load)
-    return Window(elapsed, count, served, used, others, _grown(kernel, machine.kernel_ns()))
-
-
-def _grown(before: int | None, after: int | None, without: int = 0) -> int | None:
-    return max(0, after - before - without) if before is not None and after is not None else None
-
-
-def _state(windows: Sequence[Window], echo_windows: Sequence[Window]) -> str:
-    so_far = figures(windows, echo_windows)
-    cost = f"{so_far.echoes.best:.2f} echoes (mean {so_far.echoes.mean:.2f})" if so_far.echoes else "cost unknown"
-    return f"{so_far.rate.best:,.0f}/s  {cost}"
-
-
-@contextmanager
-def _quiet_collector() -> Iterator[None]:
-    """Switch off Python's collector, which would only add noise."""
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def raise_file_limit() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench.results import split_name
+from bench.results import name_of, split_name
 
 HEADINGS = (
     "scenario", "transport", "rate /s", "echoes", "mean", "CPU us", "mean", "p50 ms", "p90", "p99", "p99.9", "max", "KiB/conn",
@@ -19,6 +19,9 @@ HEADINGS = (
 CLUSTER_HEADINGS = (
     "cluster", "echoes", "gateways", "database", "groups /s", "rows a group", "NOTIFY /s", "wakes /s", "reads /s", "rows a read",
 )  # fmt: skip
+GROWTH_HEADINGS = ("growth", "with", "fewest", "most", "echoes", "then", "ratio", "")
+GROWTH_LIMIT = 1.2
+"""Costs that grow by more than this factor are marked."""
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 
@@ -91,10 +94,38 @@ def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [CLUSTER_HEADINGS, *body] if body else []
 
 
+def of_growth(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Headings and rows of growth: each size's cost beside that of the smallest one."""
+    fewest: dict[tuple[str, str, str], tuple[int, float]] = {}
+    body = []
+    for name, result in results["scenarios"].items():
+        if not (growth := result.get("growth")) or not (echoes := result.get("echoes")):
+            continue
+        transport, _ = split_name(name)
+        size, cost = growth["size"], echoes["best"]
+        least, least_cost = fewest.setdefault((transport, growth["by"], growth["figure"]), (size, cost))
+        if size == least:
+            continue
+        ratio = cost / least_cost if least_cost else 0.0
+        body.append(
+            (
+                name_of(transport, growth["figure"]),
+                growth["by"],
+                f"{least:,}",
+                f"{size:,}",
+                f"{least_cost:.2f}",
+                f"{cost:.2f}",
+                f"{ratio:.2f}",
+                "GROWS" if ratio > GROWTH_LIMIT else "",
+            )
+        )
+    return [GROWTH_HEADINGS, *body] if body else []
+
+
 def text(results: Mapping[str, Any]) -> str:
     """The tables for a console, with failures and checks below."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
-    more = [table for table in (side_by_side(results), of_clusters(results)) if table]
+    more = [table for table in (side_by_side(results), of_clusters(results), of_growth(results)) if table]
     return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
 
 
@@ -145,7 +176,7 @@ def notes(results: Mapping[str, Any]) -> list[str]:
 def markdown(results: Mapping[str, Any]) -> str:
     """The table for a page, with the machine of the run."""
     machine = results["machine"]
-    beside, clusters = side_by_side(results), of_clusters(results)
+    beside = side_by_side(results)
     echo = [result["echo_us"]["best"] for result in results["scenarios"].values() if result.get("echo_us")]
     measured = (
         f"Measured on {machine['cores']} cores of {machine['cpu']}, Linux {machine['kernel']}, {machine['python']}, "
@@ -153,8 +184,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
-    if clusters:
-        tables += ["", *_markdown_rows(clusters)]
+    for more in (of_clusters(results), of_growth(results)):
+        if more:
+            tables += ["", *_markdown_rows(more, left=2 if more[0] == GROWTH_HEADINGS else 1)]
     return "\n".join([_wrap(measured), "", *tables, "", *[_wrap(f"* {note}") for note in notes(results)]])
 
 

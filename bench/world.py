@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
+from typing import Final
 
 from bench import wire
 from bench.loop import READ_BYTES, Loop, dial
@@ -29,6 +30,9 @@ stolen in bursts.
 """
 
 
+GROWTH: Final = {"agents": (10, 1_000, 10_000), "messages": (1_000, 1_000_000), "keys": (100, 100_000)}
+
+
 class ScenarioFailed(Exception):
     """The scenario cannot go on; the text says what the server did."""
 
@@ -42,6 +46,8 @@ class Options:
     connections: int = 2000
     fanout: Sequence[int] = (100, 1000)
     queued: tuple[int, int] = (1_000, 1_000_000)
+    growth: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(GROWTH))
+    """The sizes at which costs are compared, the smallest first: agents, messages and keys."""
     rate: float | None = None
     windows: int = 10
     window_seconds: float = 0.5
@@ -104,6 +110,8 @@ class World:
         nodes: Sequence[str] = (),
         data_dir: Path | None = None,
         dsn: str = "",
+        workspace: str = "",
+        cast: str = "",
     ) -> None:
         self.nodes = nodes
         """The addresses of a cluster's nodes."""
@@ -112,7 +120,9 @@ class World:
         a cluster.
         """
         self.loop, self.transport, self.address, self.probe, self.options = loop, transport, address, probe, options
-        self.workspace = f"bench-{secrets.token_hex(4)}"
+        self.workspace = workspace or f"bench-{secrets.token_hex(4)}"
+        self._cast = cast
+        """What stands before the names of agents, where scenarios share a workspace."""
         self.errors: Counter[str] = Counter()
         self.error_texts: dict[str, str] = {}
         self.on_refusal: Callable[[Participant, str], None] | None = None
@@ -152,12 +162,13 @@ class World:
         """Open agents `implementation::0`, `::1`, … at `places`; `index` is the number."""
         place = workspace or self.workspace
         credentials = self.options.credentials
+        implementation = self._cast + implementation
         return self.open(
             (wire.agent_init(place, implementation, str(n), credentials) for n in range(count)), implementation, places
         )
 
     def topic(self, implementation: str, index: int) -> str:
-        return f"ag::{self.workspace}::{implementation}::{index}"
+        return f"ag::{self.workspace}::{self._cast}{implementation}::{index}"
 
     def begin_close(self, participant: Participant) -> None:
         """End the stream cleanly; the socket closes once the server has ended its side."""
@@ -186,7 +197,8 @@ class World:
 
     @property
     def participants(self) -> list[Participant]:
-        return [connection for connection in self.loop.watched if isinstance(connection, Participant)]
+        """The participants of this world; others may be on the same loop."""
+        return [one for one in self.loop.watched if isinstance(one, Participant) and one.world is self]
 
     @property
     def busy(self) -> int:

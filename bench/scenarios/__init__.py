@@ -9,6 +9,7 @@ from bench.scenarios.cluster import CLUSTER
 from bench.scenarios.connections import ConnectStorm, Idle
 from bench.scenarios.enqueue import Enqueue
 from bench.scenarios.fanout import FANOUTS
+from bench.scenarios.growth import GROWTH
 from bench.scenarios.kv import PutGet
 from bench.scenarios.paced import Paced
 from bench.scenarios.quiet import QUIET
@@ -26,6 +27,7 @@ FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "quiet": {scenario.name: scenario for scenario in QUIET},
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
     "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
+    "growth": {scenario.name: scenario for scenario in GROWTH},
 }
 
 __all__ = ["FAMILIES", "SCENARIOS", "Scenario"]

@@ -46,6 +46,9 @@ class Scenario:
     cluster: ClassVar[Shape | None] = None
     """The gateways that it needs, when one is not enough."""
 
+    grows: ClassVar[str] = ""
+    """What it is measured with more and more of: a name of `Options.growth`; "" for nothing."""
+
     def __init__(self, world: World, options: Options) -> None:
         self.world, self.options = world, options
         self.latencies = Latencies()
