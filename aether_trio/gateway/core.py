@@ -193,7 +193,6 @@ async def open_core(
         session_service = SessionService(directory, presence, authorizer, clock)
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
-            "kv_op": KvHandler(kv, metric_families, clock).handle,
             "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
             "progress": ProgressService(ephemeral_topics, rates, clock, tasks.sessions.reported).handle,
             "switch_workspace": WorkspaceSwitch(authorizer, hooks.moved, strict=strict).handle,
@@ -202,7 +201,7 @@ async def open_core(
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
             **tasks.handlers,
         }
-        dispatcher = Dispatcher(log, handlers)
+        dispatcher = Dispatcher(log, handlers, {"kv_op": KvHandler(kv, metric_families, clock).handle_some})
         sessions = SessionServer(
             SessionDependencies(
                 clock=clock,

@@ -24,6 +24,7 @@ from aether_trio.wire.upstream import UNCOUNTED_BYTES, too_many_fields
 
 A_TURN = 64  # messages of one connection at a time: about a millisecond of work
 REQUEST_COSTS = 8  # how many messages a request counts for: its answer is a write
+BATCHED_REQUEST_COSTS = 3  # and one whose answer may share a write with others
 
 
 class ReadLoop:
@@ -36,6 +37,7 @@ class ReadLoop:
         self._rates = dependencies.rates
         self._gate = dependencies.gate
         self._dispatcher = dependencies.dispatcher
+        self._batched_cases = dependencies.dispatcher.batched_cases
 
     async def run(self, session: Session, early: Sequence[Upstream]) -> None:
         """Handle a session's messages, `early` first, until its client ends the stream.
@@ -63,18 +65,26 @@ class ReadLoop:
 
     async def _handle(self, session: Session, batch: Sequence[Upstream]) -> None:
         dispatcher, outbox = self._dispatcher, session.outbox
+        waiting: list[pb.UpstreamMessage] = []  # requests of one type, to be answered together
+        waiting_case = ""
         left = A_TURN
         for message in batch:
             if left <= 0:
                 left = A_TURN
+                if waiting:
+                    await self._answer_together(session, waiting_case, waiting)
                 await trio.lowlevel.checkpoint()
                 if session.ending is not None:
                     raise session.ending
             left -= 1
             if isinstance(message, Send):
+                if waiting:
+                    await self._answer_together(session, waiting_case, waiting)
                 self._publish(session, message)
                 continue
             case = message.WhichOneof("payload")
+            if waiting and case != waiting_case:
+                await self._answer_together(session, waiting_case, waiting)
             if case == "send":
                 self._send(session, message.send)
             elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
@@ -82,8 +92,15 @@ class ReadLoop:
             elif case == "init":
                 raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
             else:
-                left -= REQUEST_COSTS
                 refusal = self._rates.request_refusal(session.requests) if case != "progress" else None
+                if refusal is None and case in self._batched_cases:
+                    left -= BATCHED_REQUEST_COSTS
+                    waiting_case = case
+                    waiting.append(message)
+                    continue
+                left -= REQUEST_COSTS
+                if waiting:
+                    await self._answer_together(session, waiting_case, waiting)
                 if refusal is None:
                     await dispatcher.dispatch(session, case, message)
                 else:
@@ -92,9 +109,21 @@ class ReadLoop:
                     raise session.ending
                 if not outbox.control_has_room:
                     await outbox.wait_control_room()
+        if waiting:
+            await self._answer_together(session, waiting_case, waiting)
         receipts = session.receipts
         if receipts is not None and receipts.due:
             session.link.kick()
+
+    async def _answer_together(self, session: Session, case: str, requests: list[pb.UpstreamMessage]) -> None:
+        """Answer all these requests of one type, which then are removed from the list."""
+        outbox = session.outbox
+        while requests:
+            del requests[: await self._dispatcher.dispatch_some(session, case, requests)]
+            if session.ending is not None:
+                raise session.ending
+            if not outbox.control_has_room:
+                await outbox.wait_control_room()
 
     def _send(self, session: Session, send: pb.SendMessage) -> None:
         counted = session.counted

@@ -103,14 +103,14 @@ async def test_a_framed_client_that_does_not_go_is_served_for_as_long_as_was_sai
 async def test_what_has_come_is_served_before_the_end(transport: str, monkeypatch: pytest.MonkeyPatch) -> None:
     async with draining(NEVER_S) as (gateway, drain):
         asked, go_on = trio.Event(), trio.Event()
-        sound = gateway.core.dispatcher._handlers["kv_op"]
+        sound = gateway.core.dispatcher._batch_handlers["kv_op"]
 
-        async def slow(session: Session, payload: Any) -> Any:
+        async def slow(session: Session, payloads: Any) -> Any:
             asked.set()
             await go_on.wait()
-            return await sound(session, payload)
+            return await sound(session, payloads)
 
-        monkeypatch.setitem(gateway.core.dispatcher._handlers, "kv_op", slow)
+        monkeypatch.setitem(gateway.core.dispatcher._batch_handlers, "kv_op", slow)
         async with participant(transport, gateway.address, agent("w", "a", "1")) as a:
             await a.send(kv_get("1"))
             await asked.wait()

@@ -273,5 +273,5 @@ def hang_kv(core: Core) -> trio.Event:
         await trio.sleep_forever()
         return []
 
-    core.dispatcher._handlers["kv_op"] = hang
+    core.dispatcher._batch_handlers["kv_op"] = hang
     return hanging

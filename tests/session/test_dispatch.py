@@ -39,7 +39,7 @@ async def test_a_handler_that_raises_costs_one_answer(
     async def broken(*_: object) -> None:
         raise error
 
-    monkeypatch.setattr(core.kv, "handle", broken)
+    monkeypatch.setattr(core.kv, "handle_some", broken)
     peer.send(kv_get("asked"), message_to(ONE, b"next"))
     answer = (await peer.next("error")).error
     assert (answer.code, answer.request_id, answer.retryable) == (code, "asked", False)

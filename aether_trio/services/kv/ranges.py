@@ -80,25 +80,33 @@ def list_page(
     return KvPage([(key, value or b"") for key, value in rows], encode_cursor(last) if count < len(sizes) else "")
 
 
-def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) -> Program[tuple[int, int]]:
-    """Delete a page of a prefix's keys; return how many, and how many were live."""
+@dataclass(frozen=True, slots=True)
+class Deleted:
+    """A page of deleted keys, and how many of them were live."""
+
+    names: list[tuple[bytes, bytes]]
+    live: int
+
+
+def purge_page(floor: bytes, end: bytes, prefix: bytes, page: int, now_ms: int) -> Program[Deleted]:
+    """Delete a page of a prefix's keys."""
     rows = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("
         "SELECT space, key FROM kv_entries WHERE space >= $1 AND space < $2 AND substr(key, 1, $3) = $4 LIMIT $5"
-        ") RETURNING space, members, units, expires_ms",
+        ") RETURNING space, members, units, expires_ms, key",
         (floor, end, len(prefix), prefix, page),
     )
     yield from usage.deleted([row[:3] for row in rows])
-    return len(rows), sum(row[3] is None or row[3] > now_ms for row in rows)
+    return Deleted([(row[0], row[4]) for row in rows], sum(row[3] is None or row[3] > now_ms for row in rows))
 
 
-def sweep_page(now_ms: int, page: int) -> Program[int]:
-    """Delete up to `page` expired key-value entries, oldest first; return how many."""
+def sweep_page(now_ms: int, page: int) -> Program[Deleted]:
+    """Delete up to `page` expired key-value entries, oldest first."""
     rows: list[Row] = yield Fetch(
         "DELETE FROM kv_entries WHERE (space, key) IN ("
         "SELECT space, key FROM kv_entries WHERE expires_ms <= $1 ORDER BY expires_ms LIMIT $2) "
-        "RETURNING space, members, units",
+        "RETURNING space, members, units, key",
         (now_ms, page),
     )
-    yield from usage.deleted(rows)
-    return len(rows)
+    yield from usage.deleted([row[:3] for row in rows])
+    return Deleted([(row[0], row[3]) for row in rows], 0)

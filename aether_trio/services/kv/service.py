@@ -19,9 +19,11 @@ is to see success=false (sdk.md, scenario 65), so those get both, in the usual o
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from functools import partial
 from typing import Final, TypeAlias
+
+import trio
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.clock import Clock
@@ -30,24 +32,24 @@ from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.model.text import shown
 from aether_trio.services.access import DIRECT, EVERYWHERE, Authority, Authorizer, Capability, Reach
-from aether_trio.services.kv import programs, ranges
-from aether_trio.services.kv.programs import KvOutcome, KvRefusal, Slot
+from aether_trio.services.kv import entries, ranges
+from aether_trio.services.kv.cache import Name
+from aether_trio.services.kv.entries import UNKNOWN, KvRefusal, Result, Slot
+from aether_trio.services.kv.programs import KeyRequest, Operation
 from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, space_of
+from aether_trio.services.kv.store import SMALL_VALUE_BYTES, KeyStore
 from aether_trio.services.kv.usage import Quota
 from aether_trio.session.session import Session
 from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable
-from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.storage.outages import outage
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.KVOperation
-SlotProgram: TypeAlias = Callable[[Slot, pb.KVOperation], Program[KvOutcome | KvRefusal]]
-
 MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB
-SMALL_VALUE_BYTES: Final = 16 * KIB  # a larger one blocks the loop longer than a thread costs
+ANSWERS_BYTES: Final = 64 * KIB  # of values that are answered at once, beyond the last one
 SNAPSHOT_KEYS: Final = 100  # of each kind, as in the reference
 PURGE_PAGE: Final = 1000
 SWEEP_PAGE: Final = 500
@@ -57,25 +59,32 @@ _MAY_USE: Final = frozenset(
     {Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE, Kind.WORKFLOW_ENGINE, Kind.METRICS_BRIDGE}
 )
 
-_READS: Final[dict[int, SlotProgram]] = {
-    Op.GET: lambda slot, op: programs.get(slot),
-    Op.SET_CARD: lambda slot, op: programs.set_size(slot),
+_READS: Final[dict[int, Operation]] = {
+    Op.GET: lambda slot, old, op: entries.get(slot, old),
+    Op.SET_CARD: lambda slot, old, op: entries.set_size(slot, old),
 }
-_WRITES: Final[dict[int, SlotProgram]] = {
-    Op.PUT: lambda slot, op: programs.put(slot, op.value, op.ttl),
-    Op.DELETE: lambda slot, op: programs.delete(slot),
-    Op.INCREMENT: lambda slot, op: programs.add(slot, 1, op.ttl),
-    Op.DECREMENT: lambda slot, op: programs.add(slot, -1, op.ttl),
-    Op.INCREMENT_IF: lambda slot, op: programs.add_within(slot, op.delta_value or 1, op.guard_value, op.ttl),
-    Op.DECREMENT_IF: lambda slot, op: programs.add_within(slot, -(op.delta_value or 1), op.guard_value, op.ttl),
-    Op.SET_NX: lambda slot, op: programs.set_if_absent(slot, op.value, op.ttl),
-    Op.COMPARE_AND_SET: lambda slot, op: programs.compare_and_set(slot, op.expected_value, op.value, op.ttl),
-    Op.COMPARE_AND_DELETE: lambda slot, op: programs.compare_and_delete(slot, op.expected_value),
-    Op.SET_ADD: lambda slot, op: programs.set_add(slot, op.value, op.ttl),
+_WRITES: Final[dict[int, Operation]] = {
+    Op.PUT: lambda slot, old, op: entries.put(slot, op.value, op.ttl),
+    Op.DELETE: lambda slot, old, op: entries.delete(),
+    Op.INCREMENT: lambda slot, old, op: entries.add(slot, old, 1, op.ttl),
+    Op.DECREMENT: lambda slot, old, op: entries.add(slot, old, -1, op.ttl),
+    Op.INCREMENT_IF: lambda slot, old, op: entries.add_within(slot, old, op.delta_value or 1, op.guard_value, op.ttl),
+    Op.DECREMENT_IF: lambda slot, old, op: entries.add_within(
+        slot, old, -(op.delta_value or 1), op.guard_value, op.ttl
+    ),
+    Op.SET_NX: lambda slot, old, op: entries.set_if_absent(slot, old, op.value, op.ttl),
+    Op.COMPARE_AND_SET: lambda slot, old, op: entries.compare_and_set(slot, old, op.expected_value, op.value, op.ttl),
+    Op.COMPARE_AND_DELETE: lambda slot, old, op: entries.compare_and_delete(slot, old, op.expected_value),
+    Op.SET_ADD: lambda slot, old, op: entries.set_add(slot, old, op.value, op.ttl),
 }
-_KNOWN: Final = frozenset({*_READS, *_WRITES, Op.LIST, Op.PURGE_IDENTITY})
+_SINGLE: Final = _READS | _WRITES
+_KNOWN: Final = frozenset({*_SINGLE, Op.LIST, Op.PURGE_IDENTITY})
 _OPERATIONS: Final[dict[int, str]] = {number: name for name, number in Op.OpType.items()}
 _SCOPES: Final[dict[int, str]] = {number: name for name, number in Op.Scope.items()}
+
+
+Answer: TypeAlias = list[pb.DownstreamMessage]
+"""All messages that answer one operation."""
 
 
 class _KvRefused(Exception):
@@ -91,25 +100,97 @@ class KvService:
 
     def __init__(self, db: Database, clock: Clock, limits: Limits, authorizer: Authorizer) -> None:
         self._db = db
+        self._keys = KeyStore(db)
         self._clock = clock
         self._limits = limits
         self._authorizer = authorizer
         self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
         self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # so that a GET fits
 
-    async def handle(
-        self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE
-    ) -> list[pb.DownstreamMessage]:
+    async def handle(self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE) -> Answer:
         """Perform one key-value operation within `reach`; return the client's messages."""
+        return (await self.handle_some(identity, (op,), reach))[0]
+
+    async def handle_some(
+        self, identity: Identity, ops: Sequence[pb.KVOperation], reach: Reach = EVERYWHERE
+    ) -> list[Answer]:
+        """Perform the first of these operations, or more of them; return their answers.
+
+        The operations take effect in their order. Small writes at the beginning, and reads between
+        them, share one transaction. So do answers that need no commit share a turn; they do not
+        wait for a write behind them.
+        """
+        first = ops[0]
+        if first.op in _WRITES and len(first.value) <= SMALL_VALUE_BYTES:
+            return await self._write_some(identity, ops, reach)
+        answers = [await self._answer(identity, first, reach)]
+        size = 0
+        for op in ops[1:]:
+            size += _value_size(answers[-1])
+            if op.op not in _READS or size >= ANSWERS_BYTES:
+                break
+            answers.append(await self._answer(identity, op, reach))
+        return answers
+
+    async def _answer(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Answer:
+        """Perform an operation in its transaction, or without any."""
         try:
-            return [pb.DownstreamMessage(kv=await self._respond(identity, op, reach))]
+            return await self._perform(identity, op, reach)
         except _KvRefused as refused:
             return refused.messages
-        except CommitUnknown as exc:
-            told = outage(exc)
-            return [*_unsuccessful(op), _error(op, told.code, told.message)]
         except StorageUnavailable as exc:
-            return _failure(op, f"storage is unavailable, try again: {exc}", retryable=True)
+            return _unavailable(op, exc)
+
+    async def _write_some(self, identity: Identity, ops: Sequence[pb.KVOperation], reach: Reach) -> list[Answer]:
+        keys = self._keys
+        answers: list[Answer] = []  # empty ones are filled later
+        requests: list[KeyRequest] = []
+        put: set[Name] = set()
+        for op in ops:
+            if answers and not (op.op in _SINGLE and len(op.value) <= SMALL_VALUE_BYTES and keys.takes_many):
+                break
+            try:
+                request = await self._request(identity, op, reach)
+            except _KvRefused as refused:
+                answers.append(refused.messages)
+                continue
+            except Exception:
+                if not answers:
+                    raise
+                break  # the next call begins with it
+            if not requests and op.op != Op.PUT and (result := keys.remembered(request)) is not None:
+                return [*answers, _answer_of(op, result)]
+            if op.op == Op.PUT:
+                put.add(request.name)
+            elif not request.writes and request.name not in put and keys.entry(request) is UNKNOWN:
+                break  # its value may be long
+            requests.append(request)
+            answers.append([])
+        if requests:
+            try:
+                results = await keys.write(requests, small=True)
+            except StorageUnavailable as exc:
+                return self._without_reads(ops, answers, exc)
+            except Exception:
+                if len(requests) == 1:
+                    raise
+                return [await self._answer(identity, ops[0], reach)]
+            rest = iter(results)
+            for place, op in enumerate(ops[: len(answers)]):
+                if not answers[place]:
+                    answers[place] = _answer_of(op, next(rest))
+        return answers
+
+    def _without_reads(
+        self, ops: Sequence[pb.KVOperation], answers: list[Answer], exc: StorageUnavailable
+    ) -> list[Answer]:
+        """Answer failed writes up to a read that can be performed without them."""
+        for place, op in enumerate(ops[: len(answers)]):
+            if not answers[place]:
+                if place and op.op in _READS:
+                    return answers[:place]
+                answers[place] = _unavailable(op, exc)
+        return answers
 
     async def exclusive_snapshot(self, identity: Identity) -> tuple[dict[str, bytes], dict[str, bytes]]:
         """Return a client's (workspace-exclusive, global-exclusive) keys.
@@ -140,22 +221,46 @@ class KvService:
 
     async def sweep_forever(self) -> None:
         """Delete expired keys from time to time. Runs until cancelled."""
-        await sweep_forever(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE, SWEEP_INTERVAL_S)
+        while True:
+            await trio.sleep(SWEEP_INTERVAL_S)
+            await self.sweep()
 
     async def sweep(self) -> int:
-        """Delete the keys that have expired; return how many."""
-        return await sweep(self._db, self._clock, ranges.sweep_page, SWEEP_PAGE)
+        """Delete expired keys; return how many. Stops when storage is unavailable."""
+        total = 0
+        try:
+            while True:
+                page = await self._keys.delete_many(partial(ranges.sweep_page, self._clock.now_ms(), SWEEP_PAGE))
+                total += len(page.names)
+                if len(page.names) < SWEEP_PAGE:
+                    return total
+        except StorageUnavailable:
+            return total
 
-    async def _respond(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> pb.KVResponse:
-        if identity.kind not in _MAY_USE:
-            raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
-        if op.op not in _KNOWN:
-            raise _refused(op, f"unknown KV operation {op.op}")
-        if op.workspace and not reach.allows_workspace(op.workspace):
-            raise _out_of_reach(op, f"workspace {shown(op.workspace)}")
-        authority = await self._authority(identity, op)
+    async def _perform(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Answer:
         if op.op == Op.PURGE_IDENTITY:
-            return await self._purge(identity, op, authority, reach)
+            return [pb.DownstreamMessage(kv=await self._purge(identity, op, reach))]
+        if op.op == Op.LIST:
+            return [pb.DownstreamMessage(kv=await self._list(op, await self._space(identity, op, reach)))]
+        request = await self._request(identity, op, reach)
+        result = self._keys.remembered(request)
+        if result is not None:
+            return _answer_of(op, result)
+        if not request.writes:
+            return _answer_of(op, await self._keys.read(request))
+        (result,) = await self._keys.write((request,), small=len(op.value) <= SMALL_VALUE_BYTES)
+        return _answer_of(op, result)
+
+    async def _request(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> KeyRequest:
+        """Check an operation on one key. Raises _KvRefused."""
+        space = await self._space(identity, op, reach)
+        number = op.op
+        slot = Slot(space, op.key.encode(), self._clock.now_ms(), self._quota)
+        return KeyRequest(slot, _SINGLE[number], op, writes=number in _WRITES)
+
+    async def _space(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> bytes:
+        """Check an operation on one space; return the space. Raises _KvRefused."""
+        authority = await self._authority(identity, op, reach)
         try:
             scope = parse_scope(op.scope)
             space = space_of(scope, identity, op.user_id, op.workspace)
@@ -163,27 +268,7 @@ class KvService:
             raise _KvRefused(_error(op, Code.KV_ERROR, str(exc))) from None
         self._check_sizes(op)
         await self._check_access(identity, op, scope, authority)
-        if op.op == Op.LIST:
-            return await self._list(op, space)
-        return await self._operate(op, Slot(space, op.key.encode(), self._clock.now_ms(), self._quota))
-
-    async def _operate(self, op: pb.KVOperation, slot: Slot) -> pb.KVResponse:
-        if op.op in _READS:
-            outcome = await self._db.read_small(partial(_READS[op.op], slot, op))
-        else:
-            run = self._db.run_small if len(op.value) <= SMALL_VALUE_BYTES else self._db.run
-            outcome = await run(partial(_WRITES[op.op], slot, op))
-        if isinstance(outcome, KvRefusal) and outcome.quota:
-            raise _KvRefused(_error(op, Code.QUOTA, outcome.reason))
-        if isinstance(outcome, KvRefusal):
-            raise _refused(op, outcome.reason)
-        return pb.KVResponse(
-            success=True,
-            value=outcome.value,
-            counter_value=outcome.counter,
-            applied=outcome.applied,
-            request_id=op.request_id,
-        )
+        return space
 
     async def _list(self, op: pb.KVOperation, space: bytes) -> pb.KVResponse:
         limit = min(op.limit, self._limits.kv_list_page_max) if op.limit > 0 else self._limits.kv_list_page
@@ -204,7 +289,8 @@ class KvService:
             request_id=op.request_id,
         )
 
-    async def _purge(self, identity: Identity, op: pb.KVOperation, authority: Authority, reach: Reach) -> pb.KVResponse:
+    async def _purge(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> pb.KVResponse:
+        authority = await self._authority(identity, op, reach)
         decision = await self._authorizer.check(
             identity, "kv_purge_identity", "capability", Capability.KV_PURGE_IDENTITY, "", AccessLevel.MANAGE, authority
         )
@@ -220,12 +306,19 @@ class KvService:
         total = 0
         purge = partial(ranges.purge_page, floor, end, op.key.encode(), PURGE_PAGE, self._clock.now_ms())
         while True:
-            deleted, live = await self._db.run(purge)
-            total += live
-            if deleted < PURGE_PAGE:
+            page = await self._keys.delete_many(purge)
+            total += page.live
+            if len(page.names) < PURGE_PAGE:
                 return pb.KVResponse(success=True, counter_value=total, request_id=op.request_id)
 
-    async def _authority(self, identity: Identity, op: pb.KVOperation) -> Authority:
+    async def _authority(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Authority:
+        """Check kind, operation and workspace; return on whose behalf it runs."""
+        if identity.kind not in _MAY_USE:
+            raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
+        if op.op not in _KNOWN:
+            raise _refused(op, f"unknown KV operation {op.op}")
+        if op.workspace and not reach.allows_workspace(op.workspace):
+            raise _out_of_reach(op, f"workspace {shown(op.workspace)}")
         if not op.HasField("authorization"):
             return DIRECT
         try:
@@ -262,15 +355,18 @@ class KvHandler:
         self._metrics = metrics
         self._clock = clock
 
-    async def handle(self, session: Session, op: pb.KVOperation) -> list[pb.DownstreamMessage]:
-        """Perform one key-value operation within the reach of the session's credential."""
+    async def handle_some(self, session: Session, ops: Sequence[pb.KVOperation]) -> Sequence[Answer]:
+        """Perform the first operations, within the reach of the session's credential."""
         started = self._clock.monotonic()
-        answers = await self._service.handle(session.identity, op, session)
-        operation, scope = _OPERATIONS.get(op.op, "UNKNOWN"), _SCOPES.get(op.scope, "UNKNOWN")
-        succeeded = answers[0].WhichOneof("payload") == "kv" and answers[0].kv.success
-        self._metrics.metered_kv_operations.add((session.workspace, operation))
-        self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
-        self._metrics.kv_operation_latency.observe(self._clock.monotonic() - started, (operation, scope))
+        answers = await self._service.handle_some(session.identity, ops, session)
+        elapsed_s = self._clock.monotonic() - started
+        for op, answer in zip(ops, answers, strict=False):
+            operation, scope = _OPERATIONS.get(op.op, "UNKNOWN"), _SCOPES.get(op.scope, "UNKNOWN")
+            first = answer[0]
+            succeeded = first.HasField("kv") and first.kv.success
+            self._metrics.metered_kv_operations.add((session.workspace, operation))
+            self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
+            self._metrics.kv_operation_latency.observe(elapsed_s, (operation, scope))
         return answers
 
 
@@ -306,6 +402,34 @@ def _out_of_reach(op: pb.KVOperation, what: str) -> _KvRefused:
 
 def _failure(op: pb.KVOperation, text: str, *, retryable: bool = False) -> list[pb.DownstreamMessage]:
     return [*_unsuccessful(op), _error(op, Code.KV_ERROR, text, retryable=retryable)]
+
+
+def _unavailable(op: pb.KVOperation, exc: StorageUnavailable) -> Answer:
+    if isinstance(exc, CommitUnknown):
+        told = outage(exc)
+        return [*_unsuccessful(op), _error(op, told.code, told.message)]
+    return _failure(op, f"storage is unavailable, try again: {exc}", retryable=True)
+
+
+def _value_size(answer: Answer) -> int:
+    return len(answer[0].kv.value) if answer else 0
+
+
+def _answer_of(op: pb.KVOperation, result: Result) -> Answer:
+    """Make the answer of an operation on one key."""
+    if isinstance(result, KvRefusal):
+        return [_error(op, Code.QUOTA, result.reason)] if result.quota else _failure(op, result.reason)
+    message = pb.DownstreamMessage()
+    response = message.kv
+    response.success = True
+    if result.value:
+        response.value = result.value
+    if result.counter:
+        response.counter_value = result.counter
+    if result.applied:
+        response.applied = True
+    response.request_id = op.request_id
+    return [message]
 
 
 def _refused(op: pb.KVOperation, text: str) -> _KvRefused:

@@ -147,6 +147,8 @@ async def test_rules_are_asked_about_shared_scopes_only(database: Database, cloc
 
 
 class BrokenDatabase:
+    shared = False
+
     async def run(self, program: Callable[[], Any]) -> Any:
         raise StorageUnavailable("database or disk is full")
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_stat
 from aether_trio.model.limits import Limits
 from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
-from aether_trio.services.kv.programs import MAX_EXPIRES_MS
+from aether_trio.services.kv.entries import MAX_EXPIRES_MS
 from aether_trio.storage.base import Fetch, Program, Row, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.clocks import ManualClock
@@ -46,6 +46,7 @@ class DirectDatabase:
 
     def __init__(self, direct: Direct) -> None:
         self._direct = direct
+        self.shared = direct.shared
 
     async def run(self, program: Callable[[], Program[T]]) -> T:
         return self._direct.drive(program)
