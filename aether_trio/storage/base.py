@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
@@ -34,6 +34,25 @@ class Fetch:
 
     sql: str
     args: Sequence[Argument] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class FetchOne(Fetch):
+    """A Fetch of at most one row, whose first column is the first argument.
+
+    Equal ones of programs that run interleaved (`Database.run_keyed`) share a round trip.
+    """
+
+
+@dataclass(frozen=True, slots=True)
+class Alone:
+    """Yielded before a write by a program that may not run interleaved; result None.
+
+    PostgreSQL drops what an interleaved program has done, which is to read, and runs it again when
+    the others have ended. Other engines do not know it: yield it on a `shared` engine only.
+    """
+
+    sql: ClassVar[str] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +78,16 @@ class Deferred:
     It runs before a statement that names the table. Writes of one table with the same first
     argument, which names the row, keep their order. On PostgreSQL the deferred writes of many
     programs travel together. A deferred write that fails undoes the program, like any statement.
+    `returns_row`: its SQL returns a row, and on PostgreSQL it fails if it returns none.
     """
 
     table: str
     sql: str
     args: Sequence[Value] = ()
+    returns_row: bool = False
 
 
-Statement: TypeAlias = Fetch | Execute | ExecuteMany | Deferred
+Statement: TypeAlias = Fetch | Execute | ExecuteMany | Deferred | Alone
 Program: TypeAlias = Generator[Statement, Any, T]
 ProgramFactory: TypeAlias = Callable[[], Program[T]]
 
@@ -112,6 +133,16 @@ class Database(Protocol):
         SQLite may run it on the caller's thread, where it costs a third, and the event loop waits
         for its statements. Not for scans, nor for programs that write megabytes. `gathered`: the
         program has the work of many, and is not to wait for that of other tasks.
+        """
+        return await self.run(program)
+
+    async def run_keyed(self, program: ProgramFactory[T], key: str) -> T:
+        """Run, as `run` does, a program that decides on the one row that `key` names.
+
+        On PostgreSQL the programs of a group that have different keys run interleaved, as far as
+        each goes between two FetchOne: all of them read, then all of them go on. So another program
+        may have written between two statements of this one, but nothing that has its key. A program
+        that finds out that it depends on other rows yields Alone.
         """
         return await self.run(program)
 

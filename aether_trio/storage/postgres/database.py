@@ -94,6 +94,12 @@ class PostgresDatabase(Database):
         result: T = await self._submit(job, self.writer.put)
         return result
 
+    async def run_keyed(self, program: ProgramFactory[T], key: str) -> T:
+        job = PostgresJob(program, key)
+        job.pending = CURRENT_SESSION_WRITES.get()
+        result: T = await self._submit(job, self.writer.put)
+        return result
+
     async def write(self, statement: Statement) -> Any:
         job = statement_job(statement)
         job.pending = CURRENT_SESSION_WRITES.get()

@@ -13,6 +13,7 @@ import trio
 
 from aether_trio.storage.base import (
     FENCE_HERE,
+    Alone,
     Deferred,
     Execute,
     ExecuteMany,
@@ -30,10 +31,11 @@ T = TypeVar("T")
 class PostgresJob:
     """One database program on its way through the engine, then its result."""
 
-    __slots__ = ("error", "factory", "fence", "pending", "recognized", "rows", "task", "undecided", "value")
+    __slots__ = ("error", "factory", "fence", "key", "pending", "recognized", "rows", "task", "undecided", "value")
 
-    def __init__(self, factory: ProgramFactory[Any]) -> None:
+    def __init__(self, factory: ProgramFactory[Any], key: str = "") -> None:
         self.factory = factory
+        self.key = key  # interleaving.py; "": it does not run interleaved
         self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.task: trio.lowlevel.Task | None = None
@@ -78,6 +80,10 @@ def _with_fence(statement: Statement, fence: str) -> Statement:
     return Fetch(statement.sql.replace(FENCE_HERE, fence.removeprefix("SELECT ")), statement.args)
 
 
+class MissedWriteError(Exception):
+    """A deferred write has found no row, which is a bug of its program."""
+
+
 class DeferredWrites:
     """Deferred writes of one transaction; those with one text share a round trip."""
 
@@ -94,7 +100,7 @@ class DeferredWrites:
                 return
             if batch.table == write.table and any(row[0] == write.args[0] for row in batch.rows):
                 break
-        self._batches.append(_Batch(write.table, write.sql, [write.args]))
+        self._batches.append(_Batch(write.table, write.sql, [write.args], write.returns_row))
 
     def precede(self, statement: Statement) -> bool:
         """Whether a deferred write waits whose table this statement names."""
@@ -104,7 +110,12 @@ class DeferredWrites:
         """Run all deferred writes that wait."""
         batches, self._batches = self._batches, []
         for batch in batches:
-            if len(batch.rows) == 1:
+            if batch.returns_row:
+                if len(await connection.fetchmany(batch.sql, batch.rows)) != len(batch.rows):
+                    raise MissedWriteError(
+                        f"a row of {batch.table} is not as this transaction has read it: {batch.sql}"
+                    )
+            elif len(batch.rows) == 1:
                 await connection.execute(batch.sql, *batch.rows[0])
             else:
                 await connection.executemany(batch.sql, batch.rows)
@@ -115,6 +126,7 @@ class _Batch:
     table: str
     sql: str
     rows: list[Sequence[Value]]
+    returns_row: bool
 
 
 async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | None = None) -> Any:
@@ -133,6 +145,9 @@ async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | No
             if isinstance(statement, Deferred):
                 waiting.add(statement)
                 job.rows += 1
+                statement = program.send(None)
+                continue
+            if isinstance(statement, Alone):
                 statement = program.send(None)
                 continue
             if waiting.precede(statement):

@@ -5,11 +5,11 @@
          └──── the callers of a group are woken together, after its COMMIT
 
 asyncpg cannot pipeline, so each statement is a round trip. A group saves BEGIN, COMMIT, the flush
-to disk, and the round trips of deferred writes. Several writer connections save the wait for the
-network, but their programs may touch the same row; then the server fails one of the transactions
-(SERIALIZABLE), which runs again. So a second connection opens only when PROGRAMS_PER_CONNECTION
-programs wait; after a conflict the connections close one by one down to one, and open again after
-CALM_GROUPS.
+to disk, and the round trips of deferred writes and of programs that run interleaved
+(interleaving.py). Several writer connections save the wait for the network, but their programs may
+touch the same row; then the server fails one of the transactions (SERIALIZABLE), which runs again.
+So a second connection opens only when PROGRAMS_PER_CONNECTION programs wait; after a conflict the
+connections close one by one down to one, and open again after CALM_GROUPS.
 
 Other nodes can conflict all the same. A group that has lost takes the database's turn when it
 begins: the lock of a table without rows. So do the POLITE_GROUPS that follow it on this node. Where
@@ -49,6 +49,7 @@ from typing import Any, Final, NamedTuple
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.errors import FencedError, PostgresFault, describe, fault
+from aether_trio.storage.postgres.interleaving import drive_interleaved, in_parts
 from aether_trio.storage.postgres.lost_commits import ServerProcess
 from aether_trio.storage.postgres.migrate import turn_table
 from aether_trio.storage.postgres.pool import Pool, Spawn
@@ -58,6 +59,8 @@ MAX_GROUP: Final = 128
 """Programs a commit: bounds how long the first waits for the last, and what a conflict costs."""
 PROGRAMS_PER_CONNECTION: Final = 8
 """Programs that wait before another writer connection is worth its BEGIN and COMMIT."""
+KEYED_PER_CONNECTION: Final = 64
+"""The same for programs that run interleaved: the more of them share a group the better."""
 CALM_GROUPS: Final = 50
 """Groups without a conflict before another writer connection may open again."""
 MAX_CONFLICTS: Final = 12
@@ -163,7 +166,8 @@ class PostgresWriter:
         """Queue a job; a writer connection takes it in the loop's next turn."""
         self._queue.append(job)
         if self._open < self._most_open:
-            if len(self._queue) > self._open * PROGRAMS_PER_CONNECTION:
+            enough = KEYED_PER_CONNECTION if job.key else PROGRAMS_PER_CONNECTION
+            if len(self._queue) > self._open * enough:
                 self._open_connection()
             elif self._hurry is None:
                 self._hurry = self._loop.call_later(HURRY_S, self._open_for_waiting)
@@ -199,7 +203,8 @@ class PostgresWriter:
 
     def _take(self) -> list[PostgresJob]:
         share = -(-len(self._queue) // self._open)
-        count = min(max(share, PROGRAMS_PER_CONNECTION), MAX_GROUP, len(self._queue))
+        enough = KEYED_PER_CONNECTION if self._queue[0].key else PROGRAMS_PER_CONNECTION
+        count = min(max(share, enough), MAX_GROUP, len(self._queue))
         fence = self._queue[0].fence
         jobs: list[PostgresJob] = []
         while len(jobs) < count and self._queue[0].fence == fence:
@@ -379,24 +384,23 @@ class PostgresWriter:
 
     @staticmethod
     async def _drive_all(connection: Any, jobs: Sequence[PostgresJob], *, isolated: bool) -> None:
-        deferred = DeferredWrites()
-        for number, job in enumerate(jobs):
-            if isolated:
-                await connection.execute("RELEASE program; SAVEPOINT program" if number else "SAVEPOINT program")
+        for job in jobs:
             job.error = None
-            try:
-                job.value = await drive(connection, job, None if isolated else deferred)
-                if number == len(jobs) - 1:
-                    await deferred.write(connection)
-            except Exception as exc:
-                if fault(exc, connection) is not PostgresFault.PROGRAM:
-                    raise
-                if isolated:
-                    await connection.execute("ROLLBACK TO program")
-                elif len(jobs) > 1:
-                    await connection.execute("ROLLBACK")
-                    raise _TransactionSpoiledError from exc
-                job.error = exc
+        if isolated:
+            await _drive_isolated(connection, jobs)
+            return
+        deferred = DeferredWrites()
+        try:
+            for part in in_parts(jobs):
+                await drive_interleaved(connection, part, deferred)
+            await deferred.write(connection)
+        except Exception as exc:
+            if fault(exc, connection) is not PostgresFault.PROGRAM:
+                raise
+            if len(jobs) > 1:
+                await connection.execute("ROLLBACK")
+                raise _TransactionSpoiledError from exc
+            jobs[0].error = exc
 
     def _succeeded(self, jobs: Sequence[PostgresJob]) -> None:
         self.failing = False
@@ -419,3 +423,16 @@ class PostgresWriter:
         text = str(cause) if isinstance(cause, StorageUnavailable) else describe(cause)
         for job in jobs:
             job.fail(kind(f"{self._name}: {text}"), cause)
+
+
+async def _drive_isolated(connection: Any, jobs: Sequence[PostgresJob]) -> None:
+    """Run each program in its own savepoint; put results and errors into the jobs."""
+    for number, job in enumerate(jobs):
+        await connection.execute("RELEASE program; SAVEPOINT program" if number else "SAVEPOINT program")
+        try:
+            job.value = await drive(connection, job)
+        except Exception as exc:
+            if fault(exc, connection) is not PostgresFault.PROGRAM:
+                raise
+            await connection.execute("ROLLBACK TO program")
+            job.error = exc
