@@ -33,6 +33,8 @@ T = TypeVar("T")
 NOW_MS = 1_700_000_000_000
 ROOM = 3
 TASKS = 120
+MAKERS = 12
+"""Who make tasks at the same time, so that the programs of several run interleaved."""
 PRIORITIES = (10, 30, 40)
 
 
@@ -50,31 +52,31 @@ class Node:
             task.priority, task.order_us = chance.choice(PRIORITIES), NOW_MS * 1000 + number
             task.created_ms = task.updated_ms = task.pending_ms = NOW_MS
             made.append(task)
-            await self.write(lambda tx, task=task: tx.create(task.changed({}), b""))  # type: ignore[misc]
+            await self.write(lambda tx, task=task: tx.create(task.changed({}), b""), task.task_id)  # type: ignore[misc]
 
     async def join(self, name: str) -> None:
         worker = Worker(name, name, self.context.node, "w", "i", True, 0, ROOM)
         await self.write(lambda tx: sessions.join(tx, sessions.WorkerJoined(worker, resumed=False)))
 
-    async def write(self, part: Callable[[TaskTransaction], Program[Any]]) -> None:
+    async def write(self, part: Callable[[TaskTransaction], Program[Any]], key: str = "") -> None:
         def program() -> Program[TaskTransaction]:
             tx = TaskTransaction(self.context)
             yield from part(tx)
             return tx
 
-        self.floor.hand_out(await self.run(program))
+        self.floor.hand_out(await self.run(program, key))
 
-    async def run(self, program: ProgramFactory[T]) -> T:
+    async def run(self, program: ProgramFactory[T], key: str) -> T:
         """Run a program, and again if another node was faster too often."""
         while True:
             try:
-                return await self.database.run(program)
+                return await (self.database.run_keyed(program, key) if key else self.database.run(program))
             except StorageUnavailable:
                 await trio.sleep(0.01)
 
     async def move(self, name: str, task_id: str, move: Move) -> None:
         caller = Caller(Identity.parse(name), "w")
-        outcome = await self.run(lambda: operate(self.context, caller, OperationRequest(task_id, move)))
+        outcome = await self.run(lambda: operate(self.context, caller, OperationRequest(task_id, move)), task_id)
         assert outcome.refusal == ""
         assert outcome.tx is not None
         self.floor.hand_out(outcome.tx)
@@ -124,8 +126,8 @@ async def test_each_task_of_a_pool_is_handed_out_once_whichever_node_makes_it(
         nodes = [Node("n1", one, floor), Node("n2", two, floor)]
         with trio.fail_after(300):
             async with trio.open_nursery() as nursery:
-                for maker in range(4):
-                    nursery.start_soon(nodes[maker % 2].make, range(maker, TASKS, 4), chance, [])
+                for maker in range(MAKERS):
+                    nursery.start_soon(nodes[maker % 2].make, range(maker, TASKS, MAKERS), chance, [])
                 for number in range(4):
                     name = f"ag::w::i::{number}"
                     floor.channels[name], door = trio.open_memory_channel[str](TASKS)
@@ -154,8 +156,8 @@ async def test_what_several_nodes_have_queued_comes_by_priority_and_then_in_the_
     async with postgres_engine.open("tasks") as one, postgres_engine.open("tasks") as two:
         nodes = [Node("n1", one, floor), Node("n2", two, floor)]
         async with trio.open_nursery() as nursery:
-            for maker in range(4):
-                nursery.start_soon(nodes[maker % 2].make, range(maker, 40, 4), chance, made)
+            for maker in range(MAKERS):
+                nursery.start_soon(nodes[maker % 2].make, range(maker, 40, MAKERS), chance, made)
         await nodes[0].join(name)
         order: list[str] = []
         for number in range(40):

@@ -131,18 +131,22 @@ class Engine:
         dropped, followed = self.writes.dropped, sum(1 for _ in self.event_subscriptions.watched)
         return TaskStatistics(self.assignments.pushed, self.timer.fired, dropped, self.input_consumer.dropped, followed)
 
-    def context(self, *, small: bool = False) -> Context:
+    def context(self, *, small: bool = False, again: bool = False) -> Context:
         """Return time, node and limits for a transaction on tasks that begins now."""
-        return Context(self.clock.now_ms(), self.nodes.node, self._limits, self.database.shared, small, self._uniform)
+        shared = self.database.shared
+        return Context(self.clock.now_ms(), self.nodes.node, self._limits, shared, small, again, self._uniform)
 
-    async def run_program(self, program: Callable[[Context], Program[T]]) -> T:
-        """Run SQL on tasks without `after_commit`; run it again if its commit is unknown."""
+    async def run_program(self, program: Callable[[Context], Program[T]], *, key: str = "") -> T:
+        """Run SQL on tasks without `after_commit`; run it again if its commit is unknown.
+
+        `key`: the id of the one task on which the program decides (`Database.run_keyed`).
+        """
         if not self.database.shared:
             try:
                 return await self._run(program, self.database.run_small, small=True)
             except LargeError:
                 pass
-        return await self._run(program, self.database.run)
+        return await self._run(program, partial(self.database.run_keyed, key=key) if key else self.database.run)
 
     async def _run(
         self,
@@ -152,7 +156,7 @@ class Engine:
         small: bool = False,
     ) -> T:
         for attempt in range(IN_DOUBT_TRIES):
-            context = self.context(small=small)
+            context = self.context(small=small, again=attempt > 0)
             try:
                 result = await run(partial(program, context))
             except CommitUnknown:

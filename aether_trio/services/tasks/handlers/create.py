@@ -162,6 +162,9 @@ class TaskCreator:
         asked = request_hash(request, workspace) if key else b""
         minted = IssuedToken(hash_token(token), owner, session.lineage) if token else None
 
+        tied = task.mode is not Mode.POOL or task.parent_task_id or key or minted
+        separate = "" if tied else task.task_id
+
         async def run(offline: OfflinePolicy) -> CreateResult:
             return await self.engine.run_program(
                 lambda context: create_in_transaction(
@@ -174,7 +177,8 @@ class TaskCreator:
                     start=self.starter.start,
                     target=target,
                     minted=minted,
-                )
+                ),
+                key=separate,
             )
 
         created = await run(OfflinePolicy.REJECT if offline is OfflinePolicy.START else offline)

@@ -37,7 +37,7 @@ from aether_trio.services.tasks.transaction import startup, task_rows, unused_in
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable, placeholders
+from aether_trio.storage.base import Alone, Execute, Fetch, Program, Row, StorageUnavailable, placeholders
 from aether_trio.storage.outages import outage
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -78,6 +78,9 @@ OPERATIONS: Final[Mapping[int, OperationRule]] = MappingProxyType(
     }
 )
 """The operations of the protocol. CONTRIBUTING.md says how to add one."""
+
+SEPARATE_MOVES: Final = frozenset({Move.CLAIM, Move.COMPLETE, Move.FAIL})
+"""Moves of most workers on most tasks: they read and write one task and its worker."""
 
 HOLDING_MOVES: Final = frozenset({Move.CLAIM, Move.RESUME, Move.PAUSE})
 """After these the caller may hold a task: an owner needs a row among the workers first."""
@@ -201,7 +204,8 @@ class TaskOperator:
             runs.append(context.now_ms)
             return operate(context, caller, request, runs[0] if len(runs) > 1 else 0)
 
-        result = await self._engine.run_program(program)
+        key = request.task_id if request.move in SEPARATE_MOVES else ""
+        result = await self._engine.run_program(program, key=key)
         if result.tx is not None:
             self._engine.after_commit(result.tx)
         return result
@@ -220,9 +224,12 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
 
     `since_ms`: an earlier run began at that moment, and it is not known whether it was committed.
     """
-    task = yield from task_rows.load(request.task_id)
+    tx = TaskTransaction(context)
+    task = yield from tx.load(request.task_id)
     if task is None:
         return OperationResult()
+    if context.shared and not _is_separate(task, caller):
+        yield Alone()
     epoch: int | None = task.epoch
     if caller.name != task.assigned_to:
         epoch = yield from task_rows.latest_epoch(task.task_id, caller.name)
@@ -234,7 +241,6 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     its_turn = RULES[request.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
     if not (caller.allowed or is_party(task, caller) or had_it or its_turn):
         return OperationResult(needs=task.workspace)
-    tx = TaskTransaction(context)
     if since_ms and (yield from _was_made(tx, task, request, since_ms)):
         return OperationResult(task, tx)
     if refusal := _check_claim(task, caller, request) or (yield from _check_wait(tx, task, caller, request)):
@@ -279,6 +285,16 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if request.move is Move.PAUSE and after.status is StoredStatus.WAITING_INPUT and (yield from _use_input(tx, after)):
         after = (yield from task_rows.load(task.task_id)) or after
     return OperationResult(after, tx)
+
+
+def _is_separate(task: TaskRow, caller: Caller) -> bool:
+    """Return whether a worker's move of its task leaves other tasks' rows alone.
+
+    But for the waiting tasks that its worker is assigned next.
+    """
+    tied = task.has_children or task.awaited or task.tokens or task.input_offset
+    mine = task.assigned_to == caller.name and task.status in (StoredStatus.ASSIGNED, StoredStatus.RUNNING)
+    return mine and not tied and task.task_type != AGENT_STARTUP
 
 
 def _pause_key(task: TaskRow, caller: Caller, request: OperationRequest, epoch: int | None) -> str:

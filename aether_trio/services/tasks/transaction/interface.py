@@ -32,6 +32,8 @@ class Context(NamedTuple):
     """Whether other nodes write to the same tables."""
     small: bool = False
     """Whether the event loop waits: then more than SMALL_ROWS rows raise LargeError."""
+    again: bool = False
+    """Whether an earlier run of the program may have been committed."""
     uniform: Callable[[], float] = lambda: 0.5
     """Random numbers from 0 to 1, for the jitter of retries."""
 

@@ -8,7 +8,7 @@ from typing import Final
 
 from aether_trio.model.tasks.task import COLUMNS, TaskRow
 from aether_trio.services.tasks.transaction import payloads
-from aether_trio.storage.base import Execute, Fetch, Program, Row, Value, placeholders
+from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, Value, placeholders, rounded_up
 
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = placeholders(len(COLUMNS))
@@ -21,7 +21,10 @@ _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${l
 _INSERT_AND_LEAVE: Final = f"""WITH made AS ({_INSERT} RETURNING task_id)
     INSERT INTO task_child_events (task_id, at_ms, event)
     SELECT ${len(COLUMNS) + 2}::text, ${len(COLUMNS) + 3}::bigint, ${len(COLUMNS) + 4}::bytea FROM made"""  # noqa: S608
+_INSERT_FRESH: Final = f"INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1}) RETURNING 1"  # noqa: S608
 _LOAD: Final = f"SELECT {FIELDS} FROM tasks WHERE task_id = $1"  # noqa: S608
+_LOAD_WATCHED: Final = f"""SELECT {FIELDS}, (SELECT COUNT(*) FROM task_watchers w WHERE w.task_id = tasks.task_id)
+    FROM tasks WHERE task_id = $1"""  # noqa: S608
 
 
 class OvertakenError(Exception):
@@ -30,8 +33,14 @@ class OvertakenError(Exception):
 
 def load(task_id: str) -> Program[TaskRow | None]:
     """Load the row of the task with this id; None if there is none."""
-    rows: list[Row] = yield Fetch(_LOAD, (task_id,))
+    rows: list[Row] = yield FetchOne(_LOAD, (task_id,))
     return TaskRow.from_row(rows[0]) if rows else None
+
+
+def load_watched(task_id: str) -> Program[tuple[TaskRow | None, int]]:
+    """Load the row of a task, and how many nodes follow its events."""
+    rows: list[Row] = yield FetchOne(_LOAD_WATCHED, (task_id,))
+    return (TaskRow.from_row(rows[0][:-1]), rows[0][-1]) if rows else (None, 0)
 
 
 def select(where: str, args: Sequence[Value]) -> Program[list[TaskRow]]:
@@ -50,6 +59,14 @@ def select_either(one: str, other: str, args: Sequence[Value]) -> Program[list[T
     return [TaskRow.from_row(row) for row in rows]
 
 
+def load_with_payloads(task_ids: Sequence[str]) -> Program[list[tuple[TaskRow, bytes | None]]]:
+    """Load the rows and short payloads of tasks; None: it is long, or there is none."""
+    some = rounded_up(task_ids, 16)
+    sql = f"SELECT {FIELDS}, payload FROM tasks WHERE task_id IN ({placeholders(len(some))})"  # noqa: S608
+    rows: list[Row] = yield Fetch(sql, some)
+    return [(TaskRow.from_row(row[:-1]), row[-1]) for row in rows]
+
+
 def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = None) -> Program[bool]:
     """Insert the row of a new task; return False if an earlier run has inserted it.
 
@@ -64,18 +81,32 @@ def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = 
     return bool(count)
 
 
+def insert_fresh(task: TaskRow, payload: bytes) -> Program[None]:
+    """Insert the row of a task whose id is new for certain, up to the commit."""
+    inline = payloads.inline_part(payload)
+    yield Deferred("tasks", _INSERT_FRESH, (*task.values(), inline), returns_row=True)
+    if inline is None:
+        yield from payloads.insert_large(task.task_id, payload)
+
+
 @lru_cache(maxsize=256)
 def _update(names: tuple[str, ...]) -> str:
     sets = ", ".join(f"{name} = ${number}" for number, name in enumerate(names, start=4))
     return f"UPDATE tasks SET {sets} WHERE task_id = $1 AND status = $2 AND epoch = $3"  # noqa: S608
 
 
-def save(before: TaskRow, after: TaskRow) -> Program[None]:
-    """Write a task's changed columns. Raises OvertakenError if the row is newer."""
+def save(before: TaskRow, after: TaskRow, *, shared: bool = False) -> Program[None]:
+    """Write a task's changed columns; on a `shared` database up to the commit.
+
+    Raises OvertakenError, or the engine's error of a missed write, if the row is newer.
+    """
     changes = before.differences(after)
     if not changes:
         return
     args = (before.task_id, before.status.value, before.epoch, *changes.values())
+    if shared:
+        yield Deferred("tasks", f"{_update(tuple(changes))} RETURNING 1", args, returns_row=True)
+        return
     count: int = yield Execute(_update(tuple(changes)), args)
     if count != 1:
         raise OvertakenError(

@@ -93,6 +93,15 @@ class TaskTransaction:
         if self.context.small and self.rows_read > SMALL_ROWS:
             raise LargeError
 
+    def load(self, task_id: str) -> Program[TaskRow | None]:
+        """Load a task that this transaction is about to change; None if there is none."""
+        if not self.context.shared:
+            return (yield from task_rows.load(task_id))
+        task, watchers = yield from task_rows.load_watched(task_id)
+        if not watchers:
+            self.unwatched.add(task_id)
+        return task
+
     def facts(self, caller: str = "", **more: Any) -> Facts:
         return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
@@ -118,7 +127,13 @@ class TaskTransaction:
         if task.parent_task_id and self.context.shared:  # in one round trip with the row
             left = child_events.insert_args(self._child_event(task, "spawned"))
             self.effects.child_events = True
-        if not (yield from task_rows.insert(row, payload, left)):
+        made = True
+        if self.context.shared and left is None and not self.context.again and task.task_type != AGENT_STARTUP:
+            yield from task_rows.insert_fresh(row, payload)
+            self.unwatched.add(task.task_id)
+        else:
+            made = yield from task_rows.insert(row, payload, left)
+        if not made:
             if worker is not None:
                 yield from worker_choice.release_reservation(task, worker)
             return False
@@ -150,7 +165,7 @@ class TaskTransaction:
             yield from self.collect_child_events(before)
             after.events = before.events
         self._derive(before, after)
-        yield from task_rows.save(before, after)
+        yield from task_rows.save(before, after, shared=self.context.shared)
         self.moments[after.task_id] = after.due_ms
         yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
@@ -302,7 +317,7 @@ class TaskTransaction:
         event.emitted_at_unix_ms = now_ms
         encoded = event.SerializeToString()
         row = (task.task_id, number, now_ms, encoded)
-        if self.context.shared:
+        if self.context.shared and task.task_id not in self.unwatched:
             nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
             self.effects.watching_nodes.update((node, task.task_id) for (node,) in nodes)
         else:

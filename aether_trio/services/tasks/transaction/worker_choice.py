@@ -22,8 +22,8 @@ from aether_trio.model.tasks.waiting_queue import pool_queue
 from aether_trio.services.tasks.protobuf import may_start_target
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
-from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, read_worker
-from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
+from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, find_workers, read_worker
+from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row
 
 COLLECT_PAGE: Final = 100
 AGAIN_PAGE: Final = 200
@@ -33,9 +33,9 @@ _ROOM: Final = "live = live {0} 1, free = CASE WHEN live {0} 1 < capacity THEN 1
 _MORE: Final = f"UPDATE task_workers SET {_ROOM.format('+')}, turn = $1 WHERE"  # noqa: S608
 _HOLD: Final = f"{_MORE} identity = $2 RETURNING {WORKER_FIELDS}"
 _TAKE: Final = f"{_MORE} identity = $2 AND live < capacity RETURNING {WORKER_FIELDS}"
-_TAKE_OF_POOL: Final = f"""{_MORE} identity = (SELECT identity FROM task_workers
-    WHERE pooled = 1 AND free = 1 AND workspace = $2 AND implementation = $3 ORDER BY live, turn LIMIT 1)
-    RETURNING {WORKER_FIELDS}"""  # noqa: S608
+_TAKE_OF_POOL: Final = f"""{_MORE.replace("$1", "$2")} identity = (SELECT identity FROM task_workers
+    WHERE pooled = 1 AND free = 1 AND workspace = $3 AND implementation = $4 ORDER BY live, turn LIMIT 1)
+    RETURNING CAST($1 AS TEXT), {WORKER_FIELDS}"""  # noqa: S608
 _LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
 # By the index: of an EXISTS, PostgreSQL reads all rows and hashes them.
 _WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
@@ -54,6 +54,9 @@ _POOLED: Final = """target_implementation = $2 AND queue <> '' AND mode = 'pool'
 
 _TO_PUSH: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushed, assigned_ms, started_ms)
     VALUES ($1, $2, $3, $4, 0, $5, $6)"""
+_TAKE_UP: Final = """UPDATE task_attempts SET pushed = 1 WHERE node = $1 AND pushed = 0 AND (task_id, epoch) IN (
+    SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2)
+    RETURNING task_id, epoch"""
 _OVER: Final = """INSERT INTO task_attempts (task_id, epoch, worker, node, pushed, assigned_ms, started_ms, ended_ms, outcome)
     VALUES ($1, $2, $3, $4, 1, $5, $6, $7, $8) ON CONFLICT (task_id, epoch) DO UPDATE
     SET started_ms = excluded.started_ms, ended_ms = excluded.ended_ms, outcome = excluded.outcome, pushed = 1"""
@@ -65,10 +68,11 @@ def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
     worker: Worker | None
     if task.mode is Mode.POOL:
         implementation = task.target_implementation
-        worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, task.workspace, implementation))))
-        if worker is None:
-            worker = read_worker((yield Fetch(_TAKE_OF_POOL, (turn, "", implementation))))
-        return worker
+        for workspace in (task.workspace, ""):
+            found: list[Row] = yield FetchOne(_TAKE_OF_POOL, (task.task_id, turn, workspace, implementation))
+            if found:
+                return Worker._make(found[0][1:])
+        return None
     if task.mode is Mode.SELF_ASSIGN:
         # The task takes no room, but is not assigned while its creator has none.
         worker = yield from tx.find_worker(task.queue)
@@ -139,9 +143,11 @@ def update_workers(
 
 
 def _release(tx: Transaction, identity: str) -> Program[None]:
-    found: list[Row] = yield Fetch(_RELEASE, (identity,))
+    found: list[Row] = yield FetchOne(_RELEASE, (identity,))
     for *row, waits in found:
         worker = read_worker([tuple(row)])
+        if waits and tx.context.shared:  # programs that ran interleaved may have assigned it others
+            worker = yield from tx.find_worker(identity)
         if waits and worker is not None:
             yield from fill_worker(tx, worker)
 
@@ -175,17 +181,21 @@ def _over(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
 
 def send_of_other_nodes(tx: Transaction) -> Program[int]:
     """Send this node's workers a page of other nodes' assignments; return its size."""
-    found: list[Row] = yield Fetch(
-        "SELECT task_id, epoch FROM task_attempts WHERE node = $1 AND pushed = 0 ORDER BY task_id, epoch LIMIT $2",
-        (tx.context.node, COLLECT_PAGE),
-    )
-    for task_id, epoch in found:
-        yield Execute("UPDATE task_attempts SET pushed = 1 WHERE task_id = $1 AND epoch = $2", (task_id, epoch))
-        task = yield from task_rows.load(task_id)
-        if task is not None and task.epoch == epoch and task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING):
-            worker = yield from tx.find_worker(task.assigned_to)
-            if worker is not None:
-                yield from send(tx, task, worker)
+    found: list[Row] = yield Fetch(_TAKE_UP, (tx.context.node, COLLECT_PAGE))
+    if not found:
+        return 0
+    epochs: dict[str, int] = dict(sorted(found))  # the latest assignment of each task
+    given = [
+        (task, payload)
+        for task, payload in (yield from task_rows.load_with_payloads(list(epochs)))
+        if task.epoch == epochs[task.task_id] and task.status in (StoredStatus.ASSIGNED, StoredStatus.STARTING)
+    ]
+    given.sort(key=lambda one: one[0].task_id)
+    workers = yield from find_workers(sorted({task.assigned_to for task, _ in given}))
+    for task, payload in given:
+        if worker := workers.get(task.assigned_to):
+            known = (yield from tx.payload_of(task.task_id)) if payload is None else payload
+            tx.effects.assignments.append(NewAssignment(task, worker, known))
     return len(found)
 
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from aether_trio.model.identity import Kind
 from aether_trio.model.tasks.task import AGENT_STARTUP, TaskRow
-from aether_trio.storage.base import Row
+from aether_trio.storage.base import Fetch, Program, Row, placeholders, rounded_up
 
 WORKER_KINDS: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK, Kind.SERVICE})
 """The kinds of participants that can be assigned tasks of others."""
@@ -49,3 +50,13 @@ WORKER_FIELDS: Final = "identity, session_id, node, workspace, implementation, p
 def read_worker(rows: list[Row]) -> Worker | None:
     """Return the worker in the first row of WORKER_FIELDS; None without rows."""
     return Worker._make(rows[0]) if rows else None
+
+
+def find_workers(identities: Sequence[str]) -> Program[dict[str, Worker]]:
+    """Find the connected workers with these identities."""
+    if not identities:
+        return {}
+    some = rounded_up(identities, 16)
+    sql = f"SELECT {WORKER_FIELDS} FROM task_workers WHERE identity IN ({placeholders(len(some))})"  # noqa: S608
+    rows: list[Row] = yield Fetch(sql, some)
+    return {row[0]: Worker._make(row) for row in rows}

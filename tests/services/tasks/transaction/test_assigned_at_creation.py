@@ -16,11 +16,12 @@ from tests.helpers.direct import Store
 WORKER = "ag::w::i::1"
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize(("live", "status"), [(0, StoredStatus.ASSIGNED), (1, StoredStatus.PENDING)])
-def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: StoredStatus) -> None:
+def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: StoredStatus, shared: bool) -> None:
     spec = pb.CreateTaskRequest(task_type="t").SerializeToString()
     task = TaskRow("t1", "t", "w", mode=Mode.POOL, creator="ag::w::c::1", target_implementation="i", spec=spec)
-    tx = TaskTransaction(Context(1000, "n1", TimeLimits()))
+    tx = TaskTransaction(Context(1000, "n1", TimeLimits(), shared))
     program = tx.create(task, b"payload")
     said: list[tuple[str, tuple[object, ...]]] = []
     statement = next(program)
@@ -29,9 +30,11 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Stored
             said.append((statement.sql, tuple(statement.args)))  # type: ignore[union-attr]
             if isinstance(statement, Fetch):
                 assert "task_workers" in statement.sql
-                statement = program.send([(WORKER, "s1", "n1", "w", "i", 1, 1, 1, 0, 0)] * (1 - live))
+                statement = program.send([("t1", WORKER, "s1", "n1", "w", "i", 1, 1, 1, 0, 0)] * (1 - live))
             else:
                 assert isinstance(statement, Execute | Deferred)
+                # On PostgreSQL to find the worker is the only round trip.
+                assert isinstance(statement, Deferred) or not shared
                 statement = program.send(1)
     assert end.value.value is True
     [(_, row)] = [(sql, args) for sql, args in said if sql.startswith("INSERT INTO tasks ")]
