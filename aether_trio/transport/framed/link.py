@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from aether_trio.concurrency.readiness import SocketReader
 from aether_trio.model.errors import RETRYABLE_STATUSES, Status, StatusError
 from aether_trio.transport.framed.output import FramedOutput
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
@@ -29,9 +30,8 @@ if TYPE_CHECKING:
     from aether_trio.transport.socket.accepted import Accepted
     from aether_trio.transport.socket.unfinished_input import InputAccount
 
-READ_BYTES: Final = 64 * 1024
 FRAMES_AT_ONCE: Final = 256
-"""Half a millisecond; READ_BYTES may hold ten thousand."""
+"""Half a millisecond; a read may bring ten thousand."""
 
 RETRYABLE_MISTAKES: Final = frozenset({ErrorCode.CALM, ErrorCode.TIMEOUT, ErrorCode.TRUNCATED})
 """Errors without a defect of the client: too fast, too slow, or cut off on the way."""
@@ -42,7 +42,7 @@ class FramedLink:
 
     __slots__ = (
         "_account", "_closed", "_code", "_counters", "_credits", "_ended", "_failure", "_frames_left", "_frames_since",
-        "_held", "_limits", "_pending", "_waiting", "accepted", "output", "peer", "sock", "tls",
+        "_held", "_limits", "_pending", "_reader", "accepted", "output", "peer", "sock", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -55,6 +55,7 @@ class FramedLink:
         account: InputAccount,
     ) -> None:
         self.sock = accepted.sock
+        self._reader = SocketReader(accepted.sock)
         self.tls = accepted.tls
         self.output = output
         self.peer = peer
@@ -69,8 +70,6 @@ class FramedLink:
         self._account = account
         self._held = 0
         """What the last read has left of a frame that is not whole, in bytes."""
-        self._waiting: trio.CancelScope | None = None
-        """Of a reader that waits for the rest of a frame."""
         self.accepted = False
         """Whether the client's session is accepted."""
         self._frames_left = limits.control_frames_burst
@@ -93,8 +92,11 @@ class FramedLink:
             if self._ended:
                 await trio.lowlevel.checkpoint()
                 return ()
-            events = await self.read()
-            if events and (batch := self._sort(events)):
+            if self._can_read_on:
+                batch = await self._reader.until(self._read_batch)
+            else:
+                batch = self._sort(await self.read())
+            if batch:
                 return batch
 
     def put_back(self, events: Sequence[framing.Event]) -> None:
@@ -103,36 +105,43 @@ class FramedLink:
 
     async def read(self) -> Sequence[framing.Event]:
         """Return frames that an earlier read left, or wait for the client's next ones."""
-        if self.output.connection.more:
-            await trio.lowlevel.checkpoint()
-            return self.decode(b"")
-        if self.tls is not None and self.tls.ended:
-            await trio.lowlevel.checkpoint()
-            return self._end()
-        if self._held:
-            try:
-                with trio.CancelScope() as self._waiting:
-                    await trio.lowlevel.wait_readable(self.sock)
-            finally:
-                self._waiting = None
-            if self._failure is not None:
-                return ()
-        else:
-            await trio.lowlevel.wait_readable(self.sock)
-        return self.read_now()
+        if self._can_read_on:
+            return await self._reader.until(self._read_frames)
+        await trio.lowlevel.checkpoint()
+        return self.decode(b"") if self.output.connection.more else self._end()
+
+    @property
+    def _can_read_on(self) -> bool:
+        """Whether the next frame is to be read from the socket."""
+        return not self.output.connection.more and (self.tls is None or not self.tls.ended)
+
+    def _read_batch(self) -> list[Upstream] | None:
+        events = self._read_frames()
+        if events is None:
+            return None
+        batch = self._sort(events)
+        if batch or self._failure is not None or self._ended or not self._can_read_on:
+            return batch
+        return None
+
+    def _read_frames(self) -> Sequence[framing.Event] | None:
+        """Read the socket once; None while the session's task has no reason to wake."""
+        events = self.read_now()
+        if events or self._failure is not None or self._ended or not self._can_read_on:
+            return events
+        return None
 
     def read_now(self) -> Sequence[framing.Event]:
         """Read the socket once and return the decoded frames. Raises LinkBroken."""
         try:
-            data = self.sock.recv(READ_BYTES)
-            if data:
-                self._counters.bytes_received += len(data)
-                if self.tls is not None:
-                    data = self.tls.open(data)
-            else:
+            data = self._reader.read()
+            if data is None:
+                return ()
+            if not data:
                 return self._end()
-        except BlockingIOError:
-            return ()
+            self._counters.bytes_received += len(data)
+            if self.tls is not None:
+                data = self.tls.open(data)
         except OSError as error:
             self.output.writer.abort()
             raise LinkBroken(error.strerror or type(error).__name__) from None
@@ -154,7 +163,7 @@ class FramedLink:
     @property
     def awaits_rest(self) -> bool:
         """Whether a task waits for the rest of an unfinished frame."""
-        return self._waiting is not None
+        return bool(self._held) and self._reader.is_waiting
 
     def give_up(self, error: StatusError) -> None:
         """Drop the unfinished frame and let `receive` raise `error`."""
@@ -165,11 +174,11 @@ class FramedLink:
         self._code = int(ErrorCode.TIMEOUT if late else error.status), True
         self._counters.reject("unfinished_message")
         self.output.connection.give_up()
-        if self._waiting is not None:
-            self._waiting.cancel()
+        self._reader.wake(())
 
-    def forget(self) -> None:
-        """Remove this connection's unfinished frame from the gateway's memory account."""
+    def release(self) -> None:
+        """Read nothing more and drop an unfinished frame, before the socket is closed."""
+        self._reader.release()
         self._account.note(self, 0)
 
     def _end(self) -> Sequence[framing.Event]:

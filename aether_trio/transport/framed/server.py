@@ -81,7 +81,7 @@ class FramedServer:
             counters.connections_open -= 1
             self._outputs.discard(output)
             output.release()
-            link.forget()
+            link.release()
             if not self._outputs:
                 self._gone.set()
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
 
+from aether_trio.concurrency.readiness import SocketReader
 from aether_trio.transport.http2 import frames
 from aether_trio.transport.http2.dataplane import DataPlane, FrameOwner
 from aether_trio.transport.http2.frames import Http2Violation
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from aether_trio.transport.http2.flood_budgets import FloodBudgets
     from aether_trio.transport.http2.statistics import Http2Counters
 
-RECV_BYTES: Final = 64 * 1024
 ANSWER_TURNS: Final = 6
 """Turns of the scheduler for a new stream's answer, if that waits for no other thread."""
+GOES_ON: Final = ""
+"""What `_read` finds when there is no end, but more than a plain call may do."""
 
 
 class ConnectionOwner(FrameOwner, Protocol):
@@ -46,7 +48,7 @@ class ConnectionIo:
     """Reads, sends and ends one HTTP/2 connection; its owner interprets the frames."""
 
     __slots__ = (
-        "_half_close_due", "_opened", "_owner", "_sealer", "closing", "counters", "dirty", "limits", "plane", "writer",
+        "_half_close_due", "_opened", "_owner", "_reader", "_sealer", "closing", "counters", "dirty", "limits", "plane", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +64,7 @@ class ConnectionIo:
         client_side: bool,
     ) -> None:
         self._owner = owner
+        self._reader = SocketReader(sock)
         self._sealer = sealer
         self.limits = limits
         self.counters = counters
@@ -87,41 +90,61 @@ class ConnectionIo:
 
     async def read_until_end(self) -> str:
         """Read and process frames until the connection ends; return the reason."""
-        sock = self.writer.sock
-        while True:
-            data = b""  # an idle connection must not keep what it read last alive in this frame
-            if self._sealer is not None and self._sealer.ended:
+        try:
+            while self._sealer is None or not self._sealer.ended:
+                reason = await self._reader.until(self._read)
+                if reason is not GOES_ON:
+                    return reason
+                if not await self._finish_read():
+                    return "closed"
+            return "end of connection"
+        finally:
+            self._reader.release()
+
+    def _read(self) -> str | None:
+        """Read the socket once; None while the connection's task has no reason to wake.
+
+        Return why the connection ends, or GOES_ON when the task is to go on with this read.
+        """
+        try:
+            data = self._reader.read()
+            if data is None:
+                return None
+            if not data:
                 return "end of connection"
-            await trio.lowlevel.wait_readable(sock)
-            try:
-                data = sock.recv(RECV_BYTES)
-                self.counters.bytes_received += len(data)
-                if not data:
-                    return "end of connection"
-                if self._sealer is not None:
-                    data = self._sealer.open(data)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                return error.strerror or type(error).__name__
-            if not await self.received(data):
-                return "closed"
+            self.counters.bytes_received += len(data)
+            if self._sealer is not None:
+                data = self._sealer.open(data)
+        except OSError as error:
+            return error.strerror or type(error).__name__
+        if self.scan(data) or self._opened or (self._sealer is not None and self._sealer.ended):
+            return GOES_ON
+        return None if self._answer_read() else "closed"
 
     async def received(self, data: bytes) -> bool:
         """Process the bytes of one read; return False when the connection is ending."""
-        while self.scan(data):
+        self.scan(data)
+        return await self._finish_read()
+
+    async def _finish_read(self) -> bool:
+        """Process what `scan` left of a read; return False when the connection is ending."""
+        plane = self.plane
+        while plane.more:
             # Other tasks have their turn before more of the read is looked at; what is to be sent
             # leaves with the last of it.
             await trio.lowlevel.checkpoint()
             if self.closing:
                 return False
-            data = b""
-        plane = self.plane
+            self.scan(b"")
         if self._opened:
             self._opened = False
             if plane.out and not plane.ready and not self.closing:
                 await self._let_answer()
-        if plane.out or plane.ready:
+        return self._answer_read()
+
+    def _answer_read(self) -> bool:
+        """Send what a read has brought about; return False when the connection is ending."""
+        if self.plane.out or self.plane.ready:
             self.writer.kick()
         return not self.closing
 

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from aether_trio.concurrency.readiness import SocketReader
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.link import FrameSource, LinkBroken, Peer
@@ -64,7 +65,7 @@ class WebSocketLink:
 
     __slots__ = (
         "_account", "_close_as", "_closing", "_codec", "_deaf", "_deliveries", "_ended", "_failure", "_frames",
-        "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_rejects", "_stream", "_waiting",
+        "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_reader", "_rejects", "_stream",
         "accepted", "peer",
     )  # fmt: skip
 
@@ -86,12 +87,11 @@ class WebSocketLink:
         self.accepted = False
         """Whether the client's session is accepted."""
         self._stream = stream
+        self._reader = SocketReader(stream.sock)
         self._frames = FrameReader(min(max_message_bytes, OPENING_BYTES))
         self._account = account
         self._more = False
         """Whole frames may wait in the reader."""
-        self._waiting: trio.CancelScope | None = None
-        """Of a reader that waits for the rest of a message."""
         self._closing = False
         self._codec = codec
         self._deliveries = deliveries
@@ -120,49 +120,64 @@ class WebSocketLink:
                 await self._pace()
             if self._more:
                 await trio.lowlevel.checkpoint()
-            elif data := await self._read():
-                self._frames.feed(data)
-            batch = self._take()
+                batch = self._take()
+            elif self._stream.head or self._tls_ended:
+                batch = self._feed(await self._stream.receive())
+            else:
+                batch = await self._reader.until(self._read)
             if batch:
                 return batch
         if self._failure is not None:
             raise self._failure
         return ()
 
-    async def _read(self) -> bytes:
-        """Wait for bytes; return b"" if the unfinished message was given up meanwhile."""
+    @property
+    def _tls_ended(self) -> bool:
+        return self._stream.tls is not None and self._stream.tls.ended
+
+    def _read(self) -> list[UpstreamMessage] | None:
+        """Read the socket once; None while the session's task has no reason to wake."""
         try:
-            if self._frames.held_bytes:
-                data = b"-"
-                try:
-                    with trio.CancelScope() as self._waiting:
-                        data = await self._stream.receive()
-                finally:
-                    self._waiting = None
-                if self._failure is not None:
-                    return b""
-            else:
-                data = await self._stream.receive()
+            data = self._reader.read()
+            if data is None:
+                return None
+            if data and self._stream.tls is not None:
+                data = self._stream.tls.open(data)
+                if not data and not self._tls_ended:
+                    return None
         except OSError as error:
             self._output.writer.abort()
             raise LinkBroken(error.strerror or type(error).__name__) from None
+        batch = self._feed(data)
+        if batch or self._failure is not None or self._ended is not None or self._more or self._tls_ended:
+            return batch
+        return None if self._settle_rate() == 0 else batch
+
+    def _feed(self, data: bytes) -> list[UpstreamMessage]:
+        """Parse received bytes into messages. Raises LinkBroken at the end of input."""
         if not data:
             self._output.writer.abort()
             raise LinkBroken("the client's connection ended without a WebSocket close frame")
-        return data
+        self._frames.feed(data)
+        return self._take()
 
     async def _pace(self) -> None:
         """Wait until the client is within its message rate; no checkpoint if it is."""
+        while wait_s := self._settle_rate():
+            self._rejects["paced"] += 1
+            await trio.sleep(wait_s)
+
+    def _settle_rate(self) -> float:
+        """Take read frames from the bucket; return the seconds to wait, or 0."""
         rate = self._rate
         most = int(rate.burst)
         while self._owed:
             count = min(self._owed, most)
             wait_s = rate.take(trio.current_time(), count)
             if wait_s:
-                self._rejects["paced"] += 1
-                await trio.sleep(wait_s)
-            else:
-                self._owed -= count
+                return wait_s
+            self._owed -= count
+        return 0.0
 
     def _take(self) -> list[UpstreamMessage]:
         """Parse up to FRAMES_AT_ONCE frames and return the messages in them."""
@@ -215,7 +230,7 @@ class WebSocketLink:
     @property
     def awaits_rest(self) -> bool:
         """Whether a task waits for the rest of an unfinished message."""
-        return self._waiting is not None
+        return bool(self._frames.held_bytes) and self._reader.is_waiting
 
     def give_up(self, error: StatusError) -> None:
         """Drop the unfinished message and let `receive` raise `error`."""
@@ -224,8 +239,7 @@ class WebSocketLink:
             self._rejects["unfinished_message"] += 1
             self._frames.give_up()
             self._deaf = True
-            if self._waiting is not None:
-                self._waiting.cancel()
+            self._reader.wake(())
 
     def _decode(self, event: frames.DataFrame) -> UpstreamMessage:
         """Decode a WebSocket message to an UpstreamMessage. Raises StatusError."""
@@ -348,5 +362,6 @@ class WebSocketLink:
 
     def release(self) -> None:
         """Send nothing more and drop unfinished input: the socket is about to be closed."""
+        self._reader.release()
         self._account.note(self, 0)
         self._output.release()

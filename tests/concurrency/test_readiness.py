@@ -1,0 +1,170 @@
+"""Test concurrency/readiness.py: no edge is lost, no socket disturbs another."""
+
+import socket
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from aether_trio.concurrency.readiness import READ_BYTES, SocketReader
+
+
+@pytest.fixture
+def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with ours, theirs:
+        yield ours, theirs
+
+
+async def test_bytes_that_came_before_the_wait_are_found(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.send(b"early")
+    reader = SocketReader(ours)
+    assert await reader.until(reader.read) == b"early"
+
+
+async def test_bytes_that_come_while_no_task_waits_are_found_by_the_next(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    reader = SocketReader(ours)
+    theirs.send(b"one")
+    assert await reader.until(reader.read) == b"one"
+    theirs.send(b"two")
+    await trio.testing.wait_all_tasks_blocked()
+    assert await reader.until(reader.read) == b"two"
+
+
+async def test_what_one_read_leaves_is_read_next(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.setblocking(False)
+    sent = b"x" * (READ_BYTES + 10)
+    sent = sent[: theirs.send(sent)]
+    reader = SocketReader(ours)
+    got = b""
+    while len(got) < len(sent):
+        got += await reader.until(reader.read)
+    assert got == sent
+
+
+async def test_an_attempt_that_returns_none_is_made_again(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    reader = SocketReader(ours)
+    got: list[bytes] = []
+
+    def collect() -> bytes | None:
+        got.append(reader.read() or b"")
+        return b"".join(got) if got[-1] == b"." else None
+
+    async with trio.open_nursery() as nursery:
+        for part in (b"a", b"b", b"."):
+            nursery.start_soon(trio.to_thread.run_sync, theirs.send, part)
+            if part != b".":
+                with trio.move_on_after(0.01):
+                    await reader.until(collect)
+        assert await reader.until(collect) == b"ab."
+
+
+async def test_the_end_that_comes_with_the_last_bytes_is_found(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    theirs.send(b"last")
+    theirs.shutdown(socket.SHUT_WR)
+    reader = SocketReader(ours)
+    seen: list[bytes] = []
+
+    def until_the_end() -> bool | None:
+        data = reader.read()
+        assert data is not None
+        seen.append(data)
+        return True if not data else None
+
+    assert await reader.until(until_the_end)
+    assert seen == [b"last", b""]
+
+
+async def test_an_error_is_raised_to_its_reader_and_others_read_on(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    other, their_other = socket.socketpair()
+    other.setblocking(False)
+    with other, their_other:
+        failing, working = SocketReader(ours), SocketReader(other)
+
+        def fail() -> None:
+            raise ZeroDivisionError
+
+        async def read_other() -> None:
+            assert await working.until(working.read) == b"other"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read_other)
+            theirs.send(b"bad")
+            with pytest.raises(ZeroDivisionError):
+                await failing.until(fail)
+            their_other.send(b"other")
+        assert await failing.until(failing.read) == b"bad"
+
+
+async def test_a_cancelled_wait_loses_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
+    ours, theirs = pair
+    reader = SocketReader(ours)
+    with trio.CancelScope() as scope:
+        scope.cancel()
+        await reader.until(reader.read)
+    assert not reader.is_waiting
+    theirs.send(b"later")
+    assert await reader.until(reader.read) == b"later"
+
+
+async def test_wake_ends_the_wait_with_a_value(pair: tuple[socket.socket, socket.socket]) -> None:
+    reader = SocketReader(pair[0])
+    reader.wake("no task waits")
+
+    async with trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            assert await reader.until(reader.read) == b"woken"
+
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert reader.is_waiting
+        with pytest.raises(trio.BusyResourceError):
+            await reader.until(reader.read)
+        reader.wake(b"woken")
+
+
+async def test_a_released_socket_is_not_called_and_may_be_read_by_another(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    ours, theirs = pair
+    first = SocketReader(ours)
+    theirs.send(b"one")
+    assert await first.until(first.read) == b"one"
+    first.release()
+    first.release()
+    theirs.send(b"two")
+    second = SocketReader(ours)
+    assert await second.until(second.read) == b"two"
+
+
+async def test_more_ready_sockets_than_one_turn_serves_are_all_served() -> None:
+    pairs = [socket.socketpair() for _ in range(300)]
+    got: list[bytes] = []
+
+    async def read(sock: socket.socket) -> None:
+        reader = SocketReader(sock)
+        got.append(await reader.until(reader.read))
+        reader.release()
+
+    try:
+        async with trio.open_nursery() as nursery:
+            for ours, theirs in pairs:
+                ours.setblocking(False)
+                nursery.start_soon(read, ours)
+                theirs.send(b"x")
+    finally:
+        for pair in pairs:
+            for sock in pair:
+                sock.close()
+    assert got == [b"x"] * 300
