@@ -22,7 +22,7 @@ PAGE = Path("docs/performance.md")
 DEFAULT_JSON = Path("bench-results/latest.json")
 DATA_ROOT = Path("/var/tmp")
 """Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
-QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100), "queued": (100, 10_000)}
+QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100), "queued": (100, 10_000), "minutes": 0.2}
 QUICK_GROWTH = {"agents": (10, 100, 400), "messages": (100, 5_000), "keys": (10, 1_000)}
 
 EPILOG = """\
@@ -33,6 +33,7 @@ examples:
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
   python -m bench growth                            the same work with more agents, messages and keys in the gateway
+  python -m bench soak --minutes 60                 half load for an hour: what grows, and which pauses there are
   python -m bench --transport framed,framed-acks idle    two transports, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
   python -m bench --json bench/baseline.json        keep the figures
@@ -56,7 +57,7 @@ def parser() -> argparse.ArgumentParser:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help="what to run: scenarios or families (quiet, cluster, tasks, growth); all outside families when none is named",
+        help="what to run: scenarios or families (quiet, cluster, tasks, growth, soak); all outside families when none is named",
     )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
@@ -79,8 +80,12 @@ def parser() -> argparse.ArgumentParser:
             help=f"{thing} of growth-{thing}-…, the fewest first ({','.join(map(str, usual))})",
         )
     sizes.add_argument(
-        "--rate", type=number.positive, metavar="R", help="messages per second of `paced` (half of routed-1's)"
+        "--rate",
+        type=number.positive,
+        metavar="R",
+        help="messages per second of `paced` and `soak` (half of routed-1's)",
     )
+    sizes.add_argument("--minutes", type=number.positive, metavar="N", help="how long `soak` runs (60)")
     output = made.add_argument_group("output")
     output.add_argument("--json", type=Path, default=DEFAULT_JSON, metavar="FILE", help=f"results ({DEFAULT_JSON})")
     output.add_argument("--compare", type=Path, metavar="FILE", help="earlier results to compare with")
@@ -215,7 +220,7 @@ def every() -> dict[str, type[Scenario]]:
 def options_of(given: argparse.Namespace) -> Options:
     """The sizes of a run: those given, else those of --quick, else the defaults."""
     sizes: dict[str, Any] = dict(QUICK) if given.quick else {}
-    for name in ("pairs", "connections", "fanout", "queued", "rate"):
+    for name in ("pairs", "connections", "fanout", "queued", "rate", "minutes"):
         if getattr(given, name) is not None:
             sizes[name] = getattr(given, name)
     if given.seconds is not None:

@@ -26,9 +26,15 @@ DRAIN_SECONDS = 30.0
 class EchoProcess:
     """An echo server in another process, with its clients; use it in a `with`."""
 
-    def __init__(self, connections: int = CONNECTIONS, message_bytes: int = MESSAGE_BYTES) -> None:
+    def __init__(
+        self, connections: int = CONNECTIONS, message_bytes: int = MESSAGE_BYTES, loop: Loop | None = None
+    ) -> None:
+        """Echo on a loop that others use as well, or on a new one."""
         self._connections = connections
+        self._loop = loop or Loop()
+        self._shared = loop is not None
         self._message = bytes(message_bytes)
+        self.rounds = 0
 
     def __enter__(self) -> Self:
         self._server = subprocess.Popen(
@@ -37,7 +43,6 @@ class EchoProcess:
         assert self._server.stdout is not None
         port = int(self._server.stdout.readline())
         self.probe = ProcessProbe([self._server.pid])
-        self._loop = Loop()
         self._clients = [_EchoClient(self, port, self._message) for _ in range(self._connections)]
         for client in self._clients:
             self._loop.add(client)
@@ -45,7 +50,10 @@ class EchoProcess:
 
     def __exit__(self, *exc: object) -> None:
         with self._server:  # closes the pipes, which ends the server, and waits
-            self._loop.__exit__()
+            for client in self._clients:
+                self._loop.discard(client)
+            if not self._shared:
+                self._loop.__exit__()
 
     def window(self, seconds: float) -> Window:
         """Echo for a window, and wait for its last rounds, whose CPU counts."""
@@ -78,6 +86,10 @@ class EchoProcess:
             self._ask(client, 0)
 
     def _pace(self, seconds: float, schedule: Schedule, took_ns: Callable[[int], None]) -> None:
+        schedule.run(self._loop, seconds, self.sender(took_ns))
+
+    def sender(self, took_ns: Callable[[int], None]) -> Callable[[int], None]:
+        """A function for a schedule that begins a round; `took_ns` gets each round's time."""
         self._answered = lambda client, due_ns: took_ns(perf_counter_ns() - due_ns)
         turn = 0
 
@@ -86,7 +98,7 @@ class EchoProcess:
             self._ask(self._clients[turn % len(self._clients)], due_ns)
             turn += 1
 
-        schedule.run(self._loop, seconds, send)
+        return send
 
     def _ask(self, client: _EchoClient, due_ns: int) -> None:
         client.ask(due_ns)

@@ -46,6 +46,10 @@ class ProcessProbe:
         """Resident KiB."""
         return sum(map(_rss_kib, self.pids))
 
+    def fds(self) -> int:
+        """Open file descriptors; 0 when they are hidden."""
+        return sum(map(_fds, self.pids))
+
 
 class FamilyProbe(ProcessProbe):
     """One process and its children, which come and go.
@@ -159,6 +163,15 @@ def _main_thread_ns(pid: int) -> int:
         return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
     except OSError:
         return 0
+
+
+def _fds(pid: int) -> int:
+    try:
+        return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+    except PermissionError:
+        return 0
+    except OSError as gone:
+        raise ProcessGone(f"process {pid} has ended") from gone
 
 
 def _rss_kib(pid: int) -> int:

@@ -16,8 +16,9 @@ from bench.loop import Loop
 from bench.process import ProcessGone
 from bench.scenarios import Scenario, growth
 from bench.servers import ServerFailed, ServerOptions, Target, serving
+from bench.soak import cpu_trend
 from bench.transports import MAIN_TRANSPORT, TRANSPORTS, Transport
-from bench.turns import Progress, Turn, settle, state, take_turns, warm_up
+from bench.turns import Progress, Turn, endure, settle, state, take_turns, warm_up
 from bench.world import Options, ScenarioFailed, World
 
 
@@ -85,7 +86,7 @@ def _run_one(
     progress: Progress,
 ) -> dict[str, Any]:
     name = results.name_of(transport.name, kind.name)
-    with _target(kind, name, transport, server) as (target, cluster), Loop() as loop:
+    with _target(kind, name, transport, server, kind.gateway_args(options)) as (target, cluster), Loop() as loop:
         nodes, dsn = (cluster.nodes, cluster.dsn) if cluster else ((), "")
         world = World(loop, transport, target.address, target.probe, options, nodes, target.data_dir, dsn)
         turn = Turn(name, kind(world, options))
@@ -93,12 +94,17 @@ def _run_one(
         turn.scenario.prepare()
         warm_up([turn], options)
         before = cluster.reading() if cluster else None
-        echo_windows = take_turns([turn], echo, options, progress)
+        if kind.endures:
+            echo_windows = endure(turn, echo, options, progress)
+        else:
+            echo_windows = take_turns([turn], echo, options, progress)
         if cluster and before:
             seconds = sum(window.seconds for window in turn.windows)
             done = before.until(cluster.reading(), sum(window.count for window in turn.windows), seconds)
             turn.scenario.extra["cluster"] = done
         settle(turn)
+        if kind.endures:
+            turn.scenario.extra["soak"]["trends"] |= cpu_trend(turn.windows)
         progress.say(f"{name}: {state(turn.windows, echo_windows)}", last=True)
         return results.of_scenario(turn.scenario, turn.windows, echo_windows)
 
@@ -172,9 +178,9 @@ def _grown(
 
 @contextmanager
 def _target(
-    kind: type[Scenario], name: str, transport: Transport, server: ServerOptions
+    kind: type[Scenario], name: str, transport: Transport, server: ServerOptions, args: Sequence[str] = ()
 ) -> Iterator[tuple[Target, Cluster | None]]:
-    told = replace(server, args=[*transport.gateway_args, *server.args])
+    told = replace(server, args=[*transport.gateway_args, *args, *server.args])
     if kind.own_server:
         yield Target("127.0.0.1:0", None), None
     elif kind.cluster:

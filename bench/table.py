@@ -20,6 +20,8 @@ CLUSTER_HEADINGS = (
     "cluster", "echoes", "gateways", "database", "groups /s", "rows a group", "NOTIFY /s", "wakes /s", "reads /s", "rows a read",
 )  # fmt: skip
 GROWTH_HEADINGS = ("growth", "with", "fewest", "most", "echoes", "then", "ratio", "")
+SOAK_HEADINGS = ("soak", "mean", "least", "most", "an hour", "+-", "")
+PAUSES_SHOWN = 20
 GROWTH_LIMIT = 1.2
 """Costs that grow by more than this factor are marked."""
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -122,10 +124,39 @@ def of_growth(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [GROWTH_HEADINGS, *body] if body else []
 
 
+def of_soaks(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Headings and rows of soaks: each figure's trend, with its standard error."""
+    body = [
+        (
+            f"{name}: {figure}",
+            *(f"{found[key]:,.2f}" for key in ("mean", "least", "most")),
+            f"{found['per_hour']:+,.2f}",
+            f"{found['error']:,.2f}",
+            "RISES" if found["rises"] else "level",
+        )
+        for name, result in results["scenarios"].items()
+        if (soak := result.get("soak"))
+        for figure, found in soak["trends"].items()
+    ]
+    return [SOAK_HEADINGS, *body] if body else []
+
+
+def pauses(soak: Mapping[str, Any]) -> list[str]:
+    """A soak's longest pauses as texts, the longest first."""
+    count = soak["pauses"]
+    shown = [
+        f"{one['ms']:,.0f} ms in second {one['from_s']:,.0f} to {one['until_s']:,.0f} ({one['of']}; echo {one['echo_ms']:,.0f} ms)"
+        for one in soak["longest_pauses"][:PAUSES_SHOWN]
+    ]
+    return [f"{count['gateway']} pauses over 100 ms of the gateway, {count['machine']} of the machine", *shown]
+
+
 def text(results: Mapping[str, Any]) -> str:
     """The tables for a console, with failures and checks below."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
-    more = [table for table in (side_by_side(results), of_clusters(results), of_growth(results)) if table]
+    more = [
+        table for table in (side_by_side(results), of_clusters(results), of_growth(results), of_soaks(results)) if table
+    ]
     return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
 
 
@@ -158,6 +189,8 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             parts.append(f"acknowledged in {acks:,} frames")
         if share := result.get("main_thread_share"):
             parts.append(f"{share:.0%} of the CPU in the main thread")
+        if soak := result.get("soak"):
+            parts += pauses(soak)
         if result.get("load_us"):
             parts.append(f"load {result['load_us']:.1f} us each")
         if (machine := result.get("machine_us")) is not None:
@@ -184,7 +217,7 @@ def markdown(results: Mapping[str, Any]) -> str:
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
-    for more in (of_clusters(results), of_growth(results)):
+    for more in (of_clusters(results), of_growth(results), of_soaks(results)):
         if more:
             tables += ["", *_markdown_rows(more, left=2 if more[0] == GROWTH_HEADINGS else 1)]
     return "\n".join([_wrap(measured), "", *tables, "", *[_wrap(f"* {note}") for note in notes(results)]])

@@ -21,6 +21,9 @@ SETTLE_SECONDS = 0.03
 it.
 """
 
+ENDURING_WINDOWS = 10
+"""At least, for a trend; an hour has one for each minute."""
+
 
 class Progress:
     """Shows each state in one line of a terminal, elsewhere the last one."""
@@ -72,6 +75,26 @@ def take_turns(turns: Sequence[Turn], echo: EchoProcess, options: Options, progr
     return echo_windows
 
 
+def endure(turn: Turn, echo: EchoProcess, options: Options, progress: Progress) -> list[Window]:
+    """Take windows for `options.minutes` without rests; give the echo's around them."""
+    scenario = turn.scenario
+    seconds = options.minutes * 60
+    number = max(ENDURING_WINDOWS, round(seconds / 60))
+    machine = MachineProbe()
+    some = max(1, options.windows // 2)
+    shares = Shares(scenario.world.probe)
+    with _quiet_collector():
+        echo_windows = [echo.window(options.window_seconds) for _ in range(some)]
+        scenario.begin()
+        for done in range(1, number + 1):
+            turn.windows.append(_take(scenario, seconds / number, machine, 0.0))
+            progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}  {done}/{number}")
+        scenario.reset()
+        echo_windows += [echo.window(options.window_seconds) for _ in range(some)]
+    scenario.extra |= shares.since()
+    return echo_windows
+
+
 def settle(turn: Turn) -> None:
     """Wait for what is not acknowledged, and have the scenario give its verdict."""
     scenario, world = turn.scenario, turn.scenario.world
@@ -98,14 +121,15 @@ class Shares:
         return {"main_thread_share": round(main / everything, 3)} if main and everything else {}
 
 
-def _take(scenario: Scenario, seconds: float, machine: MachineProbe) -> Window:
+def _take(scenario: Scenario, seconds: float, machine: MachineProbe, settle: float = SETTLE_SECONDS) -> Window:
     probe = scenario.world.probe
     kernel, whole, load = machine.kernel_ns(), machine.machine_ns(), process_time_ns()
     server = probe.cpu_ns() if probe else 0
     start, load_start = perf_counter(), process_time_ns()
     count = scenario.window(seconds)
     elapsed, used = perf_counter() - start, process_time_ns() - load_start
-    scenario.world.pause(SETTLE_SECONDS)
+    if settle:
+        scenario.world.pause(settle)
     served = probe.cpu_ns() - server if probe else None
     others = _grown(whole, machine.machine_ns(), process_time_ns() - load)
     return Window(elapsed, count, served, used, others, _grown(kernel, machine.kernel_ns()))

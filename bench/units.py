@@ -98,6 +98,30 @@ def mean_us(count: int, cpu_ns: Sequence[int | None]) -> float | None:
     return sum(known) / count / NS_PER_US if count and len(known) == len(cpu_ns) else None
 
 
+@dataclass(frozen=True, slots=True)
+class Trend:
+    """A line through points: its slope with the standard error, and their mean."""
+
+    slope: float
+    error: float
+    mean: float
+
+    def rises(self, span: float, tolerance: float) -> bool:
+        """Whether it grows by more than `tolerance` of the mean in `span`."""
+        return self.slope > 2 * self.error and self.slope * span > tolerance * abs(self.mean)
+
+
+def trend(points: Sequence[tuple[float, float]]) -> Trend:
+    """The least-squares line through (x, y) points; raises ValueError."""
+    if len(points) < 3:
+        raise ValueError("a trend needs three points")
+    found = slope(points)
+    mean_x = sum(x for x, _ in points) / len(points)
+    mean_y = sum(y for _, y in points) / len(points)
+    left = sum((y - mean_y - found * (x - mean_x)) ** 2 for x, y in points) / (len(points) - 2)
+    return Trend(found, (left / sum((x - mean_x) ** 2 for x, _ in points)) ** 0.5, mean_y)
+
+
 def slope(points: Sequence[tuple[float, float]]) -> float:
     """The least-squares slope through (x, y) points; raises ValueError."""
     mean_x = sum(x for x, _ in points) / len(points) if points else 0.0

@@ -49,6 +49,8 @@ class Options:
     growth: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(GROWTH))
     """The sizes at which costs are compared, the smallest first: agents, messages and keys."""
     rate: float | None = None
+    minutes: float = 60.0
+    """How long scenarios endure that have no rests."""
     windows: int = 10
     window_seconds: float = 0.5
     credentials: Mapping[str, str] = field(default_factory=dict)

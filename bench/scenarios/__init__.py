@@ -15,6 +15,7 @@ from bench.scenarios.paced import Paced
 from bench.scenarios.quiet import QUIET
 from bench.scenarios.raw_echo import RawEcho
 from bench.scenarios.routed import ROUTED
+from bench.scenarios.soak import Soak
 from bench.scenarios.tasks import CYCLES
 from bench.scenarios.tasks_children import CHILDREN
 from bench.scenarios.tasks_queued import QUEUED
@@ -28,6 +29,7 @@ FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
     "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
     "growth": {scenario.name: scenario for scenario in GROWTH},
+    "soak": {Soak.name: Soak},
 }
 
 __all__ = ["FAMILIES", "SCENARIOS", "Scenario"]

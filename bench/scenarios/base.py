@@ -49,6 +49,14 @@ class Scenario:
     grows: ClassVar[str] = ""
     """What it is measured with more and more of: a name of `Options.growth`; "" for nothing."""
 
+    endures: ClassVar[bool] = False
+    """Its windows follow each other without rests, for `Options.minutes`."""
+
+    @classmethod
+    def gateway_args(cls, options: Options) -> Sequence[str]:
+        """What the gateway is told besides."""
+        return ()
+
     def __init__(self, world: World, options: Options) -> None:
         self.world, self.options = world, options
         self.latencies = Latencies()
@@ -62,6 +70,9 @@ class Scenario:
     def window(self, seconds: float) -> int:
         """Work for a window, come to rest, and return the units done."""
         raise NotImplementedError
+
+    def begin(self) -> None:
+        """Begin to watch what happens in windows without rests (`endures`)."""
 
     def reset(self) -> None:
         """Undo what a window left behind; this CPU is not counted."""

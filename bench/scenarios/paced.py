@@ -32,9 +32,9 @@ class Paced(Routed):
     def prepare(self) -> None:
         super().prepare()
         self._turn = 0
-        self._schedule = Schedule(self.pace())
+        self.schedule = Schedule(self.pace())
         self.latencies.drop_window()
-        self.extra["paced_rate"] = round(self._schedule.rate, 1)
+        self.extra["paced_rate"] = round(self.schedule.rate, 1)
 
     def pace(self) -> float:
         """Messages per second: `--rate`, or a share of the best closed-loop rate."""
@@ -49,11 +49,12 @@ class Paced(Routed):
 
     def window(self, seconds: float) -> int:
         before = self.received
-        self._schedule.run(self.world.loop, seconds, self._send_next)
+        self.schedule.run(self.world.loop, seconds, self.send_next)
         self.drain(lambda: self.outstanding)
         return self.received - before
 
-    def _send_next(self, due_ns: int) -> None:
+    def send_next(self, due_ns: int) -> None:
+        """Send the message of the pair whose turn it is."""
         self.send(self._turn % self.options.pairs, due_ns)
         self._turn += 1
 

@@ -164,12 +164,20 @@ class Idle(Cycle):
 
     def prepare(self) -> None:
         super().prepare()
-        self._schedule = Schedule(self.options.rate or LOW_RATE)
-        self.extra["paced_rate"] = self._schedule.rate
+        self.schedule = Schedule(self.pace())
+        self.extra["paced_rate"] = self.schedule.rate
+
+    def pace(self) -> float:
+        """Tasks per second."""
+        return self.options.rate or LOW_RATE
+
+    def send_next(self, due_ns: int) -> None:
+        """Create the task of the creator whose turn it is."""
+        self.create(self.created % CREATORS, due_ns)
 
     def window(self, seconds: float) -> int:
         before = self.completed
-        self._schedule.run(self.world.loop, seconds, lambda due_ns: self.create(self.created % CREATORS, due_ns))
+        self.schedule.run(self.world.loop, seconds, self.send_next)
         self.drain(self.outstanding)
         return self.completed - before
 
