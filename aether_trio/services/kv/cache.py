@@ -206,11 +206,13 @@ class EntryCache:
         return record
 
     def _remember(self, name: Name, record: Remembered, entry: Entry | Unknown | None) -> None:
-        value = None if entry is None or isinstance(entry, Unknown) else entry.value
-        if value is not None and len(value) > CACHED_VALUE_BYTES:
-            entry, value = UNKNOWN, None
+        size = RECORD_BYTES + len(name[0]) + len(name[1])
+        if isinstance(entry, Entry) and entry.value is not None:
+            if len(entry.value) <= CACHED_VALUE_BYTES:
+                size += len(entry.value)
+            else:
+                entry = UNKNOWN
         record.entry = entry
-        size = RECORD_BYTES + len(name[0]) + len(name[1]) + (0 if value is None else len(value))
         if size != record.size:
             self.size += size - record.size
             record.size = size

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple, TypeAlias
 
-from aether_trio.services.kv.usage import UNLIMITED, Quota, units_of
+from aether_trio.services.kv.usage import Quota, units_of
 
 MAX_INT64: Final = 2**63 - 1
 MIN_INT64: Final = -(2**63)
 MAX_EXPIRES_MS: Final = 2**62  # a later end would overflow the column; it is as good as none
 
 
-class Slot(NamedTuple):
+class Slot:
     """One key of one space of the key-value store, at one moment."""
 
-    space: bytes
-    key: bytes
-    now_ms: int
-    quota: Quota = UNLIMITED
+    __slots__ = ("key", "now_ms", "quota", "space")
+
+    def __init__(self, space: bytes, key: bytes, now_ms: int, quota: Quota) -> None:
+        self.space = space
+        self.key = key
+        self.now_ms = now_ms
+        self.quota = quota
 
     def expiry(self, ttl_s: int) -> int | None:
         """Return when a key written now with this ttl expires; None for 0 and less."""

@@ -22,8 +22,8 @@ from aether_trio.services.kv.entries import (
     full,
     live,
 )
-from aether_trio.services.kv.usage import UNLIMITED, change, fits, units_of
-from aether_trio.storage.base import Execute, Fetch, Program
+from aether_trio.services.kv.usage import UNLIMITED, Quota, change, fits, units_of
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Statement
 
 _SELECT: Final = "SELECT value, members, expires_ms, units FROM kv_entries WHERE space = $1 AND key = $2"
 _DELETE: Final = "DELETE FROM kv_entries WHERE space = $1 AND key = $2"
@@ -39,23 +39,36 @@ Performed: TypeAlias = tuple[Result, Entry | None]
 """What an operation returns, and the entry that its key then has."""
 
 
-class KeyRequest:
+class KeyRequest(Slot):
     """One operation on one key."""
 
-    __slots__ = ("_operation", "_parameters", "change", "name", "slot", "writes")
+    __slots__ = ("_operation", "_parameters", "change", "name", "writes")
 
-    def __init__(self, slot: Slot, operation: Operation, parameters: Any, *, writes: bool) -> None:
+    def __init__(
+        self,
+        space: bytes,
+        key: bytes,
+        now_ms: int,
+        quota: Quota,
+        operation: Operation,
+        parameters: Any,
+        *,
+        writes: bool,
+    ) -> None:
+        self.space = space
+        self.key = key
+        self.now_ms = now_ms
+        self.quota = quota
         self._operation = operation
         self._parameters = parameters
-        self.slot = slot
-        self.name: Name = (slot.space, slot.key)
+        self.name: Name = (space, key)
         self.writes = writes
         """Whether it may write."""
         self.change: Change | None = None
 
     def decide(self, old: Entry | None) -> Decision:
         """Decide what the key's entry becomes."""
-        return self._operation(self.slot, old, self._parameters)
+        return self._operation(self, old, self._parameters)
 
     def known(self) -> Entry | Unknown | None:
         """Return what the key has now that its program runs, if that is known."""
@@ -70,7 +83,7 @@ def stored(slot: Slot) -> Program[Entry | None]:
 
 def read(request: KeyRequest) -> Program[Performed]:
     """Perform an operation that writes nothing."""
-    old = yield from stored(request.slot)
+    old = yield from stored(request)
     return request.decide(old)[0], old
 
 
@@ -78,20 +91,33 @@ def perform(requests: Sequence[KeyRequest]) -> Program[list[Performed]]:
     """Perform operations one after another, all in one transaction."""
     results: list[Performed] = []
     left: dict[Name, Entry | None] = {}
+    rows: list[Row] = []  # entries to be written, all at once
     for request in requests:
-        slot = request.slot
         name = request.name
         old = left[name] if name in left else request.known()
         if isinstance(old, Unknown):
-            old = yield from stored(slot)
+            old = yield from stored(request)
         outcome, new = request.decide(old)
-        if isinstance(new, AddMember):
-            outcome, new = yield from _add_member(slot, old, new)
-        elif new is not old and not (yield from _replace(slot, old, new)):
-            outcome, new = full(slot), old
+        if new is not old:
+            if isinstance(new, Entry) and old is not None and old.value is not None and new.units == old.units:
+                rows.append((*name, new.value, new.expires_ms, new.units))
+            else:
+                if rows:
+                    yield _upsert(rows)
+                    rows = []
+                if isinstance(new, AddMember):
+                    outcome, new = yield from _add_member(request, old, new)
+                elif not (yield from _replace(request, old, new)):
+                    outcome, new = full(request), old
         left[name] = new
         results.append((outcome, new))
+    if rows:
+        yield _upsert(rows)
     return results
+
+
+def _upsert(rows: list[Row]) -> Statement:
+    return Execute(_UPSERT, rows[0]) if len(rows) == 1 else ExecuteMany(_UPSERT, rows)
 
 
 def _replace(slot: Slot, old: Entry | None, new: Entry | None) -> Program[bool]:
@@ -99,7 +125,7 @@ def _replace(slot: Slot, old: Entry | None, new: Entry | None) -> Program[bool]:
     items, units = (0, 0) if new is None else (new.items, new.units)
     if old is not None:
         items, units = items - old.items, units - old.units
-    if (items or units) and not (yield from change(slot.space, items, units, slot.quota)):
+    if not (yield from change(slot.space, items, units, slot.quota)):
         return False
     if new is None or (old is not None and old.is_set):
         yield Execute(_DELETE, (slot.space, slot.key))

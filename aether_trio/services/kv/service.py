@@ -34,10 +34,10 @@ from aether_trio.model.text import shown
 from aether_trio.services.access import DIRECT, EVERYWHERE, Authority, Authorizer, Capability, Reach
 from aether_trio.services.kv import entries, ranges
 from aether_trio.services.kv.cache import Name
-from aether_trio.services.kv.entries import UNKNOWN, KvRefusal, Result, Slot
+from aether_trio.services.kv.entries import UNKNOWN, KvRefusal, Result
 from aether_trio.services.kv.programs import KeyRequest, Operation
 from aether_trio.services.kv.ranges import CursorError
-from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, space_of
+from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, place_of, space_of
 from aether_trio.services.kv.store import SMALL_VALUE_BYTES, KeyStore
 from aether_trio.services.kv.usage import Quota
 from aether_trio.session.session import Session
@@ -79,6 +79,8 @@ _WRITES: Final[dict[int, Operation]] = {
 }
 _SINGLE: Final = _READS | _WRITES
 _KNOWN: Final = frozenset({*_SINGLE, Op.LIST, Op.PURGE_IDENTITY})
+_READ_LEVEL: Final = frozenset({Op.GET, Op.LIST, Op.SET_CARD})
+_WITHIN: Final = frozenset({Op.INCREMENT_IF, Op.DECREMENT_IF})
 _OPERATIONS: Final[dict[int, str]] = {number: name for name, number in Op.OpType.items()}
 _SCOPES: Final[dict[int, str]] = {number: name for name, number in Op.Scope.items()}
 
@@ -123,23 +125,24 @@ class KvService:
         first = ops[0]
         if first.op in _WRITES and len(first.value) <= SMALL_VALUE_BYTES:
             return await self._write_some(identity, ops, reach)
-        answers = [await self._answer(identity, first, reach)]
+        answers: list[Answer] = []
         size = 0
-        for op in ops[1:]:
-            size += _value_size(answers[-1])
-            if op.op not in _READS or size >= ANSWERS_BYTES:
+        for op in ops:
+            if answers and (op.op not in _READS or size >= ANSWERS_BYTES):
                 break
-            answers.append(await self._answer(identity, op, reach))
+            try:
+                answer = await self._perform(identity, op, reach)
+            except _KvRefused as refused:
+                answer = refused.messages
+            except StorageUnavailable as exc:
+                answer = _unavailable(op, exc)
+            except Exception:
+                if not answers:
+                    raise
+                break  # the next call begins with it
+            answers.append(answer)
+            size += answer[0].ByteSize()
         return answers
-
-    async def _answer(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Answer:
-        """Perform an operation in its transaction, or without any."""
-        try:
-            return await self._perform(identity, op, reach)
-        except _KvRefused as refused:
-            return refused.messages
-        except StorageUnavailable as exc:
-            return _unavailable(op, exc)
 
     async def _write_some(self, identity: Identity, ops: Sequence[pb.KVOperation], reach: Reach) -> list[Answer]:
         keys = self._keys
@@ -174,7 +177,7 @@ class KvService:
             except Exception:
                 if len(requests) == 1:
                     raise
-                return [await self._answer(identity, ops[0], reach)]
+                return await self._write_some(identity, ops[:1], reach)
             rest = iter(results)
             for place, op in enumerate(ops[: len(answers)]):
                 if not answers[place]:
@@ -238,37 +241,47 @@ class KvService:
             return total
 
     async def _perform(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Answer:
-        if op.op == Op.PURGE_IDENTITY:
+        number = op.op
+        if number == Op.PURGE_IDENTITY:
             return [pb.DownstreamMessage(kv=await self._purge(identity, op, reach))]
-        if op.op == Op.LIST:
+        if number == Op.LIST:
             return [pb.DownstreamMessage(kv=await self._list(op, await self._space(identity, op, reach)))]
         request = await self._request(identity, op, reach)
         result = self._keys.remembered(request)
-        if result is not None:
-            return _answer_of(op, result)
-        if not request.writes:
-            return _answer_of(op, await self._keys.read(request))
-        (result,) = await self._keys.write((request,), small=len(op.value) <= SMALL_VALUE_BYTES)
+        if result is None:
+            if request.writes:
+                small = len(op.value) <= SMALL_VALUE_BYTES
+                (result,) = await self._keys.write((request,), small=small)
+            else:
+                result = await self._keys.read(request)
         return _answer_of(op, result)
 
     async def _request(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> KeyRequest:
         """Check an operation on one key. Raises _KvRefused."""
         space = await self._space(identity, op, reach)
         number = op.op
-        slot = Slot(space, op.key.encode(), self._clock.now_ms(), self._quota)
-        return KeyRequest(slot, _SINGLE[number], op, writes=number in _WRITES)
+        now_ms = self._clock.now_ms()
+        return KeyRequest(space, op.key.encode(), now_ms, self._quota, _SINGLE[number], op, writes=number in _WRITES)
 
     async def _space(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> bytes:
         """Check an operation on one space; return the space. Raises _KvRefused."""
-        authority = await self._authority(identity, op, reach)
+        self._check_operation(identity, op, reach)
+        authority = await self._authority(identity, op) if op.HasField("authorization") else DIRECT
+        workspace = op.workspace
         try:
-            scope = parse_scope(op.scope)
-            space = space_of(scope, identity, op.user_id, op.workspace)
+            place = place_of(op.scope, identity, op.user_id, workspace)
         except ScopeError as exc:
             raise _KvRefused(_error(op, Code.KV_ERROR, str(exc))) from None
         self._check_sizes(op)
-        await self._check_access(identity, op, scope, authority)
-        return space
+        # No access rules apply to a client's exclusive keys, nor to their LIST.
+        if not place.exclusive or not authority.is_direct:
+            level = AccessLevel.READ if op.op in _READ_LEVEL else AccessLevel.READWRITE
+            decision = await self._authorizer.check_kv(
+                identity, place.label, op.key, workspace or identity.workspace, level, authority
+            )
+            if not decision.allowed:
+                raise _refused(op, decision.reason)
+        return place.space
 
     async def _list(self, op: pb.KVOperation, space: bytes) -> pb.KVResponse:
         limit = min(op.limit, self._limits.kv_list_page_max) if op.limit > 0 else self._limits.kv_list_page
@@ -290,7 +303,8 @@ class KvService:
         )
 
     async def _purge(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> pb.KVResponse:
-        authority = await self._authority(identity, op, reach)
+        self._check_operation(identity, op, reach)
+        authority = await self._authority(identity, op) if op.HasField("authorization") else DIRECT
         decision = await self._authorizer.check(
             identity, "kv_purge_identity", "capability", Capability.KV_PURGE_IDENTITY, "", AccessLevel.MANAGE, authority
         )
@@ -311,40 +325,30 @@ class KvService:
             if len(page.names) < PURGE_PAGE:
                 return pb.KVResponse(success=True, counter_value=total, request_id=op.request_id)
 
-    async def _authority(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Authority:
-        """Check kind, operation and workspace; return on whose behalf it runs."""
+    def _check_operation(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> None:
         if identity.kind not in _MAY_USE:
             raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
         if op.op not in _KNOWN:
             raise _refused(op, f"unknown KV operation {op.op}")
         if op.workspace and not reach.allows_workspace(op.workspace):
             raise _out_of_reach(op, f"workspace {shown(op.workspace)}")
-        if not op.HasField("authorization"):
-            return DIRECT
+
+    async def _authority(self, identity: Identity, op: pb.KVOperation) -> Authority:
         try:
             return await self._authorizer.authority(identity, op.authorization)
         except RequestError as exc:
             raise _KvRefused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
 
     def _check_sizes(self, op: pb.KVOperation) -> None:
-        size = len(op.key.encode())
-        if size > self._limits.kv_key_bytes or (size == 0 and op.op != Op.LIST):
+        key, value_bytes, number = op.key, len(op.value), op.op
+        size = len(key) if key.isascii() else len(key.encode())
+        if size > self._limits.kv_key_bytes or (size == 0 and number != Op.LIST):
             raise _refused(op, f"the key has {size} bytes; it must have 1 to {self._limits.kv_key_bytes}")
-        if len(op.value) > self._value_bytes:
-            text = f"the value has {len(op.value)} bytes; at most {self._value_bytes} are allowed"
+        if value_bytes > self._value_bytes:
+            text = f"the value has {value_bytes} bytes; at most {self._value_bytes} are allowed"
             raise _KvRefused(_error(op, Code.QUOTA, text))
-        if op.delta_value < 0 and op.op in {Op.INCREMENT_IF, Op.DECREMENT_IF}:
+        if op.delta_value < 0 and number in _WITHIN:
             raise _refused(op, "delta_value is negative; use the opposite operation")
-
-    async def _check_access(self, identity: Identity, op: pb.KVOperation, scope: KvScope, authority: Authority) -> None:
-        """Check access rules; none apply to a client's exclusive keys, nor to their LIST."""
-        if scope.is_exclusive and authority.is_direct:
-            return
-        level = AccessLevel.READ if op.op in {Op.GET, Op.LIST, Op.SET_CARD} else AccessLevel.READWRITE
-        workspace = op.workspace or identity.workspace
-        decision = await self._authorizer.check_kv(identity, scope.label, op.key, workspace, level, authority)
-        if not decision.allowed:
-            raise _refused(op, decision.reason)
 
 
 class KvHandler:
@@ -360,13 +364,16 @@ class KvHandler:
         started = self._clock.monotonic()
         answers = await self._service.handle_some(session.identity, ops, session)
         elapsed_s = self._clock.monotonic() - started
+        counted: dict[tuple[int, int, bool], int] = {}
         for op, answer in zip(ops, answers, strict=False):
-            operation, scope = _OPERATIONS.get(op.op, "UNKNOWN"), _SCOPES.get(op.scope, "UNKNOWN")
             first = answer[0]
-            succeeded = first.HasField("kv") and first.kv.success
-            self._metrics.metered_kv_operations.add((session.workspace, operation))
-            self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"))
-            self._metrics.kv_operation_latency.observe(elapsed_s, (operation, scope))
+            kind = (op.op, op.scope, first.HasField("kv") and first.kv.success)
+            counted[kind] = counted.get(kind, 0) + 1
+        for (number, scope_number, succeeded), times in counted.items():
+            operation, scope = _OPERATIONS.get(number, "UNKNOWN"), _SCOPES.get(scope_number, "UNKNOWN")
+            self._metrics.metered_kv_operations.add((session.workspace, operation), times)
+            self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"), times)
+            self._metrics.kv_operation_latency.observe(elapsed_s, (operation, scope), times)
         return answers
 
 
@@ -409,10 +416,6 @@ def _unavailable(op: pb.KVOperation, exc: StorageUnavailable) -> Answer:
         told = outage(exc)
         return [*_unsuccessful(op), _error(op, told.code, told.message)]
     return _failure(op, f"storage is unavailable, try again: {exc}", retryable=True)
-
-
-def _value_size(answer: Answer) -> int:
-    return len(answer[0].kv.value) if answer else 0
 
 
 def _answer_of(op: pb.KVOperation, result: Result) -> Answer:

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 import enum
 from dataclasses import dataclass
-from typing import Final
+from functools import lru_cache
+from typing import Final, NamedTuple
 
 from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
+REMEMBERED_PLACES: Final = 4096  # of some 0.5 KiB each
 MAX_PART_BYTES: Final = 256  # of a user id or a workspace: twice as long as in an identity
 
 
@@ -45,6 +47,16 @@ class KvScope(enum.IntEnum):
         return _RULES[self].exclusive
 
 
+class Place(NamedTuple):
+    """The space of a key-value operation, and the scope that it is in."""
+
+    space: bytes
+    label: str
+    """The name of the scope in access rules."""
+    exclusive: bool
+    """Whether the keys belong to one identity."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Rule:
     exclusive: bool
@@ -63,6 +75,9 @@ _RULES: Final = {
     KvScope.USER_WORKSPACE_SHARED: _Rule(exclusive=False, user=True, workspace=True),
 }
 
+_SHARED: Final = frozenset(int(scope) for scope, rule in _RULES.items() if not rule.exclusive)
+_SHARED_ROOT: Final = b"shared/"
+
 # Kinds with an implementation and a specifier that the participant chooses and keeps.
 _HAVE_EXCLUSIVE: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.SERVICE})
 
@@ -77,14 +92,37 @@ def parse_scope(number: int) -> KvScope:
 
 def space_of(scope: KvScope, identity: Identity, user_id: str, workspace: str) -> bytes:
     """Return the space of a key-value scope and a client. Raises ScopeError."""
+    root = exclusive_root(identity, scope.label) if scope.is_exclusive else _SHARED_ROOT
+    return root + _rest_of_space(scope, user_id, workspace or identity.workspace)
+
+
+def _rest_of_space(scope: KvScope, user_id: str, workspace: str) -> bytes:
     rule = _RULES[scope]
-    root = exclusive_root(identity, scope.label) if rule.exclusive else b"shared/"
     parts: list[bytes] = []
     if rule.user:
         parts += [b"user", _part(user_id, "user_id", scope)]
     if rule.workspace:
-        parts += [b"ws", _part(workspace or identity.workspace, "workspace", scope)]
-    return root + b"/".join(parts or [b"global"])
+        parts += [b"ws", _part(workspace, "workspace", scope)]
+    return b"/".join(parts or [b"global"])
+
+
+def place_of(number: int, identity: Identity, user_id: str, workspace: str) -> Place:
+    """Return where an operation with this scope's number is. Raises ScopeError."""
+    if number in _SHARED:  # for all identities, which take longer to look up
+        return _shared_place(number, user_id, workspace or identity.workspace)
+    return _identity_place(number, identity, user_id, workspace)
+
+
+@lru_cache(maxsize=REMEMBERED_PLACES)
+def _shared_place(number: int, user_id: str, workspace: str) -> Place:
+    scope = KvScope(number)
+    return Place(_SHARED_ROOT + _rest_of_space(scope, user_id, workspace), scope.label, exclusive=False)
+
+
+@lru_cache(maxsize=REMEMBERED_PLACES)
+def _identity_place(number: int, identity: Identity, user_id: str, workspace: str) -> Place:
+    scope = parse_scope(number)
+    return Place(space_of(scope, identity, user_id, workspace), scope.label, scope.is_exclusive)
 
 
 def exclusive_root(identity: Identity, what: str) -> bytes:

@@ -71,9 +71,10 @@ class KeyStore:
         changes: dict[Name, Change] = {}
         for request in requests:
             name = request.name
-            if name not in changes:
-                changes[name] = cache.begin_write(name)
-            request.change = changes[name]
+            change = changes.get(name)
+            if change is None:
+                change = changes[name] = cache.begin_write(name)
+            request.change = change
         try:
             stamp, performed = await run(partial(_perform_stamped, cache, requests))
         except BaseException as error:

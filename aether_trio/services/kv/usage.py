@@ -38,7 +38,7 @@ UNLIMITED: Final = Quota()
 
 def units_of(key: bytes, value: bytes) -> int:
     """Return the quota units of a key-value entry or set member: at least one."""
-    return max(1, -(-(len(key) + len(value)) // UNIT_BYTES))
+    return -(-(len(key) + len(value)) // UNIT_BYTES) or 1
 
 
 def fits(space: bytes, items: int, units: int, quota: Quota) -> Program[bool]:
