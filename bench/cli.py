@@ -40,6 +40,7 @@ examples:
   python -m bench --compare bench/baseline.json     show the change; exit status 1 when a cost grew too much
   python -m bench --target 127.0.0.1:50051 --pid N  measure a gateway that runs already
   python -m bench routed-16 --profile out.prof      see where the CPU goes (out.svg: py-spy's flame graph)
+  python -m bench quiet --explain                   and which parts of the gateway the CPU goes to
   python -m bench report bench/baseline.json        render the table into docs/performance.md
 
 exit status: 0 all well; 1 a scenario failed, lost or repeated something, or got dearer; 2 wrong arguments
@@ -122,6 +123,11 @@ def parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--profile", type=Path, metavar="OUT", help="profile it: OUT.prof by cProfile, OUT.svg or OUT.json by py-spy"
     )
+    server.add_argument(
+        "--explain",
+        action="store_true",
+        help="a few more windows under py-spy for each scenario: its cost by parts of the gateway",
+    )
     return made
 
 
@@ -138,10 +144,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         chosen = choose([*given.scenarios, *filter(None, given.only.split(","))])
         options = options_of(given)
+        if given.explain and given.profile:
+            raise ValueError("--explain and --profile exclude each other")
         baseline = results.read(given.compare) if given.compare else None
     except (ValueError, results.UnreadableResults) as wrong:
         made.error(str(wrong))
-    server = ServerOptions(given.target, given.pid, given.server_arg, given.profile, given.data_root)
+    server = ServerOptions(
+        given.target, given.pid, given.server_arg, given.profile, given.data_root, traceable=given.explain
+    )
     try:
         found = measure(chosen, given.transport, options, server)
     except KeyboardInterrupt:
@@ -231,7 +241,9 @@ def options_of(given: argparse.Namespace) -> Options:
         raise ValueError("--queued takes two numbers")
     sizes["growth"] = {thing: _growing(given, thing) for thing in GROWTH}
     credentials = dict(entry.partition("=")[::2] for entry in given.credential)
-    return Options(payload=given.payload, window_seconds=given.window, credentials=credentials, **sizes)
+    return Options(
+        payload=given.payload, window_seconds=given.window, credentials=credentials, explain=given.explain, **sizes
+    )
 
 
 def _growing(given: argparse.Namespace, thing: str) -> tuple[int, ...]:

@@ -13,6 +13,8 @@ import sys
 
 import trio
 
+from bench import traceable
+
 
 async def echo(stream: trio.SocketStream) -> None:
     try:
@@ -34,4 +36,5 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
+    traceable.allow()
     trio.run(main)

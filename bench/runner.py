@@ -12,6 +12,7 @@ from typing import Any
 from bench import ground, results
 from bench.clusters import Cluster, serving_cluster
 from bench.echo import EchoProcess
+from bench.explain import explain
 from bench.loop import Loop
 from bench.process import ProcessGone
 from bench.scenarios import Scenario, growth
@@ -98,10 +99,14 @@ def _run_one(
             echo_windows = endure(turn, echo, options, progress)
         else:
             echo_windows = take_turns([turn], echo, options, progress)
+        gateways = cluster.gateways if cluster else turn.scenario.world.probe
         if cluster and before:
             seconds = sum(window.seconds for window in turn.windows)
             done = before.until(cluster.reading(), sum(window.count for window in turn.windows), seconds)
             turn.scenario.extra["cluster"] = done
+        if options.explain and gateways:
+            progress.say(f"{name}: explaining")
+            turn.scenario.extra["explained"] = explain(turn.scenario, gateways.pids, options.window_seconds)
         settle(turn)
         if kind.endures:
             turn.scenario.extra["soak"]["trends"] |= cpu_trend(turn.windows)
@@ -163,6 +168,9 @@ def _grown(
         warm_up(list(turns.values()), options)
         echo_windows = take_turns(list(turns.values()), echo, options, progress)
         for size, turn in turns.items():
+            if options.explain and (probe := turn.scenario.world.probe):
+                progress.say(f"{turn.name}: explaining")
+                turn.scenario.extra["explained"] = explain(turn.scenario, probe.pids, options.window_seconds)
             settle(turn)
             progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}", last=True)
             found[turn.name] = results.of_scenario(turn.scenario, turn.windows, echo_windows)

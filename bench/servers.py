@@ -55,6 +55,8 @@ class ServerOptions:
     profile: Path | None = None
     data_root: Path | None = None
     command: Sequence[str] = ("dev",)
+    traceable: bool = False
+    """Let py-spy read it, on systems where only an ancestor may."""
 
 
 @contextmanager
@@ -95,7 +97,8 @@ def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
     """The command line of a gateway on `place`, under a profiler if one is asked for."""
     tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
     if options.profile is None:
-        return [sys.executable, *COMMAND, *options.command, *tail]
+        started = ("-m", "bench.traceable", *COMMAND[1:]) if options.traceable else COMMAND
+        return [sys.executable, *started, *options.command, *tail]
     label = scenario.replace("/", "-")  # of another transport: "framed/kv"
     out = options.profile.with_name(f"{options.profile.stem}.{label}{options.profile.suffix or '.prof'}")
     if out.suffix in PY_SPY_SUFFIXES:

@@ -22,6 +22,9 @@ CLUSTER_HEADINGS = (
 GROWTH_HEADINGS = ("growth", "with", "fewest", "most", "echoes", "then", "ratio", "")
 SOAK_HEADINGS = ("soak", "mean", "least", "most", "an hour", "+-", "")
 PAUSES_SHOWN = 20
+PART_HEADINGS = ("part", "share", "echoes", "CPU us")
+PARTS_SHOWN = 8
+CALLS_SHOWN = 6
 GROWTH_LIMIT = 1.2
 """Costs that grow by more than this factor are marked."""
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -151,12 +154,40 @@ def pauses(soak: Mapping[str, Any]) -> list[str]:
     return [f"{count['gateway']} pauses over 100 ms of the gateway, {count['machine']} of the machine", *shown]
 
 
+def of_parts(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Headings and rows of explained costs: a scenario's largest parts, and the rest."""
+    body = []
+    for name, result in results["scenarios"].items():
+        parts = (result.get("explained") or {}).get("parts")
+        if not parts:
+            continue
+        shown = dict(list(parts.items())[:PARTS_SHOWN])
+        if (rest := sum(list(parts.values())[PARTS_SHOWN:])) > 0:
+            shown["the rest"] = rest
+        echoes, cpu = ((result.get(figure) or {}).get("best") for figure in ("echoes", "cpu_us"))
+        body += [
+            (
+                f"{name}: {part}",
+                f"{share:.0%}",
+                f"{share * echoes:.2f}" if echoes is not None else "",
+                f"{share * cpu:.1f}" if cpu is not None else "",
+            )
+            for part, share in shown.items()
+        ]
+    return [PART_HEADINGS, *body] if body else []
+
+
+def more_tables(results: Mapping[str, Any]) -> list[list[tuple[str, ...]]]:
+    """The tables behind the first one that have rows, each with its headings."""
+    made = (of_clusters(results), of_growth(results), of_soaks(results), of_parts(results))
+    return [table for table in made if table]
+
+
 def text(results: Mapping[str, Any]) -> str:
     """The tables for a console, with failures and checks below."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
-    more = [
-        table for table in (side_by_side(results), of_clusters(results), of_growth(results), of_soaks(results)) if table
-    ]
+    beside = side_by_side(results)
+    more = [*([beside] if beside else ()), *more_tables(results)]
     return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
 
 
@@ -197,6 +228,11 @@ def notes(results: Mapping[str, Any]) -> list[str]:
             kernel = result.get("kernel_us")
             of_kernel = f" ({kernel:.1f} of them the kernel's threads)" if kernel is not None else ""
             parts.append(f"machine {machine:.1f} us each{of_kernel}")
+        if calls := (result.get("explained") or {}).get("calls"):
+            named = ", ".join(f"{call} {number:.2f}" for call, number in list(calls.items())[:CALLS_SHOWN])
+            parts.append(f"{sum(calls.values()):.2f} system calls each: {named}")
+        if unexplained := (result.get("explained") or {}).get("failed"):
+            parts.append(f"not explained: {unexplained}")
         if why := result.get("failed"):
             # A server that broke says much; its first and last words tell most.
             lines = why.splitlines()
@@ -217,9 +253,8 @@ def markdown(results: Mapping[str, Any]) -> str:
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
-    for more in (of_clusters(results), of_growth(results), of_soaks(results)):
-        if more:
-            tables += ["", *_markdown_rows(more, left=2 if more[0] == GROWTH_HEADINGS else 1)]
+    for more in more_tables(results):
+        tables += ["", *_markdown_rows(more, left=2 if more[0] == GROWTH_HEADINGS else 1)]
     return "\n".join([_wrap(measured), "", *tables, "", *[_wrap(f"* {note}") for note in notes(results)]])
 
 

@@ -54,6 +54,8 @@ class Options:
     windows: int = 10
     window_seconds: float = 0.5
     credentials: Mapping[str, str] = field(default_factory=dict)
+    explain: bool = False
+    """Whether each scenario has a few more windows under a profiler."""
 
 
 class Participant:
