@@ -19,7 +19,7 @@ from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.session.session import Session
-from aether_trio.storage.base import CommitUnknown, Database, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Database, Execute, Fetch, Program, StorageUnavailable, single
 from aether_trio.storage.expiry import sweep, sweep_forever
 from aether_trio.storage.outages import outage_text
 from aether_trio.telemetry.metrics import Metrics
@@ -30,6 +30,8 @@ MAX_DATA_BYTES: Final = 4 * MIB - 64 * KIB  # one downstream message less its en
 MAX_KEYS: Final = 10_000
 MAX_KEY_BYTES: Final = 256  # times MAX_KEYS: 2.5 MiB
 MAX_EXPIRES_MS: Final = 2**62  # a later end would overflow the column; it is as good as none
+SMALL_DATA_BYTES: Final = 16 * KIB  # longer data blocks the loop longer than a thread costs
+FEW_KEYS: Final = 64  # as many are counted in the loop
 SWEEP_PAGE: Final = 100
 SWEEP_INTERVAL_S: Final = 60.0  # only to give room back: expired checkpoints are invisible at once
 
@@ -78,17 +80,24 @@ class CheckpointService:
         if op.op == Op.SAVE:
             return await self._save(identity, op, key, now_ms, done)
         if op.op == Op.LOAD:
-            rows = await self._db.fetch(_LOAD, identity.text, key, now_ms)
-            if rows:
-                done.data, done.saved_at = rows[0]
+            if found := await self._load(identity.text, key, now_ms):
+                done.data, done.saved_at = found
         elif op.op == Op.DELETE:
-            await self._db.execute("DELETE FROM checkpoints WHERE identity = $1 AND key = $2", identity.text, key)
+            await self._db.run_small(partial(single, Execute(_DELETE, (identity.text, key))))
         elif op.op == Op.LIST:
             rows = await self._db.fetch(_LIST, identity.text, now_ms, MAX_KEYS)
             done.keys.extend(found.decode() for (found,) in rows)
         else:
             return _failed(op, f"unknown checkpoint operation {op.op}")
         return done
+
+    async def _load(self, identity: str, key: bytes, now_ms: int) -> tuple[bytes, int] | None:
+        """Return (data, when it was saved), short data without a change of thread."""
+        args = (identity, key, now_ms, MAX_DATA_BYTES if self._db.shared else SMALL_DATA_BYTES)
+        rows = await self._db.read_small(partial(single, Fetch(_LOAD_SHORT, args)))
+        if rows and rows[0][0] is None:
+            rows = await self._db.fetch(_LOAD, *args[:3])
+        return rows[0] if rows else None
 
     async def _save(
         self, identity: Identity, op: pb.CheckpointOperation, key: bytes, now_ms: int, done: pb.CheckpointResponse
@@ -98,7 +107,12 @@ class CheckpointService:
         ttl_s = self._default_ttl_s if op.ttl < 0 else op.ttl
         expires_ms = min(now_ms + ttl_s * 1000, MAX_EXPIRES_MS) if ttl_s > 0 else None
         save = partial(_save, identity.text, key, op.data, now_ms, expires_ms, self._identity_bytes)
-        if why := await self._db.run(save):
+        why = None
+        if len(op.data) <= SMALL_DATA_BYTES and not self._db.shared:
+            why = await self._db.run_small(partial(save, counted=FEW_KEYS))
+        if why is None:
+            why = await self._db.run(save)
+        if why:
             return _failed(op, why)
         done.saved_at = now_ms // 1000
         return done
@@ -136,7 +150,9 @@ _LIVE: Final = "(expires_ms IS NULL OR expires_ms > "
 _LOAD: Final = f"SELECT data, saved_s FROM checkpoints WHERE identity = $1 AND key = $2 AND {_LIVE}$3)"  # noqa: S608
 _EXISTS: Final = f"SELECT 1 FROM checkpoints WHERE identity = $1 AND key = $2 AND {_LIVE}$3)"  # noqa: S608
 _LIST: Final = f"SELECT key FROM checkpoints WHERE identity = $1 AND {_LIVE}$2) ORDER BY key LIMIT $3"  # noqa: S608
-_COUNT_OTHERS: Final = "SELECT count(*), COALESCE(SUM(LENGTH(data)), 0) FROM checkpoints WHERE identity = $1 AND key <> $2 AND (expires_ms IS NULL OR expires_ms > $3)"
+_LOAD_SHORT: Final = _LOAD.replace("data", "CASE WHEN length(data) <= $4 THEN data END", 1)
+_DELETE: Final = "DELETE FROM checkpoints WHERE identity = $1 AND key = $2"
+_COUNT_OTHERS: Final = f"SELECT count(*), COALESCE(SUM(size), 0) FROM (SELECT length(data) AS size FROM checkpoints WHERE identity = $1 AND key <> $2 AND {_LIVE}$3) LIMIT $4) AS others"  # noqa: S608
 _UPSERT: Final = (
     "INSERT INTO checkpoints (identity, key, data, saved_s, expires_ms) VALUES ($1, $2, $3, $4, $5) "
     "ON CONFLICT (identity, key) DO UPDATE "
@@ -144,9 +160,23 @@ _UPSERT: Final = (
 )
 
 
-def _save(identity: str, key: bytes, data: bytes, now_ms: int, expires_ms: int | None, most_bytes: int) -> Program[str]:
-    """Write a checkpoint; return "", or why the identity's quota forbids it."""
-    [[count, size]] = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms))
+def _save(
+    identity: str,
+    key: bytes,
+    data: bytes,
+    now_ms: int,
+    expires_ms: int | None,
+    most_bytes: int,
+    counted: int = MAX_KEYS,
+) -> Program[str | None]:
+    """Write a checkpoint; return "", or why the identity's quota forbids it.
+
+    At most `counted` other checkpoints are counted. Returns None, and has written nothing, if that
+    is not enough to decide.
+    """
+    [[count, size]] = yield Fetch(_COUNT_OTHERS, (identity, key, now_ms, counted))
+    if count == counted < MAX_KEYS:
+        return None
     if count >= MAX_KEYS:
         return f"an identity keeps at most {MAX_KEYS} checkpoints; delete some first"
     if most_bytes and size + len(data) > most_bytes:

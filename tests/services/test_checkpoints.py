@@ -174,10 +174,12 @@ async def test_they_survive_a_restart(engine: Engine, clock: ManualClock) -> Non
 @pytest.mark.parametrize("op", pb.CheckpointOperation.OpType.keys())
 async def test_storage_that_does_not_answer_is_said(clock: ManualClock, op: str) -> None:
     class Broken:
+        shared = False
+
         async def run(self, *_: Any) -> Any:
             raise StorageUnavailable("disk full")
 
-        read = fetch = execute = run
+        read = fetch = execute = read_small = run_small = run
 
     service = CheckpointService(Broken(), clock, Limits())  # type: ignore[arg-type]
     assert "disk full" in (await asking(service)(op, "k")).error
@@ -187,3 +189,23 @@ async def test_storage_that_does_not_answer_is_said(clock: ManualClock, op: str)
 async def test_an_unknown_operation_is_named(service: CheckpointService) -> None:
     response = await service.handle(ALICE, pb.CheckpointOperation(op=9, request_id="r1"))  # type: ignore[arg-type]
     assert (response.success, response.error, response.request_id) == (False, "unknown checkpoint operation 9", "r1")
+
+
+async def test_long_data_and_many_checkpoints_are_left_to_the_threads(
+    ask: Ask, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same answers on either side of the bounds of what runs in the loop."""
+    monkeypatch.setattr(checkpoints, "FEW_KEYS", 2)
+    monkeypatch.setattr(checkpoints, "MAX_KEYS", 4)
+    ask = asking(CheckpointService(database, ManualClock(), Limits(checkpoint_bytes_per_identity=50_000)))
+    for number in range(4):
+        data = bytes(checkpoints.SMALL_DATA_BYTES - 2 + number)
+        await ask("SAVE", f"{number}", data=data[:10_000])
+        await ask("SAVE", "0", data=data)
+        assert (await ask("LOAD", "0")).data == data
+    assert "keeps at most 4 checkpoints" in (await ask("SAVE", "4", data=b"x")).error
+    assert "keeps at most 50000 bytes" in (await ask("SAVE", "0", data=bytes(20_001))).error
+    assert (await ask("SAVE", "0", data=bytes(20_000))).success
+    assert (await ask("SAVE", "1", data=b"x")).success
+    assert (await ask("DELETE", "0")).success
+    assert (await ask("LOAD", "0")).saved_at == 0
