@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 READ_BYTES: Final = 64 * 1024
 """The most bytes that one read takes."""
-READS_AT_ONCE: Final = 128
+READS_AT_ONCE: Final = 64
 """Ready sockets between two checkpoints: a millisecond or two of work."""
 
 _EDGES: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET

@@ -8,6 +8,7 @@ its client down. After A_TURN messages other sessions have their turn.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import trio
 from google.protobuf.message import DecodeError
@@ -45,7 +46,8 @@ class ReadLoop:
         Raises StatusError when the session is ended or the client breaks a rule, LinkBroken.
         """
         outbox, log = session.outbox, self._log
-        batch = early or await session.receive()
+        send_now = partial(self._send_now, session)
+        batch = early or await session.receive(send_now)
         while batch:
             if session.ending is not None:
                 raise session.ending  # the batch and the end have met
@@ -53,6 +55,9 @@ class ReadLoop:
             if self._gate.paused:
                 await self._gate.wait()
                 continue  # the session may have been ended meanwhile
+            if not self._log.has_room:  # filled since this task has begun to wait
+                await log.wait_room()
+                continue
             await self._handle(session, batch)
             batch = ()  # not kept during the wait
             if not log.has_room:
@@ -61,7 +66,31 @@ class ReadLoop:
                 await outbox.wait_control_room()
             if session.leaves_when_idle and session.leaving is not None and not session.link.has_input:
                 raise session.leaving
-            batch = await session.receive()
+            batch = await session.receive(send_now)
+
+    def _send_now(self, session: Session, batch: Sequence[Upstream]) -> Sequence[Upstream]:
+        """Append the sends at the front of a batch; return the other messages."""
+        outbox = session.outbox
+        if (
+            session.ending is not None
+            or session.leaving is not None
+            or self._gate.paused
+            or not self._log.has_room
+            or not outbox.control_has_room
+        ):
+            return batch
+        session.touch(self._clock.now_ms())
+        handled = 0
+        for message in batch[:A_TURN]:
+            if isinstance(message, Send):
+                self._publish(session, message)
+            elif message.WhichOneof("payload") == "send":
+                self._send(session, message.send)
+            else:
+                break
+            handled += 1
+        self._write_receipts(session)
+        return batch[handled:]
 
     async def _handle(self, session: Session, batch: Sequence[Upstream]) -> None:
         dispatcher, outbox = self._dispatcher, session.outbox
@@ -111,6 +140,10 @@ class ReadLoop:
                     await outbox.wait_control_room()
         if waiting:
             await self._answer_together(session, waiting_case, waiting)
+        self._write_receipts(session)
+
+    @staticmethod
+    def _write_receipts(session: Session) -> None:
         receipts = session.receipts
         if receipts is not None and receipts.due:
             session.link.kick()

@@ -34,7 +34,7 @@ from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRec
 from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.session_writes import SessionWrites
-from aether_trio.transport.link import Link, Upstream
+from aether_trio.transport.link import HandleNow, Link, Upstream
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.error_response import error_response, too_large
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -198,10 +198,10 @@ class Session:
         self.link.accept()
         self.put(*messages)
 
-    async def receive(self) -> Sequence[Upstream]:
+    async def receive(self, handle_now: HandleNow) -> Sequence[Upstream]:
         """Wait for the client's next messages; return none at the end of its stream."""
         self.reading = True
-        batch = await self.link.receive()
+        batch = await self.link.receive(handle_now)
         self.reading = False
         return batch
 

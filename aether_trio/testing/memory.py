@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import trio
 
 from aether_trio.model.errors import Status
-from aether_trio.transport.link import FrameSource, Link, LinkBroken, Peer
+from aether_trio.transport.link import FrameSource, HandleNow, Link, LinkBroken, Peer, Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
 
 PULL_BYTES = 64 * 1024
@@ -58,7 +58,7 @@ class MemoryLink:
 
     # -- the gateway's side ------------------------------------------------------------------------
 
-    async def receive(self) -> Sequence[pb.UpstreamMessage]:
+    async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
         """Return the client's messages; () after its clean end. Raises LinkBroken."""
         await trio.lowlevel.checkpoint()
         while not self._upstream:

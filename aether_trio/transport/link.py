@@ -11,7 +11,7 @@ the link has ended it pulls no more.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 
 Upstream: TypeAlias = UpstreamMessage | Send
 """A transport whose protocol has a frame for sends hands them on as they came."""
+
+HandleNow: TypeAlias = Callable[[Sequence[Upstream]], Sequence[Upstream]]
+"""Handles messages at the front of a batch without waiting, and returns the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +107,12 @@ class Link(Protocol):
 
     peer: Peer
 
-    async def receive(self) -> Sequence[Upstream]:
+    async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
         """Return the client's next messages; [] once the peer has ended cleanly.
+
+        While the caller waits, messages that come may be handed to `handle_now`, which saves the
+        switch to the caller's task; then only those that it returned are returned here. What it
+        raises, this raises.
 
         Raises LinkBroken (cut) and StatusError (a message that is too long or cannot be decoded).
         Not calling `receive` stops the peer.

@@ -12,6 +12,7 @@ from aether_trio.concurrency.kicks import Kickable
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, Status
 from aether_trio.testing.memory import MemoryLink
+from aether_trio.transport.link import HandleNow, Upstream
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (
     World,
@@ -231,8 +232,8 @@ class EndingLink(MemoryLink):
 
     reported = False
 
-    async def receive(self) -> Sequence[pb.UpstreamMessage]:
-        batch = await super().receive()
+    async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
+        batch = await super().receive(handle_now)
         self.reported = not batch
         return batch
 

@@ -26,7 +26,7 @@ from aether_trio.wire.upstream import decode_upstream
 if TYPE_CHECKING:
     from aether_trio.transport.framed.limits import FramedLimits
     from aether_trio.transport.framed.statistics import FramedCounters
-    from aether_trio.transport.link import Upstream
+    from aether_trio.transport.link import HandleNow, Upstream
     from aether_trio.transport.socket.accepted import Accepted
     from aether_trio.transport.socket.unfinished_input import InputAccount
 
@@ -42,7 +42,7 @@ class FramedLink:
 
     __slots__ = (
         "_account", "_closed", "_code", "_counters", "_credits", "_ended", "_failure", "_frames_left", "_frames_since",
-        "_held", "_limits", "_pending", "_reader", "accepted", "output", "peer", "sock", "tls",
+        "_handle_now", "_held", "_limits", "_pending", "_reader", "accepted", "output", "peer", "sock", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,7 @@ class FramedLink:
         self._limits = limits
         self._counters = counters
         self._pending: Sequence[framing.Event] = ()
+        self._handle_now: HandleNow | None = None
         self._ended = False
         self._failure: StatusError | LinkBroken | None = None
         """What `receive` raises."""
@@ -79,8 +80,10 @@ class FramedLink:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    async def receive(self) -> Sequence[Upstream]:
+    async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
         """Return the client's next messages; an empty list once it has ended its side."""
+        self._handle_now = handle_now
+        batch: Sequence[Upstream]
         if self._pending:
             events, self._pending = self._pending, ()
             await trio.lowlevel.checkpoint()
@@ -115,11 +118,14 @@ class FramedLink:
         """Whether the next frame is to be read from the socket."""
         return not self.output.connection.more and (self.tls is None or not self.tls.ended)
 
-    def _read_batch(self) -> list[Upstream] | None:
+    def _read_batch(self) -> Sequence[Upstream] | None:
+        """Read the socket once; None while the session's task has no reason to wake."""
         events = self._read_frames()
         if events is None:
             return None
-        batch = self._sort(events)
+        batch: Sequence[Upstream] = self._sort(events)
+        if batch and self._handle_now is not None:
+            batch = self._handle_now(batch)
         if batch or self._failure is not None or self._ended or not self._can_read_on:
             return batch
         return None

@@ -9,7 +9,7 @@ import trio
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.limits import Limits
 from aether_trio.transport.grpc.stream import ServerStream
-from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.transport.link import FrameSource, HandleNow, LinkBroken, Peer, Upstream
 from aether_trio.transport.socket.accepted import address_text
 from aether_trio.wire.error_response import shortened
 from aether_trio.wire.pb.aether_pb2 import UpstreamMessage
@@ -19,12 +19,15 @@ from aether_trio.wire.upstream import decode_upstream
 class GrpcLink:
     """Carries one client's session over a gRPC stream, as its Link. Raises LinkBroken."""
 
-    __slots__ = ("_failure", "_stream", "peer")
+    __slots__ = ("_failure", "_handle_now", "_rest", "_stream", "peer")
 
     def __init__(self, stream: ServerStream) -> None:
         self._stream = stream
-        self._failure: StatusError | None = None
+        self._failure: Exception | None = None
         """What `receive` raises, when the messages in front of it have been handled."""
+        self._handle_now: HandleNow | None = None
+        self._rest: Sequence[Upstream] = ()
+        """What `_handle_now` has left for the reader that it wakes."""
         metadata = {key: value for key, value in stream.metadata.items() if isinstance(value, str)}
         user_agent = stream.user_agent
         if user_agent is not None:
@@ -33,20 +36,45 @@ class GrpcLink:
         stream.drop_scope()
         stream.drop_headers()
 
-    async def receive(self) -> Sequence[UpstreamMessage]:
+    async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
         if self._failure is not None:
             await trio.lowlevel.checkpoint()
             raise self._failure
-        messages = []
-        for message in await self._stream.receive_batch():
-            try:
-                messages.append(decode_upstream(message))
-            except StatusError as error:
-                if not messages:
-                    raise
-                self._failure = error
-                break
+        self._handle_now = handle_now
+        try:
+            encoded = await self._stream.receive_batch(None if handle_now is None else self._offer)
+        except (StatusError, LinkBroken):
+            if not self._rest:
+                raise
+            encoded = []  # the next call raises it
+        rest, self._rest = self._rest, ()
+        messages = [*rest, *self._decode(encoded)]
+        if not messages and self._failure is not None:
+            raise self._failure
         return messages
+
+    def _decode(self, encoded: Sequence[bytes]) -> list[UpstreamMessage]:
+        """Decode messages up to the first bad one, whose error becomes `_failure`."""
+        messages: list[UpstreamMessage] = []
+        if self._failure is None:
+            for message in encoded:
+                try:
+                    messages.append(decode_upstream(message))
+                except StatusError as error:
+                    self._failure = error
+                    break
+        return messages
+
+    def _offer(self) -> bool:
+        """Handle messages that have come, if possible; return whether `receive` wakes."""
+        assert self._handle_now is not None
+        try:
+            messages = self._decode(self._stream.take_now())
+            if messages:
+                self._rest = self._handle_now(messages)
+        except Exception as error:
+            self._failure = error
+        return bool(self._rest) or self._failure is not None
 
     def attach(self, source: FrameSource) -> None:
         self._stream.attach(source)

@@ -11,7 +11,7 @@ before it; every coroutine here is a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
 from grpclib.exceptions import ProtocolError
@@ -232,13 +232,21 @@ class MessageStream:
 
     # Receiving ------------------------------------------------------------------------------------
 
-    async def receive_batch(self) -> list[bytes]:
-        """Return the next messages; [] at the end. Raises StatusError and LinkBroken."""
-        await self._wait_for_news()
+    async def receive_batch(self, offer: Callable[[], bool] | None = None) -> list[bytes]:
+        """Return the next messages; [] at the end. Raises StatusError and LinkBroken.
+
+        `offer` is called when messages have come while this waits; it may `take_now` them, and
+        returns whether this is to return, with [] if nothing else has come.
+        """
+        await self._wait_for_news(offer)
         if self.stream.inbox:
             return await self._unpack() if self._packed else self._connection.take(self.stream)
         self._raise_what_happened()
         return []
+
+    def take_now(self) -> list[bytes]:
+        """Take what has come without waiting; [] when a message is to be decompressed."""
+        return [] if self._packed else self._connection.plane.take(self.stream)
 
     async def receive_one(self) -> bytes | None:
         """Return the next message; None once the peer has ended the stream."""
@@ -254,12 +262,12 @@ class MessageStream:
             self._connection.take(self.stream)
         return message
 
-    def _wait_for_news(self) -> Awaitable[object]:
+    def _wait_for_news(self, offer: Callable[[], bool] | None = None) -> Awaitable[object]:
         length = self._need - PREFIX_BYTES
         if length > self._largest and not self.stream.has_news:
             # The rest would be waited for, and is longer than this peer may send now.
             self._connection.plane.fail(self.stream, message_encoding.too_large_to_open(length, self._largest))
-        return self._connection.wait_for_news(self.stream)
+        return self._connection.wait_for_news(self.stream, offer)
 
     def _raise_what_happened(self) -> None:
         if self.stream.failure is not None:

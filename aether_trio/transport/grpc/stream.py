@@ -7,7 +7,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -171,9 +171,16 @@ class ServerStream(StreamHandler):
         self._messages.accept()
         self.connection.plane.accepts()
 
-    def receive_batch(self) -> Awaitable[list[bytes]]:
-        """Return the client's next messages, serialized. Await the result at once."""
-        return self._messages.receive_batch()
+    def receive_batch(self, offer: Callable[[], bool] | None = None) -> Awaitable[list[bytes]]:
+        """Return the client's next messages, serialized. Await the result at once.
+
+        `offer` is that of MessageStream.receive_batch.
+        """
+        return self._messages.receive_batch(offer)
+
+    def take_now(self) -> list[bytes]:
+        """Take what has come without waiting; [] when a message is to be decompressed."""
+        return self._messages.take_now()
 
     async def recv_message(self) -> Any:
         """Return the next decoded message; None at the end. Raises as grpclib's stream."""

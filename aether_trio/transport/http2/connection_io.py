@@ -11,7 +11,7 @@ defect ends this connection (model/containment.py) or only the stream that it wa
 from __future__ import annotations
 
 import socket
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Final, Protocol
 
 import trio
@@ -183,15 +183,18 @@ class ConnectionIo:
         """Note that the bytes being parsed have opened a stream, which may answer soon."""
         self._opened = True
 
-    def wait_for_news(self, stream: Http2Stream) -> Awaitable[object]:
-        """Wait until a stream has a message or its end. A checkpoint; await it at once."""
+    def wait_for_news(self, stream: Http2Stream, offer: Callable[[], bool] | None = None) -> Awaitable[object]:
+        """Wait until a stream has a message or its end. A checkpoint; await it at once.
+
+        `offer` is that of Http2Stream.park_reader.
+        """
         # No coroutine: an idle stream waits here, and a coroutine costs 0.5 KiB.
         if stream.has_news:
             return trio.lowlevel.checkpoint()  # noqa: ASYNC105 -- the caller awaits it
         if stream.unread:
             # Parts of a message that must be read before the rest can come.
             self.take(stream)
-        return stream.park_reader()
+        return stream.park_reader(offer)
 
     def take(self, stream: Http2Stream) -> list[bytes]:
         """Take the received messages of a stream and give their room back to the peer."""

@@ -7,7 +7,7 @@ one for its bytes to leave; a stream that has broken stays broken.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from typing import Final, Protocol
 
 import trio
@@ -83,7 +83,7 @@ class Http2Stream:
     """The state of one HTTP/2 stream, with its waiting reader and sender."""
 
     __slots__ = (
-        "_reader", "_sender", "broken_reason", "credit", "ended", "failure", "finished", "handler", "header_bytes",
+        "_offer", "_reader", "_sender", "broken_reason", "credit", "ended", "failure", "finished", "handler", "header_bytes",
         "held", "inbox", "payload", "pending", "reading", "recv_window", "send_window", "stream_id", "unread",
     )  # fmt: skip
 
@@ -114,6 +114,8 @@ class Http2Stream:
         self.failure: StatusError | None = None
         """Raised to the reader after what is in the inbox; further DATA is dropped."""
         self.broken_reason: str | None = None
+        self._offer: Callable[[], bool] | None = None
+        """Called with new messages while a reader waits; returns whether it is to wake."""
         self._reader: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
 
@@ -122,30 +124,36 @@ class Http2Stream:
         """Whether a reader finds a message, the end or an error without waiting."""
         return bool(self.inbox) or self.ended or self.failure is not None or self.broken_reason is not None
 
-    def park_reader(self) -> Awaitable[object]:
-        """Suspend the reader until `wake`; await at once. Raises BusyResourceError."""
+    def park_reader(self, offer: Callable[[], bool] | None = None) -> Awaitable[object]:
+        """Suspend the reader until `wake`; await at once. Raises BusyResourceError.
+
+        `offer` is called when messages have come, may take them from the inbox, and returns whether
+        the reader is to wake. It raises nothing.
+        """
         if self._reader is not None:
             raise trio.BusyResourceError("another task is already receiving from this stream")
         self.reading = True
+        self._offer = offer
         self._reader = trio.lowlevel.current_task()
         return trio.lowlevel.wait_task_rescheduled(self._stop_reading)  # noqa: ASYNC105 -- the caller awaits it
 
     def _stop_reading(self, _: object) -> trio.lowlevel.Abort:
-        self._reader = None
+        self._reader = self._offer = None
         self.reading = False
         return trio.lowlevel.Abort.SUCCEEDED
 
     def wake(self) -> None:
         """Resume a waiting reader that has news; without one tell the handler of the end."""
         if self._reader is not None:
-            self._resume_reader()
+            offer = self._offer
+            self._resume_reader(wanted=offer is not None and bool(self.inbox) and offer())
         elif self.ended:
             self.handler.on_peer_ended()
 
-    def _resume_reader(self) -> None:
+    def _resume_reader(self, *, wanted: bool = False) -> None:
         reader = self._reader
-        if reader is not None and self.has_news:
-            self._reader = None
+        if reader is not None and (wanted or self.has_news):
+            self._reader = self._offer = None
             self.reading = False
             trio.lowlevel.reschedule(reader)
 

@@ -28,7 +28,7 @@ import trio
 from aether_trio.concurrency.readiness import SocketReader
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.token_bucket import TokenBucket
-from aether_trio.transport.link import FrameSource, LinkBroken, Peer
+from aether_trio.transport.link import FrameSource, HandleNow, LinkBroken, Peer, Upstream
 from aether_trio.transport.socket.byte_stream import RECEIVE_BYTES, ByteStream
 from aether_trio.transport.socket.liveness import has_ended, has_input
 from aether_trio.transport.websocket import frames
@@ -65,7 +65,7 @@ class WebSocketLink:
 
     __slots__ = (
         "_account", "_close_as", "_closing", "_codec", "_deaf", "_deliveries", "_ended", "_failure", "_frames",
-        "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_reader", "_rejects", "_stream",
+        "_handle_now", "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_reader", "_rejects", "_stream",
         "accepted", "peer",
     )  # fmt: skip
 
@@ -90,6 +90,7 @@ class WebSocketLink:
         self._reader = SocketReader(stream.sock)
         self._frames = FrameReader(min(max_message_bytes, OPENING_BYTES))
         self._account = account
+        self._handle_now: HandleNow | None = None
         self._more = False
         """Whole frames may wait in the reader."""
         self._closing = False
@@ -111,8 +112,10 @@ class WebSocketLink:
 
     # -- reading -----------------------------------------------------------------------------------
 
-    async def receive(self) -> Sequence[UpstreamMessage]:
+    async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
         """Return the client's next messages; an empty sequence after its close frame."""
+        self._handle_now = handle_now
+        batch: Sequence[Upstream]
         if self._failure is not None or self._ended is not None:
             await trio.lowlevel.checkpoint()
         while self._failure is None and self._ended is None:
@@ -135,7 +138,7 @@ class WebSocketLink:
     def _tls_ended(self) -> bool:
         return self._stream.tls is not None and self._stream.tls.ended
 
-    def _read(self) -> list[UpstreamMessage] | None:
+    def _read(self) -> Sequence[Upstream] | None:
         """Read the socket once; None while the session's task has no reason to wake."""
         try:
             data = self._reader.read()
@@ -148,7 +151,9 @@ class WebSocketLink:
         except OSError as error:
             self._output.writer.abort()
             raise LinkBroken(error.strerror or type(error).__name__) from None
-        batch = self._feed(data)
+        batch: Sequence[Upstream] = self._feed(data)
+        if batch and self._handle_now is not None:
+            batch = self._handle_now(batch)
         if batch or self._failure is not None or self._ended is not None or self._more or self._tls_ended:
             return batch
         return None if self._settle_rate() == 0 else batch
