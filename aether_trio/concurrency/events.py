@@ -32,20 +32,34 @@ class RepeatedEvent:
 class AutoResetEvent:
     """An event that remembers a `set` until one task has waited for it."""
 
-    __slots__ = ("_event",)
+    __slots__ = ("_is_set", "_waiter")
 
     def __init__(self) -> None:
-        self._event = trio.Event()
+        self._is_set = False
+        self._waiter: trio.lowlevel.Task | None = None
 
     def set(self) -> None:
         """Let the next or current `wait` return. Never blocks. Idempotent."""
-        self._event.set()
+        self._is_set = True
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            trio.lowlevel.reschedule(waiter)
 
     def is_set(self) -> bool:
         """Whether a `wait` would return at once."""
-        return self._event.is_set()
+        return self._is_set
 
     async def wait(self) -> None:
         """Wait until `set` has been called, and reset. For one task at a time."""
-        await self._event.wait()
-        self._event = trio.Event()
+        if self._is_set:
+            await trio.lowlevel.checkpoint()
+        else:
+            if self._waiter is not None:
+                raise trio.BusyResourceError("another task is already waiting for this event")
+            self._waiter = trio.lowlevel.current_task()
+            await trio.lowlevel.wait_task_rescheduled(self._abort)
+        self._is_set = False
+
+    def _abort(self, _: object) -> trio.lowlevel.Abort:
+        self._waiter = None
+        return trio.lowlevel.Abort.SUCCEEDED

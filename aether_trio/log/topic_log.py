@@ -167,7 +167,9 @@ class TopicLog:
         """16 random bytes, made with the database: offsets of other logs mean nothing here."""
         self.topics = TopicCache()
         self._work = AutoResetEvent()
-        self.cursors = CursorStore(self._work.set)
+        self._cursors_moved = AutoResetEvent()
+        self.cursors = CursorStore(self._on_cursors_moved)
+        self._next_cursor_flush = -math.inf
         self.grown: dict[str, CachedTopic] = {}
         """Topics that retention is to look at, as they have grown (CachedTopic.sweep_bytes)."""
         self.relay: LogRelay | None = None
@@ -243,18 +245,20 @@ class TopicLog:
 
     async def _commit_forever(self) -> None:
         limits = self._limits
-        next_cursor_flush = -math.inf
         while True:
+            if self.cursors.dirty:
+                self._cursors_moved.set()  # also those whose write has failed
             if not self._pending:
-                if not self.cursors.dirty and not self._failing:
-                    await self._work.wait()
-                else:
-                    with trio.move_on_at(next_cursor_flush if self.cursors.dirty else trio.current_time() + PROBE_S):
+                if self._failing:
+                    now = trio.current_time()
+                    with trio.move_on_at(self._next_cursor_flush if self.cursors.dirty else now + PROBE_S):
                         await self._work.wait()
+                else:
+                    await self._work.wait()
             batch = self._take_group()
-            cursors_due = self.cursors.dirty and (self.cursors.hurry or trio.current_time() >= next_cursor_flush)
+            cursors_due = self.cursors.dirty and (self.cursors.hurry or trio.current_time() >= self._next_cursor_flush)
             if cursors_due:
-                next_cursor_flush = trio.current_time() + limits.cursor_flush_s
+                self._next_cursor_flush = trio.current_time() + limits.cursor_flush_s
             started, self._waiting_since = self._waiting_since, self.clock.monotonic()
             if batch or cursors_due:
                 try:
@@ -270,6 +274,20 @@ class TopicLog:
                 batch = []  # an idle log refers to no message of the last group, and to no author
             elif self._failing:
                 await self._probe()
+
+    def _on_cursors_moved(self) -> None:
+        if self.cursors.hurry:
+            self._work.set()
+        else:
+            self._cursors_moved.set()
+
+    async def _time_cursor_flushes(self) -> None:
+        """Wake the committer when moved cursors are due, which is no timer of each group."""
+        while True:
+            await self._cursors_moved.wait()
+            await trio.sleep_until(self._next_cursor_flush)
+            if self.cursors.dirty:
+                self._work.set()
 
     def _take_group(self) -> list[PendingMessage]:
         limits = self._limits
@@ -724,6 +742,7 @@ async def open_log(
     log = TopicLog(database, clock, limits, await _identity_of(database), on_group)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")
+        nursery.start_soon(log._time_cursor_flushes, name="log-cursor-timer")
         if database.shared:
             nursery.start_soon(keep_running, "log-remote-commits", log._remote.run, name="log-remote-commits")
         try:
