@@ -37,7 +37,7 @@ class Change:
         mark = "WORSE" if self.worse else "" if self.judged else "(not judged)"
         change = f"{self.relative:+.1%}"
         return (
-            f"{self.scenario:24}{self.figure:8}{self.before:10.2f} -> {self.after:8.2f}  {change:>8}  {mark}".rstrip()
+            f"{self.scenario:36}{self.figure:8}{self.before:10.2f} -> {self.after:8.2f}  {change:>8}  {mark}".rstrip()
         )
 
 

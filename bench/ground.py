@@ -25,13 +25,15 @@ WORKSPACE: Final = 1000
 TOPIC_MESSAGES: Final = 50
 """Messages of each of the many topics."""
 WRITERS: Final = 10
+WORKING_KEYS: Final = 40
+"""Keys of the agents that work, `kv`'s; by default a scope is full with 100,000."""
 BATCH: Final = 64
 STEP: Final = 20_000
 """Each of so many must be stored within the patience of the world."""
 
 
 def lay(world: World, what: str, size: int, working: int, long_topics: Sequence[tuple[str, int]]) -> None:
-    """Fill the gateway with `size` of `what`; `working` agents will come besides.
+    """Fill the gateway up to `size` of `what`, with `working` agents and their keys.
 
     `long_topics` are the agents, as (implementation, index), with the long topics. Raises
     ScenarioFailed.
@@ -41,7 +43,7 @@ def lay(world: World, what: str, size: int, working: int, long_topics: Sequence[
     elif what == "messages":
         _publish(world, size, long_topics)
     else:
-        _put(world, size)
+        _put(world, max(0, size - WORKING_KEYS))
     if world.errors:
         raise ScenarioFailed(f"filling the gateway with {size} {what}{world.refusals()}")
 

@@ -136,7 +136,7 @@ def _take(scenario: Scenario, seconds: float, machine: MachineProbe, settle: flo
 
 
 def _grown(before: int | None, after: int | None, without: int = 0) -> int | None:
-    return max(0, after - before - without) if before is not None and after is not None else None
+    return after - before - without if before is not None and after is not None else None
 
 
 def state(windows: Sequence[Window], echo_windows: Sequence[Window]) -> str:

@@ -19,7 +19,7 @@ class Window:
     """The work, time and server CPU of one window; CPU may be unknown (None).
 
     `machine_cpu_ns` is that of all programs but the load, `kernel_cpu_ns` that of the kernel's own
-    threads.
+    threads. The first one is counted in ticks, and may be below 0 in a short window.
     """
 
     seconds: float
@@ -95,7 +95,7 @@ def figures(windows: Sequence[Window], echo_windows: Sequence[Window]) -> Figure
 def mean_us(count: int, cpu_ns: Sequence[int | None]) -> float | None:
     """Microseconds of CPU for each of `count` units; None when a window's are unknown."""
     known = [ns for ns in cpu_ns if ns is not None]
-    return sum(known) / count / NS_PER_US if count and len(known) == len(cpu_ns) else None
+    return max(0, sum(known)) / count / NS_PER_US if count and len(known) == len(cpu_ns) else None
 
 
 @dataclass(frozen=True, slots=True)

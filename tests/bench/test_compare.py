@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bench.compare import changes, lost
+from bench.scenarios import FAMILIES
 
 
 def results(**scenarios: dict[str, Any]) -> dict[str, Any]:
@@ -27,6 +28,12 @@ def test_growth_beyond_the_threshold_is_worse() -> None:
     assert [change.worse for change in changes(before, after, 0.15)] == [False, True]
     assert not any(change.worse for change in changes(before, after, 0.25))
     assert not any(change.worse for change in changes(after, before, 0.15))
+
+
+def test_the_cost_of_quiet_work_and_of_growth_is_judged() -> None:
+    judged = [one.name for family in ("quiet", "growth") for one in FAMILIES[family].values() if "echoes" in one.gated]
+    assert len(judged) == len(FAMILIES["quiet"]) - 1 + len(FAMILIES["growth"])
+    assert not FAMILIES["quiet"]["raw-echo-paced"].gated  # it measures the machine
 
 
 def test_memory_is_judged_too() -> None:

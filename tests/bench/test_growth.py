@@ -9,11 +9,18 @@ from typing import Any
 import pytest
 
 from bench import cli, runner, table
-from bench.ground import BATCH, TOPIC_MESSAGES
+from bench.ground import BATCH, TOPIC_MESSAGES, WORKING_KEYS
 from bench.scenarios import FAMILIES
 from bench.scenarios.growth import figure_of
 
-SIZES = ["--growth-agents", "10,30", "--growth-messages", f"2,{4 * TOPIC_MESSAGES}", "--growth-keys", f"1,{BATCH + 1}"]
+SIZES = [
+    "--growth-agents",
+    "10,30",
+    "--growth-messages",
+    f"2,{4 * TOPIC_MESSAGES}",
+    "--growth-keys",
+    f"1,{WORKING_KEYS + BATCH + 1}",
+]
 
 
 @pytest.mark.parametrize("transport", ["grpc", "framed"])
@@ -34,7 +41,7 @@ def test_each_figure_has_a_result_for_each_size(
         "growth-messages-routed-16-2",
         "growth-messages-routed-16-200",
         "growth-keys-paced-1",
-        "growth-keys-paced-65",
+        "growth-keys-paced-105",
     ]
     for result in results.values():
         assert result["failed"] == ""
@@ -51,6 +58,13 @@ def test_each_figure_has_a_result_for_each_size(
         [name, "agents", "10", "30"]
     ]
     assert not list(tmp_path.glob("aether-bench-*"))
+
+
+def test_the_keys_that_kv_uses_are_among_those_of_the_size(tmp_path: Path) -> None:
+    arguments = ["--quick", "--window", "0.05", "--growth-keys", "50,60", "--data-root", str(tmp_path)]
+    full = ["--server-arg=--set", "--server-arg=limits.kv_keys_per_scope=60"]
+    out = tmp_path / "out.json"
+    assert cli.main(["growth-keys-kv", *arguments, *full, "--transport", "framed", "--json", str(out)]) == 0
 
 
 def test_another_gateway_cannot_have_several_sizes(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_every_quiet_scenario_measures_another_gateway(transport: str, stub: Sta
         assert result["echoes"]["best"] > 0
         assert result["gated"] == ([] if name == "raw-echo-paced" else ["echoes"])
         assert result["latency_us"]["all"]["p50"] > 0
-        assert result["machine_us"] > 0
+        assert result["machine_us"] >= 0  # in ticks of 10 ms
         assert result["parameters"].get("rate") == {
             "raw-echo-paced": 1000.0,
             "paced-1000": 1000.0,
