@@ -43,8 +43,9 @@ with every task of its maker's `lineage`: the ids of the tasks that let it in, o
 spaces between them. `task_descents` has a row for each. `task_sessions` are the live sessions that
 tokens have let in, with a row for each task of their lineage.
 
-`tasks_in_trouble` finds tasks that have failed or wait, which ordinary tasks never do. Tasks
-without parents have no place in the index of their root.
+`tasks_in_trouble` finds tasks that have failed or wait, which ordinary tasks never do. Its
+condition has OR because SQLite makes a table of an IN, twice for each UPDATE of a task: 7 of its 16
+µs. Tasks without parents have no place in the index of their root.
 """
 
 from __future__ import annotations
@@ -232,7 +233,8 @@ STATEMENTS: Final = (
     """CREATE INDEX tasks_of_subject ON tasks (subject_id, workspace, started_ms) WHERE subject_id <> ''
         AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')""",
     """CREATE INDEX tasks_in_trouble ON tasks (workspace, updated_ms DESC, task_id DESC) WHERE
-        status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')""",
+        (status = 'dlq' OR status = 'failed' OR status = 'hibernated' OR status = 'waiting_authority'
+        OR status = 'waiting_dependency' OR status = 'waiting_input')""",
     """CREATE TABLE task_descents (
         task_id TEXT {byte_order} NOT NULL,
         hash {blob} NOT NULL,

@@ -48,10 +48,11 @@ _DESCENDANTS: Final = f"""task_id IN (
     ) SELECT task_id FROM below LIMIT {MAX_DESCENDANTS + 1})"""  # noqa: S608
 
 _IN_TROUBLE: Final = (
-    "status IN ('dlq', 'failed', 'hibernated', 'waiting_authority', 'waiting_dependency', 'waiting_input')"
+    "(status = 'dlq' OR status = 'failed' OR status = 'hibernated' OR status = 'waiting_authority' "
+    "OR status = 'waiting_dependency' OR status = 'waiting_input')"
 )
 """The condition of a partial index (storage/schema/tasks.py), word for word."""
-_TROUBLES: Final = frozenset(_IN_TROUBLE[len("status IN (") : -1].replace("'", "").split(", "))
+_TROUBLES: Final = frozenset(_IN_TROUBLE[len("(status = '") : -len("')")].split("' OR status = '"))
 _TOGETHER: Final = ("context_id", "correlation_id")
 """Columns with an index in the order of pages."""
 _EQUAL: Final = (
