@@ -43,6 +43,7 @@ from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
 from aether_trio.services.tasks.transaction import child_events, due, retention, sessions, startup, task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import Context, LargeError, NewAssignment, Transaction
+from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
 from aether_trio.services.tasks.transaction.worker_choice import COLLECT_PAGE, send_again, send_of_other_nodes
@@ -123,6 +124,7 @@ class Engine:
         """Set when child events may wait for the logs of their parents."""
         self._child_events_written.set()
         self._hibernated: set[str] = set()
+        self._live_rows = LiveRows()
         self._ended: frozenset[str] = frozenset()
         """Leases whose end this node has handled."""
 
@@ -131,22 +133,23 @@ class Engine:
         dropped, followed = self.writes.dropped, sum(1 for _ in self.event_subscriptions.watched)
         return TaskStatistics(self.assignments.pushed, self.timer.fired, dropped, self.input_consumer.dropped, followed)
 
-    def context(self, *, small: bool = False, again: bool = False) -> Context:
+    def context(self, *, small: bool = False, again: bool = False, live_rows: LiveRows | None = None) -> Context:
         """Return time, node and limits for a transaction on tasks that begins now."""
-        shared = self.database.shared
-        return Context(self.clock.now_ms(), self.nodes.node, self._limits, shared, small, again, self._uniform)
+        node, shared = self.nodes.node, self.database.shared
+        return Context(self.clock.now_ms(), node, self._limits, shared, small, again, live_rows, self._uniform)
 
     async def run_program(self, program: Callable[[Context], Program[T]], *, key: str = "") -> T:
         """Run SQL on tasks without `after_commit`; run it again if its commit is unknown.
 
         `key`: the id of the one task on which the program decides (`Database.run_keyed`).
         """
-        if not self.database.shared:
-            try:
-                return await self._run(program, self.database.run_small, small=True)
-            except LargeError:
-                pass
-        return await self._run(program, partial(self.database.run_keyed, key=key) if key else self.database.run)
+        if self.database.shared:
+            return await self._run(program, partial(self.database.run_keyed, key=key) if key else self.database.run)
+        live_rows = self._live_rows if key else None
+        try:
+            return await self._run(program, self.database.run_small, small=True, live_rows=live_rows)
+        except LargeError:
+            return await self._run(program, self.database.run, live_rows=live_rows)
 
     async def _run(
         self,
@@ -154,9 +157,12 @@ class Engine:
         run: Callable[[ProgramFactory[T]], Awaitable[T]],
         *,
         small: bool = False,
+        live_rows: LiveRows | None = None,
     ) -> T:
+        if live_rows is None and not self.database.shared:
+            program = partial(self._forgetting, program)
         for attempt in range(IN_DOUBT_TRIES):
-            context = self.context(small=small, again=attempt > 0)
+            context = self.context(small=small, again=attempt > 0, live_rows=live_rows)
             try:
                 result = await run(partial(program, context))
             except CommitUnknown:
@@ -169,6 +175,11 @@ class Engine:
                 self._send_all_again()
             return result
         raise AssertionError
+
+    def _forgetting(self, program: Callable[[Context], Program[T]], context: Context) -> Program[T]:
+        """Run a program that may write rows of tasks without `TaskTransaction.write`."""
+        self._live_rows.forget()
+        return (yield from program(context))
 
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
         """Commit a change of tasks and do its effects; `locking`: Database.separate_queue."""
@@ -208,6 +219,8 @@ class Engine:
         """Send assignments, events and notifications of a committed transaction on tasks."""
         # Compare with the lease of the transaction: this node may have another one by now.
         here = tx.context.node
+        if tx.context.live_rows is not None:
+            tx.context.live_rows.committed(tx.written.values(), tx, tx.generation)
         for push in tx.effects.assignments:
             self._push(push, here)
         if tx.effects.events:

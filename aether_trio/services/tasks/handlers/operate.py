@@ -228,8 +228,11 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     task = yield from tx.load(request.task_id)
     if task is None:
         return OperationResult()
-    if context.shared and not _is_separate(task, caller):
-        yield Alone()
+    if not _is_separate(task, caller):
+        if context.shared:
+            yield Alone()
+        elif context.live_rows is not None:
+            context.live_rows.forget()
     epoch: int | None = task.epoch
     if caller.name != task.assigned_to:
         epoch = yield from task_rows.latest_epoch(task.task_id, caller.name)

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from aether_trio.model.tasks import Facts, Move, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.model.tasks.transitions import Decision
+from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Program
 
@@ -34,6 +35,8 @@ class Context(NamedTuple):
     """Whether the event loop waits: then more than SMALL_ROWS rows raise LargeError."""
     again: bool = False
     """Whether an earlier run of the program may have been committed."""
+    live_rows: LiveRows | None = None
+    """Rows that need not be read; None: the transaction may write rows that it does not load."""
     uniform: Callable[[], float] = lambda: 0.5
     """Random numbers from 0 to 1, for the jitter of retries."""
 

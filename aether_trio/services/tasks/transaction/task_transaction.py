@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Final
 
 from aether_trio.model.tasks import Facts, Move, MoveStep, StoredStatus, TaskRow, Wait, decide
@@ -79,14 +79,25 @@ class TaskTransaction:
     unwatched: set[str] = field(default_factory=set)
     payloads: dict[str, bytes] = field(default_factory=dict)
     """Payloads of the tasks that this transaction has created."""
-    moments: dict[str, int] = field(default_factory=dict)
-    """When each task that was written falls due, in Unix ms; 0 for never."""
+    written: dict[str, TaskRow] = field(default_factory=dict)
+    """The rows that were written, by task id."""
+    generation: int = 0
+    """That of `Context.live_rows` when the transaction began."""
     repeats: dict[tuple[str, bytes], int] = field(default_factory=dict)
     """How often `record_event_once` was called for equal events of a task."""
     payload_bytes: int = 0
     """Size of the payloads that were read for workers."""
     rows_read: int = 0
     """Rows of other tasks that were read, as `charge` counts them."""
+
+    def __post_init__(self) -> None:
+        if self.context.live_rows is not None:
+            self.generation = self.context.live_rows.generation
+
+    def _note_written(self, row: TaskRow) -> None:
+        self.written[row.task_id] = row
+        if self.context.live_rows is not None:
+            self.context.live_rows.writes(row.task_id, self)
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
         self.rows_read += rows + moved * MOVED_ROWS
@@ -95,6 +106,9 @@ class TaskTransaction:
 
     def load(self, task_id: str) -> Program[TaskRow | None]:
         """Load a task that this transaction is about to change; None if there is none."""
+        live_rows = self.context.live_rows
+        if live_rows is not None and (known := live_rows.get(task_id)) is not None:
+            return known
         if not self.context.shared:
             return (yield from task_rows.load(task_id))
         task, watchers = yield from task_rows.load_watched(task_id)
@@ -138,7 +152,7 @@ class TaskTransaction:
                 yield from worker_choice.release_reservation(task, worker)
             return False
         self.payloads[task.task_id] = payload
-        self.moments[task.task_id] = row.due_ms
+        self._note_written(row)
         if task.parent_task_id:
             # Nodes that follow all tasks below the parent follow the child from its first event.
             if self.context.shared and task.parent_task_id not in self.unwatched:
@@ -163,25 +177,24 @@ class TaskTransaction:
     ) -> Program[None]:
         if before.has_children and _has_event(before, after):
             yield from self.collect_child_events(before)
-            after.events = before.events
         self._derive(before, after)
         yield from task_rows.save(before, after, shared=self.context.shared)
-        self.moments[after.task_id] = after.due_ms
+        self._note_written(after)
         yield from self._follow(before, after, reason, push=push, reserved=reserved)
 
     def _derive(self, before: TaskRow, after: TaskRow) -> None:
         """Set queue, holder, due time and number of events in a task's changed row."""
         after.queue, after.holder, after.keeper = queue_of(after), holder_of(after), keeper_of(after)
         after.due_ms = next_due(after, self.context.limits)
-        if _has_event(before, after):
-            after.events = before.events + 1
+        after.events = before.events + _has_event(before, after)
 
     def _follow(
         self, before: TaskRow, after: TaskRow, reason: str, *, push: bool, reserved: Worker | None
     ) -> Program[None]:
         """Write events, assignments and wake-ups that follow from a changed task."""
-        if _has_event(before, after):
-            yield from self._record(after, after.events, _status_changed(before, after, reason))
+        if after.events > before.events:
+            change = _status_changed if reason else _status_changed_silently
+            yield from self._record(after, after.events, change(before.status, after.status, reason))
             self.effects.status_changes.append(after)
         yield from worker_choice.update_workers(self, before, after, push=push, reserved=reserved)
         if after.is_final and not before.is_final:
@@ -209,7 +222,7 @@ class TaskTransaction:
     @property
     def due_ms(self) -> int:
         """The earliest moment (Unix ms) at which a written task falls due, 0 for never."""
-        return min(filter(None, self.moments.values()), default=0)
+        return min((row.due_ms for row in self.written.values() if row.due_ms), default=0)
 
     def _on_status_change(self, before: TaskRow, after: TaskRow) -> Program[None]:
         """Update dead letter, dependencies and parent of a task whose status has changed."""
@@ -311,11 +324,16 @@ class TaskTransaction:
         present = yield from self.worker_is_present(task)
         yield from self.apply(task, Move.WAKE, self.facts(present=present))
 
-    def _record(self, task: TaskRow, number: int, event: pb.TaskEvent) -> Program[None]:
+    def _record(self, task: TaskRow, number: int, what: bytes) -> Program[None]:
+        """Write an event of a task; `what`: the part of the TaskEvent that names it."""
         now_ms = self.context.now_ms
-        event.task_id, event.workspace, event.parent_task_id = task.task_id, task.workspace, task.parent_task_id
-        event.emitted_at_unix_ms = now_ms
-        encoded = event.SerializeToString()
+        event = pb.TaskEvent(
+            task_id=task.task_id,
+            workspace=task.workspace,
+            parent_task_id=task.parent_task_id,
+            emitted_at_unix_ms=now_ms,
+        )
+        encoded = event.SerializeToString() + what
         row = (task.task_id, number, now_ms, encoded)
         if self.context.shared and task.task_id not in self.unwatched:
             nodes: list[Row] = yield Fetch(_RECORD_AND_LOOK, (*row, self.context.node))
@@ -379,7 +397,7 @@ class TaskTransaction:
             "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task.task_id,)
         )
         if numbers:
-            yield from self._record(task, numbers[0][0], event)
+            yield from self._record(task, numbers[0][0], event.SerializeToString())
 
     def _child_event(self, task: TaskRow, lifecycle: str) -> pb.TaskEvent:
         """Make the event that tells a parent of its child's creation, end or pause."""
@@ -464,6 +482,11 @@ def _wire(status: StoredStatus) -> pb.TaskStatus.ValueType:
     return pb.TaskStatus.ValueType(status.wire)
 
 
-def _status_changed(before: TaskRow, after: TaskRow, reason: str) -> pb.TaskEvent:
-    changed = pb.TaskStatusChangedEvent(from_status=_wire(before.status), to_status=_wire(after.status), reason=reason)
-    return pb.TaskEvent(status_changed=changed)
+def _status_changed(before: StoredStatus, after: StoredStatus, reason: str) -> bytes:
+    """Encode the part of a TaskEvent that tells of a status change."""
+    changed = pb.TaskStatusChangedEvent(from_status=_wire(before), to_status=_wire(after), reason=reason)
+    return pb.TaskEvent(status_changed=changed).SerializeToString()
+
+
+_status_changed_silently: Final = lru_cache(maxsize=256)(_status_changed)
+"""The same for changes without a reason, of which there are few."""
