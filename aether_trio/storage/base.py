@@ -10,7 +10,8 @@ one engine. Where that would cost a round trip per row, a `shared` engine (Postg
 text, which may take arrays (log/topic_sql_postgres.py).
 
 Invariants: `run` returns only after the commit that contains the program is durable; programs of
-one caller take effect in its order; a program that raises leaves no trace.
+one caller take effect in its order, and of all callers in the order in which they were given, if no
+other process writes (`shared`); a program that raises leaves no trace.
 """
 
 from __future__ import annotations

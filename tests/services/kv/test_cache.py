@@ -17,7 +17,7 @@ from aether_trio.services.access import Capability, DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.cache import CACHED_VALUE_BYTES, RECORD_BYTES, EntryCache
 from aether_trio.services.kv.entries import UNKNOWN, Entry
-from aether_trio.storage.base import CommitUnknown, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Fetch, Program, StorageUnavailable, single
 from aether_trio.storage.sqlite.database import open_sqlite
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.clocks import ManualClock
@@ -372,3 +372,61 @@ async def test_many_writers_of_few_keys_lose_no_count(tmp_path: Path, clock: Man
                 nursery.start_soon(work)
         for key, count in counted_up.items():
             assert int((await alice.GET(key=key)).value or b"0") == count
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_what_is_remembered_is_what_is_stored_after_cancelled_and_failed_writes(
+    tmp_path: Path, clock: ManualClock, seed: int
+) -> None:
+    """Whatever becomes of writes, an answer from memory is what the database has."""
+    random = Random(seed)
+    async with counted(tmp_path, clock) as (database, alice):
+
+        async def write(value: bytes) -> None:
+            key = random.choice("abcd")
+            op = random.choice(["PUT", "PUT", "DELETE", "SET_NX", "INCREMENT"])
+            size = 20_000 if random.random() < 0.1 else 1
+            await alice.messages(op, key=key, value=value * size, ttl=random.choice([0, 0, 1]))
+
+        async def cancelled(value: bytes) -> None:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(write, value)
+                for _ in range(random.randrange(4)):
+                    await trio.lowlevel.checkpoint()
+                nursery.cancel_scope.cancel()
+
+        async def work(number: int) -> None:
+            for _ in range(15):
+                kind = random.random()
+                if kind < 0.2:
+                    database.failures.append((random.random() < 0.5, CommitUnknown("in doubt")))
+                elif kind < 0.3:
+                    database.failures.append((False, StorageUnavailable("full")))
+                elif kind < 0.5:
+                    await cancelled(b"%d" % number)
+                elif kind < 0.6:
+                    clock.advance(500)
+                    await alice.service.sweep()
+                elif kind < 0.8:
+                    await alice.messages("GET", key=random.choice("abcd"))
+                else:
+                    await write(b"%d" % number)
+
+        async def read() -> None:
+            for key in "abcd":
+                await alice.messages("GET", key=key)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(work, number)
+            for _ in range(10):
+                nursery.start_soon(read)
+        database.failures.clear()
+        await database.run(lambda: single(Fetch("SELECT 1")))  # behind what was cancelled
+        rows = await database.read(lambda: single(Fetch("SELECT key, value, expires_ms FROM kv_entries")))
+        stored = {key.decode(): value for key, value, end in rows if end is None or end > clock.now_ms()}
+        for key in "abcd":
+            assert (await alice.GET(key=key)).value == stored.get(key, b"")
+        items = await database.read(lambda: single(Fetch("SELECT items, units FROM kv_spaces")))
+        units = await database.read(lambda: single(Fetch("SELECT count(*), sum(units) FROM kv_entries")))
+        assert items == (units if rows else [])
