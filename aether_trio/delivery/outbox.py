@@ -200,8 +200,11 @@ class Outbox:
 
     def pull(self, max_bytes: int) -> list[bytes]:
         """Take frames for the link: `max_bytes`, and one frame beyond at most."""
-        frames = self.pull_control(max_bytes)
-        budget = max_bytes - sum(map(len, frames)) if frames else max_bytes
+        frames: list[bytes] = []
+        budget = max_bytes
+        if self._control:
+            frames = self.pull_control(max_bytes)
+            budget -= sum(map(len, frames))
         if self._deliveries and budget > 0:
             for frame, _, _ in self._pull_credited(budget):
                 frames.append(frame)

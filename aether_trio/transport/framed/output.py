@@ -183,7 +183,8 @@ class FramedOutput:
             parts.append(message)
             # The codec's own bookkeeping (Connection.count_deliver), without its checks of what
             # cannot be otherwise here.
-            channel.position = max(channel.position, offset)
+            if offset > channel.position:  # noqa: PLR1730 -- max() is a call for each delivery
+                channel.position = offset
             if bounded:
                 credit.take(size)
         self.deliveries += len(deliveries)

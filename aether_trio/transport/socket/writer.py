@@ -157,7 +157,8 @@ class SocketWriter:
                 source.flushed()
                 more = False
             if not (more or self._again or queue) or self.is_broken:
-                self._tell_flushed()
+                if self._flushed is not None:
+                    self._flushed.set()
                 return
         self._start_task(source)
 

@@ -123,12 +123,14 @@ class WebSocketOutput:
         return found
 
     def flushed(self) -> bool:
-        """Tell the session that the kernel has all bytes sent; always return True."""
+        """Tell the session that the kernel has all bytes; return whether more may follow."""
+        source = self._source
+        if source is None:
+            return False
         if self._unflushed:
             self._unflushed = False
-            if self._source is not None:
-                self._source.flushed()
-        return True
+            source.flushed()
+        return bool(source.control_bytes or source.delivery_bytes or source.ephemeral_bytes)
 
     def on_stall(self, *, moved: bool) -> None:
         """Do nothing when the socket is full: the link reports the stall."""

@@ -24,6 +24,8 @@ from tests.transport.websocket.harness import Client, Closed, open_socket, open_
 class Source:
     """A FrameSource with a list of messages."""
 
+    control_bytes = ephemeral_bytes = 0
+
     def __init__(self, messages: Sequence[pb.DownstreamMessage] = ()) -> None:
         self.waiting = [message.SerializeToString() for message in messages]
         self.pulled = self.flushed_upto = 0
@@ -36,6 +38,10 @@ class Source:
             taken.append(self.waiting.pop(0))
         self.pulled += len(taken)
         return taken
+
+    @property
+    def delivery_bytes(self) -> int:
+        return sum(map(len, self.waiting))
 
     def flushed(self) -> None:
         assert self.flushed_upto < self.pulled, "nothing was pulled since the last time"
