@@ -136,18 +136,17 @@ class FramedOutput:
     # -- one burst ---------------------------------------------------------------------------------
 
     def _collect_from(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
-        send = self.connection.send
         if self.pong is not None:
-            parts.append(send(framing.Pong(self.pong)))
+            parts.append(self.connection.send(framing.Pong(self.pong)))
             self.pong = None
         if source.receipts is not None:
             self._add_receipts(source, parts)
         if source.control_bytes:
-            parts += [send(framing.Envelope(message)) for message in source.pull_control(BURST_BYTES)]
+            parts += self.connection.send_envelopes(source.pull_control(BURST_BYTES))
         if source.delivery_bytes and self.connection.deliverable:
             self._add_deliveries(source, parts)
         if source.ephemeral_bytes:
-            parts += [send(framing.Envelope(message)) for message in source.pull_ephemeral(BURST_BYTES)]
+            parts += self.connection.send_envelopes(source.pull_ephemeral(BURST_BYTES))
 
     def _add_receipts(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
         assert source.receipts is not None

@@ -143,6 +143,13 @@ class FramedConnection:
             return PREFACE + frame
         return frame
 
+    def send_envelopes(self, messages: Sequence[bytes]) -> list[bytes]:
+        """Return messages' frames, as `send(Envelope(...))` for each without the records."""
+        if not self._greeted or self._may_send(ev.Envelope) is not self.state:
+            return [self.send(ev.Envelope(message)) for message in messages]
+        self._may_have(max(map(len, messages), default=0))
+        return [encode.encode_envelope(message) for message in messages]
+
     def send_deliver(self, channel: int, offset: int, message: bytes) -> bytes:
         """Return a delivery's frame, as `send(Deliver(...))` without the record."""
         frame = encode.encode_deliver(channel, offset, message)

@@ -170,7 +170,10 @@ def encode_credit(message_count: int = 0, byte_count: int = 0) -> bytes:
 
 def encode_envelope(message: bytes) -> bytes:
     """Encode ENVELOPE, which carries a serialized protobuf message."""
-    return _pack(_HEADER, len(message), _ENVELOPE_TYPE) + message
+    try:
+        return _HEADER(len(message), _ENVELOPE_TYPE) + message
+    except struct.error as error:
+        raise _refuse(f"cannot encode a frame: {error}", error) from error
 
 
 def encode_ping(number: int = 0) -> bytes:

@@ -195,6 +195,23 @@ def test_a_delivery_that_was_encoded_for_many_is_counted() -> None:
     assert not pair.server.deliverable
 
 
+@pytest.mark.parametrize("messages", [[], [b""], [b"one", b"two" * 100]])
+def test_envelopes_that_are_sent_together_are_those_sent_one_by_one(messages: list[bytes]) -> None:
+    together, one_by_one = live(), live()
+    frames = together.server.send_envelopes(messages)
+    assert frames == [one_by_one.server.send(Envelope(message)) for message in messages]
+    assert list(together.client.receive(b"".join(frames))) == [Envelope(message) for message in messages]
+
+
+def test_envelopes_that_are_sent_together_may_open_a_connection_and_have_its_limits() -> None:
+    opening = FramedConnection(Side.CLIENT)
+    with pytest.raises(LocalProtocolError):
+        opening.send_envelopes([b"before the HELLO"])
+    pair = live(ClientHello(max_frame=LEAST_MAX_FRAME_BYTES))
+    with pytest.raises(LocalProtocolError, match="cannot send a frame of"):
+        pair.server.send_envelopes([b"short", bytes(LEAST_MAX_FRAME_BYTES + 1)])
+
+
 def test_a_delivered_that_comes_too_late_is_left_out() -> None:
     pair = live()
     pair.down(Channel(1, "t"))
