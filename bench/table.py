@@ -177,17 +177,22 @@ def of_parts(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [PART_HEADINGS, *body] if body else []
 
 
-def more_tables(results: Mapping[str, Any]) -> list[list[tuple[str, ...]]]:
-    """The tables behind the first one that have rows, each with its headings."""
-    made = (of_clusters(results), of_growth(results), of_soaks(results), of_parts(results))
-    return [table for table in made if table]
+def parts_in_line(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """The same in one row for each scenario, for a page."""
+    rows: dict[str, list[str]] = {}
+    for label, share, *_ in of_parts(results)[1:]:
+        name, _, part = label.partition(": ")
+        rows.setdefault(name, []).append(f"{part.replace(':', ',')} {share}")
+    body = [(name, "; ".join(parts)) for name, parts in rows.items()]
+    return [("scenario", "shares of the gateway's CPU"), *body] if body else []
 
 
 def text(results: Mapping[str, Any]) -> str:
     """The tables for a console, with failures and checks below."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
     beside = side_by_side(results)
-    more = [*([beside] if beside else ()), *more_tables(results)]
+    made = (beside, of_clusters(results), of_growth(results), of_soaks(results), of_parts(results))
+    more = [table for table in made if table]
     return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
 
 
@@ -253,8 +258,10 @@ def markdown(results: Mapping[str, Any]) -> str:
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
-    for more in more_tables(results):
+    for more in filter(None, (of_clusters(results), of_growth(results), of_soaks(results))):
         tables += ["", *_markdown_rows(more, left=2 if more[0] == GROWTH_HEADINGS else 1)]
+    if parts := parts_in_line(results):
+        tables += ["", *_markdown_rows(parts, left=2)]
     return "\n".join([_wrap(measured), "", *tables, "", *[_wrap(f"* {note}") for note in notes(results)]])
 
 

@@ -156,8 +156,13 @@ def test_the_largest_parts_are_shown_with_their_cost() -> None:
     assert headings == ("part", "share", "echoes", "CPU us")
     assert first == ("kv: part 0", "10%", "0.20", "4.0")
     assert last == ("kv: the rest", "20%", "0.40", "8.0")
+    headings, row = table.parts_in_line({"scenarios": {"kv": result}})
+    assert row[0] == "kv"
+    assert row[1].startswith("part 0 10%; part 1 10%; ")
+    assert row[1].endswith("; the rest 20%")
     assert table.notes({"scenarios": {"kv": result}}) == ["kv: 2.50 system calls each: futex 2.50"]
-    assert table.of_parts({"scenarios": {"kv": {"explained": {"failed": "no"}}}}) == []
+    unexplained = {"scenarios": {"kv": {"explained": {"failed": "no"}}}}
+    assert table.of_parts(unexplained) == table.parts_in_line(unexplained) == []
 
 
 def test_to_explain_and_to_profile_exclude_each_other() -> None:
