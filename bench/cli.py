@@ -126,7 +126,7 @@ def parser() -> argparse.ArgumentParser:
     server.add_argument(
         "--explain",
         action="store_true",
-        help="a few more windows under py-spy for each scenario: its cost by parts of the gateway",
+        help="a few more windows with a sampler for each scenario: its cost by parts of the gateway",
     )
     return made
 
@@ -150,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, results.UnreadableResults) as wrong:
         made.error(str(wrong))
     server = ServerOptions(
-        given.target, given.pid, given.server_arg, given.profile, given.data_root, traceable=given.explain
+        given.target, given.pid, given.server_arg, given.profile, given.data_root, sampled=given.explain
     )
     try:
         found = measure(chosen, given.transport, options, server)

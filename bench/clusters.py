@@ -45,6 +45,7 @@ class Cluster:
     database: ProcessProbe
     ops: Sequence[str]
     dsn: str = ""
+    samplers: Sequence[Path] = ()
 
     def reading(self) -> Reading:
         return Reading(self.gateways.cpu_ns(), self.database.cpu_ns(), _counters(self.ops))
@@ -107,8 +108,11 @@ def serving_cluster(shape: Shape, options: ServerOptions, scenario: str) -> Iter
         gateways = ProcessProbe([int(ready["pid"]) for ready in readies])
         database = FamilyProbe(server.pid)
         addresses = [target.address for target in targets]
+        samplers = [target.sampler for target in targets if target.sampler]
         both = Target(addresses[0], SeveralProbes([gateways, database]))
-        yield Cluster(both, addresses, gateways, database, [str(ready["ops"]) for ready in readies], server.dsn())
+        yield Cluster(
+            both, addresses, gateways, database, [str(ready["ops"]) for ready in readies], server.dsn(), samplers
+        )
 
 
 def _gateways(shape: Shape, options: ServerOptions, dsn: str) -> list[ServerOptions]:

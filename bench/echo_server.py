@@ -13,8 +13,6 @@ import sys
 
 import trio
 
-from bench import traceable
-
 
 async def echo(stream: trio.SocketStream) -> None:
     try:
@@ -36,5 +34,4 @@ async def main() -> None:
 
 
 if __name__ == "__main__":
-    traceable.allow()
     trio.run(main)

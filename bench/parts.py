@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from typing import Final
 
 OTHER: Final = "other"
-MAIN_THREAD: Final = "MainThread"
 
 PARTS: Final[Sequence[tuple[str, str]]] = (
     # A pattern for "function (file:line)", and the part. The first match counts.
@@ -45,7 +44,6 @@ PARTS: Final[Sequence[tuple[str, str]]] = (
 
 _RULES: Final = [(re.compile(pattern), part) for pattern, part in PARTS]
 _NUMBER: Final = re.compile(r"[-_ ]?\d+$")
-_THREAD: Final = re.compile(r"^thread \(\d+\)(?:: (?P<name>.*))?$")
 
 
 def part_of(stack: Sequence[str]) -> str:
@@ -57,8 +55,6 @@ def part_of(stack: Sequence[str]) -> str:
     return OTHER
 
 
-def thread_of(frame: str) -> str:
-    """The name of a thread without its number, by the frame that py-spy gives it."""
-    found = _THREAD.match(frame)
-    name = (found["name"] if found else None) or "unnamed"
-    return name if name == MAIN_THREAD else _NUMBER.sub("", name)
+def thread_of(name: str) -> str:
+    """The name of a thread without its number."""
+    return _NUMBER.sub("", name)

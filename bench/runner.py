@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from bench import ground, results
@@ -99,14 +100,16 @@ def _run_one(
             echo_windows = endure(turn, echo, options, progress)
         else:
             echo_windows = take_turns([turn], echo, options, progress)
-        gateways = cluster.gateways if cluster else turn.scenario.world.probe
         if cluster and before:
             seconds = sum(window.seconds for window in turn.windows)
             done = before.until(cluster.reading(), sum(window.count for window in turn.windows), seconds)
             turn.scenario.extra["cluster"] = done
-        if options.explain and gateways:
+        if options.explain and not kind.own_server:
+            samplers = cluster.samplers if cluster else [target.sampler] if target.sampler else []
+            gateways = cluster.gateways if cluster else target.probe
             progress.say(f"{name}: explaining")
-            turn.scenario.extra["explained"] = explain(turn.scenario, gateways.pids, options.window_seconds)
+            pids = gateways.pids if gateways else ()
+            turn.scenario.extra["explained"] = explain(turn.scenario, samplers, pids, options.window_seconds)
         settle(turn)
         if kind.endures:
             turn.scenario.extra["soak"]["trends"] |= cpu_trend(turn.windows)
@@ -130,15 +133,17 @@ def _run_grown(
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as gateways, Loop() as loop:
         grounds: dict[int, World] = {}
+        samplers: dict[int, Path | None] = {}
         for size in options.growth[grows]:
             label = results.name_of(transport.name, f"growth-{grows}-{size}")
             progress.say(f"{label}: filling the gateway")
             target, _ = gateways.enter_context(_target(kinds[0], label, transport, server))
+            samplers[size] = target.sampler
             grounds[size] = World(loop, transport, target.address, target.probe, options)
             ground.lay(grounds[size], grows, size, 2 * growth.PAIRS, growth.LONG_TOPICS)
         for kind in kinds:
             try:
-                found |= _grown(kind, grounds, transport, options, echo, progress)
+                found |= _grown(kind, grounds, samplers, transport, options, echo, progress)
             except (ScenarioFailed, ProcessGone, OSError, ValueError) as why:
                 found[results.name_of(transport.name, kind.name)] = results.failed(kind, str(why))
                 progress.say(f"{kind.name}: FAILED: {why}", last=True)
@@ -148,6 +153,7 @@ def _run_grown(
 def _grown(
     kind: type[Scenario],
     grounds: Mapping[int, World],
+    samplers: Mapping[int, Path | None],
     transport: Transport,
     options: Options,
     echo: EchoProcess,
@@ -168,9 +174,11 @@ def _grown(
         warm_up(list(turns.values()), options)
         echo_windows = take_turns(list(turns.values()), echo, options, progress)
         for size, turn in turns.items():
-            if options.explain and (probe := turn.scenario.world.probe):
+            probe, sampler = turn.scenario.world.probe, samplers[size]
+            if options.explain and probe and sampler:
                 progress.say(f"{turn.name}: explaining")
-                turn.scenario.extra["explained"] = explain(turn.scenario, probe.pids, options.window_seconds)
+                explained = explain(turn.scenario, [sampler], probe.pids, options.window_seconds)
+                turn.scenario.extra["explained"] = explained
             settle(turn)
             progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}", last=True)
             found[turn.name] = results.of_scenario(turn.scenario, turn.windows, echo_windows)

@@ -28,6 +28,7 @@ READY_SECONDS = 60.0
 LEAVE_SECONDS = 30.0
 STDERR_LINES = 20
 PY_SPY_SUFFIXES = (".svg", ".json")
+SAMPLER = "sampler"
 COMMAND = ("-m", "aether_trio")
 
 
@@ -43,6 +44,8 @@ class Target:
     probe: ProcessProbe | None
     data_dir: Path | None = None
     ready: Mapping[str, Any] = field(default_factory=dict)
+    sampler: Path | None = None
+    """The FIFO of its sampler, if it has one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +58,8 @@ class ServerOptions:
     profile: Path | None = None
     data_root: Path | None = None
     command: Sequence[str] = ("dev",)
-    traceable: bool = False
-    """Let py-spy read it, on systems where only an ancestor may."""
+    sampled: bool = False
+    """Whether the gateway has a sampler, with which its cost can be explained."""
 
 
 @contextmanager
@@ -97,7 +100,8 @@ def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
     """The command line of a gateway on `place`, under a profiler if one is asked for."""
     tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
     if options.profile is None:
-        started = ("-m", "bench.traceable", *COMMAND[1:]) if options.traceable else COMMAND
+        sampler = ("-m", "bench.sampled", str(place / SAMPLER), *COMMAND[1:])
+        started = sampler if options.sampled else COMMAND
         return [sys.executable, *started, *options.command, *tail]
     label = scenario.replace("/", "-")  # of another transport: "framed/kv"
     out = options.profile.with_name(f"{options.profile.stem}.{label}{options.profile.suffix or '.prof'}")
@@ -123,7 +127,8 @@ def gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Targ
     try:
         ready = _wait_ready(process, place / "ready.json", said)
         pid = int(ready["pid"])
-        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / "data", ready)
+        sampler = place / SAMPLER if options.sampled else None
+        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / "data", ready, sampler)
         if process.poll() is not None:
             raise ServerFailed(f"the gateway ended with {process.returncode} during the run\n{_tail(said)}")
         os.kill(pid, signal.SIGTERM)

@@ -55,7 +55,7 @@ class Options:
     window_seconds: float = 0.5
     credentials: Mapping[str, str] = field(default_factory=dict)
     explain: bool = False
-    """Whether each scenario has a few more windows under a profiler."""
+    """Whether each scenario has a few more windows with a sampler."""
 
 
 class Participant:
