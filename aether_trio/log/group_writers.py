@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Final, Protocol
+from dataclasses import replace
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -17,9 +18,10 @@ import trio
 from aether_trio.log import topic_sql, topic_sql_postgres
 from aether_trio.log.message_keys import key_of
 from aether_trio.log.partitions import PartitionKeeper
+from aether_trio.log.pushed_messages import split_into_payloads
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql import TopicSql
-from aether_trio.log.topic_sql_postgres import CommitGroup
+from aether_trio.log.topic_sql_postgres import PAYLOADS, CommitGroup, Push
 from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable, Value
 
 logger = structlog.get_logger("aether.log")
@@ -35,6 +37,30 @@ SMALL_GROUP_BYTES: Final = 256 * 1024
 UNSURE_PAUSE_S: Final = 0.1
 """Pause before a group is sent again while it is not known whether it was written."""
 
+QUICK_S: Final = 0.02
+"""A group is pushed only if the group before it took no longer. A transaction with a NOTIFY commits
+alone in the whole server: when commits are slow, or many nodes append, messages must not queue for
+that."""
+PUSH_AGAIN_S: Final = 5.0
+"""After a group with a push has failed, groups are written without one for that long."""
+
+
+class PushCounts(NamedTuple):
+    """How many (topic, node) a group was pushed to, in how many payloads."""
+
+    topics: int
+    payloads: int
+
+
+class GroupAnswer(NamedTuple):
+    """The offsets of a committed group, None when they are not known.
+
+    `pushed` is None if no node was notified of the group.
+    """
+
+    offsets: list[int] | None
+    pushed: PushCounts | None = None
+
 
 class GroupWriter(Protocol):
     """Commits groups of messages and cursors; all topics have ids by then."""
@@ -44,11 +70,18 @@ class GroupWriter(Protocol):
     """Whether the writer does not know now whether its last group was written, and finds it out."""
 
     async def append(
-        self, messages: Sequence[Message], now_ms: int, cursors: Cursors, numbers: Numbers, is_void: Callable[[], bool]
-    ) -> list[int] | None:
-        """Commit a group; return its offsets, or None when they are not known.
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Cursors,
+        numbers: Numbers,
+        is_void: Callable[[], bool],
+        push_from: int = 0,
+    ) -> GroupAnswer:
+        """Commit a group; if it is small, push it to the nodes that listen to its topics.
 
-        A group that `is_void` is not written. Raises StorageUnavailable or TopicsDeleted when
+        `push_from` is the number of this node, 0 to push nothing. A group that `is_void` is not
+        written. Raises StorageUnavailable or TopicsDeleted when
         nothing was written, CommitUnknown (a StorageUnavailable) when that is not known.
         """
 
@@ -84,8 +117,14 @@ class LocalGroupWriter:
         self._database = database
 
     async def append(
-        self, messages: Sequence[Message], now_ms: int, cursors: Cursors, numbers: Numbers, is_void: Callable[[], bool]
-    ) -> list[int]:
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Cursors,
+        numbers: Numbers,
+        is_void: Callable[[], bool],
+        push_from: int = 0,
+    ) -> GroupAnswer:
         offsets: list[int] = []
         flat: list[Value] = []
         size = 0
@@ -104,7 +143,7 @@ class LocalGroupWriter:
             await self._database.run_small(program, gathered=True)
         else:
             await self._database.run(program)
-        return offsets
+        return GroupAnswer(offsets)
 
 
 class PostgresGroupWriter:
@@ -124,11 +163,19 @@ class PostgresGroupWriter:
         self._partitions = PartitionKeeper(database, partition_ms)
         self._id = 0
         self._groups = 0
+        self._last_took_s = 0.0
+        self._push_again_at = 0.0
         self.unsure = False
 
     async def append(
-        self, messages: Sequence[Message], now_ms: int, cursors: Cursors, numbers: Numbers, is_void: Callable[[], bool]
-    ) -> list[int] | None:
+        self,
+        messages: Sequence[Message],
+        now_ms: int,
+        cursors: Cursors,
+        numbers: Numbers,
+        is_void: Callable[[], bool],
+        push_from: int = 0,
+    ) -> GroupAnswer:
         rows = [(topic.topic_id, frame) for topic, frame in messages if topic.topic_id is not None]
         assert len(rows) == len(messages)
         try:
@@ -138,13 +185,14 @@ class PostgresGroupWriter:
                 if rows:
                     await self._partitions.ensure(now_ms)
             self._groups += 1
-            group = CommitGroup(self._id, self._groups, now_ms, rows, cursors, numbers)
-            answer = await self._write(group, is_void)
+            push = self._push(messages, push_from) if push_from and rows else None
+            group = CommitGroup(self._id, self._groups, now_ms, rows, cursors, numbers, push)
+            answer = await self._write_timed(group, is_void)
         except StorageUnavailable:
             self._partitions.doubt()
             raise
         if not answer:
-            return None
+            return GroupAnswer(None)
         last = dict(answer)
         if 0 not in last:
             raise TopicsDeleted(frozenset(last))
@@ -154,7 +202,32 @@ class PostgresGroupWriter:
             offsets.append(last[topic_id])
             topic.assigned = last[topic_id]
             topic.assigned_bytes += len(frame)
-        return offsets
+        payloads = last.get(PAYLOADS)
+        return GroupAnswer(offsets, None if payloads is None else PushCounts(last[0], payloads))
+
+    def _push(self, messages: Sequence[Message], node_id: int) -> Push | None:
+        if self._last_took_s > QUICK_S or trio.current_time() < self._push_again_at:
+            return None
+        topics = [topic.name for topic, _ in messages]
+        parts = split_into_payloads(topics, [frame for _, frame in messages])
+        return None if parts is None else Push(node_id, topics, parts)
+
+    async def _write_timed(self, group: CommitGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
+        """Write a group; without its push if the server refuses it with the push."""
+        began = trio.current_time()
+        try:
+            return await self._write(group, is_void)
+        except StorageUnavailable:
+            self._push_again_at = trio.current_time() + PUSH_AGAIN_S
+            raise
+        except Exception:
+            if group.push is None:
+                raise
+            # nothing was written: the queue of notifications is full, or the messages are refused
+            self._push_again_at = trio.current_time() + PUSH_AGAIN_S
+            return await self._write(replace(group, push=None), is_void)
+        finally:
+            self._last_took_s = trio.current_time() - began
 
     async def _write(self, group: CommitGroup, is_void: Callable[[], bool]) -> list[tuple[int, int]]:
         """Send a group until it is known whether it was written; its senders wait."""

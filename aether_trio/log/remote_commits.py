@@ -1,13 +1,17 @@
 """Reads the messages that other nodes commit, and offers them in order.
 
-    notification (cluster/relay/log_relay.py) ────┐
-    own commit behind one of another node ────────┼──▶ behind ──▶ one read of many topics ──▶ offers
+    pushed message (pushed_messages.py) ──────────────▶ pushed ── is its topic's next ──▶ offers
+                                                          │ is not                          ▲
+    notification (cluster/relay/log_relay.py) ────┐       ▼                                 │
+    own commit behind one of another node ────────┼──▶ behind ──▶ one read of many topics ──┘
     a read of the tail that found new messages ───┘
 
 A topic's `tail` is what was offered here, `head` what is known to be committed. A message of this
 node that is the topic's next one is offered at once (topic_log.py). One that is not, because a
 message of another node is in front of it, is left to this task, which reads both. Work queues are
 told to look instead: the node that takes a message reads it.
+
+A pushed message is offered only if all messages in front of it were; a push may be lost.
 
 Invariants: `tail <= head`; between the look at `tail` and the offers of a message there is no
 checkpoint, here and in topic_log.py, so a message is offered once; a topic that could not be read
@@ -16,6 +20,7 @@ stays in `behind`.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
@@ -25,6 +30,7 @@ import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kickable, kick_all
+from aether_trio.log.pushed_messages import PushedMessage
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql_postgres import DELETED, TailRow, read_tails
 from aether_trio.storage.base import Database
@@ -38,6 +44,8 @@ BYTES_PER_TOPIC: Final = 128 * 1024
 """Of one topic in one read; a larger message is read alone."""
 OFFERS_PER_SLICE: Final = 2_000
 """Offers between two checkpoints, as in topic_log.py."""
+PUSHED_BYTES: Final = 4 * 1024 * 1024
+"""Of pushed messages that wait to be offered; beyond it their topics are read."""
 
 
 class RemoteCommitReader:
@@ -54,8 +62,11 @@ class RemoteCommitReader:
         self._database = database
         self._behind: dict[CachedTopic, None] = {}
         self._requested = AutoResetEvent()
-        self.reads = self.messages = 0
-        """Counters since start."""
+        self._pushed: deque[tuple[CachedTopic, int, bytes]] = deque()
+        self._pushed_bytes = 0
+        self._arrived = AutoResetEvent()
+        self.reads = self.messages = self.pushes = 0
+        """Counters since start: reads, their messages, and messages that were pushed in order."""
 
     def request(self, topic: CachedTopic) -> None:
         """Have a topic read that may have commits of other nodes. Never blocks."""
@@ -63,6 +74,44 @@ class RemoteCommitReader:
             topic.waiting += 1  # it must not be forgotten meanwhile
             self._behind[topic] = None
             self._requested.set()
+
+    def take(self, topic: CachedTopic, message: PushedMessage) -> bool:
+        """Queue a pushed message for `run_pushed`; False if there is no room. Never blocks."""
+        if self._pushed_bytes >= PUSHED_BYTES:
+            return False
+        topic.waiting += 1  # it must not be forgotten meanwhile
+        self._pushed.append((topic, message.offset, message.frame))
+        self._pushed_bytes += len(message.frame)
+        self._arrived.set()
+        return True
+
+    async def run_pushed(self) -> None:
+        """Offer pushed messages until cancelled."""
+        while True:
+            await self._arrived.wait()
+            touched: set[Kickable] = set()
+            offers = 0
+            while self._pushed:
+                offers += self._offer_first_pushed(touched)
+                if offers >= OFFERS_PER_SLICE:
+                    offers = 0
+                    await kick_all(touched)
+                    await trio.lowlevel.checkpoint()
+            await kick_all(touched)
+
+    def _offer_first_pushed(self, touched: set[Kickable]) -> int:
+        """Offer the first pushed message if it is its topic's next; return the offers."""
+        topic, offset, frame = self._pushed.popleft()
+        self._pushed_bytes -= len(frame)
+        topic.waiting -= 1
+        if offset <= topic.tail:
+            return 0  # a read has found it
+        topic.head = max(topic.head, offset)
+        if offset != topic.tail + 1 or not topic.is_read:
+            self.request(topic)
+            return 0
+        self.pushes += 1
+        return topic.offer(offset, frame, touched, self._grown)
 
     async def run(self) -> None:
         """Read the requested topics and offer their messages, until cancelled."""

@@ -47,7 +47,8 @@ from aether_trio.concurrency.supervision import keep_running
 from aether_trio.log import topic_sql
 from aether_trio.log.cursors import CursorStore
 from aether_trio.log.deduplication import Publisher
-from aether_trio.log.group_writers import TopicsDeleted, nothing_written, open_group_writer
+from aether_trio.log.group_writers import GroupAnswer, PushCounts, TopicsDeleted, nothing_written, open_group_writer
+from aether_trio.log.pushed_messages import PushedMessage
 from aether_trio.log.remote_commits import RemoteCommitReader
 from aether_trio.log.topic_cache import CachedTopic, TopicCache
 from aether_trio.model.clock import Clock
@@ -116,6 +117,8 @@ class LogStatistics:
     """Reads that brought messages which other nodes had committed."""
     remote_messages: int
     """The messages that these reads brought."""
+    pushed_messages: int
+    """Messages that other nodes had pushed and that were offered without a read."""
 
 
 class AppendAuthor(Protocol):
@@ -145,6 +148,13 @@ class LogRelay(Protocol):
 
     def committed(self, topics: Iterable[CachedTopic]) -> None:
         """Notify the nodes that subscribe to these topics of new messages. Never blocks."""
+
+    @property
+    def push_from(self) -> int:
+        """This node's number, from which commits may push their messages; 0: push none."""
+
+    def pushed(self, topics: int, counts: PushCounts) -> None:
+        """Note that a commit of so many topics has pushed its messages."""
 
 
 PendingMessage = tuple[CachedTopic, bytes, AppendAuthor]
@@ -322,7 +332,7 @@ class TopicLog:
 
         try:
             messages = [(topic, frame) for topic, frame, _ in batch]
-            offsets, now_ms = await self._write(messages, cursor_topics, publishers, upto)
+            answer, now_ms = await self._write(messages, cursor_topics, publishers, upto)
         except StorageUnavailable as error:
             self.cursors.abort_flush()
             for publisher in publishers:
@@ -341,16 +351,20 @@ class TopicLog:
             await self._commit_in_halves(batch, authors, alone=not cursor_topics, error=error)
         else:
             if self.relay is not None:
-                self.relay.committed(dict.fromkeys(topic for topic, _ in messages))
+                committed = dict.fromkeys(topic for topic, _ in messages)
+                if answer.pushed is None:
+                    self.relay.committed(committed)
+                else:
+                    self.relay.pushed(len(committed), answer.pushed)
             self._failing = False
             self._groups += 1
             self.cursors.end_flush()
             for publisher in publishers:
                 publisher.committed(now_ms)
-            if offsets is None:
+            if answer.offsets is None:
                 await self._offer_from_log(batch, authors)
             else:
-                await self._fan_out(batch, offsets, authors)
+                await self._fan_out(batch, answer.offsets, authors)
 
     async def _commit_in_halves(
         self, batch: list[PendingMessage], authors: Iterable[AppendAuthor], *, alone: bool, error: Exception
@@ -385,8 +399,8 @@ class TopicLog:
         cursor_topics: Sequence[CachedTopic],
         publishers: Sequence[Publisher],
         upto: int,
-    ) -> tuple[list[int] | None, int]:
-        """Write a commit group; return its offsets, if known, and its time."""
+    ) -> tuple[GroupAnswer, int]:
+        """Write a commit group; return the writer's answer, and the group's time."""
 
         def is_void() -> bool:
             return self.cursors.void or (bool(messages) and upto <= self._void_upto)
@@ -398,7 +412,8 @@ class TopicLog:
             cursors = self.cursors.rows(now_ms)
             numbers = [(one.identity, one.token, one.begin(upto), now_ms) for one in publishers]
             try:
-                return await self._writer.append(messages, now_ms, cursors, numbers, is_void), now_ms
+                push_from = self.relay.push_from if self.relay is not None else 0
+                return await self._writer.append(messages, now_ms, cursors, numbers, is_void, push_from), now_ms
             except TopicsDeleted as deleted:
                 lost = [topic for topic in topics if topic.topic_id in deleted.topic_ids]
                 # Retention raised the floor; but a standby without these topics may be promoted.
@@ -628,6 +643,15 @@ class TopicLog:
             elif topic.subscribers or topic.waiting:
                 self._remote.request(topic)
 
+    def on_pushed_messages(self, messages: Sequence[PushedMessage]) -> None:
+        """Offer messages that another node has pushed, soon, in order. Never blocks."""
+        others: list[str] = []
+        for message in messages:
+            topic = self.topics.find(message.topic)
+            if topic is None or not topic.is_read or not self._remote.take(topic, message):
+                others.append(message.topic)
+        self.on_remote_commits(dict.fromkeys(others))
+
     # -- reading ----------------------------------------------------------------------------------
 
     async def read(self, topic: CachedTopic, after: int, *, rows: int, max_bytes: int) -> list[Row]:
@@ -731,6 +755,7 @@ class TopicLog:
             storage_failing=self._failing or self._writer.unsure,
             remote_reads=self._remote.reads,
             remote_messages=self._remote.messages,
+            pushed_messages=self._remote.pushes,
         )
 
 
@@ -745,6 +770,7 @@ async def open_log(
         nursery.start_soon(log._time_cursor_flushes, name="log-cursor-timer")
         if database.shared:
             nursery.start_soon(keep_running, "log-remote-commits", log._remote.run, name="log-remote-commits")
+            nursery.start_soon(keep_running, "log-pushed-messages", log._remote.run_pushed, name="log-pushed-messages")
         try:
             yield log
         finally:

@@ -58,6 +58,9 @@ LONGEST_PAUSE_S: Final = 1.0
 NOTIFY_S: Final = 5.0
 CLOSE_S: Final = 1.0
 
+PUSH_CHANNEL: Final = "aether_push_"
+"""The channel for pushed messages (log/pushed_messages.py), followed by the node's token."""
+
 Handler = Callable[[int, str], None]
 """(sender's node id, body). The sender is 0 when the bus itself says ALL."""
 
@@ -90,6 +93,7 @@ class Bus:
         self._limits = limits
         self._random = random
         self._handlers: dict[str, list[Handler]] = {}
+        self._on_push: Callable[[str], None] = lambda payload: None
         self._pending: dict[str, dict[tuple[str, str], None]] = {}
         self._waiting = 0
         self._sending = False
@@ -118,6 +122,14 @@ class Bus:
         """Call `handler`, which only schedules work, for each notification of a topic."""
         self._handlers.setdefault(topic, []).append(handler)
 
+    def handle_pushes(self, handler: Callable[[str], None]) -> None:
+        """Call `handler`, which only schedules work, for each payload of pushed messages.
+
+        Only programs that may read the table `nodes` can send one. After a reconnect handlers of
+        `handle` are called; lost pushes are theirs to make up for.
+        """
+        self._on_push = handler
+
     def send(self, node_id: int, topic: str, body: str) -> None:
         """Send a notification to one node; a body that is too long becomes ALL."""
         self._put(self._channel(node_id), topic, body)
@@ -139,6 +151,11 @@ class Bus:
             self._counts.received += 1
             for handler in self._handlers.get(topic, ()):
                 handler(sender, body)
+
+    def receive_push(self, payload: str) -> None:
+        """Call the handler of pushed messages."""
+        self._counts.received += 1
+        self._on_push(payload)
 
     # -- listening ---------------------------------------------------------------------------------
 
@@ -178,10 +195,13 @@ class Bus:
         connection = await open_connection_from_trio(self._server, "listen")
         try:
             connection.add_termination_listener(lambda _: self._alarm.set())
-            for channel in (self._channel(node_id), f"{self._server.schema}_all"):
+            for channel, heard in (
+                (self._channel(node_id), self._on_notify),
+                (f"{self._server.schema}_all", self._on_notify),
+                (f"{PUSH_CHANNEL}{self._lease.token}", self._on_push_notify),
+            ):
                 await run_in_asyncio(
-                    self._server,
-                    within(connection, NOTIFY_S, partial(connection.add_listener, channel, self._on_notify)),
+                    self._server, within(connection, NOTIFY_S, partial(connection.add_listener, channel, heard))
                 )
         except BaseException:
             connection.terminate()
@@ -190,6 +210,9 @@ class Bus:
 
     def _on_notify(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
         self.receive(payload)
+
+    def _on_push_notify(self, _connection: Any, _pid: int, _channel: str, payload: str) -> None:
+        self.receive_push(payload)
 
     async def _watch(self, connection: Any, node_id: int) -> None:
         """Return when the listening connection is lost, or the node has another number."""

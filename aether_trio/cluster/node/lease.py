@@ -30,7 +30,7 @@ epoch changes, so that a session whose lock is lost writes nothing under the new
 from __future__ import annotations
 
 import enum
-import uuid
+import secrets
 import zlib
 from dataclasses import dataclass, replace
 from functools import partial
@@ -174,7 +174,8 @@ class Lease:
         self._limits = limits
         self._watcher = watcher
         self._random = random
-        self._token = uuid.UUID(int=random.getrandbits(128)).hex
+        self.token = secrets.token_hex(16)
+        """A secret that the node's row has (storage/schema/cluster.py)."""
         self.lock_class = lock_class(server.schema, "lease")
         self.state = LeaseState.AWAY
         self.node_id = 0
@@ -363,7 +364,7 @@ class Lease:
         """Insert the node's row, which is visible only after the lock is taken."""
         info = self._info
         await connection.execute("BEGIN")
-        node_id: int = await connection.fetchval(_REGISTER, self._token, info.name, info.address, info.version)
+        node_id: int = await connection.fetchval(_REGISTER, self.token, info.name, info.address, info.version)
         await connection.execute("SELECT pg_advisory_lock($1, $2)", self.lock_class, node_id)
         await connection.execute("COMMIT")
         return node_id
@@ -372,7 +373,7 @@ class Lease:
         """Take the advisory lock again, renew the node's row; `empty` gives up its locks."""
         node_id, epoch = self.node_id, self.epoch
         token = await connection.fetchval("SELECT token FROM nodes WHERE node_id = $1", node_id)
-        if token != self._token:
+        if token != self.token:
             return _Regained(connection, await self._register(connection), 1, frozenset())
         await connection.fetch(END_LEASE_SESSIONS, self.lock_class, node_id)
         await connection.execute("SELECT pg_advisory_lock($1, $2)", self.lock_class, node_id)

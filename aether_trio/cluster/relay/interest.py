@@ -7,6 +7,8 @@ The rows are written before the listener is acknowledged. There is one table for
 its row for `linger_s`. The tables are not logged: after a crash of the server they are empty, and
 rows may be missing under a new number of this node. `look_after` notices that by their count.
 
+A topic counts as told only when `behind_add`, a statement about the topics with new rows, has run.
+
 Invariants: one statement at a time changes the rows of this node; a topic is in `_known` only after
 its row was written; a row is deleted only after its topic has left `_known`.
 """
@@ -48,8 +50,15 @@ class Interest:
     """Topics with listeners on this node, in a table that other nodes read."""
 
     def __init__(
-        self, queries: QueryPool, lease: Lease, table: str, heard: Callable[[], Iterable[str]], linger_s: float
+        self,
+        queries: QueryPool,
+        lease: Lease,
+        table: str,
+        heard: Callable[[], Iterable[str]],
+        linger_s: float,
+        behind_add: str = "",
     ) -> None:
+        """`behind_add` is run with the topics as $1 when their rows are committed."""
         self._queries = queries
         self._lease = lease
         self._heard = heard
@@ -57,6 +66,7 @@ class Interest:
             statement.format(table=table) for statement in (_ADD, _REMOVE, _REMOVE_OTHERS, _COUNT, _FORGET)
         )
         self._linger_s = linger_s
+        self._behind_add = behind_add
         self._known: dict[str, float] = {}  # topic -> when it was last wanted, in trio's time
         self._wanted: dict[str, trio.Event] = {}
         self._work = AutoResetEvent()
@@ -111,6 +121,8 @@ class Interest:
 
     async def _add_some(self, node_id: int, topics: Sequence[str]) -> Sequence[str]:
         await self._queries.fetch(self._add, node_id, list(topics))
+        if self._behind_add:
+            await self._queries.fetch(self._behind_add, list(topics))
         return topics
 
     def renew(self) -> None:
@@ -143,5 +155,5 @@ class Interest:
                 await self._queries.fetch(self._remove_others, node_id, names)
                 logger.info("this node writes anew which topics it listens to, as rows were missing", topics=len(names))
                 for start in range(0, len(names), BATCH):
-                    await self._queries.fetch(self._add, node_id, names[start : start + BATCH])
+                    await self._add_some(node_id, names[start : start + BATCH])
             await self._queries.fetch(self._forget)

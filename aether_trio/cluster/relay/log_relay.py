@@ -1,17 +1,23 @@
 """Notifies cluster nodes that listen to a log topic of new messages in it.
 
-    a group is committed ─▶ its topics ─▶ one statement: NOTIFY the nodes that listen to them
-    that notification ─▶ TopicLog.on_remote_commits; a regular look ─▶ TopicLog.refresh
+    a small group is committed and pushed in one statement (log/pushed_messages.py)
+    a large group is committed ─▶ its topics ─▶ one statement: NOTIFY the nodes that listen to them
+    a push ─▶ TopicLog.on_pushed_messages; that notification ─▶ TopicLog.on_remote_commits
+    a regular look ─▶ TopicLog.refresh
 
 A node writes down which topics it listens to (interest.py), and reads a topic's end after that. A
 committing node looks up the listeners after the commit. So a message is within the end that the
-listener has read, or its node is found: no message falls between the two. A notification may be
-lost. So each node looks at the ends of all topics that it listens to every `poll_s`, and at once
-when the bus has been away. The listeners are looked up and notified in one statement; meanwhile the
-next topics gather, so there are as few NOTIFYs as the database is slow.
+listener has read, or its node is found: no message falls between the two. A push looks them up
+before the commit, under the locks of its topics. So a listener, between the two steps, also waits
+for the locks of its topics (`_WAIT_FOR_PUSHES`).
 
-Invariants: the commit of a message waits for nothing here; a node without peers looks nothing up;
-no node is notified of a topic that it does not listen to.
+A notification may be lost. So each node looks at the ends of all topics that it listens to every
+`poll_s`, and at once when the bus has been away. The listeners of large groups are looked up and
+notified in one statement; meanwhile the next topics gather, so there are as few NOTIFYs as the
+database is slow.
+
+Invariants: the commit of a large group waits for nothing here; a node without peers looks nothing
+up; no node is notified of a topic that it does not listen to.
 """
 
 from __future__ import annotations
@@ -33,6 +39,8 @@ from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
+from aether_trio.log.group_writers import PushCounts
+from aether_trio.log.pushed_messages import parse_push
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.storage.base import StorageUnavailable
@@ -60,6 +68,12 @@ _NOTIFY: Final = f"""
     ) AS notified
 """  # noqa: S608  # a constant
 
+# A push that did not see the interest in a topic has the lock of its row until its commit. A topic
+# that has no row yet gets one before its first push begins.
+_WAIT_FOR_PUSHES: Final = """
+    SELECT count(*) FROM (SELECT t.id FROM topics t WHERE t.name = ANY($1::text[]) ORDER BY t.id FOR SHARE) AS free
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class LogRelayLimits:
@@ -73,9 +87,10 @@ class LogRelayLimits:
 class LogRelayStatistics:
     """Counters of the relay of log topics; `interests` are topics listened to now.
 
-    `committed` counts topics of groups, `lookups` statements that looked up listeners, `statements`
-    those that found some and `notifies` their payloads. `wakes` counts topics that other nodes were
-    notified of, `woken` those that this node was notified of, `looks` the looks without a cause.
+    `committed` counts topics of groups, `lookups` statements that only looked up listeners,
+    `statements` those that found some, commits among them, and `notifies` their payloads. `wakes`
+    counts topics that other nodes were notified of, `woken` topics and pushed messages that this
+    node was, `looks` the looks without a cause.
     """
 
     committed: int = 0
@@ -112,11 +127,13 @@ class ClusterLogRelay:
             "topic_interest",
             lambda: [state.name for state in log.topics.subscribed()],
             limits.linger_s,
+            behind_add=_WAIT_FOR_PUSHES,
         )
         self._news: dict[str, None] = {}
         self._work = AutoResetEvent()
         self._counts = LogRelayStatistics()
         cluster.bus.handle(WAKE, self._on_wake)
+        cluster.bus.handle_pushes(self._on_push)
         cluster.when_renewed(self._renew)
 
     def statistics(self) -> LogRelayStatistics:
@@ -133,6 +150,16 @@ class ClusterLogRelay:
             for state in states:
                 self._news[state.name] = None
             self._work.set()
+
+    @property
+    def push_from(self) -> int:
+        return 0 if self._cluster.peers.empty else self._cluster.node_id
+
+    def pushed(self, topics: int, counts: PushCounts) -> None:
+        self._counts.committed += topics
+        self._counts.statements += bool(counts.payloads)
+        self._counts.notifies += counts.payloads
+        self._counts.wakes += counts.topics
 
     # -- notifying ---------------------------------------------------------------------------------
 
@@ -177,6 +204,16 @@ class ClusterLogRelay:
             names = body.split("\n")
             self._counts.woken += len(names)
             self._log.on_remote_commits(names)
+
+    def _on_push(self, payload: str) -> None:
+        try:
+            messages = parse_push(payload)
+        except ValueError:
+            logger.warning("a program other than a node pushes messages to this node; it looks at the log")
+            self._look.trigger()
+            return
+        self._counts.woken += len(messages)
+        self._log.on_pushed_messages(messages)
 
     def _renew(self) -> None:
         self._interest.renew()

@@ -21,6 +21,7 @@ owner's node answers. The table is not logged, because the request is repeated e
 
 `ephemeral_interest`: the node has a listener of this ephemeral topic. It is written before that
 listener is told that it is connected. `topic_interest`: the same for a topic of the log.
+`nodes.token` is a secret of the node: it names the channel on which messages are pushed to it.
 
 `ephemeral_updates`: an update of a topic, written by the node that it was reported to, for `nodes`,
 the other nodes that had listeners then. `seq` grows, and a node writes one batch after another, so
@@ -135,6 +136,47 @@ BEGIN
     END LOOP;
 END $$"""
 
+# Called by the statement that appends the messages, behind its locks of their topics: a query of a
+# volatile function sees what was committed until it begins. Returns how many (topic, node) and how
+# many payloads were pushed. The lines are those of log/pushed_messages.py; base64 has a line end
+# after 76 characters. Only who reads `nodes` knows the channel.
+_PUSH: Final = """CREATE FUNCTION aether_push(me INT, topics TEXT[], offsets BIGINT[], parts INT[], frames BYTEA[])
+RETURNS BIGINT[] LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT ARRAY[coalesce(sum(p.topics), 0), count(pg_notify(p.channel, p.payload))]::bigint[] FROM (
+            SELECT 'aether_push_' || n.token AS channel, count(DISTINCT w.topic) AS topics,
+                string_agg(
+                    w.number || ' ' || translate(encode(w.frame, 'base64'), E'\n', '') || ' ' || w.topic, E'\n'
+                    ORDER BY w.number
+                ) AS payload
+            FROM unnest(topics, offsets, parts, frames) AS w (topic, number, part, frame)
+            CROSS JOIN LATERAL (
+                SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" AND x.node_id <> me OFFSET 0
+            ) AS i
+            CROSS JOIN LATERAL (SELECT o.token FROM nodes o WHERE o.node_id = i.node_id OFFSET 0) AS n
+            GROUP BY n.token, w.part
+            ORDER BY w.part
+        ) AS p
+    );
+END $$"""
+
+# The same for a single message; returns to how many nodes it was pushed.
+_PUSH_ONE: Final = """CREATE FUNCTION aether_push_one(me INT, topic TEXT, number BIGINT, frame BYTEA)
+RETURNS BIGINT LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN (
+        SELECT count(pg_notify(
+            'aether_push_' || n.token, number || ' ' || translate(encode(frame, 'base64'), E'\n', '') || ' ' || w.topic
+        ))
+        FROM (SELECT aether_push_one.topic) AS w
+        CROSS JOIN LATERAL (
+            SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" AND x.node_id <> me OFFSET 0
+        ) AS i
+        CROSS JOIN LATERAL (SELECT o.token FROM nodes o WHERE o.node_id = i.node_id OFFSET 0) AS n
+    );
+END $$"""
+
 MIGRATIONS: Final = (
     (
         _NODES,
@@ -171,6 +213,8 @@ MIGRATIONS: Final = (
             PRIMARY KEY (topic, node_id)
         )""",
         "CREATE INDEX topic_interest_by_node ON topic_interest (node_id)",
+        _PUSH,
+        _PUSH_ONE,
         """CREATE UNLOGGED TABLE ephemeral_updates (
             node_id INT NOT NULL,
             seq {bigint} NOT NULL,

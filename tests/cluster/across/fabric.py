@@ -13,6 +13,7 @@ without the others.
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ import trio
 from aether_trio.cluster.cluster import Cluster
 from aether_trio.cluster.relay.log_relay import ClusterLogRelay, LogRelayLimits
 from aether_trio.gateway.core import Core, open_core
+from aether_trio.log.group_writers import PostgresGroupWriter
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.transport.link import Peer
@@ -80,6 +82,13 @@ class Gateway:
     def lose_notifications(self) -> None:
         """Every hint to this node is lost from now on."""
         self.cluster.bus.receive = lambda _payload: None  # type: ignore[method-assign]
+        self.cluster.bus.receive_push = lambda _payload: None  # type: ignore[method-assign]
+
+    def push_nothing(self) -> None:
+        """Other nodes read the messages of this one, as they do those of a large group."""
+        writer = self.core.log._writer
+        assert isinstance(writer, PostgresGroupWriter)
+        writer._push_again_at = math.inf
 
     def fail_reads(self, fails: Callable[[], bool]) -> None:
         """The log cannot be read whenever `fails` says so."""

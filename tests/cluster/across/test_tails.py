@@ -120,6 +120,37 @@ async def test_hints_are_what_makes_it_quick(fabric: Fabric) -> None:
     assert two.tails.statistics().woken >= 50
 
 
+async def test_a_lone_message_comes_with_its_notification(fabric: Fabric) -> None:
+    one, two = await fabric.start_many(2)
+    a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
+    for number in range(20):
+        a.send(message_to("ag::w::b::1", b"%d" % number))
+        assert await b.take(1) == [b"%d" % number]
+    # Nothing on a busy machine makes a group of this test slow but a stall.
+    assert two.core.log.statistics().pushed_messages > two.core.log.statistics().remote_messages
+    lookups = one.tails.statistics().lookups
+    a.send(message_to("ag::w::b::1", bytes(20_000)))
+    assert await b.take(1) == [bytes(20_000)]
+    await until(lambda: one.tails.statistics().lookups == lookups + 1)
+
+
+async def test_a_push_that_the_server_refuses_is_told_later(fabric: Fabric, postgres_engine: PostgresEngine) -> None:
+    one, two = await fabric.start_many(2)
+    a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
+    for function in (
+        "aether_push(me INT, topics TEXT[], offsets BIGINT[], parts INT[], frames BYTEA[]) RETURNS BIGINT[]",
+        "aether_push_one(me INT, topic TEXT, number BIGINT, frame BYTEA) RETURNS BIGINT",
+    ):
+        postgres_engine.outside(
+            f"CREATE OR REPLACE FUNCTION {function} LANGUAGE plpgsql AS $$ BEGIN RAISE program_limit_exceeded; END $$"
+        )
+    for number in range(3):
+        a.send(message_to("ag::w::b::1", b"%d" % number))
+        assert await b.take(1) == [b"%d" % number]
+    assert errors(a) == []
+    assert two.core.log.statistics().pushed_messages == 0
+
+
 @asynccontextmanager
 async def loses_hints(fabric: Fabric, chance: random.Random) -> AsyncIterator[None]:
     """A third of all hints about the log never arrive."""
@@ -131,6 +162,7 @@ async def loses_hints(fabric: Fabric, chance: random.Random) -> AsyncIterator[No
     for gateway in fabric.gateways:
         bus = gateway.cluster.bus
         bus.receive = partial(receive, bus.receive)  # type: ignore[method-assign]
+        bus.receive_push = partial(receive, bus.receive_push)  # type: ignore[method-assign]
     yield
 
 
@@ -251,6 +283,7 @@ async def test_a_backlog_is_more_than_one_read_brings(fabric: Fabric) -> None:
     sent = [b"%d" % number for number in range(3 * ROWS_PER_TOPIC)]
     sent += [b"%d" % number + bytes(BYTES_PER_TOPIC // 3) for number in range(8)] + [bytes(2 * BYTES_PER_TOPIC), b"end"]
     one, two = await fabric.start_many(2)
+    one.push_nothing()
     async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
         two.fail_reads(lambda: failing)
         failing = True
@@ -321,6 +354,7 @@ async def test_a_node_that_only_publishes_reads_nothing(fabric: Fabric) -> None:
 async def test_a_session_that_ends_while_its_topic_is_being_read(fabric: Fabric) -> None:
     gate, reading = trio.Event(), trio.Event()
     one, two = await fabric.start_many(2)
+    one.push_nothing()
     async with join(one, agent("w", "a", "1")) as a:
         database = two.core.log.database
         read = database.read

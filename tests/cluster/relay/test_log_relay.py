@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from random import Random
 from typing import cast
@@ -23,6 +23,7 @@ from aether_trio.cluster.relay.log_relay import (
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import LogRelay, TopicLog
 from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes, until
+from tests.helpers.engines import PostgresEngine
 
 LATE = LogRelayLimits(poll_s=10 * LONG_S)
 ODD = ['ag::lab::"x"::1', "ag::lab::\\::1", "ag::lab::\t\x01::1", "ag::lab::é漢😀::1", "%n"]
@@ -43,6 +44,7 @@ class Ears:
         self.topics = HeardTopics()
         self.told: list[str] = []
         self.looked = 0
+        self.receive_push: Callable[[str], None] | None = None
 
     @contextmanager
     def relayed_by(self, relay: LogRelay) -> Iterator[None]:
@@ -63,6 +65,11 @@ class Ears:
             await self.relay.expect(names)
         self.topics += map(CachedTopic, names)
 
+    def push(self, payload: str) -> None:
+        """What the bus does with a NOTIFY on the node's channel for pushes."""
+        assert self.receive_push is not None
+        self.receive_push(payload)
+
     def commit(self, *names: str) -> None:
         assert self.relay is not None
         self.relay.committed(map(CachedTopic, names))
@@ -71,9 +78,11 @@ class Ears:
 @asynccontextmanager
 async def ears(node: Node) -> AsyncIterator[tuple[Ears, ClusterLogRelay]]:
     log = Ears()
+    await node.server.database("log")
     async with open_log_relay(
         node.server, node.cluster, cast("TopicLog", log), cluster_limits=STEADY, limits=LATE, random=Random(1)
     ) as tails:
+        log.receive_push = node.cluster.bus.receive_push
         yield log, tails
 
 
@@ -93,8 +102,42 @@ async def test_only_nodes_that_listen_are_notified(nodes: Nodes) -> None:
         await until(lambda: bool(c.told))
         assert c.told == ["ag::lab::both::1"]
         assert a.told == []
+        await until(lambda: one.statistics().lookups == 2)  # counted when it is answered
         done = one.statistics()
         assert (done.lookups, done.statements, done.notifies, done.wakes) == (2, 1, 2, 2 + len(ODD))
+
+
+async def test_a_node_listens_when_the_appends_that_do_not_know_of_it_are_committed(
+    nodes: Nodes, postgres_engine: PostgresEngine
+) -> None:
+    async with ears(await nodes.start()) as (a, _):
+        rows = postgres_engine.rows
+        postgres_engine.outside("INSERT INTO topics (name) VALUES ('ag::lab::x::1')")
+        postgres_engine.outside("BEGIN; SELECT id FROM topics FOR UPDATE")
+        waiting = (
+            "SELECT 1 FROM pg_stat_activity WHERE application_name = 'aether-log-relay' AND wait_event_type = 'Lock'"
+        )
+        listening = trio.Event()
+
+        async def listen() -> None:
+            await a.listen("ag::lab::x::1")
+            listening.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            await until(lambda: bool(rows(waiting)))
+            assert not listening.is_set()
+            assert rows("SELECT topic FROM topic_interest") == [("ag::lab::x::1",)], "others know of it by then"
+            postgres_engine.outside("COMMIT")
+        assert listening.is_set()
+
+
+async def test_a_malformed_push_makes_the_listener_look(nodes: Nodes) -> None:
+    async with ears(await nodes.start()) as (a, _):
+        await a.listen("ag::lab::x::1")
+        looks = a.looked
+        a.push("not of a node")
+        await until(lambda: a.looked > looks)
 
 
 async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> None:

@@ -12,6 +12,7 @@ from aether_trio.log import topic_sql_postgres
 from aether_trio.log.topic_sql_postgres import CommitGroup
 from aether_trio.storage.base import FENCE_HERE, Database
 from aether_trio.storage.postgres.connections import PLANNED_ONCE
+from aether_trio.storage.schema.cluster import _PUSH
 from tests.helpers.engines import PostgresEngine
 
 GROUP = CommitGroup(1, 1, 1, [(1, b"x")], [(1, "ag::w::a::1", 1, 1)], [("ag::w::a::1", b"x", b"x", 1)])
@@ -44,10 +45,32 @@ async def test_a_group_finds_its_topics_by_key(log_database: Database, postgres_
     assert all(found)
 
 
+@pytest.mark.parametrize("variant", [(False, False), (False, True), (True, False), (True, True)])
+async def test_one_message_finds_its_topic_by_key(
+    log_database: Database, postgres_engine: PostgresEngine, variant: tuple[bool, bool]
+) -> None:
+    async with postgres_engine.open("cluster"):
+        text = topic_sql_postgres._APPEND_ONE[variant].replace(FENCE_HERE, "1")
+        found = conditions(plan(postgres_engine, text), "topics")
+    assert found
+    assert all(found)
+
+
 async def test_listeners_are_found_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
     async with postgres_engine.open("cluster"):
         found = conditions(plan(postgres_engine, log_relay._NOTIFY), "topic_interest")
     assert found == [True]
+
+
+async def test_listeners_of_a_push_are_found_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
+    query = _PUSH.partition("RETURN (")[2].partition(");\nEND")[0].replace("<> me", "<> $1")
+    query = query.replace(
+        "unnest(topics, offsets, parts, frames)", "unnest($2::text[], $3::bigint[], $4::int[], $5::bytea[])"
+    )
+    async with postgres_engine.open("cluster"):
+        found = plan(postgres_engine, query)
+    assert conditions(found, "topic_interest") == [True]
+    assert conditions(found, "nodes") == [True]
 
 
 @pytest.mark.parametrize(("kind", "planned_once"), [("appender", True), ("writer", False), ("reader", False)])
