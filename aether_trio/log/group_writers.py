@@ -46,9 +46,9 @@ PUSH_AGAIN_S: Final = 5.0
 
 
 class PushCounts(NamedTuple):
-    """How many (topic, node) a group was pushed to, in how many payloads."""
+    """How many (message, node) were pushed, in how many payloads."""
 
-    topics: int
+    messages: int
     payloads: int
 
 

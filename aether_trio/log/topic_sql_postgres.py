@@ -256,7 +256,7 @@ def append_group(group: CommitGroup) -> Fetch:
     The answer is (topic id, the topic's last offset before the group) for each topic, and a row (0,
     n). Without the row of 0 nothing was written: rows (topic id, DELETED) name the topics that are
     to be made again; without any row, the group had been written before. With a push, n is the
-    number of (topic, node) that were pushed, and there is a row (PAYLOADS, payloads).
+    number of (message, node) that were pushed, and there is a row (PAYLOADS, payloads).
     """
     if len(group.messages) == 1 and not group.cursors:
         return _append_one_message(group)

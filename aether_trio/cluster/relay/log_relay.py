@@ -159,7 +159,7 @@ class ClusterLogRelay:
         self._counts.committed += topics
         self._counts.statements += bool(counts.payloads)
         self._counts.notifies += counts.payloads
-        self._counts.wakes += counts.topics
+        self._counts.wakes += counts.messages
 
     # -- notifying ---------------------------------------------------------------------------------
 

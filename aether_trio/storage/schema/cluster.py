@@ -137,17 +137,17 @@ BEGIN
 END $$"""
 
 # Called by the statement that appends the messages, behind its locks of their topics: a query of a
-# volatile function sees what was committed until it begins. Returns how many (topic, node) and how
-# many payloads were pushed. The lines are those of log/pushed_messages.py; base64 has a line end
-# after 76 characters. Only who reads `nodes` knows the channel.
+# volatile function sees what was committed until it begins. Returns how many (message, node) and
+# how many payloads were pushed. The lines are those of log/pushed_messages.py; base64 has line ends
+# in it. Only who reads `nodes` knows the channel.
 _PUSH: Final = """CREATE FUNCTION aether_push(me INT, topics TEXT[], offsets BIGINT[], parts INT[], frames BYTEA[])
 RETURNS BIGINT[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
-        SELECT ARRAY[coalesce(sum(p.topics), 0), count(pg_notify(p.channel, p.payload))]::bigint[] FROM (
-            SELECT 'aether_push_' || n.token AS channel, count(DISTINCT w.topic) AS topics,
+        SELECT ARRAY[coalesce(sum(p.messages), 0), count(pg_notify(p.channel, p.payload))]::bigint[] FROM (
+            SELECT 'aether_push_' || n.token AS channel, count(*) AS messages,
                 string_agg(
-                    w.number || ' ' || translate(encode(w.frame, 'base64'), E'\n', '') || ' ' || w.topic, E'\n'
+                    w.number || ' ' || replace(encode(w.frame, 'base64'), chr(10), '') || ' ' || w.topic, chr(10)
                     ORDER BY w.number
                 ) AS payload
             FROM unnest(topics, offsets, parts, frames) AS w (topic, number, part, frame)
@@ -167,7 +167,7 @@ RETURNS BIGINT LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT count(pg_notify(
-            'aether_push_' || n.token, number || ' ' || translate(encode(frame, 'base64'), E'\n', '') || ' ' || w.topic
+            'aether_push_' || n.token, number || ' ' || replace(encode(frame, 'base64'), chr(10), '') || ' ' || w.topic
         ))
         FROM (SELECT aether_push_one.topic) AS w
         CROSS JOIN LATERAL (
