@@ -146,7 +146,16 @@ class PostgresDatabase(Database):
             raise trio.ClosedResourceError(f"the {self.name} database is closed")
         job.task = trio.lowlevel.current_task()
         job.begin()
-        put(job)
+        if job.recognized:  # it shares its transaction with no other job
+            self._server.loop.start_now(partial(put, job))
+        else:
+            put(job)
+        if job.answered:  # at once, as the server is away
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if job.error is not None:
+                raise job.error
+            return job.value
+        job.parked = True
         return await trio.lowlevel.wait_task_rescheduled(job.forget)
 
     def _deliver(self, jobs: Sequence[PostgresJob]) -> None:
@@ -154,8 +163,8 @@ class PostgresDatabase(Database):
             self._room.release()
             if not job.undecided:
                 job.over()
-            task, job.task = job.task, None
-            if task is not None:
+            task, job.task, job.answered = job.task, None, True
+            if task is not None and job.parked:
                 trio.lowlevel.reschedule(
                     task, outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
                 )

@@ -31,7 +31,20 @@ T = TypeVar("T")
 class PostgresJob:
     """One database program on its way through the engine, then its result."""
 
-    __slots__ = ("error", "factory", "fence", "key", "pending", "recognized", "rows", "task", "undecided", "value")
+    __slots__ = (
+        "answered",
+        "error",
+        "factory",
+        "fence",
+        "key",
+        "parked",
+        "pending",
+        "recognized",
+        "rows",
+        "task",
+        "undecided",
+        "value",
+    )
 
     def __init__(self, factory: ProgramFactory[Any], key: str = "") -> None:
         self.factory = factory
@@ -39,6 +52,7 @@ class PostgresJob:
         self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.task: trio.lowlevel.Task | None = None
+        self.parked = self.answered = False  # its task waits to be rescheduled; was told the result
         self.pending: SessionWrites | None = None  # the writes of the session that it belongs to
         self.undecided = False  # it was answered, and may still take effect
         self.value: Any = None

@@ -138,6 +138,27 @@ class TrioLoop(asyncio.SelectorEventLoop):
         self._nursery.start_soon(self._run_in_thread, future, partial(func, *args))
         return future
 
+    def start_now(self, start: Callable[[], object]) -> None:
+        """Call `start`, which makes callbacks ready, and take a turn before this returns.
+
+        It saves a pass of trio's scheduler, and puts callbacks into one turn less: not for work
+        that is cheaper together. What callbacks raise is raised by `open_loop`.
+        """
+        if self._in_turn or self._error is not None:
+            start()
+            return
+        self._in_turn = True  # no other turn is needed
+        try:
+            start()
+        finally:
+            self._in_turn = False
+        try:
+            self._turn()
+        except Exception as error:
+            self._fail(error)
+        else:
+            self._arrange_next_turn()
+
     async def _run_in_thread(self, future: asyncio.Future[T], func: Callable[[], T]) -> None:
         try:
             result = await trio.to_thread.run_sync(func, abandon_on_cancel=True)
@@ -177,10 +198,13 @@ class TrioLoop(asyncio.SelectorEventLoop):
         while True:
             await trio.lowlevel.wait_readable(self._selector.fileno())  # type: ignore[attr-defined]
             self._turn()
-            if self._ready:
-                self._wake()
-            elif self._sleeper is not None and (due := self._next_timer()) < self._sleep.deadline:
-                self._sleep.deadline = due
+            self._arrange_next_turn()
+
+    def _arrange_next_turn(self) -> None:
+        if self._ready:
+            self._wake()
+        elif self._sleeper is not None and (due := self._next_timer()) < self._sleep.deadline:
+            self._sleep.deadline = due
 
     def _wake_up(self, _raise_cancel: object) -> trio.lowlevel.Abort:
         self._sleeper = None

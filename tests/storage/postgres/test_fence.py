@@ -9,7 +9,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.storage.base import FENCE_HERE, Fetch
+from aether_trio.storage.base import FENCE_HERE, Fetch, StorageUnavailable
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from aether_trio.storage.postgres.errors import FENCED, FencedError
@@ -115,3 +115,21 @@ async def test_the_fence_is_that_of_the_moment_of_submission(postgres_engine: Po
                 postgres_engine.outside("UPDATE lease SET epoch = 2; COMMIT")
         assert await ids(database) == [0, 4, 5, 6]
         assert sorted(refused) == [1, 2, 3]
+
+
+async def test_a_statement_with_the_fence_that_is_refused_at_once_is_answered(
+    postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def away() -> None:
+        raise StorageUnavailable("the server is away")
+
+    statement = Fetch(FENCED_INSERT, (1,))
+    async with opened(postgres_engine) as (database, _):
+        with monkeypatch.context() as patched:
+            patched.setattr(database.writer.pool, "acquire", away)
+            with trio.fail_after(LONG_S):
+                for _ in range(3):
+                    with pytest.raises(StorageUnavailable):
+                        await database.write(statement)
+        assert database.idle
+        assert await database.write(statement) == [(1,)]

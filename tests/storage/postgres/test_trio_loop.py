@@ -6,6 +6,7 @@ import asyncio
 import gc
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import trio
@@ -190,6 +191,36 @@ async def test_a_transport_reads_and_is_closed_in_the_middle() -> None:
             return got
 
         assert await loop.run(program()) == bytes(range(100))
+
+
+async def test_what_is_started_now_has_had_its_turn() -> None:
+    ran: list[str] = []
+    fired = trio.Event()
+    async with trio_loop.open_loop() as loop:
+        await trio.testing.wait_all_tasks_blocked()
+
+        def start() -> None:
+            loop.call_soon(ran.append, "first")
+            loop.call_soon(loop.call_soon, ran.append, "second")
+            loop.call_later(0.01, fired.set)
+
+        loop.start_now(start)
+        assert ran == ["first", "second"]
+        with trio.fail_after(60):
+            await fired.wait()  # the turns go on by themselves
+        loop.call_soon(loop.start_now, partial(ran.append, "within a turn"))
+        await trio.testing.wait_all_tasks_blocked()
+        assert ran[2:] == ["within a turn"]
+
+
+async def test_an_error_of_what_is_started_now_ends_the_loop_and_not_its_caller() -> None:
+    went_on = False
+    with pytest.raises(BaseExceptionGroup):
+        async with trio_loop.open_loop() as loop:
+            loop.start_now(partial(loop.call_soon, loop.call_exception_handler, {"exception": ValueError("a defect")}))
+            went_on = True
+            await trio.sleep_forever()
+    assert went_on
 
 
 async def test_a_failed_future_that_is_not_awaited_ends_nothing() -> None:
