@@ -220,10 +220,11 @@ class PostgresGroupWriter:
         except StorageUnavailable:
             self._push_again_at = trio.current_time() + PUSH_AGAIN_S
             raise
-        except Exception:
+        except Exception as error:
             if group.push is None:
                 raise
-            # nothing was written: the queue of notifications is full, or the messages are refused
+            # Nothing was written: the queue of notifications is full, or the messages are refused.
+            logger.warning("PostgreSQL refused to push messages to other nodes", reason=str(error))
             self._push_again_at = trio.current_time() + PUSH_AGAIN_S
             return await self._write(replace(group, push=None), is_void)
         finally:

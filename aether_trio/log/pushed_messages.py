@@ -21,7 +21,6 @@ PAYLOAD_BYTES: Final = 7900
 """Bytes of one payload; PostgreSQL's limit is 7999."""
 MOST_PAYLOADS: Final = 4
 """A group that needs more is read by its listeners: one read is cheaper than that many."""
-MOST_MESSAGES: Final = MOST_PAYLOADS * PAYLOAD_BYTES // 64
 LINE_BYTES: Final = 22
 """A line without its topic and message: an offset of 19 digits, two blanks, the line end."""
 
@@ -36,8 +35,8 @@ class PushedMessage(NamedTuple):
 
 def split_into_payloads(topics: Sequence[str], frames: Sequence[bytes]) -> list[int] | None:
     """Return the number of each message's payload; None if they are not to be pushed."""
-    if len(frames) > MOST_MESSAGES:
-        return None
+    if sum(map(len, frames)) + len(frames) * LINE_BYTES > MOST_PAYLOADS * PAYLOAD_BYTES:
+        return None  # a large group is looked at no closer
     parts: list[int] = []
     part = size = 0
     for topic, frame in zip(topics, frames, strict=True):

@@ -8,7 +8,9 @@ A NOTIFY takes a lock of the whole database server until its transaction is over
 backend that listens. So one connection of a node listens, and notifications that wait go out
 together, over a connection that commits without waiting for the disk. Send a notification after the
 commit that it is about. A part that finds the nodes to notify in the database may notify them in
-the same statement (`node_channel`, `payload_sql`).
+the same statement (`node_channel`, `payload_sql`). Small groups of messages are pushed in their
+commit, while commits are quick (log/group_writers.py), over a channel for each node whose name is a
+secret: any role of the database may NOTIFY and LISTEN on a channel that it knows.
 
 Notifications are lost when a listener reconnects, the server restarts or a queue is full. So after
 each reconnect all handlers are called with ALL, "look at everything", and a part that waits for a
