@@ -39,7 +39,7 @@ def watch_databases(metrics: Metrics, databases: Databases) -> None:
 
 def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
     """Register metrics of the topic log and its retention."""
-    counters = {"appended", "settled", "refused", "groups", "remote_reads", "remote_messages"}
+    counters = {"appended", "settled", "refused", "groups", "remote_reads", "remote_messages", "pushed_messages"}
     metrics.watch("log", log.statistics, counters=counters)
     metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
     metrics.gauge(
