@@ -88,7 +88,6 @@ class RemoteCommitReader:
     async def run_pushed(self) -> None:
         """Offer pushed messages until cancelled."""
         while True:
-            await self._arrived.wait()
             touched: set[Kickable] = set()
             offers = 0
             while self._pushed:
@@ -98,6 +97,7 @@ class RemoteCommitReader:
                     await kick_all(touched)
                     await trio.lowlevel.checkpoint()
             await kick_all(touched)
+            await self._arrived.wait()
 
     def _offer_first_pushed(self, touched: set[Kickable]) -> int:
         """Offer the first pushed message if it is its topic's next; return the offers."""

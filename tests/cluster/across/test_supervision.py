@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -68,6 +69,26 @@ async def test_a_queue_that_cannot_be_served_keeps_no_other_waiting(
         await until(lambda: len(payloads(good)) > number)  # noqa: B023
 
 
+async def test_a_mistake_with_a_pushed_message_loses_nothing(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aether_trio.log.group_writers.QUICK_S", math.inf)
+    one, two = await fabric.start_many(2)
+    offer, failures = RemoteCommitReader._offer_first_pushed, 0
+
+    def fail_first(self: RemoteCommitReader, touched: set[Any]) -> int:
+        nonlocal failures
+        failures += 1
+        if failures == 1:
+            raise DefectError("a pushed message")
+        return offer(self, touched)
+
+    monkeypatch.setattr(RemoteCommitReader, "_offer_first_pushed", fail_first)
+    a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
+    for number in range(3):
+        a.send(message_to("ag::w::b::1", b"%d" % number))
+    assert await b.take(3) == [b"0", b"1", b"2"]
+    assert failures > 1
+
+
 @pytest.mark.parametrize(
     ("owner", "name"),
     [
@@ -93,6 +114,7 @@ async def test_a_mistake_ends_no_node_and_holds_no_identity(
         return await sound(self, *args, **keywords)
 
     monkeypatch.setattr(owner, name, method)
+    one.push_nothing()
     b = await two.join(agent("w", "b", "1"))
     for number in range(3):
         async with join(one, agent("w", "a", "1")) as a:
