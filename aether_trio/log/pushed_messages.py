@@ -1,4 +1,4 @@
-"""Messages that the node which commits them sends along with its notification (PostgreSQL).
+"""Messages that the committing node sends along with their notification.
 
     a small group ──▶ one statement: append, find the listening nodes, NOTIFY them with the messages
     a large group ──▶ append; a notification with the topics; each listening node reads the log

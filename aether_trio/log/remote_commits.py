@@ -76,7 +76,7 @@ class RemoteCommitReader:
             self._requested.set()
 
     def take(self, topic: CachedTopic, message: PushedMessage) -> bool:
-        """Queue a pushed message for `run_pushed`; False if there is no room. Never blocks."""
+        """Queue a message for `run_pushed`; False if there is no room. Never blocks."""
         if self._pushed_bytes >= PUSHED_BYTES:
             return False
         topic.waiting += 1  # it must not be forgotten meanwhile

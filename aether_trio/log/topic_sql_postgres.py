@@ -100,7 +100,7 @@ _APPEND: Final = f"""
     {_WITH_APPENDED}
     SELECT id, before FROM heads UNION ALL SELECT 0, 0 FROM fresh UNION ALL SELECT id, {DELETED} FROM gone
 """  # noqa: S608  # a constant
-# `heads` comes after the locks, so `aether_push` finds the nodes whose interest is committed by then.
+# `heads` comes behind the locks, so `aether_push` finds nodes whose interest is committed by then.
 _APPEND_AND_PUSH: Final = f"""
     {_WITH_APPENDED}, pushed AS MATERIALIZED (
         SELECT aether_push($17, array_agg(m.topic), array_agg(h.before + m.number), array_agg(m.part), array_agg(m.data)) AS counts

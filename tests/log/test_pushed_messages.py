@@ -1,4 +1,4 @@
-"""Messages that another node sends along: payloads, order, and what a lost one costs."""
+"""Messages that another node pushes: payloads, order, what a lost one costs."""
 
 from __future__ import annotations
 
