@@ -46,6 +46,10 @@ class ProcessProbe:
         """Resident KiB."""
         return sum(map(_rss_kib, self.pids))
 
+    def waited_ns(self) -> int:
+        """Nanoseconds that the main threads were ready and had no CPU; 0 if unknown."""
+        return sum(_schedstat(pid, 1) for pid in self.pids)
+
     def fds(self) -> int:
         """Open file descriptors; 0 when they are hidden."""
         return sum(map(_fds, self.pids))
@@ -159,8 +163,13 @@ def _cpu_ns(pid: int) -> int:
 
 
 def _main_thread_ns(pid: int) -> int:
+    return _schedstat(pid, 0)
+
+
+def _schedstat(pid: int, field: int) -> int:
+    """The time on a CPU (0) or waiting for one (1) of a process's main thread."""
     try:
-        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0])
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[field])
     except OSError:
         return 0
 

@@ -16,7 +16,7 @@ from bench.units import Window, trend
 
 PAUSE_NS: Final = 100_000_000
 MACHINE_SHARE: Final = 0.5
-"""A pause is the machine's when the echo took this share of the time in the same second."""
+"""A pause is the machine's when the echo took this share of it, or the wait for a CPU."""
 SKIPPED: Final = 0.25
 TOLERANCE: Final = 0.05
 MOST_PAUSES: Final = 1000
@@ -24,7 +24,10 @@ MOST_PAUSES: Final = 1000
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A second: when it ended, messages so far, sizes, and its longest latencies."""
+    """A second: when it ended, messages so far, sizes, and its longest latencies.
+
+    `waited_ns` is how long the gateway's main thread was ready in it and had no CPU.
+    """
 
     at_s: float
     messages: int
@@ -34,6 +37,7 @@ class Sample:
     fds: int
     longest_ns: int
     echo_ns: int
+    waited_ns: int
 
 
 @dataclass(slots=True)
@@ -44,11 +48,12 @@ class Pause:
     until_s: float
     longest_ns: int
     echo_ns: int
+    waited_ns: int
 
     @property
     def of_machine(self) -> bool:
-        """Whether the echo, which has nothing to do with the gateway, was late as well."""
-        return self.echo_ns >= MACHINE_SHARE * self.longest_ns
+        """Whether the echo was late as well, or other programs had the CPU."""
+        return max(self.echo_ns, self.waited_ns) >= MACHINE_SHARE * self.longest_ns
 
 
 class Watch:
@@ -71,8 +76,9 @@ class Watch:
                     last.until_s = sample.at_s
                     last.longest_ns = max(last.longest_ns, sample.longest_ns)
                     last.echo_ns = max(last.echo_ns, sample.echo_ns)
+                    last.waited_ns += sample.waited_ns
                 else:
-                    found.append(Pause(before, sample.at_s, sample.longest_ns, sample.echo_ns))
+                    found.append(Pause(before, sample.at_s, sample.longest_ns, sample.echo_ns, sample.waited_ns))
             before = sample.at_s
         return found
 
@@ -100,6 +106,7 @@ class Watch:
                     "until_s": round(one.until_s, 2),
                     "ms": round(one.longest_ns / 1e6, 1),
                     "echo_ms": round(one.echo_ns / 1e6, 1),
+                    "waited_ms": round(one.waited_ns / 1e6, 1),
                     "of": "machine" if one.of_machine else "gateway",
                 }
                 for one in sorted(pauses, key=lambda one: -one.longest_ns)[:MOST_PAUSES]

@@ -148,7 +148,7 @@ def pauses(soak: Mapping[str, Any]) -> list[str]:
     """A soak's longest pauses as texts, the longest first."""
     count = soak["pauses"]
     shown = [
-        f"{one['ms']:,.0f} ms in second {one['from_s']:,.0f} to {one['until_s']:,.0f} ({one['of']}; echo {one['echo_ms']:,.0f} ms)"
+        f"{one['ms']:,.0f} ms in second {one['from_s']:,.0f} to {one['until_s']:,.0f} ({one['of']}; echo {one['echo_ms']:,.0f} ms, waited for a CPU {one['waited_ms']:,.0f} ms)"
         for one in soak["longest_pauses"][:PAUSES_SHOWN]
     ]
     return [f"{count['gateway']} pauses over 100 ms of the gateway, {count['machine']} of the machine", *shown]

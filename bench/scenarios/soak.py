@@ -3,7 +3,8 @@
 Messages at half of what `routed-1` reaches, with some operations on keys and some tasks, on
 schedules. Each second is a sample of memory, files and the longest latency. Old messages and tasks
 go after a sixth of the time, so that retention works while it is watched. A raw echo in another
-process is on the same loop: when the machine or the load pauses, its rounds are late as well.
+process is on the same loop: when the machine or the load pauses, its rounds are late as well. When
+other programs have the CPUs, the kernel knows how long the gateway was ready to run.
 """
 
 from __future__ import annotations
@@ -68,6 +69,7 @@ class Soak(Scenario):
         self._echo_latencies = Latencies()
         self._echo_schedule = Schedule(ECHOES_PER_S)
         self.watch = Watch()
+        self._waited = 0
         self.every = min(SAMPLE_SECONDS, options.minutes * 60 / SAMPLES)
 
     def prepare(self) -> None:
@@ -98,6 +100,7 @@ class Soak(Scenario):
         """Begin to watch, after the warm-up."""
         self.watch = Watch()
         self._fold()
+        self._waited = self.world.probe.waited_ns() if self.world.probe else 0
         self._start = perf_counter()
         self._next = self._start + self.every
 
@@ -113,8 +116,9 @@ class Soak(Scenario):
         probe, data_dir = self.world.probe, self.world.data_dir
         wal, files = file_sizes(data_dir) if data_dir else (0, 0)
         rss, fds = (probe.rss_kib(), probe.fds()) if probe else (0, 0)
-        at = now - self._start
-        self.watch.add(Sample(at, self.messages.received, rss, wal, files, fds, longest, echo))
+        at, ready = now - self._start, probe.waited_ns() if probe else 0
+        waited, self._waited = ready - self._waited, ready
+        self.watch.add(Sample(at, self.messages.received, rss, wal, files, fds, longest, echo, waited))
         self._next = max(self._next + self.every, now)
         return self._next
 

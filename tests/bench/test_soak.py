@@ -28,6 +28,7 @@ def watch(count: int = 100, **given: Any) -> Watch:
             "fds": 20,
             "longest_ns": 3 * MS,
             "echo_ns": MS,
+            "waited_ns": 20 * MS,
         }
         made.add(Sample(float(second), **plain | {name: value(second) for name, value in given.items()}))
     return made
@@ -57,21 +58,25 @@ def test_what_grows_at_first_and_then_no_more_is_level() -> None:
     assert (found["least"], found["most"], found["rises"]) == (25, 25, False)
 
 
-def test_pauses_are_the_machines_when_the_echo_is_late_as_well() -> None:
-    late = {10: 150, 11: 300, 50: 120}
+def test_pauses_are_the_machines_when_the_echo_is_late_or_others_have_the_cpu() -> None:
+    late = {10: 150, 11: 300, 50: 120, 90: 200}
+    waited = {90: 150}
     echo = {50: 90, 70: 500}
     summary = watch(
-        longest_ns=lambda second: late.get(second, 3) * MS, echo_ns=lambda second: echo.get(second, 1) * MS
+        longest_ns=lambda second: late.get(second, 3) * MS,
+        echo_ns=lambda second: echo.get(second, 1) * MS,
+        waited_ns=lambda second: waited.get(second, 2) * MS,
     ).summary()
-    assert summary["pauses"] == {"gateway": 1, "machine": 2}
+    assert summary["pauses"] == {"gateway": 1, "machine": 3}
     assert [(one["from_s"], one["until_s"], one["ms"], one["of"]) for one in summary["longest_pauses"]] == [
         (9, 11, 300, "gateway"),
+        (89, 90, 200, "machine"),
         (49, 50, 120, "machine"),
         (69, 70, 3, "machine"),
     ]
     first, second, *_ = table.pauses(summary)
-    assert first == "1 pauses over 100 ms of the gateway, 2 of the machine"
-    assert second == "300 ms in second 9 to 11 (gateway; echo 1 ms)"
+    assert first == "1 pauses over 100 ms of the gateway, 3 of the machine"
+    assert second == "300 ms in second 9 to 11 (gateway; echo 1 ms, waited for a CPU 4 ms)"
 
 
 def test_cpu_has_a_trend_by_windows() -> None:
