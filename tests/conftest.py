@@ -21,6 +21,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from aether_trio.storage.existing_names import ExistingNames
 from tests.helpers.direct import PostgresStore, SqliteStore, Store
 from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine, open_postgres_engine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
@@ -44,6 +45,12 @@ def pytest_collection_finish() -> None:
     # time.
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def every_name_may_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have storage read for names without a row too, as a gateway does at first."""
+    monkeypatch.setattr(ExistingNames, "may_exist", lambda _self, _name: True)
 
 
 @pytest.fixture(scope="session")

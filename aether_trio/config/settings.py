@@ -8,6 +8,7 @@ values are the defaults, unless the text says why not.
 from __future__ import annotations
 
 import ipaddress
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal
 
 import msgspec
@@ -30,6 +31,7 @@ Principal = Literal[
 ]
 
 
+@lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether only this machine reaches `host`; False for names but localhost."""
     if host == "localhost":

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -94,6 +94,10 @@ class ResolvedTarget:
     """Whether its receiver may be started when a message for it arrives."""
 
 
+_NOTHING_SENT: Final[dict[Any, Any]] = {}
+"""Of all sessions that have sent nothing; never written to."""
+
+
 @dataclass(slots=True)
 class Sender:
     """The router's record of one session that sends messages."""
@@ -105,14 +109,13 @@ class Sender:
     author: AppendAuthor
     allows_workspace: Callable[[str], bool]
     last_append: int = 0
-    targets: dict[str, ResolvedTarget] = field(default_factory=dict)
-    suffixes: dict[tuple[int, str], tuple[bytes, SendCount]] = field(default_factory=dict)
+    targets: dict[str, ResolvedTarget] = field(default_factory=lambda: _NOTHING_SENT)
+    suffixes: dict[tuple[int, str], tuple[bytes, SendCount]] = field(default_factory=lambda: _NOTHING_SENT)
 
     def moved_to(self, workspace: str) -> None:
         """Forget all decisions about targets, as the sender is in another workspace."""
         self.workspace = workspace
-        self.targets.clear()
-        self.suffixes.clear()
+        self.targets = self.suffixes = _NOTHING_SENT
 
 
 @dataclass(slots=True)
@@ -239,8 +242,8 @@ class Router:
         """Return the encoded type and workspace of a sender's messages, and their counter."""
         if workspace and not sender.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
-        if len(sender.suffixes) >= MAX_SUFFIXES:
-            sender.suffixes.clear()
+        if not 0 < len(sender.suffixes) < MAX_SUFFIXES:
+            sender.suffixes = {}
         counted_type = message_type if message_type in _KNOWN_TYPES else UNKNOWN_TYPE
         counted = (counted_type, sender.workspace)
         if counted not in self._accepted and len(self._accepted) >= MAX_SERIES:
@@ -265,8 +268,8 @@ class Router:
         log_topic: CachedTopic | None = None
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
             log_topic = self._topics.ensure(topic.text)
-        if len(sender.targets) >= MAX_TARGETS:
-            sender.targets.clear()
+        if not 0 < len(sender.targets) < MAX_TARGETS:
+            sender.targets = {}
         is_task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
         resolved = ResolvedTarget(topic, declared, refusal, log_topic, is_task_input, topic.kind in _STARTABLE)
         sender.targets[text] = resolved

@@ -260,11 +260,13 @@ async def open_core(
         background: Mapping[str, Callable[[], Awaitable[None]]] = {
             "retention": retention.sweep_forever,
             "publishers": publishers.sweep_forever,
+            "publisher-names": publishers.load_names,
             "presence": presence.run,
             "presence-sweep": presence.sweep_forever,
             "autostart": autostarter.run,
             "ephemeral-topics": ephemeral_topics.run,
             "kv-sweep": kv.sweep_forever,
+            "kv-own-spaces": kv.load_own_spaces,
             "checkpoint-sweep": checkpoints.sweep_forever,
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),

@@ -48,9 +48,10 @@ class GatewayService(AetherGatewayBase):
         self._serve = serve
 
     @told_when_broken
-    async def Connect(self, stream: ServerStream) -> None:  # type: ignore[override]  # noqa: N802
+    def Connect(self, stream: ServerStream) -> Awaitable[None]:  # type: ignore[override]  # noqa: N802
         """Serve one participant's gRPC stream."""
-        await self._serve(GrpcLink(stream))
+        # Not a coroutine, which would last as long as the stream.
+        return self._serve(GrpcLink(stream))
 
 
 class Gateway:

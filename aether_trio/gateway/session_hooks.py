@@ -7,10 +7,11 @@ raises keeps no other service from its call.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import lru_cache
+from typing import Final
 
 from aether_trio.model.clock import Clock
-from aether_trio.model.containment import run_all
+from aether_trio.model.containment import tell_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
@@ -29,6 +30,8 @@ from aether_trio.session.session import Session
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.transport.link import Peer
 from aether_trio.wire.pb import aether_pb2 as pb
+
+_EMPTY_CONFIG: Final = pb.ConfigSnapshot()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class ServiceHooks:
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         """Make a session's first message to its client: its task and exclusive KV entries."""
         in_workspace, everywhere = await self.kv.exclusive_snapshot(session.identity)
+        if not (in_workspace or everywhere or session.task_context):
+            return _EMPTY_CONFIG
         return pb.ConfigSnapshot(
             task_context=session.task_context, workspace_exclusive_kv=in_workspace, global_exclusive_kv=everywhere
         )
@@ -102,8 +107,14 @@ class ServiceHooks:
 
     def ended(self, session: Session) -> None:
         """Tell the services of a session's end, once for each session."""
-        parts = (self.locks.release, self.presence.ended, self.tasks.ended, self.conversations.ended, self._agent_ended)
-        run_all(session.who, *(partial(ended, session) for ended in parts))
+        tell_all(
+            session,
+            self.locks.release,
+            self.presence.ended,
+            self.tasks.ended,
+            self.conversations.ended,
+            self._agent_ended,
+        )
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,
             (session.identity.workspace, session.identity.type_name),

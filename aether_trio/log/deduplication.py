@@ -29,6 +29,7 @@ from aether_trio.log import topic_sql
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import RequestError
 from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.existing_names import ExistingNames
 
 logger = structlog.get_logger("aether.publishers")
 
@@ -223,15 +224,22 @@ class PublisherStore:
         self._window = window
         self._lifetime_ms = lifetime_s * 1000
         self._live: dict[str, Publisher] = {}
+        self._names: ExistingNames[str] = ExistingNames()
+        """The identities whose publishers may have rows."""
 
     def __len__(self) -> int:
         return len(self._live)
 
+    async def load_names(self) -> None:
+        """Read which identities have publishers, so that `find` reads no others."""
+        await self._names.load(self._database, topic_sql.publisher_names, "", "names of publishers", logger)
+
     async def find(self, identity: str, token: bytes) -> Callable[[], Publisher]:
         """Read a publisher's row; return a function that claims it for its identity."""
+        in_memory = self._known(identity, token) is not None and not self._database.shared
         rows = (
             []
-            if self._known(identity, token) and not self._database.shared
+            if in_memory or not self._names.may_exist(identity)
             else await self._database.read_small(lambda: topic_sql.publisher_numbers(identity))
         )
 
@@ -243,6 +251,7 @@ class PublisherStore:
                     ranges, written_ms = _RANGES.decode(numbers), stored_ms
             known = self._known(identity, token)
             if known is None:
+                self._names.add(identity)
                 # Another connection's publisher may be live; its appends are settled without it.
                 known = self._live[identity] = Publisher(identity, token, self._window, ranges, written_ms)
             elif rows:

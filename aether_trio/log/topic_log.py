@@ -54,6 +54,7 @@ from aether_trio.log.topic_cache import CachedTopic, TopicCache
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.storage.base import CommitUnknown, Database, Row, StorageUnavailable
+from aether_trio.storage.existing_names import ExistingNames
 from aether_trio.storage.retry import retry_while_unavailable
 
 __all__ = ["AppendAuthor", "LogLimits", "LogRelay", "LogStatistics", "TopicLog", "open_log"]
@@ -176,6 +177,8 @@ class TopicLog:
         self.identity = identity
         """16 random bytes, made with the database: offsets of other logs mean nothing here."""
         self.topics = TopicCache()
+        self._names: ExistingNames[str] = ExistingNames()
+        """Of topics: a new participant's topic has no row to read."""
         self._work = AutoResetEvent()
         self._cursors_moved = AutoResetEvent()
         self.cursors = CursorStore(self._on_cursors_moved)
@@ -435,6 +438,8 @@ class TopicLog:
         unsure = {topic.name: topic for topic in topics if topic.topic_id is None or topic.doubtful}
         if unsure:
             names = sorted(unsure)
+            for name in names:
+                self._names.add(name)
             now_ms = self.clock.now_ms()
             with nothing_written():
                 known = await self.database.run(lambda: self._sql.create_topics(names, now_ms))
@@ -552,26 +557,51 @@ class TopicLog:
             await self.relay.expect([name for name, _ in wanted])
         while self._deleting is not None:
             await self._deleting.wait()
-        topics: list[CachedTopic] = []
-        found: list[tuple[CachedTopic, int | None]] = []
-        known: list[int | None] = []
+        pairs: list[tuple[CachedTopic, str | None]] = []
+        # Pinned before the read: a topic made again meanwhile would learn from an old snapshot.
+        for name, consumer in wanted:
+            topic = self.topics.ensure(name)
+            topic.waiting += 1
+            pairs.append((topic, consumer))
+        reading = [pair for pair in pairs if self._needs_read(*pair)]
+        if not reading:
+            return [(topic, self._cursor(topic, consumer, None)) for topic, consumer in pairs]
         try:
-            # Pinned before the read: a topic made again meanwhile would learn from an old snapshot.
-            for name, _ in wanted:
-                topic = self.topics.ensure(name)
-                topic.waiting += 1
-                topics.append(topic)
-                known.append(topic.topic_id)
             with self.cursors.remembering():
-                facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
-                for topic, topic_id, (_, consumer), fact in zip(topics, known, wanted, facts, strict=True):
-                    self._apply_facts(topic, fact, topic_id)
-                    unwritten = self.cursors.unwritten(topic, consumer) if consumer is not None else None
-                    found.append((topic, fact.cursor if unwritten is None else max(unwritten, fact.cursor or 0)))
+                stored = await self._read_facts(reading)
+                return [
+                    (topic, self._cursor(topic, consumer, stored.get((topic, consumer)))) for topic, consumer in pairs
+                ]
         except BaseException:
-            self.unpin(topics)
+            self.unpin(topic for topic, _ in pairs)
             raise
-        return found
+
+    def _cursor(self, topic: CachedTopic, consumer: str | None, stored: int | None) -> int | None:
+        """Return a consumer's cursor, as stored or as it waits to be written."""
+        unwritten = self.cursors.unwritten(topic, consumer) if consumer is not None else None
+        return stored if unwritten is None else max(unwritten, stored or 0)
+
+    def _needs_read(self, topic: CachedTopic, consumer: str | None) -> bool:
+        """Whether the database may know more than memory of a topic and a consumer in it."""
+        if self.database.shared:
+            return True
+        if topic.topic_id is None:
+            return self._names.may_exist(topic.name)
+        return consumer is not None
+
+    async def _read_facts(
+        self, pairs: Sequence[tuple[CachedTopic, str | None]]
+    ) -> dict[tuple[CachedTopic, str | None], int | None]:
+        """Update topics by their rows; return the stored cursors of their consumers."""
+        wanted = [(topic.name, consumer) for topic, consumer in pairs]
+        known = [topic.topic_id for topic, _ in pairs]
+        facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
+        for (topic, _), topic_id, fact in zip(pairs, known, facts, strict=True):
+            self._apply_facts(topic, fact, topic_id)
+        return {pair: fact.cursor for pair, fact in zip(pairs, facts, strict=True)}
+
+    async def _load_names(self) -> None:
+        await self._names.load(self.database, topic_sql.topic_names, "", "names of topics", logger)
 
     async def unread(self, identity: str) -> tuple[int, int]:
         """Return a participant's position in its topic, and how many messages follow."""
@@ -588,11 +618,7 @@ class TopicLog:
 
     async def refresh(self, topics: Sequence[CachedTopic]) -> None:
         """Read where topics end; offer new messages. Raises StorageUnavailable."""
-        wanted = [(topic.name, None) for topic in topics]
-        known = [topic.topic_id for topic in topics]
-        facts = await self.database.read_small(lambda: self._sql.many_topic_facts(wanted))
-        for topic, topic_id, fact in zip(topics, known, facts, strict=True):
-            self._apply_facts(topic, fact, topic_id)
+        await self._read_facts([(topic, None) for topic in topics])
 
     def _apply_facts(self, topic: CachedTopic, facts: topic_sql.TopicFacts, known: int | None) -> None:
         """Update a topic in memory from its database row; `known`: its id before the read."""
@@ -768,6 +794,7 @@ async def open_log(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log._commit_forever, name="log-committer")
         nursery.start_soon(log._time_cursor_flushes, name="log-cursor-timer")
+        nursery.start_soon(keep_running, "log-topic-names", log._load_names, name="log-topic-names")
         if database.shared:
             nursery.start_soon(keep_running, "log-remote-commits", log._remote.run, name="log-remote-commits")
             nursery.start_soon(keep_running, "log-pushed-messages", log._remote.run_pushed, name="log-pushed-messages")

@@ -110,6 +110,19 @@ def raise_floor(offset: int) -> Execute:
     )
 
 
+def topic_names(after: str, count: int) -> Program[list[str]]:
+    """Read a page of topics' names in their order."""
+    rows: list[Row] = yield Fetch("SELECT name FROM topics WHERE name > $1 ORDER BY name LIMIT $2", (after, count))
+    return [name for (name,) in rows]
+
+
+def publisher_names(after: str, count: int) -> Program[list[str]]:
+    """Read a page of the identities that have a publisher, in their order."""
+    wanted = "SELECT identity FROM publishers WHERE identity > $1 ORDER BY identity LIMIT $2"
+    rows: list[Row] = yield Fetch(wanted, (after, count))
+    return [identity for (identity,) in rows]
+
+
 def topic_facts(name: str, consumer: str | None) -> Program[TopicFacts]:
     """Read a topic's id and tail, and the cursor of `consumer`, if one is named."""
     rows: list[Row] = yield Fetch(

@@ -51,7 +51,12 @@ class PrincipalType(enum.IntEnum):
     @property
     def type_name(self) -> str:
         """The name of the type in grants, access rules, tasks and credentials: snake case."""
-        return self.name.lower()
+        return _NAME_OF_TYPE[self]
+
+
+_NAME_OF_TYPE: Final[Mapping[PrincipalType, str]] = MappingProxyType(
+    {kind: kind.name.lower() for kind in PrincipalType}
+)
 
 
 _TYPE_NAMES: Final[Mapping[str, PrincipalType]] = MappingProxyType(
@@ -87,15 +92,22 @@ class Kind(enum.StrEnum):
     BRIDGE = "bridge"
     SERVICE = "service"
 
+    __hash__ = str.__hash__  # enum's own is a call of Python for each look-up
+
     @property
     def principal_type(self) -> PrincipalType:
-        return PrincipalType.TASK if self is Kind.UNIQUE_TASK else PrincipalType[self.name]
+        return _TYPE_OF_KIND[self]
 
     @property
     def with_article(self) -> str:
         """The kind with its article for sentences: "an agent", "a workflow engine"."""
         article = "an" if self in {Kind.AGENT, Kind.ORCHESTRATOR} else "a"
         return f"{article} {self.value.replace('_', ' ')}"
+
+
+_TYPE_OF_KIND: Final[Mapping[Kind, PrincipalType]] = MappingProxyType(
+    {kind: PrincipalType.TASK if kind is Kind.UNIQUE_TASK else PrincipalType[kind.name] for kind in Kind}
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,26 @@ _FORMS: Final[Mapping[Kind, _Form]] = MappingProxyType(
         Kind.SERVICE: _Form("sv", _SYSTEM),
     }
 )
+_CHECKS: Final[Mapping[Kind, tuple[tuple[str, str, bool], ...]]] = MappingProxyType(
+    {
+        kind: tuple((name, f"{kind} {what}", (name, what) == form.parts[-1]) for name, what in form.parts)
+        for kind, form in _FORMS.items()
+    }
+)
+"""By kind, of each part of an identity: attribute, name in errors, whether it is the last."""
+_UNUSED: Final[Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
+    {
+        kind: tuple(
+            name
+            for name in ("workspace", "implementation", "specifier")
+            if name not in {used for used, _ in form.parts}
+        )
+        for kind, form in _FORMS.items()
+    }
+)
+_PLAIN: Final = re.compile(r"[0-9A-Za-z_.@+=/-]{1,128}").fullmatch
+"""Most parts are like this, and no rule of `check_token` forbids them."""
+
 _KIND_OF_PREFIX: Final[Mapping[str, Kind]] = MappingProxyType({form.prefix: kind for kind, form in _FORMS.items()})
 
 
@@ -210,14 +242,16 @@ class Identity:
 
     def __post_init__(self, strict: bool) -> None:
         form = _FORMS[self.kind]
-        used = {name for name, _ in form.parts}
-        for name in ("workspace", "implementation", "specifier"):
-            if name not in used and getattr(self, name):
+        for name in _UNUSED[self.kind]:
+            if getattr(self, name):
                 raise IdentityError(f"{self.kind} has no {name}, but {getattr(self, name)!r} was given")
         parts = [form.prefix]
-        for position, (name, what) in enumerate(form.parts, start=1):
-            last = position == len(form.parts)
-            parts.append(check_token(getattr(self, name), f"{self.kind} {what}", last=last, strict=strict))
+        for name, what, last in _CHECKS[self.kind]:
+            part = getattr(self, name)
+            if type(part) is str and _PLAIN(part):
+                parts.append(part)
+            else:
+                parts.append(check_token(part, what, last=last, strict=strict))
         if form.shard:
             parts.append(form.shard)
         text = SEPARATOR.join(parts)

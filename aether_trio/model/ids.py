@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import random
-import uuid
+from typing import Final
+
+_VERSION_4: Final = 0x4000_8000_0000_0000_0000
+"""Version and variant of a random UUID (RFC 9562 section 5.4)."""
+_RANDOM_BITS: Final = (1 << 128) - 1 & ~0xF000_C000_0000_0000_0000
 
 
 class IdFactory:
@@ -32,4 +36,6 @@ class IdFactory:
         return f"{self._random.getrandbits(32):08x}"
 
     def _uuid(self) -> str:
-        return str(uuid.UUID(int=self._random.getrandbits(128), version=4))
+        bits = self._random.getrandbits(128) & _RANDOM_BITS | _VERSION_4
+        text = f"{bits:032x}"
+        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"

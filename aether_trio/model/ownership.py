@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity, Kind
@@ -24,8 +25,7 @@ class IdentityLock:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class SessionHistory:
+class SessionHistory(NamedTuple):
     """The chain of sessions that a resume continues, up to the session `session_id`."""
 
     session_id: str

@@ -8,8 +8,8 @@ Clients choose the names, so a name is forgotten some time after its last sessio
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import structlog
 import trio
@@ -40,8 +40,7 @@ _WRITE = """INSERT INTO presence (identity, last_seen_ms, session_id, initial_co
     WHERE excluded.lock_epoch >= presence.lock_epoch OR excluded.last_seen_ms > presence.last_seen_ms + 43200000"""
 
 
-@dataclass(frozen=True, slots=True)
-class LastSeenRecord:
+class LastSeenRecord(NamedTuple):
     """When the last session of an identity ended, and under which lock epoch."""
 
     last_seen_ms: int

@@ -9,8 +9,7 @@ acknowledgement, without a checkpoint, so a client that has its ack misses no me
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -64,8 +63,7 @@ class Handshake:
         claim: Claim | None = None
         admitted: Authenticated | None = None
         try:
-            with self._first_message_deadline():
-                batch = await link.receive()
+            batch = await self._first_messages(link)
             if not batch:
                 raise StatusError(Status.INVALID_ARGUMENT, "the stream ended before its InitConnection")
             first = batch[0]
@@ -132,40 +130,49 @@ class Handshake:
         if resumed:
             before = session.history
             session.resume(SessionHistory(session.session_id, before.initial_connection_ms, before.reconnections + 1))
-        ack = pb.ConnectionAck(
-            session_id=session.session_id,
-            resumed=resumed,
-            assigned_id=claim.assigned_id,
-            negotiated_extensions=claim.extensions,
-            server_supported_extensions=undeclared_extensions(claim),
-            server_version=parts.server_version,
-            initial_connection_unix_ms=session.history.initial_connection_ms,
-            reconnection_count=session.history.reconnections,
-        )
-        messages = [pb.DownstreamMessage(connection_ack=ack)]
-        if config is not None:
-            messages.append(pb.DownstreamMessage(config=config))
-        session.acknowledge(*messages)
+        ack = self._ack(session, claim, resumed=resumed)
+        if config is None:
+            session.acknowledge(ack)
+        else:
+            session.acknowledge(ack, pb.DownstreamMessage(config=config))
         parts.hooks.attempted(claim, Status.OK, True)
         open_base()
         parts.hooks.joined(session, claim)
 
-    @contextmanager
-    def _first_message_deadline(self) -> Iterator[None]:
-        """Bound the wait for a client's first message. Raises StatusError."""
-        wait_s = self._parts.limits.init_wait_s
+    def _ack(self, session: Session, claim: Claim, *, resumed: bool) -> pb.DownstreamMessage:
+        message = pb.DownstreamMessage()
+        # Field by field, and in place: as arguments they take three times as long.
+        ack = message.connection_ack
+        ack.session_id = session.session_id
+        ack.resumed = resumed
+        ack.assigned_id = claim.assigned_id
+        if claim.extensions:
+            ack.negotiated_extensions.extend(claim.extensions)
+            ack.server_supported_extensions.extend(undeclared_extensions(claim))
+        ack.server_version = self._parts.server_version
+        ack.initial_connection_unix_ms = session.history.initial_connection_ms
+        ack.reconnection_count = session.history.reconnections
+        return message
+
+    async def _first_messages(self, link: Link) -> Sequence[Upstream]:
+        """Return a client's first messages, sent in time. Raises StatusError."""
         if self._draining:
             raise _shutting_down()
+        batch = link.receive_nowait()
+        if batch:
+            return batch
+        wait_s = self._parts.limits.init_wait_s
         with trio.move_on_after(wait_s) as waiting:
             self._waiting.add(waiting)
             try:
-                yield
+                batch = await link.receive()
             finally:
                 self._waiting.discard(waiting)
         if waiting.cancelled_caught and self._draining:
             raise _shutting_down()
         if waiting.cancelled_caught:
             raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
+        return batch
 
     def _make_session(self, link: Link, claim: Claim, admitted: Authenticated) -> Session:
         parts = self._parts

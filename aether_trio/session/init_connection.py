@@ -8,11 +8,10 @@ the first message of any kind for "connected".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.errors import Code, Status, StatusError
-from aether_trio.model.identity import MAX_TOKEN_BYTES, Identity, IdentityError
+from aether_trio.model.identity import MAX_TOKEN_BYTES, Identity, IdentityError, Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import KIB, Limits
 from aether_trio.model.text import TextError, check_text, shown
@@ -42,8 +41,7 @@ CREDENTIAL_NAME_BYTES: Final = 256
 JSON_SCHEMA_BYTES: Final = 64 * KIB  # of one extension. Agents read it; the gateway does not.
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What a client's InitConnection asks for: an identity, extensions, a resume.
 
     `assigned_id` is the id that the gateway has made for the client, "" for none. `takes_any` is
@@ -65,8 +63,7 @@ class Claim:
     credit: tuple[int, int] | None = None  # (messages, bytes) that may be delivered at first
 
 
-@dataclass(frozen=True, slots=True)
-class Authenticated:
+class Authenticated(NamedTuple):
     """The workspaces and identities that a client's credentials permit.
 
     `everywhere`: all workspaces, and what belongs to none. `task_id` and `token`, the hash of a
@@ -92,6 +89,7 @@ def read_claim(
     if init.ByteSize() > limits.init_bytes:
         raise _invalid(f"the InitConnection has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed")
     identity, assigned_id = _identity(init, ids, strict)
+    extensions = init.extensions
     try:
         return Claim(
             identity,
@@ -99,13 +97,10 @@ def read_claim(
             _credentials(init.credentials, limits),
             check_text(init.resume_session_id, "resume_session_id", SESSION_ID_BYTES),
             not init.service.no_pool_consumer,
-            _negotiate(init.extensions, metadata.get(EXTENSIONS_HEADER, ""), limits),
+            _negotiate(extensions, metadata.get(EXTENSIONS_HEADER, ""), limits),
             *_client(init),
-            _profiles(init.orchestrator.supported_profiles, limits),
-            _worker_tasks(init.extensions),
-            any(one.uri == ASSIGNMENTS for one in init.extensions),
-            any(one.uri == NUMBERED_SENDS for one in init.extensions),
-            _credit(init.extensions),
+            _profiles(init.orchestrator.supported_profiles, limits) if identity.kind is Kind.ORCHESTRATOR else (),
+            *(_own_extensions(extensions) if extensions else ()),
         )
     except TextError as error:
         raise _invalid(f"invalid InitConnection: {error}") from None
@@ -116,9 +111,10 @@ def _invalid(text: str) -> StatusError:
 
 
 def _client(init: pb.InitConnection) -> tuple[str, str]:
-    build = init.client_build_info
-    for name in ("commit", "built_at", "runtime", "os"):
-        check_text(getattr(build, name), f"client_build_info.{name}", CLIENT_TEXT_BYTES)
+    if init.HasField("client_build_info"):
+        build = init.client_build_info
+        for name in ("commit", "built_at", "runtime", "os"):
+            check_text(getattr(build, name), f"client_build_info.{name}", CLIENT_TEXT_BYTES)
     return (
         check_text(init.client_sdk, "client_sdk", CLIENT_TEXT_BYTES),
         check_text(init.client_version, "client_version", CLIENT_TEXT_BYTES),
@@ -196,6 +192,8 @@ def _negotiate(
     then refuses it when a required extension is missing, which makes the published SDK reconnect
     without a pause for ever. Here the refusal comes before the acknowledgement.
     """
+    if not (declared or header):
+        return ()
     from_header = [uri.strip() for uri in header.split(",") if uri.strip()]
     count = len(declared) + len(from_header)
     if count > limits.extensions_per_connection:
@@ -225,6 +223,14 @@ def _negotiate(
         )
         for uri, version, _ in uris
     )
+
+
+def _own_extensions(
+    declared: Sequence[pb.ExtensionDeclaration],
+) -> tuple[int | None, bool, bool, tuple[int, int] | None]:
+    """Return what this project's extensions ask for: the last fields of a Claim."""
+    uris = {one.uri for one in declared}
+    return _worker_tasks(declared), ASSIGNMENTS in uris, NUMBERED_SENDS in uris, _credit(declared)
 
 
 def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:

@@ -7,11 +7,9 @@ Invariant: the stream is closed exactly once, in bounded time.
 
 from __future__ import annotations
 
-from functools import partial
-
 import trio
 
-from aether_trio.model.containment import DEFECT, report, run_all
+from aether_trio.model.containment import DEFECT, report, tell_all
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.handshake import Handshake
@@ -43,7 +41,9 @@ class SessionServer:
                     session.start(nursery, self._subscriptions(session, nursery))
                     try:
                         await self.handshake.acknowledge(session, claim, resumed=resumed)
-                        await self._read_loop.run(session, early)
+                        run = self._read_loop.run(session, early)
+                        del claim, early  # not kept for as long as the session lasts
+                        await run
                         session.finish()
                     except StatusError as error:
                         session.fail(error)
@@ -52,16 +52,17 @@ class SessionServer:
                     finally:
                         # The nursery is still open: a lagging subscription starts a task in it.
                         session.detach()
-                    nursery.cancel_scope.cancel()
+                    if nursery.child_tasks:
+                        nursery.cancel_scope.cancel()
                 if ending is None or session.ending is not None:
                     await self._send_last_answers(session)
                     ending = session.ending
             except Exception as error:
                 ending = error
-            await self._close(link, ending, session.who if session is not None else _who(link))
+            await self._close(link, ending, session)
         finally:
             if session is not None:
-                run_all(session.who, partial(self._release_publisher, session), session.forget)
+                tell_all(session, self._release_publisher, Session.forget)
 
     async def ask_to_reconnect(self, reason: str, within_s: float = 0.0) -> None:
         """Ask every client, in slices, to connect to another node.
@@ -77,14 +78,14 @@ class SessionServer:
             if count % 64 == 63:
                 await trio.lowlevel.checkpoint()
 
-    async def _close(self, link: Link, ending: Exception | None, who: str) -> None:
+    async def _close(self, link: Link, ending: Exception | None, session: Session | None) -> None:
         """Close the stream with the status of its end; log an unexpected exception."""
         status, text = Status.OK, ""
         if isinstance(ending, StatusError):
             status, text = ending.status, ending.message
         elif ending is not None and not isinstance(ending, LinkBroken):
             status, text = Status.UNKNOWN, DEFECT
-            report(ending, who)
+            report(ending, session or _who(link))
         if ending is not None:
             # Sessions are freed by counting references, not by the cycle collector (cli/running.py
             # makes that one rare). A traceback holds the frames that hold the session that holds
@@ -95,7 +96,7 @@ class SessionServer:
         try:
             await link.close(status, text)
         except Exception as error:  # the caller closes the socket
-            report(error, who)
+            report(error, session or _who(link))
 
     def _subscriptions(self, session: Session, nursery: trio.Nursery) -> Subscriptions:
         parts = self._parts
@@ -106,8 +107,7 @@ class SessionServer:
             parts.ephemeral_topics,
             parts.work_queues,
             nursery,
-            session.gap_reported,
-            session.work_lost,
+            session,
         )
 
     async def _send_last_answers(self, session: Session) -> None:

@@ -47,8 +47,14 @@ class ReadLoop:
         """
         outbox, log = session.outbox, self._log
         send_now = partial(self._send_now, session)
-        batch = early or await session.receive(send_now)
-        while batch:
+        batch, early = early, ()  # what was handled is not kept during the wait
+        while True:
+            if not batch:
+                session.reading = True
+                batch = await session.link.receive(send_now)
+                session.reading = False
+                if not batch:
+                    return
             if session.ending is not None:
                 raise session.ending  # the batch and the end have met
             session.touch(self._clock.now_ms())
@@ -59,14 +65,13 @@ class ReadLoop:
                 await log.wait_room()
                 continue
             await self._handle(session, batch)
-            batch = ()  # not kept during the wait
+            batch = ()
             if not log.has_room:
                 await log.wait_room()
             if not outbox.control_has_room:
                 await outbox.wait_control_room()
             if session.leaves_when_idle and session.leaving is not None and not session.link.has_input:
                 raise session.leaving
-            batch = await session.receive(send_now)
 
     def _send_now(self, session: Session, batch: Sequence[Upstream]) -> Sequence[Upstream]:
         """Append the sends at the front of a batch; return the other messages."""

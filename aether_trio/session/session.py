@@ -12,10 +12,10 @@ clients take OK for a dead connection.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Protocol
+from types import MappingProxyType
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -34,7 +34,7 @@ from aether_trio.model.ownership import IdentityLock, SessionHistory, SessionRec
 from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.subscriptions import Subscriptions
 from aether_trio.storage.session_writes import SessionWrites
-from aether_trio.transport.link import HandleNow, Link, Upstream
+from aether_trio.transport.link import Link
 from aether_trio.wire.delivery import delivery_prefix
 from aether_trio.wire.error_response import error_response, too_large
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -46,6 +46,9 @@ CUT_GRACE_S = 0.5  # for what had arrived before the link broke, as storage may 
 ANSWER_S = 5.0  # how long the answer to the last request of a client that has to go may take
 
 
+_NO_CONTEXT: Final[Mapping[str, str]] = MappingProxyType({})
+
+
 class IdentityRegistry(Protocol):
     """The registry to which an ending session gives its identity back."""
 
@@ -53,8 +56,7 @@ class IdentityRegistry(Protocol):
         """Free the identity of a session, if the session still owns it; else return False."""
 
 
-@dataclass(frozen=True, slots=True)
-class ClientInfo:
+class ClientInfo(NamedTuple):
     """The name and version of a client's library, as the client says."""
 
     sdk: str = ""
@@ -133,7 +135,7 @@ class Session:
         """Tasks it may not outlive: its token's last, before it those that made the token."""
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
-        self.task_context: Mapping[str, str] = {}  # what a started agent is told of its start
+        self.task_context = _NO_CONTEXT  # what a started agent is told of its start
         self.lock: IdentityLock | None = None  # None on a gateway without a cluster
         self.pending: SessionWrites | None = None
         """Its writes, and those of the identity's last session here, that may not be over."""
@@ -142,6 +144,9 @@ class Session:
 
     def __repr__(self) -> str:
         return f"<Session {self.identity.text} {self.session_id}>"
+
+    def __str__(self) -> str:
+        return self.who
 
     @property
     def who(self) -> str:
@@ -197,13 +202,6 @@ class Session:
         self.acknowledged = True
         self.link.accept()
         self.put(*messages)
-
-    async def receive(self, handle_now: HandleNow) -> Sequence[Upstream]:
-        """Wait for the client's next messages; return none at the end of its stream."""
-        self.reading = True
-        batch = await self.link.receive(handle_now)
-        self.reading = False
-        return batch
 
     def touch(self, now_ms: int) -> None:
         """Note the time of the client's latest activity."""
@@ -396,7 +394,7 @@ class Session:
 
     def detach(self) -> None:
         """Close all subscriptions and give the identity back. Idempotent, never raises."""
-        run_all(self.who, self._close_subscriptions, self.outbox.detach, self._release, self._report_detached)
+        run_all(self, self._close_subscriptions, self.outbox.detach, self._release, self._report_detached)
 
     def _close_subscriptions(self) -> None:
         if self.subscriptions is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -24,8 +25,7 @@ from aether_trio.queues.dispatcher import QueueWorker
 from aether_trio.queues.work_queues import WorkQueues
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A durable topic that a participant listens to, and where reading starts.
 
     `named`: the cursor is kept under the identity; otherwise the topic is read from its end on.
@@ -37,8 +37,7 @@ class Wanted:
     from_oldest: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """The topics and the work queue that a participant listens to while connected."""
 
     topics: tuple[Wanted, ...] = ()
@@ -82,12 +81,22 @@ class _Open:
     pinned: list[CachedTopic] = field(default_factory=list)
 
 
+class SubscriptionsOwner(Protocol):
+    """The session that is told what happens to its subscriptions."""
+
+    def gap_reported(self, topic: str, count: int) -> None:
+        """Note how many messages were deleted before the session read them."""
+
+    def work_lost(self) -> None:
+        """Note that the work of its queue has gone to other workers."""
+
+
 class Subscriptions:
     """The topics and the work queue that one session listens to."""
 
     __slots__ = (
-        "_also", "_base", "_catchup", "_closed", "_ephemeral_topics", "_identity", "_listener", "_log", "_on_work_lost",
-        "_outbox", "_workspace", "work_queues",
+        "_also", "_base", "_catchup", "_closed", "_ephemeral_topics", "_identity", "_listener", "_log", "_nursery",
+        "_outbox", "_owner", "_workspace", "work_queues",
     )  # fmt: skip
 
     def __init__(
@@ -98,19 +107,18 @@ class Subscriptions:
         ephemeral_topics: EphemeralTopics,
         work_queues: WorkQueues,
         nursery: trio.Nursery,
-        on_gap: Callable[[str, int], None],
-        on_work_lost: Callable[[], None],
+        owner: SubscriptionsOwner,
     ) -> None:
         self._identity = identity
         self._outbox = outbox
         self._log = log
         self._ephemeral_topics = ephemeral_topics
         self.work_queues = work_queues
-        self._on_work_lost = on_work_lost
+        self._nursery = nursery
+        self._owner = owner
         self._listener: EphemeralListener | None = None
-        self._catchup = CatchUp(
-            log, outbox, nursery, lambda subscription, count: on_gap(subscription.state.name, count)
-        )
+        self._catchup: CatchUp | None = None
+        """Made when a subscription lags, which most never do."""
         self._base: _Open | None = None
         self._workspace: _Open | None = None
         self._also: dict[str, _Open] = {}
@@ -134,6 +142,7 @@ class Subscriptions:
             if self._closed:  # while the log was being read
                 self._log.unpin(pinned)
                 return _Open()
+            on_lag = self._lags
             opened = _Open(ephemeral_topics=plan.ephemeral_topics, pinned=pinned)
             for wanted, (state, cursor) in zip(plan.topics, found, strict=True):
                 # A takeover moves the cursor while this session is being prepared.
@@ -147,13 +156,13 @@ class Subscriptions:
                     self._log.cursors,
                     consumer if wanted.named else None,
                     position,
-                    self._catchup.add,
+                    on_lag,
                     renews=wanted.named and not wanted.from_oldest,
                 )
                 opened.subscriptions.append(subscription)
                 subscription.open()
             if queue is not None:
-                opened.worker = self.work_queues.join(queue, self._outbox, self._on_work_lost)
+                opened.worker = self.work_queues.join(queue, self._outbox, self._owner.work_lost)
             for ephemeral_topic in plan.ephemeral_topics:
                 if self._listener is None:
                     self._listener = EphemeralListener(self._identity.text, self._identity.topic, self._outbox)
@@ -161,6 +170,14 @@ class Subscriptions:
             return opened
 
         return open_all
+
+    def _lags(self, subscription: Subscription) -> None:
+        if self._catchup is None:
+            self._catchup = CatchUp(self._log, self._outbox, self._nursery, self._gap_found)
+        self._catchup.add(subscription)
+
+    def _gap_found(self, subscription: Subscription, count: int) -> None:
+        self._owner.gap_reported(subscription.state.name, count)
 
     async def prepare_base(self) -> Callable[[], None]:
         """Load the identity's own topics; return a function that opens subscriptions."""
@@ -233,7 +250,8 @@ class Subscriptions:
             return
         for subscription in opened.subscriptions:
             subscription.close()
-            self._catchup.remove(subscription)
+            if self._catchup is not None:
+                self._catchup.remove(subscription)
         if opened.worker is not None:
             opened.worker.leave()
         self._log.unpin(opened.pinned)

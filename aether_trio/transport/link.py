@@ -118,6 +118,12 @@ class Link(Protocol):
         Not calling `receive` stops the peer.
         """
 
+    def receive_nowait(self) -> Sequence[Upstream]:
+        """Return messages that have arrived and been read already; () for none.
+
+        Raises as `receive`. It reads no socket, and says nothing of the peer's end.
+        """
+
     def attach(self, source: FrameSource) -> None:
         """Set, once, the source of messages to send; a broken link cuts it at once."""
 

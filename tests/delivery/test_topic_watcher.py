@@ -54,9 +54,10 @@ async def test_a_tail_does_not_skip_what_comes_while_it_finds_nothing(bench: Ben
     await database.execute("DELETE FROM messages")
     database.after_read.close()
     bench.nursery.start_soon(watch, tail, TOPIC, 1, entries)
-    await database.after_read.arrival()
-    database.after_read.open()
-    database.after_read.close()
+    if database.shared:  # otherwise the topic in memory is all there is to know
+        await database.after_read.arrival()
+        database.after_read.open()
+        database.after_read.close()
     await database.after_read.arrival()
     await bench.publish(TOPIC, b"3")
     database.after_read.open()

@@ -214,6 +214,7 @@ async def test_a_topic_that_is_being_read_is_not_forgotten(bench: Bench, databas
     assert reader.frames == numbers(0, 9)
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_failed_read_pins_nothing(bench: Bench, database: InlineDatabase) -> None:
     database.failing = True
     with pytest.raises(Exception, match="does not answer"):
@@ -221,6 +222,7 @@ async def test_a_failed_read_pins_nothing(bench: Bench, database: InlineDatabase
     assert all(state.forgettable for state in bench.log.topics._topics.values())
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_cancelled_read_pins_nothing(bench: Bench, database: InlineDatabase) -> None:
     database.after_read.close()
     with trio.move_on_after(1):

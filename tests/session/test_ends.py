@@ -58,6 +58,7 @@ async def test_a_cut_is_noticed_while_answers_pile_up(core: Core, peer: MemoryLi
     assert core.registry.holder(ONE) is None
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 @pytest.mark.parametrize("what", ["a request", "a commit", "room in the log", "its opening"])
 async def test_a_cut_frees_the_identity_though_storage_hangs(world: World, what: str) -> None:
     log = {"pending_bytes": 2000}
@@ -200,6 +201,7 @@ async def test_a_takeover_loses_and_repeats_nothing(core: Core) -> None:
     assert got == [b"%d-%d" % (generation, number) for generation in range(20) for number in range(20)]
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_session_evicted_while_it_opens_opens_nothing(core: Core, world: World) -> None:
     world.state.after_read.close()
     async with trio.open_nursery() as nursery:
@@ -309,6 +311,7 @@ async def test_while_draining_no_client_is_admitted(core: Core) -> None:
     assert len(core.registry) == 0
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_drain_ends_a_session_that_is_opening_before_it_says_anything(core: Core, world: World) -> None:
     world.state.after_read.close()
     async with connect(core, agent("w", "a", "1", client_sdk="go"), wait_ack=False) as peer:
@@ -338,6 +341,7 @@ async def test_many_sessions_come_and_go_and_leave_nothing(core: Core) -> None:
     assert [state for state in core.log.topics._topics.values() if not state.forgettable] == []
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_session_whose_publisher_cannot_be_read_leaves_nothing_pinned(core: Core, world: World) -> None:
     """What it was to listen to has been looked up by then."""
     async with trio.open_nursery() as nursery:

@@ -65,6 +65,7 @@ async def test_the_ack_is_first_then_the_configuration_then_the_backlog(
     assert kinds == ["connection_ack", *(["config"] * configured), "msg", "msg", "msg"]
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_live_message_does_not_overtake_the_backlog_or_the_ack(core: Core, world: World) -> None:
     async with connect(core, service("sender", "1")) as sender:
         sender.send(message_to(ONE, b"old"))
@@ -223,6 +224,7 @@ async def test_a_workspace_may_be_full(world: World) -> None:
         await visit(core, agent("w", "a", "4"))
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_gateway_that_cannot_read_its_log_says_so_and_holds_nothing(core: Core, world: World) -> None:
     world.log.failing = True
     assert (await refusal(core, agent("w", "a", "1"))).status is Status.UNAVAILABLE
@@ -293,6 +295,7 @@ async def test_a_resume_continues_across_a_restart_of_the_gateway(world: World) 
     assert not third.resumed
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_resume_whose_ack_was_never_sent_can_be_repeated(core: Core, world: World) -> None:
     """The client knows only its old session id, so that one must go on working."""
     hello = agent("w", "a", "1", resume_session_id=(await visit(core, agent("w", "a", "1"))).session_id)

@@ -126,7 +126,7 @@ class AgentStarter:
 
     async def current_start(self, identity: Identity) -> TaskRow | None:
         """Return an identity's startup task that has not ended, or None."""
-        if identity.kind not in STARTABLE:
+        if identity.kind not in STARTABLE or not self._engine.started.may_exist(identity.text):
             return None
         return await self._engine.database.read_small(lambda: startup.current_start(identity.text))
 

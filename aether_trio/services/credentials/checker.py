@@ -127,6 +127,7 @@ class AcceptedCredential:
 
 
 NO_CREDENTIAL: Final = AcceptedCredential()  # for development mode
+_ANYONE: Final = Authenticated(NO_CREDENTIAL.allows_workspace, NO_CREDENTIAL.covers, NO_CREDENTIAL.everywhere)
 
 
 class TokenAdmission(Protocol):
@@ -191,13 +192,15 @@ class CredentialChecker:
         """Return the accepted authentication, and whether it proves who the client is."""
         identity = claim.identity
         certified = None if certificate is None else self.check_certificate(identity, certificate)
-        token = await self._check_token(identity, claim.credentials)
+        token = await self._check_token(identity, claim.credentials) if claim.credentials else None
         if token is not None:
             reaches, covers = token.workspaces.__contains__, token.covers
             return Authenticated(reaches, covers, False, token.task_id, token.token, token.lineage), True
         accepted = self.check(identity, claim.credentials, certified)
+        if accepted is NO_CREDENTIAL:
+            return _ANYONE, False
         admitted = Authenticated(accepted.allows_workspace, accepted.covers, accepted.everywhere)
-        return admitted, accepted is not NO_CREDENTIAL
+        return admitted, True
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
         """Return whom a certificate names, or None. Raises StatusError for another name."""

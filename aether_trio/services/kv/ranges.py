@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.services.kv import usage
-from aether_trio.services.kv.spaces import after
+from aether_trio.services.kv.spaces import OWN, after
 from aether_trio.storage.base import Fetch, Program, Row, Value
 
 # Tags and lengths of one key in `keys` and one entry in `kv_map`, rounded up.
 ENTRY_OVERHEAD_BYTES: Final = 32
 _CURSOR_VERSION: Final = b"1"
+_END: Final = after(OWN)
+"""Behind all exclusive spaces."""
 
 
 class CursorError(ValueError):
@@ -78,6 +80,13 @@ def list_page(
         [*args, last],
     )
     return KvPage([(key, value or b"") for key, value in rows], encode_cursor(last) if count < len(sizes) else "")
+
+
+def own_spaces(last: bytes, count: int) -> Program[list[bytes]]:
+    """Read a page of the exclusive spaces that have keys, in their order."""
+    wanted = "SELECT space FROM kv_spaces WHERE space > $1 AND space < $2 ORDER BY space LIMIT $3"
+    rows: list[Row] = yield Fetch(wanted, (last, _END, count))
+    return [space for (space,) in rows]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
+import structlog
 import trio
 
 from aether_trio.model.access import AccessLevel
@@ -37,15 +38,27 @@ from aether_trio.services.kv.cache import Name
 from aether_trio.services.kv.entries import UNKNOWN, KvRefusal, Result
 from aether_trio.services.kv.programs import KeyRequest, Operation
 from aether_trio.services.kv.ranges import CursorError
-from aether_trio.services.kv.spaces import KvScope, ScopeError, after, exclusive_root, parse_scope, place_of, space_of
+from aether_trio.services.kv.spaces import (
+    OWN,
+    ScopeError,
+    after,
+    exclusive_root,
+    own_spaces,
+    parse_scope,
+    place_of,
+    space_of,
+)
 from aether_trio.services.kv.store import SMALL_VALUE_BYTES, KeyStore
 from aether_trio.services.kv.usage import Quota
 from aether_trio.session.session import Session
 from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable
+from aether_trio.storage.existing_names import ExistingNames
 from aether_trio.storage.outages import outage
 from aether_trio.telemetry.metrics import Metrics
 from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.kv")
 
 Op = pb.KVOperation
 MAX_RESPONSE_BYTES: Final = 3 * MIB + 512 * KIB  # clients refuse messages over 4 MiB
@@ -108,6 +121,8 @@ class KvService:
         self._authorizer = authorizer
         self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
         self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # so that a GET fits
+        self._own_spaces: ExistingNames[bytes] = ExistingNames()
+        """The exclusive spaces that may have keys: most participants have none."""
 
     async def handle(self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE) -> Answer:
         """Perform one key-value operation within `reach`; return the client's messages."""
@@ -201,12 +216,11 @@ class KvService:
         The first 100 of each in key order, fewer if they do not fit one message together. Empty for
         identities that cannot have exclusive keys. Raises StorageUnavailable.
         """
-        spaces: list[bytes | None] = []
-        for scope in (KvScope.WORKSPACE_EXCLUSIVE, KvScope.GLOBAL_EXCLUSIVE):
-            try:
-                spaces.append(space_of(scope, identity, "", ""))
-            except ScopeError:
-                spaces.append(None)
+        spaces = [
+            space if space is not None and self._own_spaces.may_exist(space) else None for space in own_spaces(identity)
+        ]
+        if not any(spaces):
+            return {}, {}
         now_ms = self._clock.now_ms()
 
         def both() -> Program[list[dict[str, bytes]]]:
@@ -221,6 +235,10 @@ class KvService:
 
         in_workspace, everywhere = await self._db.read_small(both)
         return in_workspace, everywhere
+
+    async def load_own_spaces(self) -> None:
+        """Read which exclusive spaces have keys; `exclusive_snapshot` reads no others."""
+        await self._own_spaces.load(self._db, ranges.own_spaces, OWN, "exclusive key-value spaces", logger)
 
     async def sweep_forever(self) -> None:
         """Delete expired keys from time to time. Runs until cancelled."""
@@ -260,6 +278,8 @@ class KvService:
         """Check an operation on one key. Raises _KvRefused."""
         space = await self._space(identity, op, reach)
         number = op.op
+        if number in _WRITES and space.startswith(OWN):
+            self._own_spaces.add(space)
         now_ms = self._clock.now_ms()
         return KeyRequest(space, op.key.encode(), now_ms, self._quota, _SINGLE[number], op, writes=number in _WRITES)
 

@@ -19,6 +19,8 @@ from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
 REMEMBERED_PLACES: Final = 4096  # of some 0.5 KiB each
+OWN: Final = b"own/"
+"""Exclusive spaces begin with it, and no others."""
 MAX_PART_BYTES: Final = 256  # of a user id or a workspace: twice as long as in an identity
 
 
@@ -125,12 +127,24 @@ def _identity_place(number: int, identity: Identity, user_id: str, workspace: st
     return Place(space_of(scope, identity, user_id, workspace), scope.label, scope.is_exclusive)
 
 
+def own_spaces(identity: Identity) -> tuple[bytes | None, bytes | None]:
+    """Return a participant's (workspace-exclusive, global-exclusive) spaces."""
+    if identity.kind not in _HAVE_EXCLUSIVE:
+        return None, None
+    root = exclusive_root(identity, "")
+    in_workspace = root + b"ws/" + _escape(identity.workspace) if identity.workspace else None
+    return in_workspace, root + b"global"
+
+
 def exclusive_root(identity: Identity, what: str) -> bytes:
     """Return the prefix ("…/") of an identity's exclusive spaces. Raises ScopeError."""
     if identity.kind not in _HAVE_EXCLUSIVE:
         kind = identity.kind.with_article
         raise ScopeError(f"{what} needs an identity with an implementation and a specifier; {kind} has none")
-    return b"own/%b/" % b"/".join(map(_escape, identity.text.split(SEPARATOR)))
+    text = identity.text
+    if "/" in text or "%" in text:
+        return b"%b%b/" % (OWN, b"/".join(map(_escape, text.split(SEPARATOR))))
+    return b"%b%b/" % (OWN, text.replace(SEPARATOR, "/").encode())
 
 
 def after(prefix: bytes) -> bytes:

@@ -50,6 +50,7 @@ from aether_trio.services.tasks.transaction.worker_choice import COLLECT_PAGE, s
 from aether_trio.services.tasks.write_batcher import WriteBatcher
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.storage.base import CommitUnknown, Database, Program, ProgramFactory, StorageUnavailable
+from aether_trio.storage.existing_names import ExistingNames
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -109,6 +110,8 @@ class Engine:
         self.timer = TaskTimer(database, clock, self._fire, self.writes.flush_within)
         self.input_consumer = InputConsumer(log, database, self.perform)
         self.outbox_publisher = OutboxPublisher(database, log, lambda: task_nodes.node)
+        self.started: ExistingNames[str] = ExistingNames()
+        """The agents that may have been started: rows of `agent_starts`."""
         self._limits = limits
         self._uniform = uniform
         self._registry = registry
@@ -135,8 +138,17 @@ class Engine:
 
     def context(self, *, small: bool = False, again: bool = False, live_rows: LiveRows | None = None) -> Context:
         """Return time, node and limits for a transaction on tasks that begins now."""
-        node, shared = self.nodes.node, self.database.shared
-        return Context(self.clock.now_ms(), node, self._limits, shared, small, again, live_rows, self._uniform)
+        return Context(
+            self.clock.now_ms(),
+            self.nodes.node,
+            self._limits,
+            self.database.shared,
+            small,
+            again,
+            live_rows,
+            self._uniform,
+            self.started.add,
+        )
 
     async def run_program(self, program: Callable[[Context], Program[T]], *, key: str = "") -> T:
         """Run SQL on tasks without `after_commit`; run it again if its commit is unknown.
@@ -323,6 +335,7 @@ class Engine:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.writes.run, name="task-writes")
             nursery.start_soon(self.follow_ups.run, name="task-follow-ups")
+            nursery.start_soon(keep_running, "task-started-agents", self._load_started, name="task-started-agents")
             nursery.start_soon(keep_running, "task-assignments", self._assignment_kicks.run, name="task-assignments")
             nursery.start_soon(keep_running, "task-status-updates", self._status_kicks.run, name="task-status-updates")
             nursery.start_soon(keep_running, "task-timer", self.timer.run, name="task-timer")
@@ -339,6 +352,9 @@ class Engine:
             with trio.move_on_after(SETTLE_S, shield=True):
                 await self.writes.flush()
             nursery.cancel_scope.cancel()
+
+    async def _load_started(self) -> None:
+        await self.started.load(self.database, startup.started_names, "", "names of started agents", logger)
 
     async def _fire(self, excuse: due.SilenceExcuse) -> int:
         return await self.result(partial(due.fire, shared=self.database.shared, excuse=excuse))

@@ -129,6 +129,8 @@ class WriteBatcher:
 
     async def _write(self, group: Sequence[_Queued]) -> None:
         mutations = self._merge([queued.mutation for queued in group])
+        if not mutations:
+            return
 
         def in_one_transaction(tx: TaskTransaction) -> Program[None]:
             for mutation in mutations:

@@ -49,7 +49,6 @@ class FramedLink:
         self,
         accepted: Accepted,
         output: FramedOutput,
-        peer: Peer,
         limits: FramedLimits,
         counters: FramedCounters,
         account: InputAccount,
@@ -58,7 +57,8 @@ class FramedLink:
         self._reader = SocketReader(accepted.sock)
         self.tls = accepted.tls
         self.output = output
-        self.peer = peer
+        self.peer: Peer
+        """Set when the client has said HELLO."""
         self._limits = limits
         self._counters = counters
         self._pending: Sequence[framing.Event] = ()
@@ -80,14 +80,18 @@ class FramedLink:
 
     # -- reading -----------------------------------------------------------------------------------
 
+    def receive_nowait(self) -> Sequence[Upstream]:
+        """Return the messages that came right behind the HELLO; () for none."""
+        events, self._pending = self._pending, ()
+        return self._sort(events) if events else ()
+
     async def receive(self, handle_now: HandleNow | None = None) -> Sequence[Upstream]:
         """Return the client's next messages; an empty list once it has ended its side."""
         self._handle_now = handle_now
         batch: Sequence[Upstream]
         if self._pending:
-            events, self._pending = self._pending, ()
             await trio.lowlevel.checkpoint()
-            if batch := self._sort(events):
+            if batch := self.receive_nowait():
                 return batch
         while True:
             if self._failure is not None:
@@ -103,7 +107,7 @@ class FramedLink:
                 return batch
 
     def put_back(self, events: Sequence[framing.Event]) -> None:
-        """Keep frames that came right behind the HELLO for the first `receive`."""
+        """Keep frames that came right behind the HELLO for `receive_nowait` or `receive`."""
         self._pending = events
 
     async def read(self) -> Sequence[framing.Event]:
@@ -316,8 +320,10 @@ class FramedLink:
         code, retryable = self._code or (int(status), status in RETRYABLE_STATUSES)
         text = self._failure.message if isinstance(self._failure, StatusError) else message
         output = self.output
-        with trio.move_on_after(self._limits.close_timeout_s):
-            await output.finish(None if status is Status.OK else framing.Error(code, text, retryable))
+        output.finish(None if status is Status.OK else framing.Error(code, text, retryable))
+        if not output.writer.is_idle:
+            with trio.move_on_after(self._limits.close_timeout_s):
+                await output.writer.wait_flushed()
         if not self._ended and not output.writer.is_broken:
             await linger(self.sock, self._limits.linger_s)
 

@@ -2,7 +2,7 @@
 
 In each burst: receipts of the client's sends, answers and signals, deliveries within the client's
 credit, ephemeral updates. Invariants: nothing is pulled from the session while a backlog exists;
-only `finish` blocks; a defect ends this connection and no other (model/containment.py).
+nothing here blocks; a defect ends this connection and no other (model/containment.py).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import trio
 
 from aether_trio.model.containment import report
 from aether_trio.transport.link import FrameSource
+from aether_trio.transport.socket.accepted import address_text
 from aether_trio.transport.socket.writer import BURST_BYTES, SocketWriter
 from aether_trio.wire import framing
 from aether_trio.wire.framing import deliver_header, encode_ack, encode_channel, encode_channel_closed
@@ -27,12 +28,17 @@ CHANNELS_BEFORE_SWEEP: Final = 16
 """Topics left before this many are open stay, as DELIVEREDs may be on their way."""
 
 
+_NO_CHANNELS: Final[dict[Origin, tuple[int, OpenChannel]]] = {}
+_NO_ORIGINS: Final[dict[int, Origin]] = {}
+"""Both of all connections to which nothing was delivered; never written to."""
+
+
 class FramedOutput:
     """Sends on one framed connection of the gateway; `connection` encodes the frames."""
 
     __slots__ = (
-        "_channels", "_due", "_failed", "_finished", "_finishing", "_last", "_next_channel", "_origins",
-        "_peer_address", "_source", "_unflushed", "connection", "deliveries", "pong", "writer",
+        "_address", "_channels", "_due", "_failed", "_finished", "_finishing", "_last", "_next_channel", "_origins",
+        "_source", "_unflushed", "connection", "deliveries", "pong", "writer",
     )  # fmt: skip
 
     def __init__(
@@ -40,10 +46,10 @@ class FramedOutput:
     ) -> None:
         self.writer = SocketWriter(self, accepted.sock, accepted.tls, nursery, counters=counters)
         self.connection = connection
-        self._peer_address = accepted.peer_address
+        self._address = accepted.address
         self._source: FrameSource | None = None
-        self._channels: dict[Origin, tuple[int, OpenChannel]] = {}
-        self._origins: dict[int, Origin] = {}
+        self._channels = _NO_CHANNELS
+        self._origins = _NO_ORIGINS
         self._next_channel = 0
         self._due = self._unflushed = False
         self._finishing = self._finished = self._failed = False
@@ -130,7 +136,7 @@ class FramedOutput:
             self._failed = True
             self._source.failed(error)
         else:
-            report(error, f"framed from {self._peer_address}")
+            report(error, f"framed from {address_text(self._address)}")
             self.writer.abort()
 
     # -- one burst ---------------------------------------------------------------------------------
@@ -176,6 +182,7 @@ class FramedOutput:
                     # successor.
                     continue
                 found = self._open(origin, parts)
+                channels = self._channels
             number, channel = found
             size = len(message)
             parts.append(deliver_header(number, offset, size))
@@ -189,6 +196,8 @@ class FramedOutput:
         self.deliveries += len(deliveries)
 
     def _open(self, origin: Origin, parts: list[bytes | memoryview]) -> tuple[int, OpenChannel]:
+        if not self._channels:
+            self._channels, self._origins = {}, {}
         channels, ledger = self._channels, self.connection.channels
         many = len(channels) >= CHANNELS_BEFORE_SWEEP
         for old in [one for one in channels if not one.is_open and (many or one.topic == origin.topic)]:
@@ -210,16 +219,15 @@ class FramedOutput:
 
     # -- ending ------------------------------------------------------------------------------------
 
-    async def finish(self, last: framing.Error | None) -> None:
-        """Pull nothing more, send what is queued and then `last`, and wait for the kernel."""
+    def finish(self, last: framing.Error | None) -> None:
+        """Pull no more; send what is queued and then `last` as the kernel takes it."""
         self._last = last
         self._finishing = True
         self.writer.kick()
-        await self.writer.wait_flushed()
 
     def release(self) -> None:
         """Send nothing more and drop the session: the connection is over."""
         self.writer.release()
         self._source = None
-        self._channels = {}
-        self._origins = {}
+        self._channels = _NO_CHANNELS
+        self._origins = _NO_ORIGINS

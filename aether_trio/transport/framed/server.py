@@ -70,8 +70,7 @@ class FramedServer:
         )
         output = FramedOutput(accepted, connection, self._nursery, counters)
         self._outputs.add(output)
-        peer, account = Peer(accepted.peer_address, "framed"), self._unfinished.account(accepted.address)
-        link = FramedLink(accepted, output, peer, self._limits, counters, account)
+        link = FramedLink(accepted, output, self._limits, counters, self._unfinished.account(accepted.address))
         try:
             if await self._greet(accepted, output, link):
                 await self._serve(link)
@@ -87,7 +86,8 @@ class FramedServer:
 
     async def _greet(self, accepted: Accepted, output: FramedOutput, reader: FramedLink) -> bool:
         """Read the client's HELLO and answer it; False if none came. Raises LinkBroken."""
-        events: Sequence[framing.Event] = reader.decode(accepted.head) if accepted.head else reader.read_now()
+        head, accepted.head = accepted.head, b""  # not kept for as long as the connection lasts
+        events: Sequence[framing.Event] = reader.decode(head) if head else reader.read_now()
         if not events and reader.waits_for_hello:
             events = await self._wait_for_hello(reader)
         if not events and reader.waits_for_hello:
@@ -113,14 +113,13 @@ class FramedServer:
             return False
         if len(events) == 1:
             output.writer.kick()
-        peer = Peer(
+        reader.peer = Peer(
             accepted.peer_address,
             "framed",
             accepted.certificate,
             {"user-agent": hello.agent} if hello.agent else {},
             hello.publisher if self._limits.dedup_s else None,
         )
-        reader.peer = peer
         reader.put_back(events[1:])
         return True
 

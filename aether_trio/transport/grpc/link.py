@@ -76,6 +76,10 @@ class GrpcLink:
             self._failure = error
         return bool(self._rest) or self._failure is not None
 
+    def receive_nowait(self) -> Sequence[UpstreamMessage]:
+        """Return messages that have arrived already, up to a bad one."""
+        return self._decode(self._stream.receive_nowait())
+
     def attach(self, source: FrameSource) -> None:
         self._stream.attach(source)
 

@@ -11,7 +11,7 @@ before it; every coroutine here is a checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING
 
 from grpclib.exceptions import ProtocolError
@@ -247,6 +247,12 @@ class MessageStream:
     def take_now(self) -> list[bytes]:
         """Take what has come without waiting; [] when a message is to be decompressed."""
         return [] if self._packed else self._connection.plane.take(self.stream)
+
+    def receive_nowait(self) -> Sequence[bytes]:
+        """Return the messages that have arrived, unless some are compressed; () for none."""
+        if self._packed or not self.stream.inbox:
+            return ()
+        return self._connection.take(self.stream)
 
     async def receive_one(self) -> bytes | None:
         """Return the next message; None once the peer has ended the stream."""

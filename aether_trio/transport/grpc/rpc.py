@@ -71,7 +71,7 @@ class RpcAcceptor:
                 _refuse(connection, stream_id, refusal)
             return
         connection.open(stream.http2)
-        connection.nursery.start_soon(run_rpc, stream)
+        connection.nursery.start_soon(_runner_of(stream), stream)
 
     def _open(self, connection: ServerConnection, stream_id: int, headers: list[tuple[str, str]]) -> ServerStream:
         by_name = dict(headers)
@@ -122,11 +122,13 @@ def _refuse_plainly(connection: ServerConnection, stream_id: int, refusal: RpcRe
     connection.nursery.start_soon(refused.answer_soon)
 
 
-async def run_rpc(stream: ServerStream) -> None:
-    """Run one RPC's handler to its end and send the RPC's status."""
-    if stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False):
-        await _run_unscoped(stream)
-        return
+def _runner_of(stream: ServerStream) -> Callable[[ServerStream], Awaitable[None]]:
+    """Return what runs an RPC's handler to its end and sends the RPC's status."""
+    unscoped = stream.deadline is None and getattr(stream.handler.func, "told_when_broken", False)
+    return _run_unscoped if unscoped else _run_scoped
+
+
+async def _run_scoped(stream: ServerStream) -> None:
     scope = stream.scope_until_broken()
     try:
         with scope:

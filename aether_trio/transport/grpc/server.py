@@ -89,10 +89,7 @@ class GrpcServer:
                 if self._draining:
                     # Nothing of its is under way.
                     nursery.start_soon(alone, connection.who, connection.drain, 0.0)
-                # Not kept for as long as the connection lasts.
-                head, accepted.head = accepted.head, b""
-                counters.bytes_received += len(head)
-                await connection.serve(head)
+                await connection.serve(accepted)
         finally:
             if connection is not None:
                 self._connections.discard(connection)

@@ -7,7 +7,7 @@ checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -181,6 +181,10 @@ class ServerStream(StreamHandler):
     def take_now(self) -> list[bytes]:
         """Take what has come without waiting; [] when a message is to be decompressed."""
         return self._messages.take_now()
+
+    def receive_nowait(self) -> Sequence[bytes]:
+        """Return messages that have arrived already, serialized; () for none."""
+        return self._messages.receive_nowait()
 
     async def recv_message(self) -> Any:
         """Return the next decoded message; None at the end. Raises as grpclib's stream."""

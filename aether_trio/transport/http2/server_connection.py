@@ -103,14 +103,17 @@ class ServerConnection:
 
     # The task -------------------------------------------------------------------------------------
 
-    async def serve(self, head: bytes) -> str:
-        """Serve the client's requests until the connection ends, and return why it ended."""
+    async def serve(self, accepted: Accepted) -> str:
+        """Serve the client's requests until the connection ends, and return why it ended.
+
+        Takes what was read already from `accepted`.
+        """
         # These leave with the answer to the client's first bytes, which it sends without waiting
         # (RFC 9113 section 3.4).
         self.plane.out.append(self._settings_frame)
         self.plane.out.append(self.plane.opening_window_update())
         try:
-            reason = await self._serve_first(head) or await self.wire.read_until_end()
+            reason = await self._serve_first(accepted) or await self.wire.read_until_end()
         except trio.Cancelled:
             self._cut_off()
             raise
@@ -123,8 +126,10 @@ class ServerConnection:
         self.break_streams(reason)
         return reason
 
-    async def _serve_first(self, head: bytes) -> str | None:
+    async def _serve_first(self, accepted: Accepted) -> str | None:
         """Process the first bytes; return why the connection ended, None if it goes on."""
+        head, accepted.head = accepted.head, b""  # in no frame that lasts
+        self.counters.bytes_received += len(head)
         if head and not await self.wire.received(head):
             return "closed"
         if not self.plane.streams:

@@ -6,6 +6,7 @@ The Acceptor closes the socket, plain and non-blocking, after the transport's `s
 from __future__ import annotations
 
 import socket
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
@@ -64,7 +65,7 @@ def notice_s(deadline_s: float) -> float:
 class TransportServer(Protocol):
     """Protocol: the gateway's server for one transport (gRPC, framed, WebSocket)."""
 
-    async def serve(self, accepted: Accepted) -> None:
+    def serve(self, accepted: Accepted) -> Coroutine[Any, Any, None]:
         """Serve one connection to its end. Raises nothing but cancellation."""
 
     async def drain(self, deadline_s: float, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:

@@ -64,6 +64,18 @@ class ByteStream:
             await trio.lowlevel.wait_writable(self.sock)
             rest = self._send(rest)
 
+    async def send_within(self, data: bytes, seconds: float) -> None:
+        """Send all of `data`, while no other task sends. Raises OSError and TooSlowError.
+
+        A checkpoint only when the kernel does not take all at once.
+        """
+        rest = self._send(memoryview(data if self.tls is None else self.tls.seal(data)))
+        if rest:
+            with trio.fail_after(seconds):
+                while rest:
+                    await trio.lowlevel.wait_writable(self.sock)
+                    rest = self._send(rest)
+
     def _send(self, data: memoryview) -> memoryview:
         """Give `data` to the kernel and return what it did not take."""
         try:

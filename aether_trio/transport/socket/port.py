@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -76,12 +76,15 @@ class Port:
     def statistics(self) -> PortStatistics:
         return PortStatistics(self._undecided, dict(self._chosen), dict(self._rejects))
 
-    async def serve(self, sock: socket.socket, address: Any) -> None:
+    def serve(self, sock: socket.socket, address: Any) -> Coroutine[Any, Any, None]:
         """Detect the transport of one accepted socket and serve the socket to its end."""
+        # Not a coroutine, which would keep 0.25 KiB for as long as the connection lasts.
         accepted = Accepted(sock, address)
         transport = self._at_once(accepted)
-        if transport is None:
-            transport = await self._decide(accepted)
+        return self._serve_undecided(accepted) if transport is None else transport.serve(accepted)
+
+    async def _serve_undecided(self, accepted: Accepted) -> None:
+        transport = await self._decide(accepted)
         if transport is not None:
             await transport.serve(accepted)
 

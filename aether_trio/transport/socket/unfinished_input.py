@@ -94,17 +94,26 @@ class _UnfinishedMessage:
         """trio time of the last bytes."""
 
 
+_NOTHING_BEGUN: Final[dict[MessageReceiver, _UnfinishedMessage]] = {}
+"""Of all connections without an unfinished message; never written to."""
+
+
 class InputAccount:
     """Reports one connection's unfinished messages to the gateway's memory budget."""
 
-    __slots__ = ("_budget", "begun", "counted", "held", "host")
+    __slots__ = ("_address", "_budget", "begun", "counted", "held")
 
-    def __init__(self, budget: UnfinishedInput, host: str) -> None:
+    def __init__(self, budget: UnfinishedInput, address: Any) -> None:
         self._budget = budget
-        self.host = host
-        self.begun: dict[MessageReceiver, _UnfinishedMessage] = {}
+        self._address = address
+        self.begun = _NOTHING_BEGUN
         self.held = 0
         self.counted = 0
+
+    @property
+    def host(self) -> str:
+        """The client's host, or network, whose messages count together."""
+        return _host_of(self._address)
 
     def note(self, receiver: MessageReceiver, held: int, *, anew: bool = False) -> None:
         """Record the bytes of a receiver's unfinished message; `anew`: another message."""
@@ -115,6 +124,8 @@ class InputAccount:
                 self._recount(-message.held)
             return
         if message is None:
+            if not self.begun:
+                self.begun = {}
             message = self.begun[receiver] = _UnfinishedMessage()
         elif anew:
             message.mark = message.looks = 0
@@ -144,7 +155,7 @@ class UnfinishedInput:
 
     def account(self, address: Any) -> InputAccount:
         """Make the account of a new connection from `address`, as `accept` returns it."""
-        return InputAccount(self, _host_of(address))
+        return InputAccount(self, address)
 
     def statistics(self) -> UnfinishedStatistics:
         return UnfinishedStatistics(

@@ -134,6 +134,10 @@ class WebSocketLink:
             raise self._failure
         return ()
 
+    def receive_nowait(self) -> Sequence[UpstreamMessage]:
+        """Return (): a client knows only from the upgrade's answer that it may send."""
+        return ()
+
     @property
     def _tls_ended(self) -> bool:
         return self._stream.tls is not None and self._stream.tls.ended

@@ -161,8 +161,9 @@ class WebSocketOutput:
         self._stopped = True
         self._last = last
         self.writer.kick()
-        with trio.move_on_after(seconds):
-            await self.writer.wait_flushed()
+        if not self.writer.is_idle:
+            with trio.move_on_after(seconds):
+                await self.writer.wait_flushed()
 
     def release(self) -> None:
         """Send nothing more and drop the session: the socket is about to be closed."""

@@ -23,6 +23,7 @@ from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.config.settings import WebSocketSettings, is_loopback
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Http1Limits, Request
+from aether_trio.transport.http1.plain_request import plain_request
 from aether_trio.transport.http1.server import LINGER_S, serve_requests
 from aether_trio.transport.http1.static_files import load_files
 from aether_trio.transport.link import Link, Peer
@@ -94,7 +95,7 @@ class HttpServer:
         stream = ByteStream(accepted)
         accepted.head = b""
         try:
-            link = await self._fetch(accepted, stream)
+            link = await self._upgrade_at_once(accepted, stream) or await self._fetch(accepted, stream)
             if link is not None:
                 await self._bridge(stream, link)
         except (OSError, trio.TooSlowError):
@@ -126,6 +127,33 @@ class HttpServer:
                     await trio.lowlevel.checkpoint()
 
     # -- files, and the request to upgrade ---------------------------------------------------------
+
+    async def _upgrade_at_once(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
+        """Return the link of a valid upgrade that has come whole and plain; else None.
+
+        None leaves all to `_fetch`, refusals too. Raises OSError and TooSlowError.
+        """
+        found = None if self._draining else plain_request(stream.head, self._limits)
+        if found is None or found[0].path != CONNECT_PATH:
+            return None
+        request, rest = found
+        try:
+            upgrade = self._negotiate(request, accepted, stream)
+        except UpgradeRefused:
+            return None
+        self._requests += 1
+        self._fetching.add(stream)
+        try:
+            await stream.send_within(upgrade.response, self._settings.handshake_timeout_s)
+        finally:
+            self._fetching.discard(stream)
+        stream.head = rest
+        return self._link(upgrade, request, accepted, stream)
+
+    def _negotiate(self, request: Request, accepted: Accepted, stream: ByteStream) -> Upgrade:
+        # Only pages are asked where the gateway listens; other clients send no origin.
+        loopback = "origin" in request.headers and is_loopback(stream.sock.getsockname()[0])
+        return negotiate(request, self._origins, secure=accepted.tls is not None, loopback=loopback)
 
     async def _fetch(self, accepted: Accepted, stream: ByteStream) -> WebSocketLink | None:
         """Answer requests until the end or an upgrade. Raises OSError and TooSlowError."""
@@ -168,7 +196,6 @@ class HttpServer:
         self, http: Http1Connection, request: Request, accepted: Accepted, stream: ByteStream
     ) -> WebSocketLink | None:
         """Return the link of a valid upgrade, else None. Raises OSError and TooSlowError."""
-        loopback = is_loopback(stream.sock.getsockname()[0])
         try:
             if self._draining:
                 raise UpgradeRefused(
@@ -177,14 +204,13 @@ class HttpServer:
                     HTTPStatus.SERVICE_UNAVAILABLE,
                     [("Retry-After", "1")],
                 )
-            upgrade = negotiate(request, self._origins, secure=accepted.tls is not None, loopback=loopback)
+            upgrade = self._negotiate(request, accepted, stream)
         except UpgradeRefused as refused:
             self._rejects[refused.reason] += 1
             await http.respond_text(refused.status, str(refused), refused.headers, close=True)
             await http.linger(LINGER_S)
             return None
-        with trio.fail_after(self._settings.handshake_timeout_s):
-            await stream.send_all(upgrade.response)
+        await stream.send_within(upgrade.response, self._settings.handshake_timeout_s)
         stream.unread(http.leftover())
         return self._link(upgrade, request, accepted, stream)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
 from typing import Final, NoReturn, TypeAlias
 
 import msgspec
@@ -39,6 +38,7 @@ _PING: Final = struct.Struct(">Q").unpack_from
 _CODE_DELAY: Final = struct.Struct(">HI").unpack_from
 _U32: Final = struct.Struct(">I").unpack_from
 
+_FROM_SERVER: Final = int(Flag.FROM_SERVER)  # an operation on a Flag costs as much as a frame
 _CLIENT_HELLO: Final = msgspec.msgpack.Decoder(events.ClientHello)
 _SERVER_HELLO: Final = msgspec.msgpack.Decoder(events.ServerHello)
 
@@ -65,7 +65,7 @@ def _positive(value: int, what: str) -> int:
 
 
 def _hello(body: bytes, flags: int) -> events.Event:
-    decoder = _SERVER_HELLO if flags & Flag.FROM_SERVER else _CLIENT_HELLO
+    decoder = _SERVER_HELLO if flags & _FROM_SERVER else _CLIENT_HELLO
     if nesting(body, MAX_HELLO_NESTING) > MAX_HELLO_NESTING:
         raise RemoteProtocolError(ErrorCode.BAD_HELLO, f"HELLO: nested deeper than {MAX_HELLO_NESTING} arrays and maps")
     try:
@@ -122,8 +122,9 @@ def _channel(body: bytes, flags: int) -> events.Event:
 Reader: TypeAlias = Callable[[bytes, int], events.Event]
 
 # Least length, greatest length, flags that are defined, reader.
-_SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
-    {
+_SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = {
+    int(kind): (least, greatest, int(flags), reader)
+    for kind, (least, greatest, flags, reader) in {
         FrameType.HELLO: (1, MAX_HELLO_BYTES, Flag.FROM_SERVER, _hello),
         FrameType.ACK: (8, 8, 0, lambda body, _flags: events.Ack(_positive(_SEQ(body)[0], "seq"))),
         FrameType.NACK: (15, 14 + MAX_CODE_BYTES + MAX_TEXT_BYTES, Flag.RETRYABLE, _nack),
@@ -135,8 +136,8 @@ _SHAPES: Final[Mapping[int, tuple[int, int, int, Reader]]] = MappingProxyType(
         FrameType.GOAWAY: (6, 6 + MAX_TEXT_BYTES, 0, _goaway),
         FrameType.ERROR: (6, 6 + MAX_TEXT_BYTES, Flag.RETRYABLE, _error),
         FrameType.CHANNEL: (4, 12 + MAX_TOPIC_BYTES, Flag.CLOSED | Flag.SHARED, _channel),
-    }
-)
+    }.items()
+}
 
 
 def reader_of(length: int, kind: int) -> Reader | None:

@@ -35,13 +35,14 @@ from aether_trio.wire.framing.constants import (
 )
 from aether_trio.wire.framing.decode import DecoderStatistics, FrameDecoder
 from aether_trio.wire.framing.errors import LocalProtocolError, RemoteProtocolError
-from aether_trio.wire.framing.states import LOCALLY_ILLEGAL, ConnectionState, Side, States
+from aether_trio.wire.framing.states import BY_FRAME, LOCALLY_ILLEGAL, ConnectionState, Side, States
 
 __all__ = ["FramedConnection"]
 
 _DELIVER_FIXED: Final = 12
 _ACCEPTED: Final = frozenset({ConnectionState.LIVE, ConnectionState.LEAVING})
 _FINISHING: Final = frozenset({ConnectionState.LEAVING, ConnectionState.DONE})
+_DELIVERING: Final = frozenset(state for state, moves in BY_FRAME[Side.SERVER].items() if ev.Deliver in moves)
 
 
 class FramedConnection:
@@ -187,7 +188,7 @@ class FramedConnection:
         state = self._states[peer]
         moves = self._states.moves(peer)
         sequence = self.sequence
-        late: set[int] = set()
+        late: list[int] | None = None
         for index, event in enumerate(found):
             kind = type(event)
             after = moves.get(kind, ConnectionState.IDLE)
@@ -202,7 +203,7 @@ class FramedConnection:
                 elif (count := _COUNTS.get(kind)) is not None:
                     count(self, event)
             except ledger.Late:
-                late.add(index)
+                late = [*late, index] if late else [index]
             except ledger.Breach as breach:
                 failed = RemoteProtocolError(breach.code, breach.message)
                 self._decoder.fail(breach.code, breach.message)
@@ -232,7 +233,7 @@ class FramedConnection:
                 ErrorCode.ILLEGAL_FRAME,
                 f"cannot send {kind.__name__} as a {self.role.value} in the state {self.state.value}",
             )
-        if kind in LOCALLY_ILLEGAL[self.role] and self.peer_state in _FINISHING:
+        if self.peer_state in _FINISHING and kind in LOCALLY_ILLEGAL[self.role]:
             raise LocalProtocolError(
                 ErrorCode.ILLEGAL_FRAME,
                 f"cannot send {kind.__name__} to a {self.role.peer.value} in the state {self.peer_state.value}",
@@ -247,15 +248,16 @@ class FramedConnection:
             )
 
     def _account(self, event: ev.Event) -> None:
-        if isinstance(event, ev.ClientHello | ev.ServerHello) and event.max_frame != self._max_frame_bytes:
+        count = _COUNTS.get(type(event))
+        if count is None:
+            return
+        if isinstance(event, (ev.ClientHello, ev.ServerHello)) and event.max_frame != self._max_frame_bytes:
             raise LocalProtocolError(
                 ErrorCode.BAD_HELLO,
                 f"the HELLO has max_frame {event.max_frame}, but this end accepts {self._max_frame_bytes}",
             )
-        count = _COUNTS.get(type(event))
         try:
-            if count is not None:
-                count(self, event)
+            count(self, event)
         except ledger.Breach as breach:
             raise LocalProtocolError(breach.code, breach.message) from None
 
@@ -263,9 +265,9 @@ class FramedConnection:
         states = self._states
         states.move(role, after)
         if self.role is Side.SERVER:
-            if states[Side.SERVER] is ConnectionState.LIVE:
+            if states.server is ConnectionState.LIVE:
                 self._decoder.max_frame_bytes = self._max_frame_bytes
-            self._delivering = ev.Deliver in states.moves(Side.SERVER) and states[Side.CLIENT] not in _FINISHING
+            self._delivering = states.server in _DELIVERING and states.client not in _FINISHING
 
     # What a frame of either side changes in the ledgers.
 

@@ -55,6 +55,10 @@ class DecoderStatistics:
     buffered_bytes: int
 
 
+_NO_TOPICS: Final[dict[bytes, str]] = {}
+"""Of all decoders that have met no topic; never written to."""
+
+
 class FrameDecoder:
     """Decodes the frames of one direction of one framed connection.
 
@@ -85,7 +89,7 @@ class FrameDecoder:
         self._partial = bytearray()
         self._needed = 0  # bytes of `_partial` before which nothing new can be said
         self._prefaced = not preface
-        self._topics: dict[bytes, str] = {}
+        self._topics = _NO_TOPICS
         # Not the exception, which would keep its events.
         self._failed: tuple[ErrorCode, str] | None = None
         self._frames = 0
@@ -198,6 +202,7 @@ class FrameDecoder:
                 topic = topics.get(raw)
                 if topic is None:
                     topic = self._new_topic(raw)
+                    topics = self._topics
                 append(events.Send(seq, topic, data[payload:end], message_type, data[extra:payload]))
             elif kind == _PLAIN_DELIVER:
                 if length < 12:
@@ -224,8 +229,8 @@ class FrameDecoder:
         # Longer topics are well-formed here; the gateway NACKs them.
         topic = text_of(raw, 0xFFFF, "a topic")
         if len(raw) <= MAX_TOPIC_BYTES:
-            if len(self._topics) >= _KNOWN_TOPICS:
-                self._topics.clear()
+            if not 0 < len(self._topics) < _KNOWN_TOPICS:
+                self._topics = {}
             self._topics[raw] = topic
         return topic
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from typing import Any, Final
 
 import msgspec
@@ -219,6 +220,7 @@ def encode_channel_closed(channel: int) -> bytes:
     return _pack(_CHANNEL_CLOSED, 4, _CHANNEL_TYPE | Flag.CLOSED, channel)
 
 
+@lru_cache(maxsize=64)
 def encode_hello(hello: events.ClientHello | events.ServerHello) -> bytes:
     """Encode HELLO of either side. Checks what the peer will check."""
     try:

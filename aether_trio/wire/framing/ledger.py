@@ -7,6 +7,7 @@ FramedConnection turns into the local or the remote error.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
 from aether_trio.wire.framing.constants import MAX_CHANNELS, MAX_CREDIT, ErrorCode
 
@@ -76,13 +77,17 @@ class OpenChannel:
     shared: bool
 
 
+_NONE_OPEN: Final[dict[int, OpenChannel]] = {}
+"""Of all connections without a channel; never written to."""
+
+
 class Channels:
     """The open channels of a framed connection by number."""
 
     __slots__ = ("_open",)
 
     def __init__(self) -> None:
-        self._open: dict[int, OpenChannel] = {}
+        self._open = _NONE_OPEN
 
     def __len__(self) -> int:
         return len(self._open)
@@ -97,6 +102,8 @@ class Channels:
             raise Breach(ErrorCode.BAD_CHANNEL, f"CHANNEL opens channel {number}, which is open already")
         if len(self._open) >= MAX_CHANNELS:
             raise Breach(ErrorCode.BAD_CHANNEL, f"CHANNEL opens channel {number}; at most {MAX_CHANNELS} may be open")
+        if not self._open:
+            self._open = {}
         self._open[number] = OpenChannel(topic, position, shared)
 
     def close(self, number: int) -> None:

@@ -37,6 +37,8 @@ class Side(enum.Enum):
     CLIENT = "client"
     SERVER = "server"
 
+    __hash__ = object.__hash__  # enum's own is a call of Python for each look-up
+
     @property
     def peer(self) -> Side:
         return Side.SERVER if self is Side.CLIENT else Side.CLIENT
@@ -60,6 +62,8 @@ class ConnectionState(enum.Enum):
     """Has said GOAWAY: finishes what has begun."""
     DONE = "done"
     """Sends nothing more."""
+
+    __hash__ = object.__hash__
 
 
 _ANY_TIME: Final = (ev.Ping, ev.Pong, ev.Skipped)
@@ -124,27 +128,31 @@ START: Final[Mapping[Side, ConnectionState]] = MappingProxyType(
 )
 
 
+_CLIENT_MOVES: Final = dict(BY_FRAME[Side.CLIENT])
+_SERVER_MOVES: Final = dict(BY_FRAME[Side.SERVER])
+
+
 class States:
     """The protocol states of both sides of one framed connection."""
 
-    __slots__ = ("_client", "_server")
+    __slots__ = ("client", "server")
 
     def __init__(self) -> None:
-        self._client = START[Side.CLIENT]
-        self._server = START[Side.SERVER]
+        self.client = START[Side.CLIENT]
+        self.server = START[Side.SERVER]
 
     def __getitem__(self, role: Side) -> ConnectionState:
-        return self._client if role is Side.CLIENT else self._server
+        return self.client if role is Side.CLIENT else self.server
 
     def moves(self, role: Side) -> Mapping[type, ConnectionState]:
         """Return the frames that a side may send now, each with the state that follows."""
-        return BY_FRAME[role][self[role]]
+        return _CLIENT_MOVES[self.client] if role is Side.CLIENT else _SERVER_MOVES[self.server]
 
     def move(self, role: Side, after: ConnectionState) -> None:
         """Move a side to a state, then both by BY_PAIR; DONE: the side's stream has ended."""
         if role is Side.CLIENT:
-            self._client = after
+            self.client = after
         else:
-            self._server = after
-        while (pair := BY_PAIR.get((self._client, self._server))) is not None:
-            self._client, self._server = pair
+            self.server = after
+        while (pair := BY_PAIR.get((self.client, self.server))) is not None:
+            self.client, self.server = pair

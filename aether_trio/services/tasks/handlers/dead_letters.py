@@ -71,7 +71,7 @@ class DeadLetters:
             task = yield from task_rows.load(task_id)
             if task is None or task.status is not StoredStatus.DLQ:
                 return False
-            if task.task_type == AGENT_STARTUP and (yield from startup.reopen(task)):
+            if task.task_type == AGENT_STARTUP and (yield from startup.reopen(tx, task)):
                 return False  # its agent has a later start
             fresh = task.changed({"retry_count": 0})
             yield from task_rows.save(task, fresh)

@@ -39,6 +39,8 @@ class Context(NamedTuple):
     """Rows that need not be read; None: the transaction may write rows that it does not load."""
     uniform: Callable[[], float] = lambda: 0.5
     """Random numbers from 0 to 1, for the jitter of retries."""
+    note_start: Callable[[str], None] = lambda identity: None
+    """Is told of an agent before it gets a row in `agent_starts`. Any thread."""
 
 
 class RecordedEvent(NamedTuple):

@@ -45,12 +45,37 @@ def merge(group: Sequence[Mutation]) -> list[Mutation]:
 
 
 def _merge(run: Sequence[WorkerJoined | WorkerLeft]) -> list[Mutation]:
+    run = _without_the_ended(run)
     counts = Counter(mutation.identity for mutation in run)
     batch = [one for one in run if counts[one.identity] == 1 and not one.by_token]
     if len(batch) < MIN_BATCH:
         return list(run)
     singles = set(run) - set(batch)
     return [lambda tx: _write_batch(tx, batch), *(one for one in run if one in singles)]
+
+
+def _without_the_ended(run: Sequence[WorkerJoined | WorkerLeft]) -> Sequence[WorkerJoined | WorkerLeft]:
+    """Leave out the joins of ended sessions, and leaves that have no row to delete.
+
+    Neither would write anything: `join` returns for a session that has ended, and `leave` for one
+    without a row.
+    """
+    ended: dict[tuple[str, str], bool] = {}
+    """By identity and session: whether it may have joined before, in an earlier transaction."""
+    for one in run:
+        if isinstance(one, WorkerJoined) and one.has_ended():
+            key = one.identity, one.worker.session_id
+            ended[key] = one.rejoined or one.resumed or ended.get(key, False)
+    if not ended:
+        return run
+    kept: list[WorkerJoined | WorkerLeft] = []
+    for one in run:
+        if isinstance(one, WorkerJoined):
+            if (one.identity, one.worker.session_id) not in ended:
+                kept.append(one)
+        elif one.by_token or ended.get((one.identity, one.session_id), True):
+            kept.append(one)
+    return kept
 
 
 def _write_batch(tx: TaskTransaction, batch: Sequence[WorkerJoined | WorkerLeft]) -> Program[None]:

@@ -50,7 +50,7 @@ JOIN_IDLE: Final = _JOIN.replace(
 """The join of a worker without a task; without `since_ms`, reads it from `task_memories`."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class WorkerJoined:
     """A worker's session that begins: the queued write that `join` makes of it.
 
@@ -84,7 +84,7 @@ class WorkerJoined:
         return bool(self.task_id)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class WorkerLeft:
     """A worker's ended session; `clean`: by its client, `by_gateway`: by the gateway."""
 

@@ -108,6 +108,13 @@ def current_start(identity: str) -> Program[TaskRow | None]:
     return task if task is not None and not task.is_final else None
 
 
+def started_names(after: str, count: int) -> Program[list[str]]:
+    """Read a page of the agents that the gateway has started, ordered by name."""
+    wanted = "SELECT identity FROM agent_starts WHERE identity > $1 ORDER BY identity LIMIT $2"
+    rows: list[Row] = yield Fetch(wanted, (after, count))
+    return [identity for (identity,) in rows]
+
+
 def was_started(identity: str) -> Program[bool]:
     """Return whether a participant is an agent that the gateway had started."""
     found: list[Row] = yield Fetch("SELECT 1 FROM agent_starts WHERE identity = $1", (identity,))
@@ -176,7 +183,7 @@ def request_start(tx: Transaction, wish: AgentStartRequest) -> Program[StartResu
         yield from tx.wake(task)
         return StartResult((yield from task_rows.load(task.task_id)), woken=task.status is StoredStatus.HIBERNATED)
     task = new_start(wish, tx.context)
-    yield from _become_the_start(task)
+    yield from _become_the_start(tx, task)
     yield from tx.create(task, b"")
     return StartResult((yield from task_rows.load(task.task_id)), created=True)
 
@@ -191,8 +198,9 @@ def _raise_priority(tx: Transaction, task: TaskRow, priority: int) -> Program[No
         )
 
 
-def _become_the_start(task: TaskRow) -> Program[None]:
+def _become_the_start(tx: Transaction, task: TaskRow) -> Program[None]:
     """Write that this start of an agent is its current one; the former has ended."""
+    tx.context.note_start(task.target)
     yield Execute(
         "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
@@ -201,12 +209,12 @@ def _become_the_start(task: TaskRow) -> Program[None]:
     )
 
 
-def reopen(task: TaskRow) -> Program[str]:
+def reopen(tx: Transaction, task: TaskRow) -> Program[str]:
     """Make an ended start current again for its retry; return why it cannot be, or ""."""
     under_way = yield from current_start(task.target)
     if under_way is not None and under_way.task_id != task.task_id:
         return f"{task.target} is being started already (task {under_way.task_id})"
-    yield from _become_the_start(task)
+    yield from _become_the_start(tx, task)
     return ""
 
 

@@ -123,7 +123,7 @@ class TaskTransaction:
         decision = decide(task, move, facts)
         if isinstance(decision, MoveStep):
             reopens = move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final
-            if reopens and (problem := (yield from startup.reopen(task))):
+            if reopens and (problem := (yield from startup.reopen(self, task))):
                 return RefusedMove(MoveRefusal.STATUS, problem)
             yield from self.write(task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved)
         return decision

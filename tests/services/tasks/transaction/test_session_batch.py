@@ -144,3 +144,29 @@ def test_a_group_of_any_size_is_a_few_statements(store: Store, count: int) -> No
         database.drive(program)
         assert len(statements) <= 5
         assert rows_of(database, "SELECT count(*) FROM task_workers") == [(count,)]
+
+
+def ended(identity: str, session: int, *, resumed: bool = False) -> list[WorkerJoined | WorkerLeft]:
+    joined = mutation_of(Came(identity, session, back=resumed))
+    assert isinstance(joined, WorkerJoined)
+    joined.has_ended = lambda: True
+    return [joined, mutation_of(Went(identity, session, clean=True))]
+
+
+def test_sessions_that_ended_before_they_were_written_write_nothing() -> None:
+    assert merge([one for number in range(5) for one in ended(AGENTS[0], number)]) == []
+
+
+def test_a_session_that_may_have_joined_before_leaves(store: Store) -> None:
+    before, waiting = [Came(AGENTS[0], 1, back=True), Came(AGENTS[1], 2, back=False)], [AGENTS[0]]
+    with closing(store.place()) as place:
+        database = place.direct("tasks")
+        play(database, before, waiting, [], merged=False)
+
+        def program() -> Program[None]:
+            tx = TaskTransaction(Context(NOW_MS, "n", TimeLimits()))
+            for mutation in merge([*ended(AGENTS[0], 1, resumed=True), *ended(AGENTS[1], 3)]):
+                yield from mutation(tx)
+
+        database.drive(program)
+        assert rows_of(database, "SELECT identity, session_id FROM task_workers") == [(AGENTS[1], "s2")]
