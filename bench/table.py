@@ -165,12 +165,13 @@ def of_parts(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
         if (rest := sum(list(parts.values())[PARTS_SHOWN:])) > 0:
             shown["the rest"] = rest
         echoes, cpu = ((result.get(figure) or {}).get("best") for figure in ("echoes", "cpu_us"))
+        gateways = 1 - (result.get("cluster") or {}).get("database_share", 0.0)
         body += [
             (
                 f"{name}: {part}",
                 f"{share:.0%}",
-                f"{share * echoes:.2f}" if echoes is not None else "",
-                f"{share * cpu:.1f}" if cpu is not None else "",
+                f"{share * gateways * echoes:.2f}" if echoes is not None else "",
+                f"{share * gateways * cpu:.1f}" if cpu is not None else "",
             )
             for part, share in shown.items()
         ]

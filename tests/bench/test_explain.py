@@ -202,6 +202,8 @@ def test_the_largest_parts_are_shown_with_their_cost() -> None:
     assert row[1].startswith("part 0 10%; part 1 10%; ")
     assert row[1].endswith("; the rest 20%")
     assert table.notes({"scenarios": {"kv": result}}) == ["kv: 2.50 system calls each: futex 2.50"]
+    clustered = {"scenarios": {"cluster-1": result | {"cluster": {"database_share": 0.25}}}}
+    assert table.of_parts(clustered)[1] == ("cluster-1: part 0", "10%", "0.15", "3.0")
     unexplained = {"scenarios": {"kv": {"explained": {"failed": "no"}}}}
     assert table.of_parts(unexplained) == table.parts_in_line(unexplained) == []
 
