@@ -162,10 +162,12 @@ class GroupTransactions:
             self.cursor.execute(f"PRAGMA synchronous={'FULL' if wanted else 'NORMAL'}")
             self._synced_commits = wanted
 
-    def commit(self) -> None:
-        """Commit the transaction, if one is open."""
-        if self.is_open:
-            self.cursor.execute("COMMIT")
+    def commit(self) -> bool:
+        """Commit the transaction; return whether one was open."""
+        if not self.is_open:
+            return False
+        self.cursor.execute("COMMIT")
+        return True
 
     def overwrite(self) -> bool:
         """Commit an empty transaction in a failed one's place; return whether it did.

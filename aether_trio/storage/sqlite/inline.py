@@ -61,6 +61,8 @@ class WriteQueue:
         """Whether the kernel is syncing that group."""
         self._held: list[SqliteJob] = []
         """Jobs for the thread, which gets them when the kernel has synced."""
+        self._is_checkpointing = False
+        """Whether a checkpoint was begun, and its rest is not copied yet."""
         self._answered = RepeatedEvent()
         self._trio = trio.lowlevel.current_trio_token()
 
@@ -100,7 +102,10 @@ class WriteQueue:
             self._ended(self._ending)
             return
         self._in_thread -= len(jobs)
-        self._finish([job for job in jobs if job.kind is not JobKind.CHECKPOINT])
+        answered = [job for job in jobs if job.kind is not JobKind.CHECKPOINT]
+        if len(answered) < len(jobs):
+            self._is_checkpointing = False
+        self._finish(answered)
 
     def synced(self, errno: int) -> None:
         """Deliver a group that the kernel has synced, or failed to."""
@@ -110,6 +115,7 @@ class WriteQueue:
         if errno:
             group.errno = errno
             self._thread.put(group)
+            self._release_held()  # in front of what is put from here on
             return
         self._groups.statistics.committed(len(group.jobs), self._groups.connection.total_changes - group.rows)
         self._ended(group)
@@ -194,17 +200,23 @@ class WriteQueue:
 
     def _ended(self, group: OpenGroup) -> None:
         self._ending = None
-        held, self._held = self._held, []
-        for job in held:
-            self._thread.put(job)
+        self._release_held()
         self._finish(group.jobs)
         if not self._has_leader:
             self.turn()
 
+    def _release_held(self) -> None:
+        held, self._held = self._held, []
+        for job in held:
+            self._thread.put(job)
+
     def _finish(self, jobs: Sequence[SqliteJob]) -> None:
         self._answered.set()
-        if self._log is not None and self.checkpointer is not None and self._log.note_group():
-            self.checkpointer.start_checkpoint()
+        if jobs and self._log is not None and self.checkpointer is not None:
+            is_due = self._log.note_group()
+            if is_due and not self._is_checkpointing:
+                self._is_checkpointing = True
+                self.checkpointer.start_checkpoint()
         self._deliver(jobs)
 
 

@@ -77,7 +77,11 @@ class KernelSync:
         self._context = ctypes.c_ulong(0)
         if self._call(ctypes.c_long(setup), ctypes.c_long(1), ctypes.byref(self._context)) != 0:
             raise OSError(ctypes.get_errno(), "io_setup")
-        self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        try:
+            self._eventfd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        except OSError:
+            self._call(ctypes.c_long(self._destroy), self._context)
+            raise
         self._block = _ControlBlock(opcode=_FDSYNC, descriptor=descriptor, flags=_HAS_EVENTFD, eventfd=self._eventfd)
         self._blocks = (ctypes.c_void_p * 1)(ctypes.addressof(self._block))
         self._events = (_Event * 1)()
@@ -92,8 +96,9 @@ class KernelSync:
 
     def wait(self, timeout_s: float) -> int:
         """Wait in this thread for the sync that was submitted; return 0 or its errno."""
-        ready, _, _ = select.select([self._eventfd], [], [], timeout_s)
-        return self._reap() if ready else errno.ETIMEDOUT
+        poll = select.poll()  # select() takes no descriptor above 1023
+        poll.register(self._eventfd, select.POLLIN)
+        return self._reap() if poll.poll(timeout_s * 1000) else errno.ETIMEDOUT
 
     async def run(self, on_synced: Callable[[int], None]) -> None:
         """Report each finished sync until cancelled, by 0 or the errno of its failure."""

@@ -206,7 +206,8 @@ class WriterThread(DatabaseThread):
             if group is None or not group.committed:
                 if group is not None and group.failure is not None:
                     raise group.failure
-                groups.commit()
+                if groups.commit() and log is not None:
+                    log.restarts = False
             stage = _Stage.SYNC
             if log is not None and group is not None:
                 self._make_durable(log, group.errno)

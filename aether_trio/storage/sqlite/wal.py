@@ -54,7 +54,10 @@ class WriteAheadLog:
         self.unsynced = False
         """Whether the writer thread has committed something that is perhaps not durable."""
         self.restarts = False
-        """Whether the next commit probably begins the log anew, which syncs its header."""
+        """Whether the next commit probably begins the log anew, which syncs its header.
+
+        Set and cleared in the writer thread, which makes that commit.
+        """
         self._groups = self._groups_at_checkpoint = 0
         self._pages_per_group = 1.0
         self._size = 0
@@ -77,7 +80,6 @@ class WriteAheadLog:
     def note_group(self) -> bool:
         """Count a committed group; return whether a checkpoint is due."""
         self._groups += 1
-        self.restarts = False
         if self._groups % CHECK_GROUPS:
             return False
         since = self._groups - self._groups_at_checkpoint
@@ -85,7 +87,12 @@ class WriteAheadLog:
         return since * self._pages_per_group >= CHECKPOINT_PAGES or size - self._size >= GROWTH_BYTES
 
     def note_checkpoint(self, pages: int, copied: int) -> None:
-        """Note a checkpoint: pages in the log, and how many are in the database file now."""
+        """Note a checkpoint: pages in the log, and how many are in the database file now.
+
+        Both are -1 when another process was at a checkpoint.
+        """
+        if pages < 0:
+            return
         since = self._groups - self._groups_at_checkpoint
         if since:
             self._pages_per_group = max(pages / since, 1.0)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
 import sqlite3
+import threading
 from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ from aether_trio.storage.sqlite import database as engine
 from aether_trio.storage.sqlite import wal
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from aether_trio.storage.sqlite.kernel_sync import KernelSync, open_kernel_sync
+from aether_trio.storage.sqlite.threads import CheckpointThread
 from tests.storage.programs import CREATE, LONG_S, append, ids, insert, pragma
 
 
@@ -24,7 +28,7 @@ class HeldSync(KernelSync):
     """A KernelSync whose syncs end when the test says so, and how."""
 
     def __init__(self) -> None:
-        self.submitted = 0
+        self.submitted = self.ended = 0
         self._send, self._receive = trio.open_memory_channel[int](100)
 
     def submit(self) -> None:
@@ -35,7 +39,12 @@ class HeldSync(KernelSync):
             on_synced(failed)
 
     def end(self, failed: int = 0) -> None:
+        self.ended += 1
         self._send.send_nowait(failed)
+
+    def end_all(self) -> None:
+        while self.ended < self.submitted:
+            self.end()
 
     async def wait_submitted(self, count: int) -> None:
         with trio.fail_after(LONG_S):
@@ -242,3 +251,109 @@ async def test_checkpoints_bound_the_log_while_writers_leave_no_gap(
     assert len(await ids(file_database)) == 4000
     assert largest < 30 * 1024 * 1024  # of 40 MB that were written
     assert file_database.statistics().last_error == ""
+
+
+async def test_programs_that_waited_for_a_failed_sync_run_before_later_ones(
+    held: tuple[SqliteDatabase, HeldSync], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database, sync = held
+    repairing, go_on = threading.Event(), threading.Event()
+    repair = wal.WriteAheadLog.repair
+
+    def slow(log: wal.WriteAheadLog, cursor: sqlite3.Cursor) -> None:
+        repairing.set()
+        go_on.wait(LONG_S)
+        repair(log, cursor)
+
+    monkeypatch.setattr(wal.WriteAheadLog, "repair", slow)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.run_small, append(1))
+        await sync.wait_submitted(1)
+        nursery.start_soon(database.run, append(2))
+        await trio.testing.wait_all_tasks_blocked()
+        sync.end(errno.EIO)
+        await trio.to_thread.run_sync(repairing.wait, LONG_S)
+        nursery.start_soon(database.run, append(3))
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(database.run_small, append(4))
+        await trio.testing.wait_all_tasks_blocked()
+        go_on.set()
+    assert await database.fetch("SELECT data FROM items WHERE id = 1") == [(b"\x01\x02\x03\x04",)]
+
+
+async def test_the_commit_that_begins_the_log_anew_is_made_by_the_thread(
+    held: tuple[SqliteDatabase, HeldSync], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It syncs the log's header, for which the event loop would have to wait."""
+    database, sync = held
+    noted: list[tuple[int, int]] = []
+    note = wal.WriteAheadLog.note_checkpoint
+
+    def note_checkpoint(log: wal.WriteAheadLog, pages: int, copied: int) -> None:
+        note(log, pages, copied)
+        noted.append((pages, copied))
+
+    monkeypatch.setattr(wal.WriteAheadLog, "note_checkpoint", note_checkpoint)
+    monkeypatch.setattr(wal, "CHECK_GROUPS", 4)
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 1)
+    with trio.fail_after(LONG_S):
+        for number in range(3):
+            await database.run(insert(number))
+        while not noted:
+            await trio.sleep(0.001)
+    assert noted[0][0] == noted[0][1] > 0
+    for _ in range(20):
+        await trio.sleep(0.001)  # until the thread has nothing to do
+    for number, syncs in (10, 0), (11, 1):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(database.run_small, insert(number))
+            await trio.testing.wait_all_tasks_blocked()
+            sync.end_all()
+        assert sync.submitted == syncs
+
+
+async def test_a_slow_checkpoint_is_not_asked_for_again(
+    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wal, "CHECK_GROUPS", 1)
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 1)
+    asked = 0
+
+    def start_checkpoint(_thread: CheckpointThread) -> None:
+        nonlocal asked
+        asked += 1
+
+    monkeypatch.setattr(CheckpointThread, "start_checkpoint", start_checkpoint)
+    for number in range(20):
+        await file_database.run_small(insert(number))
+    assert asked == 1
+
+
+async def test_a_checkpoint_of_another_process_does_not_count_as_ours(
+    file_database: SqliteDatabase, path: Path
+) -> None:
+    log = wal.WriteAheadLog(path, is_synced=True)
+    for _ in range(wal.CHECKPOINT_PAGES - 1):
+        log.note_group()
+    log.note_checkpoint(-1, -1)
+    assert not log.restarts
+    assert log.note_group()
+    log.close()
+
+
+def test_the_kernel_syncs_in_a_process_with_many_open_files(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 1200
+    if hard != resource.RLIM_INFINITY and hard < wanted + 100:
+        pytest.skip("this process may not open so many files")
+    if soft != resource.RLIM_INFINITY and soft < wanted + 100:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted + 100, hard))
+    try:
+        with (tmp_path / "log").open("w+b", buffering=0) as file, ExitStack() as opened:
+            for _ in range(wanted):
+                opened.callback(os.close, os.dup(file.fileno()))
+            sync = open_kernel_sync(file.fileno())
+            if sync is not None:
+                sync.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
