@@ -5,7 +5,7 @@ committed. It is unknown again after a write whose outcome is not known here.
 
 Invariants, for a database that runs programs in the order in which they were given to it:
 
-* `EntryCache.entry` is what a read that begins now could find, or UNKNOWN;
+* `EntryCache.entry` is what a read that begins now would find, or UNKNOWN;
 * `Change.known` is what its program finds, or UNKNOWN. Another write of the key that begins before
   this one runs makes it UNKNOWN, because the two may reach the database in either order;
 * of several writes of one key the last one to run counts, in whatever order their callers hear of
@@ -108,11 +108,17 @@ class EntryCache:
     # -- reads -------------------------------------------------------------------------------------
 
     def entry(self, name: Name) -> Entry | Unknown | None:
-        """Return the committed entry of a key, if it is known."""
+        """Return the committed entry of a key, if it is known and no write of it has begun.
+
+        During a write the database has to be asked: a read from it, of another key or a LIST, may
+        have found the write already, and what comes after such a read may find nothing older.
+        """
         record = self._records.get(name)
         if record is None:
             return UNKNOWN
         self._records.move_to_end(name)
+        if record.writes or self.deletions:
+            return UNKNOWN
         return record.entry
 
     def begin_read(self, name: Name) -> Reading:

@@ -22,6 +22,7 @@ from aether_trio.storage.sqlite.database import open_sqlite
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, Caller
+from tests.storage.programs import LONG_S
 
 NAME = (b"space", b"key")
 OLD = Entry(b"old", None, None, 1)
@@ -48,7 +49,7 @@ def test_a_read_and_a_committed_write_are_remembered(cache: EntryCache) -> None:
     cache.end_read(cache.begin_read(NAME), None)
     assert cache.entry(NAME) is None
     change = cache.begin_write(NAME)
-    assert cache.entry(NAME) is None  # until it is committed
+    assert cache.entry(NAME) is UNKNOWN  # a read from the database may find it before it is settled here
     cache.committed(change, cache.stamp(), NEW)
     assert cache.entry(NAME) == NEW
 
@@ -181,6 +182,8 @@ class CountedDatabase:
     """Counts the programs that reach a database, and fails the next writes on demand."""
 
     shared = False
+    heard: trio.Event | None = None
+    """When the callers of writes hear of them."""
 
     def __init__(self, database: Any) -> None:
         self._database = database
@@ -201,7 +204,10 @@ class CountedDatabase:
             if takes_effect:
                 await self._database.run(program)
             raise error
-        return await self._database.run(program)
+        result = await self._database.run(program)
+        if self.heard is not None:
+            await self.heard.wait()
+        return result
 
     run_small = run
 
@@ -319,6 +325,24 @@ async def test_reads_do_not_wait_for_a_write_behind_them(tmp_path: Path, clock: 
         ops = [Op(op=op, scope=Op.GLOBAL, key="k", value=b"1") for op in (Op.GET, Op.GET, Op.PUT)]
         assert [answer[0].kv.value for answer in await alice.service.handle_some(ALICE, ops)] == [b"0", b"0"]
         assert database.writes == 0
+
+
+async def test_what_a_list_has_shown_is_not_older_for_a_get(tmp_path: Path, clock: ManualClock) -> None:
+    """The reader may hear of a commit before the writer does."""
+    async with counted(tmp_path, clock) as (database, kv):
+        await kv.PUT(key="k", value=b"old")
+        database.heard = trio.Event()
+
+        async def put() -> None:
+            await kv.PUT(key="k", value=b"new")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(put)
+            with trio.fail_after(LONG_S):
+                while (await kv.LIST()).kv_map["k"] != b"new":
+                    await trio.sleep(0.001)
+            assert (await kv.GET(key="k")).value == b"new"
+            database.heard.set()
 
 
 async def test_purged_and_swept_keys_are_forgotten(tmp_path: Path, clock: ManualClock) -> None:
