@@ -71,8 +71,9 @@ class SocketReader:
         if self._task is not None:
             raise trio.BusyResourceError("another task is already reading from this socket")
         if self._sockets is None:
-            self._sockets = _sockets_of_this_run()
-            self._fd = self._sockets.add(self)
+            sockets = _sockets_of_this_run()
+            self._fd = sockets.add(self)
+            self._sockets = sockets
         elif self._unread:
             self._ask_again()
         self._attempt = attempt
@@ -102,6 +103,8 @@ class SocketReader:
         self._unread = bool(events & _ENDS)
         try:
             found = attempt()
+            if found is None and self._unread:
+                self._ask_again()
         except Exception as error:
             self._unread = True
             self._resume(outcome.Error(error))
@@ -110,8 +113,6 @@ class SocketReader:
             self._resume(outcome.Value(found))
         elif self._task is not None:
             self._attempt = attempt
-            if self._unread:
-                self._ask_again()
 
     def _resume(self, result: outcome.Outcome[object]) -> None:
         task, self._task, self._attempt = self._task, None, None

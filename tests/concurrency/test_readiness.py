@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import trio
@@ -168,3 +169,26 @@ async def test_more_ready_sockets_than_one_turn_serves_are_all_served() -> None:
             for sock in pair:
                 sock.close()
     assert got == [b"x"] * 300
+
+
+async def test_an_attempt_that_closes_its_socket_fails_its_reader_alone() -> None:
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    reader = SocketReader(ours)
+
+    def close() -> None:
+        reader.read()
+        ours.close()
+
+    theirs.send(b"last")
+    theirs.close()
+    with pytest.raises(OSError):
+        await reader.until(close)
+
+
+async def test_a_socket_that_cannot_be_registered_is_tried_again(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("w+b") as file:
+        reader = SocketReader(file)  # type: ignore[arg-type]
+        for _ in range(2):
+            with pytest.raises(OSError):
+                await reader.until(reader.read)
