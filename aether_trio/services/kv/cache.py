@@ -108,10 +108,10 @@ class EntryCache:
     # -- reads -------------------------------------------------------------------------------------
 
     def entry(self, name: Name) -> Entry | Unknown | None:
-        """Return the committed entry of a key, if it is known and no write of it has begun.
+        """Return the committed entry of a key, if it is known and not being written.
 
         During a write the database has to be asked: a read from it, of another key or a LIST, may
-        have found the write already, and what comes after such a read may find nothing older.
+        have found the write already, and a later GET must not answer with the older entry.
         """
         record = self._records.get(name)
         if record is None:

@@ -49,7 +49,7 @@ def test_a_read_and_a_committed_write_are_remembered(cache: EntryCache) -> None:
     cache.end_read(cache.begin_read(NAME), None)
     assert cache.entry(NAME) is None
     change = cache.begin_write(NAME)
-    assert cache.entry(NAME) is UNKNOWN  # a read from the database may find it before it is settled here
+    assert cache.entry(NAME) is UNKNOWN  # the database may have NEW already
     cache.committed(change, cache.stamp(), NEW)
     assert cache.entry(NAME) == NEW
 
