@@ -7,7 +7,7 @@ something for it.
 
 Invariants: an edge is never lost: one that comes while no task waits, or whose bytes were not all
 read, is asked for again at the next wait; what an `attempt` raises, its reader's task raises, and
-the other sockets are served all the same; after READS_AT_ONCE sockets other tasks have their turn.
+the other sockets are served all the same; other tasks have their turn after TURN_S.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import select
 import socket
 from collections.abc import Awaitable, Callable
+from time import perf_counter
 from typing import Any, Final, TypeVar
 
 import outcome
@@ -27,7 +28,9 @@ T = TypeVar("T")
 READ_BYTES: Final = 64 * 1024
 """The most bytes that one read takes."""
 READS_AT_ONCE: Final = 64
-"""Ready sockets between two checkpoints: a millisecond or two of work."""
+"""Ready sockets that one look at the sockets finds."""
+TURN_S: Final = 0.002
+"""After so long other tasks have their turn: a socket may have many messages."""
 
 _EDGES: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
 _ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
@@ -162,10 +165,14 @@ class _ReadySockets:
         try:
             while True:
                 await trio.lowlevel.wait_readable(number)
+                end = perf_counter() + TURN_S
                 for socket_number, events in poll(0, READS_AT_ONCE):
                     reader = readers.get(socket_number)
                     if reader is not None:
                         reader.ready(events)
+                        if perf_counter() > end:
+                            await trio.lowlevel.checkpoint()
+                            end = perf_counter() + TURN_S
         finally:
             self._epoll.close()
 

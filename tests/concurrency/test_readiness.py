@@ -8,6 +8,7 @@ import pytest
 import trio
 import trio.testing
 
+from aether_trio.concurrency import readiness
 from aether_trio.concurrency.readiness import READ_BYTES, SocketReader
 
 
@@ -192,3 +193,41 @@ async def test_a_socket_that_cannot_be_registered_is_tried_again(tmp_path: Path)
         for _ in range(2):
             with pytest.raises(OSError):
                 await reader.until(reader.read)
+
+
+async def test_other_tasks_have_their_turn_between_two_long_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a turn of no time, each ready socket is a turn."""
+    monkeypatch.setattr(readiness, "TURN_S", -1.0)
+    pairs = [socket.socketpair() for _ in range(3)]
+    steps: list[str] = []
+    async with trio.open_nursery() as nursery:
+
+        async def read(number: int) -> None:
+            reader = SocketReader(pairs[number][0])
+
+            def attempt() -> bytes | None:
+                steps.append("read")
+                return reader.read()
+
+            await reader.until(attempt)
+            reader.release()
+
+        for number, (ours, _) in enumerate(pairs):
+            ours.setblocking(False)
+            nursery.start_soon(read, number)
+        await trio.testing.wait_all_tasks_blocked()
+
+        async def other() -> None:
+            while steps.count("read") < 3:
+                await trio.lowlevel.checkpoint()
+                steps.append("other")
+
+        for _, theirs in pairs:
+            theirs.send(b"x")
+        nursery.start_soon(other)
+    reads = [n for n, step in enumerate(steps) if step == "read"]
+    assert len(reads) == 3
+    assert reads[2] - reads[0] > 2  # trio runs the tasks of a turn in any order
+    for ours, theirs in pairs:
+        ours.close()
+        theirs.close()

@@ -116,7 +116,8 @@ class KernelSync:
 
     def close(self) -> None:
         """Wait for a sync that is under way, and give the kernel's objects back."""
-        self._call(ctypes.c_long(self._destroy), self._context)
+        # This call may wait for the disk, so Python's lock is released for it.
+        ctypes.CDLL(None).syscall(ctypes.c_long(self._destroy), self._context)
         os.close(self._eventfd)
 
 

@@ -257,7 +257,9 @@ class WriterThread(DatabaseThread):
         try:
             if log.is_too_long:
                 with self._groups.patience():
-                    ((_, pages, copied),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                    ((busy, pages, copied),) = cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                if busy:
+                    log.note_kept()
             else:
                 ((_, pages, copied),) = cursor.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
             log.note_checkpoint(pages, copied)

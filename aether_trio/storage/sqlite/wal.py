@@ -61,6 +61,8 @@ class WriteAheadLog:
         self._groups = self._groups_at_checkpoint = 0
         self._pages_per_group = 1.0
         self._size = 0
+        self._longest_kept = 0
+        """The size at the last attempt to cut the log that readers have kept from it."""
 
     def sync(self) -> None:
         """Make all commits durable. Blocks for the disk. Raises OSError."""
@@ -100,11 +102,21 @@ class WriteAheadLog:
         if self.restarts:
             self._groups_at_checkpoint = self._groups
         self._size = os.fstat(self.descriptor).st_size
+        if self._size <= LIMIT_BYTES:
+            self._longest_kept = 0
+
+    def note_kept(self) -> None:
+        """Note that a reader kept the log from being cut, and will for a while."""
+        self._longest_kept = os.fstat(self.descriptor).st_size
 
     @property
     def is_too_long(self) -> bool:
-        """Whether the log is to be cut, even if that waits for readers."""
-        return os.fstat(self.descriptor).st_size > LIMIT_BYTES
+        """Whether the log is to be cut, even if that waits for readers.
+
+        A reader that never ends is waited for once for each GROWTH_BYTES.
+        """
+        size = os.fstat(self.descriptor).st_size
+        return size > LIMIT_BYTES and (not self._longest_kept or size >= self._longest_kept + GROWTH_BYTES)
 
     def close(self) -> None:
         """Close the descriptor; the log stays SQLite's."""

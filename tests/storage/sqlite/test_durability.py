@@ -15,7 +15,7 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.storage.base import CommitUnknown, Fetch, StorageUnavailable, single
+from aether_trio.storage.base import CommitUnknown, Fetch, Program, StorageUnavailable, single
 from aether_trio.storage.sqlite import database as engine
 from aether_trio.storage.sqlite import wal
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
@@ -357,3 +357,39 @@ def test_the_kernel_syncs_in_a_process_with_many_open_files(tmp_path: Path) -> N
                 sync.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def test_a_reader_that_never_ends_is_waited_for_rarely(
+    file_database: SqliteDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The writer thread waits for it once for each stretch by which the log grows."""
+    monkeypatch.setattr(wal, "CHECKPOINT_PAGES", 1)
+    monkeypatch.setattr(wal, "LIMIT_BYTES", 200_000)
+    monkeypatch.setattr(wal, "GROWTH_BYTES", 400_000)
+    waited = 0
+    note = wal.WriteAheadLog.note_kept
+
+    def count(log: wal.WriteAheadLog) -> None:
+        nonlocal waited
+        waited += 1
+        note(log)
+
+    monkeypatch.setattr(wal.WriteAheadLog, "note_kept", count)
+    started, leave = trio.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow_read() -> Program[None]:
+        yield Fetch("SELECT count(*) FROM items")
+        token.run_sync_soon(started.set)
+        trio.from_thread.run(leave.wait, trio_token=token)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(file_database.read, slow_read)
+        await started.wait()
+        for number in range(20 * wal.CHECK_GROUPS):  # some 10 MB, and a look after each 64 of them
+            await file_database.run(insert(number, b""))
+            if number % wal.CHECK_GROUPS == 0:
+                await trio.sleep(0.02)
+        leave.set()
+    grown = Path(f"{file_database.path}-wal").stat().st_size
+    assert 1 <= waited <= grown // 400_000 + 1
