@@ -51,6 +51,7 @@ async def test_a_bad_name_changes_nothing(core: Core, name: str) -> None:
         assert workspace_of(core) == "w"
 
 
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_switch_that_storage_refuses_changes_nothing_and_may_be_tried_again(core: Core, world: World) -> None:
     async with connect(core, user("u", "1")) as window, connect(core, service("s", "1")) as sender:
         window.send(switch_to("w"))

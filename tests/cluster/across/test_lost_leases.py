@@ -122,8 +122,8 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
     run_program = engine.run_program
     committed, renewed = trio.Event(), trio.Event()
 
-    async def late(program: Any) -> Any:
-        result = await run_program(program)
+    async def late(program: Any, **options: Any) -> Any:
+        result = await run_program(program, **options)
         committed.set()
         await renewed.wait()
         return result

@@ -102,6 +102,7 @@ class Wakes:
     def __init__(self, node: WorkNode, nodes: WorkNodes) -> None:
         self._node = node
         self._nodes = nodes
+        self.push_from = 0
 
     async def expect(self, topics: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()

@@ -105,6 +105,7 @@ async def test_a_worker_can_say_that_it_is_done_when_the_database_is_back(world:
 
 
 @pytest.mark.parametrize("claims", [True, False])
+@pytest.mark.usefixtures("every_name_may_exist")
 async def test_a_worker_that_comes_back_when_the_database_does_keeps_its_task(world: World, claims: bool) -> None:
     """Its gateway lets no participant in meanwhile, so it comes again and again."""
     tasks = world.databases["tasks"]
