@@ -9,6 +9,11 @@ def key_of(topic_id: int, offset: int) -> int:
     return topic_id << OFFSET_BITS | offset
 
 
+def topic_id_of(key: int) -> int:
+    """Return the id of the topic in a message's primary key."""
+    return key >> OFFSET_BITS
+
+
 def offset_of(key: int) -> int:
     """Return the offset in a message's primary key."""
     return key & ((1 << OFFSET_BITS) - 1)

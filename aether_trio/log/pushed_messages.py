@@ -6,9 +6,11 @@
 So a lone message needs one statement on its node and none on the receiver's. A push is a hint: the
 log has the messages, and a node that missed a push, or messages in front of one, reads them.
 
-A push is text of lines "offset, message in base64, topic", put together by the database
-(`aether_push`, storage/schema/cluster.py). The channel of a node for pushes is a secret in its row
-of `nodes`, since any role of a database may NOTIFY and LISTEN on a channel that it knows.
+A push is text of lines "key, message in base64, topic", put together by the database
+(`aether_push`, storage/schema/cluster.py). The key (message_keys.py) has the id of the topic's row
+beside the offset: a topic may have been deleted and made again, with another id. The channel of a
+node for pushes is a secret in its row of `nodes`, since any role of a database may NOTIFY and
+LISTEN on a channel that it knows.
 """
 
 from __future__ import annotations
@@ -22,14 +24,15 @@ PAYLOAD_BYTES: Final = 7900
 MOST_PAYLOADS: Final = 4
 """A group that needs more is read by its listeners: one read is cheaper than that many."""
 LINE_BYTES: Final = 22
-"""A line without its topic and message: an offset of 19 digits, two blanks, the line end."""
+"""A line without its topic and message: a key of 19 digits, two blanks, the line end."""
 
 
 class PushedMessage(NamedTuple):
     """A committed message that another node has pushed to this one."""
 
     topic: str
-    offset: int
+    key: int
+    """The primary key of the message in the log."""
     frame: bytes
 
 
@@ -54,6 +57,6 @@ def parse_push(body: str) -> list[PushedMessage]:
     """Return the messages of a push. Raises ValueError."""
     found = []
     for line in body.split("\n"):
-        offset, data, topic = line.split(" ", 2)
-        found.append(PushedMessage(topic, int(offset), a2b_base64(data)))
+        key, data, topic = line.split(" ", 2)
+        found.append(PushedMessage(topic, int(key), a2b_base64(data)))
     return found

@@ -11,7 +11,9 @@ node that is the topic's next one is offered at once (topic_log.py). One that is
 message of another node is in front of it, is left to this task, which reads both. Work queues are
 told to look instead: the node that takes a message reads it.
 
-A pushed message is offered only if all messages in front of it were; a push may be lost.
+A pushed message is offered only if all messages in front of it were; a push may be lost. It also
+says the id of the topic's row, which a node must know that has offered one of its messages:
+subscriptions that lag read by it.
 
 Invariants: `tail <= head`; between the look at `tail` and the offers of a message there is no
 checkpoint, here and in topic_log.py, so a message is offered once; a topic that could not be read
@@ -30,6 +32,7 @@ import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kickable, kick_all
+from aether_trio.log.message_keys import offset_of, topic_id_of
 from aether_trio.log.pushed_messages import PushedMessage
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql_postgres import DELETED, TailRow, read_tails
@@ -62,7 +65,7 @@ class RemoteCommitReader:
         self._database = database
         self._behind: dict[CachedTopic, None] = {}
         self._requested = AutoResetEvent()
-        self._pushed: deque[tuple[CachedTopic, int, bytes]] = deque()
+        self._pushed: deque[tuple[CachedTopic, PushedMessage]] = deque()
         self._pushed_bytes = 0
         self._arrived = AutoResetEvent()
         self.reads = self.messages = self.pushes = 0
@@ -80,7 +83,7 @@ class RemoteCommitReader:
         if self._pushed_bytes >= PUSHED_BYTES:
             return False
         topic.waiting += 1  # it must not be forgotten meanwhile
-        self._pushed.append((topic, message.offset, message.frame))
+        self._pushed.append((topic, message))
         self._pushed_bytes += len(message.frame)
         self._arrived.set()
         return True
@@ -101,17 +104,19 @@ class RemoteCommitReader:
 
     def _offer_first_pushed(self, touched: set[Kickable]) -> int:
         """Offer the first pushed message if it is its topic's next; return the offers."""
-        topic, offset, frame = self._pushed.popleft()
-        self._pushed_bytes -= len(frame)
+        topic, message = self._pushed.popleft()
+        self._pushed_bytes -= len(message.frame)
         topic.waiting -= 1
+        topic_id, offset = topic_id_of(message.key), offset_of(message.key)
         if offset <= topic.tail:
             return 0  # a read has found it
         topic.head = max(topic.head, offset)
-        if offset != topic.tail + 1 or not topic.is_read:
+        if offset != topic.tail + 1 or not topic.is_read or topic.topic_id not in {None, topic_id}:
             self.request(topic)
             return 0
+        topic.topic_id = topic_id
         self.pushes += 1
-        return topic.offer(offset, frame, touched, self._grown)
+        return topic.offer(offset, message.frame, touched, self._grown)
 
     async def run(self) -> None:
         """Read the requested topics and offer their messages, until cancelled."""

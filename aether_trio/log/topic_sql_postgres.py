@@ -103,7 +103,7 @@ _APPEND: Final = f"""
 # `heads` comes behind the locks, so `aether_push` finds nodes whose interest is committed by then.
 _APPEND_AND_PUSH: Final = f"""
     {_WITH_APPENDED}, pushed AS MATERIALIZED (
-        SELECT aether_push($17, array_agg(m.topic), array_agg(h.before + m.number), array_agg(m.part), array_agg(m.data)) AS counts
+        SELECT aether_push($17, array_agg(m.topic), array_agg((h.id << {OFFSET_BITS}) | (h.before + m.number)), array_agg(m.part), array_agg(m.data)) AS counts
         FROM unnest($7::bigint[], $8::bigint[], $10::bytea[], $18::text[], $19::int[]) AS m (topic_id, number, data, topic, part)
         JOIN heads h ON h.id = m.topic_id
         HAVING count(*) > 0
@@ -124,7 +124,7 @@ def _append_one(*, published: bool, pushed: bool) -> str:
             updated_ms = excluded.updated_ms"""
     push = f"""
     ), pushed AS MATERIALIZED (
-        SELECT aether_push_one(${first}, ${first + 1}, before + 1, $6) AS nodes FROM head"""  # noqa: S608  # numbers of parameters
+        SELECT aether_push_one(${first}, ${first + 1}, (id << {OFFSET_BITS}) | (before + 1), $6) AS nodes FROM head"""  # noqa: S608  # numbers of parameters
     notified = f"SELECT 0, nodes FROM pushed UNION ALL SELECT {PAYLOADS}, nodes FROM pushed"  # noqa: S608  # a constant
     return f"""
     WITH locked AS MATERIALIZED (

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.log import remote_commits
+from aether_trio.log.message_keys import key_of
 from aether_trio.log.pushed_messages import (
     MOST_PAYLOADS,
     PAYLOAD_BYTES,
@@ -26,7 +27,7 @@ topics = st.text(min_size=1, max_size=60).filter(lambda text: "\n" not in text)
 
 
 def line(message: PushedMessage) -> str:
-    return f"{message.offset} {b64encode(message.frame).decode()} {message.topic}"
+    return f"{message.key} {b64encode(message.frame).decode()} {message.topic}"
 
 
 @given(st.lists(st.tuples(topics, st.binary(max_size=2000)), min_size=1, max_size=200))
@@ -68,7 +69,8 @@ async def append_elsewhere(bench: Bench, database: InlineDatabase, *frames: byte
 
 
 async def push(bench: Bench, *messages: tuple[int, bytes]) -> None:
-    bench.log.on_pushed_messages([PushedMessage(TOPIC, offset, frame) for offset, frame in messages])
+    [(topic_id,)] = await bench.log.database.fetch("SELECT id FROM topics WHERE name = $1", TOPIC)
+    bench.log.on_pushed_messages([PushedMessage(TOPIC, key_of(topic_id, offset), frame) for offset, frame in messages])
     await trio.testing.wait_all_tasks_blocked()
 
 
@@ -120,3 +122,32 @@ async def test_a_push_to_a_topic_that_is_not_in_memory_does_nothing(bench: Bench
     await trio.testing.wait_all_tasks_blocked()
     assert reader.frames == [b"1"]
     assert bench.log.topics.ensure(TOPIC).waiting == 0
+
+
+@on_postgres
+async def test_a_push_says_the_id_by_which_the_log_is_read(bench: Bench, database: InlineDatabase) -> None:
+    """Without it a subscription that lags takes its messages for deleted."""
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    topic = bench.log.topics.ensure(TOPIC)
+    assert topic.topic_id is None
+    await append_elsewhere(bench, database, b"1", b"2")
+    await push(bench, (1, b"1"))
+    assert bench.log.statistics().remote_reads == 0
+    assert [frame for _, _, frame in await bench.log.read(topic, 0, rows=9, max_bytes=99)] == [b"1"]
+
+
+@on_postgres
+async def test_a_push_for_a_topic_that_was_made_again_is_read(bench: Bench, database: InlineDatabase) -> None:
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    await bench.publish(TOPIC, b"1")
+    topic = bench.log.topics.ensure(TOPIC)
+    old = topic.topic_id
+    await database.execute("DELETE FROM topics WHERE name = $1", TOPIC)
+    await database.execute("INSERT INTO topic_floor (id, floor_offset) VALUES (1, 1)")
+    await append_elsewhere(bench, database, b"2")
+    await push(bench, (2, b"2"))
+    assert reader.frames == [b"1", b"2"]
+    assert topic.topic_id not in {None, old}
+    assert bench.log.statistics().pushed_messages == 0

@@ -140,17 +140,17 @@ END $$"""
 # volatile function sees what was committed until it begins. Returns how many (message, node) and
 # how many payloads were pushed. The lines are those of log/pushed_messages.py; base64 has line ends
 # in it. Only who reads `nodes` knows the channel.
-_PUSH: Final = """CREATE FUNCTION aether_push(me INT, topics TEXT[], offsets BIGINT[], parts INT[], frames BYTEA[])
+_PUSH: Final = """CREATE FUNCTION aether_push(me INT, topics TEXT[], keys BIGINT[], parts INT[], frames BYTEA[])
 RETURNS BIGINT[] LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT ARRAY[coalesce(sum(p.messages), 0), count(pg_notify(p.channel, p.payload))]::bigint[] FROM (
             SELECT 'aether_push_' || n.token AS channel, count(*) AS messages,
                 string_agg(
-                    w.number || ' ' || replace(encode(w.frame, 'base64'), chr(10), '') || ' ' || w.topic, chr(10)
-                    ORDER BY w.number
+                    w.key || ' ' || replace(encode(w.frame, 'base64'), chr(10), '') || ' ' || w.topic, chr(10)
+                    ORDER BY w.key
                 ) AS payload
-            FROM unnest(topics, offsets, parts, frames) AS w (topic, number, part, frame)
+            FROM unnest(topics, keys, parts, frames) AS w (topic, key, part, frame)
             CROSS JOIN LATERAL (
                 SELECT x.node_id FROM topic_interest x WHERE x.topic = w.topic COLLATE "C" AND x.node_id <> me OFFSET 0
             ) AS i
@@ -162,12 +162,12 @@ BEGIN
 END $$"""
 
 # The same for a single message; returns to how many nodes it was pushed.
-_PUSH_ONE: Final = """CREATE FUNCTION aether_push_one(me INT, topic TEXT, number BIGINT, frame BYTEA)
+_PUSH_ONE: Final = """CREATE FUNCTION aether_push_one(me INT, topic TEXT, key BIGINT, frame BYTEA)
 RETURNS BIGINT LANGUAGE plpgsql AS $$
 BEGIN
     RETURN (
         SELECT count(pg_notify(
-            'aether_push_' || n.token, number || ' ' || replace(encode(frame, 'base64'), chr(10), '') || ' ' || w.topic
+            'aether_push_' || n.token, key || ' ' || replace(encode(frame, 'base64'), chr(10), '') || ' ' || w.topic
         ))
         FROM (SELECT aether_push_one.topic) AS w
         CROSS JOIN LATERAL (

@@ -140,8 +140,8 @@ async def test_a_push_that_the_server_refuses_is_told_later(fabric: Fabric, post
     one, two = await fabric.start_many(2)
     a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
     for function in (
-        "aether_push(me INT, topics TEXT[], offsets BIGINT[], parts INT[], frames BYTEA[]) RETURNS BIGINT[]",
-        "aether_push_one(me INT, topic TEXT, number BIGINT, frame BYTEA) RETURNS BIGINT",
+        "aether_push(me INT, topics TEXT[], keys BIGINT[], parts INT[], frames BYTEA[]) RETURNS BIGINT[]",
+        "aether_push_one(me INT, topic TEXT, key BIGINT, frame BYTEA) RETURNS BIGINT",
     ):
         postgres_engine.outside(
             f"CREATE OR REPLACE FUNCTION {function} LANGUAGE plpgsql AS $$ BEGIN RAISE program_limit_exceeded; END $$"
