@@ -81,8 +81,8 @@ class GroupWriter(Protocol):
         """Commit a group; if it is small, push it to the nodes that listen to its topics.
 
         `push_from` is the number of this node, 0 to push nothing. A group that `is_void` is not
-        written. Raises StorageUnavailable or TopicsDeleted when
-        nothing was written, CommitUnknown (a StorageUnavailable) when that is not known.
+        written. Raises StorageUnavailable or TopicsDeleted when nothing was written, CommitUnknown
+        (a StorageUnavailable) when that is not known.
         """
 
 

@@ -97,6 +97,26 @@ async def held_writer(database: SqliteDatabase) -> AsyncIterator[trio.Nursery]:
             leave.set()
 
 
+@asynccontextmanager
+async def held_reader(database: SqliteDatabase) -> AsyncIterator[None]:
+    """Keep one reader's snapshot of the file open until the block ends."""
+    started, leave = trio.Event(), trio.Event()
+    token = trio.lowlevel.current_trio_token()
+
+    def slow_read() -> Program[None]:
+        yield Fetch("SELECT count(*) FROM items")
+        token.run_sync_soon(started.set)
+        trio.from_thread.run(leave.wait, trio_token=token)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(database.read, slow_read)
+        await started.wait()
+        try:
+            yield
+        finally:
+            leave.set()
+
+
 async def queued(database: Counting, count: int) -> None:
     """Wait until `count` programs (the gate included) are in the queue."""
     with trio.fail_after(LONG_S):

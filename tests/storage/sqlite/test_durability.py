@@ -15,13 +15,13 @@ import pytest
 import trio
 import trio.testing
 
-from aether_trio.storage.base import CommitUnknown, Fetch, Program, StorageUnavailable, single
+from aether_trio.storage.base import CommitUnknown, Fetch, StorageUnavailable, single
 from aether_trio.storage.sqlite import database as engine
 from aether_trio.storage.sqlite import wal
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from aether_trio.storage.sqlite.kernel_sync import KernelSync, open_kernel_sync
 from aether_trio.storage.sqlite.threads import CheckpointThread
-from tests.storage.programs import CREATE, LONG_S, append, ids, insert, pragma
+from tests.storage.programs import CREATE, LONG_S, append, held_reader, ids, insert, pragma
 
 
 class HeldSync(KernelSync):
@@ -375,21 +375,10 @@ async def test_a_reader_that_never_ends_is_waited_for_rarely(
         note(log)
 
     monkeypatch.setattr(wal.WriteAheadLog, "note_kept", count)
-    started, leave = trio.Event(), trio.Event()
-    token = trio.lowlevel.current_trio_token()
-
-    def slow_read() -> Program[None]:
-        yield Fetch("SELECT count(*) FROM items")
-        token.run_sync_soon(started.set)
-        trio.from_thread.run(leave.wait, trio_token=token)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(file_database.read, slow_read)
-        await started.wait()
+    async with held_reader(file_database):
         for number in range(20 * wal.CHECK_GROUPS):  # some 10 MB, and a look after each 64 of them
             await file_database.run(insert(number, b""))
             if number % wal.CHECK_GROUPS == 0:
                 await trio.sleep(0.02)
-        leave.set()
     grown = Path(f"{file_database.path}-wal").stat().st_size
     assert 1 <= waited <= grown // 400_000 + 1

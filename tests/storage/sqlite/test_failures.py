@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from aether_trio.storage.base import CommitUnknown, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.base import CommitUnknown, Execute, Program, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite import wal
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions
 from aether_trio.storage.sqlite.connection import connect_reader
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
-from tests.storage.programs import CREATE, LONG_S, held_writer, ids, insert, locked_file, pragma, queued
+from tests.storage.programs import CREATE, LONG_S, held_reader, held_writer, ids, insert, locked_file, pragma, queued
 
 
 async def test_a_full_file_fails_the_whole_group_and_recovers(sqlite_database: SqliteDatabase) -> None:
@@ -156,21 +156,10 @@ async def test_readers_that_leave_no_gap_cannot_grow_the_log_without_bound(
     monkeypatch.setattr(wal, "LIMIT_BYTES", limit)
     monkeypatch.setattr(wal, "GROWTH_BYTES", limit)
     log = Path(f"{path}-wal")
-    started, leave = trio.Event(), trio.Event()
-    token = trio.lowlevel.current_trio_token()
-
-    def slow_read() -> Program[None]:
-        yield Fetch("SELECT count(*) FROM items")
-        token.run_sync_soon(started.set)
-        trio.from_thread.run(leave.wait, trio_token=token)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(file_database.read, slow_read)
-        await started.wait()
+    async with held_reader(file_database):
         for number in range(wal.CHECK_GROUPS - 4):
             await file_database.run(insert(number, bytes(40_000)))
         assert log.stat().st_size > limit  # the reader's snapshot keeps it
-        leave.set()
     for number in range(1000, 1000 + wal.CHECK_GROUPS):
         await file_database.run(insert(number))
     with trio.fail_after(LONG_S):
