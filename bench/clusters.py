@@ -79,6 +79,7 @@ class Reading:
             "wakes_per_s": round(grown("aether_cluster_log_wakes") / seconds, 1),
             "reads_per_s": round(reads / seconds, 1),
             "rows_per_read": round(grown("aether_log_remote_messages") / reads, 2) if reads else 0.0,
+            "pushed_per_s": round(grown("aether_log_pushed_messages") / seconds, 1),
         }
 
 

@@ -18,6 +18,7 @@ HEADINGS = (
 )  # fmt: skip
 CLUSTER_HEADINGS = (
     "cluster", "echoes", "gateways", "database", "groups /s", "rows a group", "NOTIFY /s", "wakes /s", "reads /s", "rows a read",
+    "pushed /s",
 )  # fmt: skip
 GROWTH_HEADINGS = ("growth", "with", "fewest", "most", "echoes", "then", "ratio", "")
 SOAK_HEADINGS = ("soak", "mean", "least", "most", "an hour", "+-", "")
@@ -94,6 +95,7 @@ def of_clusters(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
                     f"{done['wakes_per_s']:,.0f}",
                     f"{done['reads_per_s']:,.0f}",
                     f"{done['rows_per_read']:,.1f}",
+                    f"{done['pushed_per_s']:,.0f}",
                 )
             )
     return [CLUSTER_HEADINGS, *body] if body else []

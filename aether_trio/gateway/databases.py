@@ -48,6 +48,10 @@ class OpenDatabase(Database, Protocol):
 
     def statistics(self) -> Statistics: ...
 
+    async def wait_failed(self) -> None:
+        """Wait for a group that was not written; returns at once for one since the last return."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Databases:
@@ -135,17 +139,16 @@ async def probe_while_failing(name: str, database: OpenDatabase) -> None:
     Runs until cancelled. Clients that readiness turned away write nothing, so only this probe finds
     out that the database works again.
     """
-    failing = False
     while True:
-        await trio.sleep(PROBE_S)
-        if database.statistics().failing:
+        await database.wait_failed()
+        reported = False
+        while database.statistics().failing:
+            await trio.sleep(PROBE_S)
             try:
                 await database.run(probe_write)
             except StorageUnavailable as error:
-                if not failing:
+                if not reported:
                     logger.error("the gateway cannot write to a database", database=name, reason=str(error))
-                failing = True
-                continue
-        if failing:
+                reported = True
+        if reported:
             logger.info("the gateway can write to a database again", database=name)
-        failing = False

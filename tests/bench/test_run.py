@@ -207,7 +207,7 @@ def test_a_cluster_is_started_measured_by_its_parts_and_ended(bench: Callable[..
         if name != "cluster-workers-2":  # there the kernel may put all on one
             assert done["wakes_per_s"] > 0
             assert done["notifies_per_s"] > 0
-            assert done["rows_per_read"] > 0
+            assert done["pushed_per_s"] + done["rows_per_read"] > 0  # a lone message is pushed
 
 
 def test_a_cluster_is_never_another_gateway(bench: Callable[..., Any]) -> None:

@@ -62,7 +62,7 @@ def test_the_cpu_of_the_machine_is_below_the_table() -> None:
 
 def test_a_cluster_is_shown_by_its_parts() -> None:
     done = {"database_share": 0.25, "groups_per_s": 1234.5, "rows_per_group": 7.0, "notifies_per_s": 90.0}
-    done |= {"wakes_per_s": 80.0, "reads_per_s": 70.0, "rows_per_read": 6.0}
+    done |= {"wakes_per_s": 80.0, "reads_per_s": 70.0, "rows_per_read": 6.0, "pushed_per_s": 50.0}
     results = separate_queue(cluster_2_across=measured(4.0, cluster=done), routed_16=measured(1.0))
     headings, row = table.of_clusters(results)
     shown = dict(zip(headings, row, strict=True))
@@ -70,6 +70,7 @@ def test_a_cluster_is_shown_by_its_parts() -> None:
     assert (shown["groups /s"], shown["rows a group"], shown["NOTIFY /s"]) == ("1,234", "7.0", "90")
     assert " | ".join(row) in table.markdown(results)
     assert "rows a read" in table.text(results)
+    assert shown["pushed /s"] == "50"
     assert table.of_clusters(separate_queue(routed_16=measured(1.0))) == []
 
 

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.storage.base import (
     CommitUnknown,
     Database,
@@ -77,7 +78,8 @@ class InlineDatabase(Database):
         self.before_write = Gate()
         self.after_write = Gate()
         self.after_read = Gate()
-        self.failing = False
+        self._is_failing = False
+        self._failed = AutoResetEvent()
         self.fail_writes = 0
         self.denied_writes = 0
         self.unanswered_writes = 0
@@ -87,7 +89,8 @@ class InlineDatabase(Database):
     def renew(self) -> None:
         """Open all gates, for another trio run or another owner."""
         self.before_write, self.after_write, self.after_read = Gate(), Gate(), Gate()
-        self.failing, self.fail_writes, self.denied_writes, self.unanswered_writes = False, 0, 0, 0
+        self._is_failing, self._failed = False, AutoResetEvent()
+        self.fail_writes, self.denied_writes, self.unanswered_writes = 0, 0, 0
         self._side = None
 
     @property
@@ -127,6 +130,20 @@ class InlineDatabase(Database):
     def query(self, sql: str, *args: Value) -> list[Row]:
         """Look into the database now, for assertions."""
         return self._direct.drive(lambda: single(Fetch(sql, args)))
+
+    @property
+    def failing(self) -> bool:
+        return self._is_failing
+
+    @failing.setter
+    def failing(self, is_failing: bool) -> None:
+        self._is_failing = is_failing
+        if is_failing:
+            self._failed.set()
+
+    async def wait_failed(self) -> None:
+        """Wait until a test has set `failing`."""
+        await self._failed.wait()
 
     def statistics(self) -> object:
         """What metrics ask for."""

@@ -28,6 +28,7 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.storage.base import Database, ProgramFactory, Statement, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
@@ -82,6 +83,7 @@ class PostgresDatabase(Database):
         self.name = name
         self._server = server
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
+        self._failed = AutoResetEvent()
         pool = server.appenders if name in LOCKING else server.writers
         self.writer = PostgresWriter(
             name, pool, server.spawn, server.loop, self._deliver, server.limits, locking=locking
@@ -129,6 +131,10 @@ class PostgresDatabase(Database):
             stalls=self._server.watch.cuts,
         )
 
+    async def wait_failed(self) -> None:
+        """Wait for a group that the server did not take. For one task at a time."""
+        await self._failed.wait()
+
     @property
     def idle(self) -> bool:
         """Whether no accepted program waits or runs."""
@@ -159,6 +165,8 @@ class PostgresDatabase(Database):
         return await trio.lowlevel.wait_task_rescheduled(job.forget)
 
     def _deliver(self, jobs: Sequence[PostgresJob]) -> None:
+        if self.writer.failing:
+            self._failed.set()
         for job in jobs:
             self._room.release()
             if not job.undecided:

@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 import outcome
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.storage.base import Database, ProgramFactory
 from aether_trio.storage.migrations import SQLITE, upgrade
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions, JobKind, SqliteJob
@@ -77,6 +78,7 @@ class SqliteDatabase(Database):
         self._reads: SimpleQueue[Item] = SimpleQueue()
         self._room = trio.Semaphore(QUEUE_PROGRAMS)
         self._closed = False
+        self._failed = AutoResetEvent()
         self._writer: WriterThread | None = None
         self._queue: WriteQueue | None = None
         self._readers: list[DatabaseThread] = []
@@ -150,6 +152,10 @@ class SqliteDatabase(Database):
             last_error=counted.last_error,
         )
 
+    async def wait_failed(self) -> None:
+        """Wait for a group that the machine did not take. For one task at a time."""
+        await self._failed.wait()
+
     @property
     def _open_queue(self) -> WriteQueue:
         assert self._queue is not None, "the database is not open"
@@ -180,6 +186,8 @@ class SqliteDatabase(Database):
 
     def _deliver(self, jobs: Sequence[SqliteJob]) -> None:
         """Wake the callers of a finished group. Runs in the trio thread, once per group."""
+        if self._writer is not None and self._writer.statistics.failing:
+            self._failed.set()
         for job in jobs:
             self._room.release()
             job.is_done = True

@@ -65,7 +65,7 @@ async def test_listeners_are_found_by_key(log_database: Database, postgres_engin
 async def test_listeners_of_a_push_are_found_by_key(log_database: Database, postgres_engine: PostgresEngine) -> None:
     query = _PUSH.partition("RETURN (")[2].partition(");\nEND")[0].replace("<> me", "<> $1")
     query = query.replace(
-        "unnest(topics, offsets, parts, frames)", "unnest($2::text[], $3::bigint[], $4::int[], $5::bytea[])"
+        "unnest(topics, keys, parts, frames)", "unnest($2::text[], $3::bigint[], $4::int[], $5::bytea[])"
     )
     async with postgres_engine.open("cluster"):
         found = plan(postgres_engine, query)

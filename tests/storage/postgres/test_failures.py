@@ -105,6 +105,7 @@ async def test_a_server_that_stays_away_is_said_so_at_once_and_comes_back(fragil
         with pytest.raises(StorageUnavailable, match="the server is away"):
             await database.fetch("SELECT 1")
         assert database.statistics().failing
+        await database.wait_failed()
         await trio.to_thread.run_sync(fragile.start)
         with trio.fail_after(LONG_S):
             await retry_while_unavailable(lambda: database.run(insert(4)), "the test", structlog.get_logger())

@@ -42,6 +42,7 @@ async def test_a_full_file_fails_the_whole_group_and_recovers(sqlite_database: S
     assert "full" in sqlite_database.statistics().last_error
     assert sqlite_database.statistics().failed_groups == 1
     assert sqlite_database.statistics().failing
+    await sqlite_database.wait_failed()
 
     await sqlite_database.run(insert(4, b"small"))  # there is room for this one
     assert not sqlite_database.statistics().failing
