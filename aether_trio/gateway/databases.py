@@ -49,7 +49,7 @@ class OpenDatabase(Database, Protocol):
     def statistics(self) -> Statistics: ...
 
     async def wait_failed(self) -> None:
-        """Wait for a group that was not written; returns at once for one since the last return."""
+        """Wait for a group that was not written, since this returned last."""
         ...
 
 
