@@ -3,6 +3,9 @@
 OFFSET_BITS = 36
 """Bits of the offset in a message's key: 6.8e10 messages per topic, 134 million topics."""
 
+KEY_BITS = 63
+"""Bits of a key, which both databases store as a signed integer of 8 bytes."""
+
 
 def key_of(topic_id: int, offset: int) -> int:
     """Return a message's primary key, ordered by topic id, then by offset."""

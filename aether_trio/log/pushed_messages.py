@@ -19,6 +19,8 @@ from binascii import a2b_base64
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+from aether_trio.log.message_keys import KEY_BITS
+
 PAYLOAD_BYTES: Final = 7900
 """Bytes of one payload; PostgreSQL's limit is 7999."""
 MOST_PAYLOADS: Final = 4
@@ -54,9 +56,12 @@ def split_into_payloads(topics: Sequence[str], frames: Sequence[bytes]) -> list[
 
 
 def parse_push(body: str) -> list[PushedMessage]:
-    """Return the messages of a push. Raises ValueError."""
+    """Return the messages of a push, which may be no node's. Raises ValueError."""
     found = []
     for line in body.split("\n"):
-        key, data, topic = line.split(" ", 2)
-        found.append(PushedMessage(topic, int(key), a2b_base64(data)))
+        digits, data, topic = line.split(" ", 2)
+        key = int(digits)
+        if key >> KEY_BITS:
+            raise ValueError(f"{key} is the key of no message")
+        found.append(PushedMessage(topic, key, a2b_base64(data)))
     return found

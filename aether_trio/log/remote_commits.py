@@ -110,11 +110,11 @@ class RemoteCommitReader:
         topic_id, offset = topic_id_of(message.key), offset_of(message.key)
         if offset <= topic.tail:
             return 0  # a read has found it
-        topic.head = max(topic.head, offset)
         if offset != topic.tail + 1 or not topic.is_read or topic.topic_id not in {None, topic_id}:
-            self.request(topic)
+            self.request(topic)  # the log says how far the topic goes
             return 0
         topic.topic_id = topic_id
+        topic.head = max(topic.head, offset)
         self.pushes += 1
         return topic.offer(offset, message.frame, touched, self._grown)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from base64 import b64encode
+from contextlib import suppress
 
 import pytest
 import trio
@@ -53,7 +54,7 @@ def test_what_a_payload_cannot_say_is_not_pushed() -> None:
     assert split_into_payloads([TOPIC] * 100_000, [b""] * 100_000) is None
 
 
-@pytest.mark.parametrize("payload", ["", "1", "1 AAAA", "x AAAA t", "1 A t"])
+@pytest.mark.parametrize("payload", ["", "1", "1 AAAA", "x AAAA t", "1 A t", "-1 AAAA t", f"{2**63} AAAA t"])
 def test_a_malformed_push_is_an_error(payload: str) -> None:
     with pytest.raises(ValueError):
         parse_push(payload)
@@ -151,3 +152,25 @@ async def test_a_push_for_a_topic_that_was_made_again_is_read(bench: Bench, data
     assert reader.frames == [b"1", b"2"]
     assert topic.topic_id not in {None, old}
     assert bench.log.statistics().pushed_messages == 0
+
+
+@on_postgres
+@pytest.mark.parametrize("has_row", [False, True])
+@pytest.mark.parametrize("offset", [1, 2, 99])
+@pytest.mark.parametrize("topic_id", [0, 1, 2, 2**27, 2**64, -1])
+async def test_a_push_of_another_program_costs_no_message(
+    bench: Bench, database: InlineDatabase, has_row: bool, offset: int, topic_id: int
+) -> None:
+    """It can invent a message. The log says all the same which messages there are."""
+    reader = Reader()
+    await bench.subscribe(TOPIC, reader, "me")
+    if has_row:
+        await bench.publish(TOPIC, b"1")
+    with suppress(ValueError):
+        bench.log.on_pushed_messages(parse_push(line(PushedMessage(TOPIC, key_of(topic_id, offset), b"invented"))))
+    await trio.testing.wait_all_tasks_blocked()
+    await append_elsewhere(bench, database, b"2", b"3")
+    bench.log.on_remote_commits([TOPIC])
+    await trio.testing.wait_all_tasks_blocked()
+    await bench.publish(TOPIC, b"4")
+    assert reader.frames[-2:] == [b"3", b"4"]
