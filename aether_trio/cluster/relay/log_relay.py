@@ -131,6 +131,8 @@ class ClusterLogRelay:
         )
         self._news: dict[str, None] = {}
         self._work = AutoResetEvent()
+        self._malformed = 0
+        """Pushes since the last look that no node has sent."""
         self._counts = LogRelayStatistics()
         cluster.bus.handle(WAKE, self._on_wake)
         cluster.bus.handle_pushes(self._on_push)
@@ -209,7 +211,7 @@ class ClusterLogRelay:
         try:
             messages = parse_push(payload)
         except ValueError:
-            logger.warning("a program other than a node pushes messages to this node; it looks at the log")
+            self._malformed += 1
             self._look.trigger()
             return
         self._counts.woken += len(messages)
@@ -220,6 +222,11 @@ class ClusterLogRelay:
         self._look.trigger()
 
     async def _look_around(self, _periodic: bool) -> None:
+        if self._malformed:
+            logger.warning(
+                "a program other than a node pushes messages to this node; it looks at the log", pushes=self._malformed
+            )
+            self._malformed = 0
         await self._interest.look_after()
         self._counts.looks += 1
         heard = self._log.topics.subscribed()

@@ -8,6 +8,7 @@ from random import Random
 from typing import cast
 
 import msgspec
+import structlog.testing
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,6 +139,17 @@ async def test_a_malformed_push_makes_the_listener_look(nodes: Nodes) -> None:
         looks = a.looked
         a.push("not of a node")
         await until(lambda: a.looked > looks)
+
+
+async def test_many_malformed_pushes_are_one_line_in_the_log(nodes: Nodes) -> None:
+    async with ears(await nodes.start()) as (a, _):
+        await a.listen("ag::lab::x::1")
+        looks = a.looked
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(100):
+                a.push("not of a node")
+            await until(lambda: a.looked > looks)
+        assert [entry["pushes"] for entry in logs if "pushes" in entry] == [100]
 
 
 async def test_any_number_of_topics_is_told_in_few_statements(nodes: Nodes) -> None:
