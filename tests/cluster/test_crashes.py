@@ -14,6 +14,7 @@ from tests.helpers.engines import PostgresEngine
 
 pytestmark = pytest.mark.crash
 
+MIB = 1024 * 1024
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
 
 
@@ -140,3 +141,25 @@ async def test_a_process_that_looks_at_its_lease_keeps_it_when_idle(nodes: Nodes
                     await trio.sleep(0.02)
         statistics = node.cluster.nodes.statistics()
         assert (statistics.declared, statistics.cut_off) == (0, 0)
+
+
+async def test_a_process_that_stands_still_does_not_keep_the_servers_notifications(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    """PostgreSQL keeps all, up to 8 GiB, until all that listen have read them."""
+    await nodes.start(limits=replace(STEADY, sweep_s=0.2, look_again_s=1.0, silent_s=2.0))
+    stuck = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'aether-listen' AND wait_event = 'ClientWrite'"
+    notify = "SELECT count(pg_notify($1, n || repeat('x', 7000))) FROM generate_series(1, $2::int) AS n"
+    kept = "SELECT (pg_notification_queue_usage() * 8 * 1024 ^ 3)::bigint"
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
+        child.stop()
+        place.rows(notify, f"{place.schema}_n{child.node_id}", 2000)
+        await until(lambda: bool(place.rows(stuck)))
+        assert place.rows(kept)[0][0] > 8 * MIB
+        await until(lambda: not place.rows(stuck))
+
+        def cut() -> bool:
+            place.rows(notify, "nobody", 10)  # by the way PostgreSQL looks what has been read
+            return bool(place.rows(kept)[0][0] < MIB)
+
+        await until(cut)

@@ -10,7 +10,8 @@ and does not between two looks of the sweep, loses its lease: others may wait fo
 messages of a work queue) without requesting an identity.
 
 A node that stopped in the middle of a write keeps its own row locked (the fence). Its transaction
-is ended then: its lease is gone, so the write must not be committed.
+is ended then: its lease is gone, so the write must not be committed. So is a connection on which a
+node listens and does not read.
 """
 
 from __future__ import annotations
@@ -53,6 +54,13 @@ _END_STUCK: Final = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name IN ('aether-writer', 'aether-cluster') AND state = 'active' AND wait_event = 'ClientRead'
         AND datname = current_database() AND state_change < now() - $1 * interval '1 second'
+"""
+# A node that stands still does not read what its listening connection brings, and PostgreSQL keeps
+# all notifications of the server from there on. Over TCP the kernel ends such a connection.
+_END_DEAF: Final = """
+    SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+    WHERE application_name = 'aether-listen' AND wait_event = 'ClientWrite' AND datname = current_database()
+        AND state_change < now() - $1 * interval '1 second'
 """
 _UNLOCKED: Final = """
     SELECT node_id, epoch FROM nodes WHERE alive AND node_id <> $2 AND NOT EXISTS (
@@ -251,6 +259,7 @@ class Nodes:
         suspects |= await self.look_for_silent()
         limits = self._limits
         await self.fetch(_END_STUCK, self._server.limits.idle_in_transaction_s)
+        await self.fetch(_END_DEAF, limits.silent_s)
         old_ms = int(10 * limits.lease_grace_s * 1000)
         await self.fetch(_FORGET_REQUESTS, old_ms)
         await self.fetch(f"{_END_VOID} RETURNING identity_locks.identity", old_ms, SWEEP_ROWS)
