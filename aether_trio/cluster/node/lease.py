@@ -194,6 +194,14 @@ class Lease:
         """Whether this node's identity locks are known to be its own."""
         return self.state is LeaseState.HELD
 
+    @property
+    def is_sure(self) -> bool:
+        """Whether a recent probe has shown that this node has its lease."""
+        if self.state is not LeaseState.HELD:
+            return False
+        age_s = trio.current_time() - self._seen_held_s
+        return age_s <= self._limits.probe_s + SURE_S and not self._connection.is_closed()
+
     def fence(self) -> str:
         """Return the SQL query that makes a write fail once this node's lease has ended."""
         return f"SELECT aether_fence({self.node_id}, {self.epoch})"
@@ -214,8 +222,7 @@ class Lease:
         """
         while True:
             await self.wait_held()
-            age_s = trio.current_time() - self._seen_held_s
-            if age_s <= self._limits.probe_s + SURE_S and not self._connection.is_closed():
+            if self.is_sure:
                 return
             self._alarm.set()
             await self._looked.wait()

@@ -16,6 +16,10 @@ A notification may be lost. So each node looks at the ends of all topics that it
 notified in one statement; meanwhile the next topics gather, so there are as few NOTIFYs as the
 database is slow.
 
+A process that stood still may have other nodes' pushes in its sockets, and not have seen yet that
+its lease has ended, and that other connections have its identities. So without a recent probe of
+the lease it reads the messages, and by then it knows.
+
 Invariants: the commit of a large group waits for nothing here; a node without peers looks nothing
 up; no node is notified of a topic that it does not listen to.
 """
@@ -215,7 +219,10 @@ class ClusterLogRelay:
             self._look.trigger()
             return
         self._counts.woken += len(messages)
-        self._log.on_pushed_messages(messages)
+        if self._cluster.lease.is_sure:
+            self._log.on_pushed_messages(messages)
+        else:
+            self._log.on_remote_commits(dict.fromkeys(message.topic for message in messages))
 
     def _renew(self) -> None:
         self._interest.renew()

@@ -6,6 +6,7 @@ connected, and were not told to leave, keep all that they had.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -58,6 +59,32 @@ async def test_what_was_delivered_to_a_former_holder_comes_to_the_holder(
         assert await holder.take(5) == FIVE
     # Who was not taken over has a position.
     assert other.ended is None
+
+
+async def test_a_node_that_does_not_know_of_its_lease_reads_what_is_pushed(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a stop, pushes in its sockets may be for other owners of its identities."""
+    monkeypatch.setattr("aether_trio.log.group_writers.QUICK_S", math.inf)
+    one, two = await fabric.start_many(2)
+    receiver, sender = await one.join(agent("w", "x", "1")), await two.join(agent("w", "s", "1"))
+    probing = trio.Event()
+
+    async def stuck(_connection: Any) -> bool:
+        probing.set()
+        await trio.sleep_forever()
+        raise AssertionError
+
+    lease = one.cluster.lease
+    monkeypatch.setattr(lease, "_probe", stuck)
+    await probing.wait()
+    monkeypatch.setattr(lease, "_seen_held_s", -math.inf)
+    for payload in FIVE:
+        sender.send(message_to(X, payload))
+        assert await receiver.take(1) == [payload]
+    done = one.core.log.statistics()
+    assert (done.pushed_messages, done.remote_messages) == (0, 5)
+    await until(lambda: two.tails.statistics().notifies >= 5)  # they were pushed
 
 
 # -- what others delete for a node that they take for dead -----------------------------------------

@@ -123,6 +123,7 @@ async def test_hints_are_what_makes_it_quick(fabric: Fabric) -> None:
 
 async def test_a_lone_message_comes_with_its_notification(fabric: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("aether_trio.log.group_writers.QUICK_S", math.inf)
+    monkeypatch.setattr("aether_trio.cluster.node.lease.SURE_S", math.inf)
     one, two = await fabric.start_many(2)
     a, b = await one.join(agent("w", "a", "1")), await two.join(agent("w", "b", "1"))
     for number in range(20):
