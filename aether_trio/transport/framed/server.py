@@ -111,8 +111,8 @@ class FramedServer:
             # read.
             await reader.close(Status.INVALID_ARGUMENT, "a mistake in the first frames")
             return False
-        if len(events) == 1:
-            output.writer.kick()
+        if not any(isinstance(event, framing.Envelope) for event in events):
+            output.writer.kick()  # else it leaves with the answer to that
         reader.peer = Peer(
             accepted.peer_address,
             "framed",

@@ -7,9 +7,11 @@ import pytest
 from aether_trio.model.errors import Status
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire import framing
+from aether_trio.wire.framing.constants import FrameType
 from aether_trio.wire.framing.encode import encode_delivered
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import hang_kv, kv_get, switch_to, task, user
+from tests.transport.framed.adversary import frame
 from tests.transport.framed.harness import FramedPeer, TransportServer, agent
 
 A = "ag::w::a::1"
@@ -180,6 +182,16 @@ async def test_every_message_that_is_not_stored_is_refused_numbered_or_not(
 async def test_pings_are_answered_by_the_last(a: FramedPeer) -> None:
     await a.send(framing.Ping(1), framing.Ping(2))
     assert (await a.next(framing.Pong)).number == 2
+
+
+@pytest.mark.parametrize("behind", [frame(FrameType.PONG, bytes(8)), frame(0x80), frame(0xFF, b"new", flags=1)])
+async def test_a_hello_is_answered_whatever_is_behind_it(transport: TransportServer, behind: bytes) -> None:
+    """A client may wait for the answer before it says who it is."""
+    peer = await transport.dial()
+    await peer.send_raw(peer.codec.send(framing.ClientHello()) + behind)
+    await peer.next(framing.ServerHello)
+    await peer.request(agent("a"))
+    await peer.answer("connection_ack")
 
 
 async def test_too_many_pings_are_told_calm(transport: TransportServer, a: FramedPeer) -> None:
