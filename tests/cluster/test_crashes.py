@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import trio
 
+from aether_trio.cluster.node.liveness import _END_DEAF as END_DEAF
 from aether_trio.model.errors import Status, StatusError
 from tests.cluster.children import Child, Refused, open_children
 from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Nodes, history_is_ordered, until
@@ -143,23 +144,40 @@ async def test_a_process_that_looks_at_its_lease_keeps_it_when_idle(nodes: Nodes
         assert (statistics.declared, statistics.cut_off) == (0, 0)
 
 
+STUCK = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'aether-listen' AND wait_event = 'ClientWrite'"
+NOTIFY = "SELECT count(pg_notify($1, n || repeat('x', 7000))) FROM generate_series(1, $2::int) AS n"
+
+
 async def test_a_process_that_stands_still_does_not_keep_the_servers_notifications(
     nodes: Nodes, place: PostgresEngine
 ) -> None:
     """PostgreSQL keeps all, up to 8 GiB, until all that listen have read them."""
     await nodes.start(limits=replace(STEADY, sweep_s=0.2, look_again_s=1.0, silent_s=2.0))
-    stuck = "SELECT 1 FROM pg_stat_activity WHERE application_name = 'aether-listen' AND wait_event = 'ClientWrite'"
-    notify = "SELECT count(pg_notify($1, n || repeat('x', 7000))) FROM generate_series(1, $2::int) AS n"
     kept = "SELECT (pg_notification_queue_usage() * 8 * 1024 ^ 3)::bigint"
     async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
         child.stop()
-        place.rows(notify, f"{place.schema}_n{child.node_id}", 2000)
-        await until(lambda: bool(place.rows(stuck)))
+        place.rows(NOTIFY, f"{place.schema}_n{child.node_id}", 2000)
+        await until(lambda: bool(place.rows(STUCK)))
         assert place.rows(kept)[0][0] > 8 * MIB
-        await until(lambda: not place.rows(stuck))
+        await until(lambda: not place.rows(STUCK))
 
         def cut() -> bool:
-            place.rows(notify, "nobody", 10)  # by the way PostgreSQL looks what has been read
+            place.rows(NOTIFY, "nobody", 10)  # by the way PostgreSQL looks what has been read
             return bool(place.rows(kept)[0][0] < MIB)
 
         await until(cut)
+
+
+async def test_a_node_leaves_the_connections_of_other_roles_alone(nodes: Nodes, place: PostgresEngine) -> None:
+    """Its look for dead nodes would fail at one that it sees and may not end."""
+    async with open_children(place.server.dsn(), place.schema, STEADY) as [child]:
+        child.stop()
+        place.rows(NOTIFY, f"{place.schema}_n{child.node_id}", 2000)
+        await until(lambda: bool(place.rows(STUCK)))
+        place.outside("CREATE ROLE sees_all; GRANT pg_monitor TO sees_all; SET ROLE sees_all")
+        try:
+            assert place.rows(STUCK)
+            assert place.rows(END_DEAF, 0.0) == []
+        finally:
+            place.outside("RESET ROLE; DROP ROLE sees_all")
+        assert (True,) in place.rows(END_DEAF, 0.0)

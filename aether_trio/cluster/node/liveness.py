@@ -47,20 +47,21 @@ _CLEAR_THE_WAY: Final = """
     SELECT pg_terminate_backend(a.pid) FROM unnest(pg_blocking_pids($1)) AS b (pid) JOIN pg_stat_activity a ON a.pid = b.pid
     WHERE a.wait_event = 'ClientRead'
 """
+# Of this role, as it may end no others. A role that may see them all would fail at them.
 # asyncpg asks for a statement to be prepared and then waits: a client that stops there is "active"
 # for PostgreSQL, not idle in a transaction, so that none of its limits on time applies (before
 # version 17), and it keeps its locks.
 _END_STUCK: Final = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name IN ('aether-writer', 'aether-cluster') AND state = 'active' AND wait_event = 'ClientRead'
-        AND datname = current_database() AND state_change < now() - $1 * interval '1 second'
+        AND datname = current_database() AND usename = current_user AND state_change < now() - $1 * interval '1 second'
 """
 # A node that stands still does not read what its listening connection brings, and PostgreSQL keeps
 # all notifications of the server from there on. Over TCP the kernel ends such a connection.
 _END_DEAF: Final = """
     SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE application_name = 'aether-listen' AND wait_event = 'ClientWrite' AND datname = current_database()
-        AND state_change < now() - $1 * interval '1 second'
+        AND usename = current_user AND state_change < now() - $1 * interval '1 second'
 """
 _UNLOCKED: Final = """
     SELECT node_id, epoch FROM nodes WHERE alive AND node_id <> $2 AND NOT EXISTS (
