@@ -99,9 +99,12 @@ class FramedOutput:
     def fill(self) -> None:
         """Put the session's next messages, or its last ERROR, into the writer's queue."""
         queue = self.writer.queue
-        source = self._source
-        if source is not None and not self._finished and not self._failed:
-            self._collect_from(source, queue)
+        if not self._finished and not self._failed:
+            if self.pong is not None:  # also of a client that has not said who it is
+                queue.append(self.connection.send(framing.Pong(self.pong)))
+                self.pong = None
+            if self._source is not None:
+                self._collect_from(self._source, queue)
         if not queue and self._finishing and not self._finished:
             self._finished = True
             if self._last is not None:
@@ -142,9 +145,6 @@ class FramedOutput:
     # -- one burst ---------------------------------------------------------------------------------
 
     def _collect_from(self, source: FrameSource, parts: list[bytes | memoryview]) -> None:
-        if self.pong is not None:
-            parts.append(self.connection.send(framing.Pong(self.pong)))
-            self.pong = None
         if source.receipts is not None:
             self._add_receipts(source, parts)
         if source.control_bytes:

@@ -194,6 +194,21 @@ async def test_a_hello_is_answered_whatever_is_behind_it(transport: TransportSer
     await peer.answer("connection_ack")
 
 
+@pytest.mark.parametrize("at_once", [True, False])
+async def test_a_client_that_has_not_said_who_it_is_may_ping(transport: TransportServer, at_once: bool) -> None:
+    peer = await transport.dial()
+    hello = peer.codec.send(framing.ClientHello())
+    if at_once:
+        await peer.send_raw(hello + peer.codec.send(framing.Ping(7)))
+    else:
+        await peer.send_raw(hello)
+        await peer.next(framing.ServerHello)
+        await peer.send(framing.Ping(7))
+    assert (await peer.next(framing.Pong)).number == 7
+    await peer.request(agent("a"))
+    await peer.answer("connection_ack")
+
+
 async def test_too_many_pings_are_told_calm(transport: TransportServer, a: FramedPeer) -> None:
     await a.send(*(framing.Ping(number) for number in range(3000)))
     error = await a.until_end()
