@@ -32,8 +32,9 @@ READS_AT_ONCE: Final = 64
 TURN_S: Final = 0.002
 """After so long other tasks have their turn: a socket may have many messages."""
 
-_EDGES: Final = select.EPOLLIN | select.EPOLLRDHUP | select.EPOLLET
-_ENDS: Final = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+_EDGES: Final = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
+_MORE: Final = select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+"""With these a short read may have left something: an urgent byte ends a read, as the end does."""
 
 
 class SocketReader:
@@ -103,7 +104,7 @@ class SocketReader:
             self._unread = True
             return
         # Bytes and the end may share one edge, so that a read of the bytes has not seen the end.
-        self._unread = bool(events & _ENDS)
+        self._unread = bool(events & _MORE)
         try:
             found = attempt()
             if found is None and self._unread:

@@ -1,5 +1,6 @@
 """Test concurrency/readiness.py: no edge is lost, no socket disturbs another."""
 
+import select
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,31 @@ async def test_the_end_that_comes_with_the_last_bytes_is_found(pair: tuple[socke
 
     assert await reader.until(until_the_end)
     assert seen == [b"last", b""]
+
+
+async def test_what_is_behind_an_urgent_byte_is_read_without_a_further_edge() -> None:
+    """A read ends in front of an urgent byte, however much is behind it."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as theirs:
+        ours, _ = listener.accept()
+        with ours:
+            ours.setblocking(False)
+            theirs.send(b"before")
+            theirs.send(b"!", socket.MSG_OOB)
+            theirs.send(b"behind")
+            while len(ours.recv(100, socket.MSG_PEEK)) < len("before") or not select.select([], [], [ours], 0)[2]:
+                await trio.sleep(0.001)
+            reader = SocketReader(ours)
+            got: list[bytes] = []
+
+            def collect() -> bytes | None:
+                got.append(reader.read() or b"")
+                data = b"".join(got)
+                return data if data.endswith(b"behind") else None
+
+            with trio.fail_after(300):
+                assert await reader.until(collect) == b"beforebehind"
+            theirs.send(b"later")
+            assert await reader.until(reader.read) == b"later"
 
 
 async def test_an_error_is_raised_to_its_reader_and_others_read_on(pair: tuple[socket.socket, socket.socket]) -> None:
