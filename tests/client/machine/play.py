@@ -21,6 +21,7 @@ It is anyio, for trio and asyncio. The gateway and the fault proxy are in the te
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import random
@@ -438,7 +439,13 @@ class Play:
             for number in hand:
                 self._ledger.let_fall(number)
             raise
-        self._done(client, hand)
+        if sniffio.current_async_library() == "asyncio":
+            # When the task has ended, as for the client: in between, the client may end.
+            task: asyncio.Task[Any] | None = asyncio.current_task()
+            assert task is not None
+            task.add_done_callback(lambda _: self._done(client, hand))
+        else:
+            self._done(client, hand)
 
     def _done(self, client: AgentClient, hand: list[int]) -> None:
         """Note that the application is done with its messages, unless the client is over."""
