@@ -42,7 +42,7 @@ class FramedLink:
 
     __slots__ = (
         "_account", "_closed", "_code", "_counters", "_credits", "_ended", "_failure", "_frames_left", "_frames_since",
-        "_handle_now", "_held", "_limits", "_pending", "_reader", "accepted", "output", "peer", "sock", "tls",
+        "_handed", "_handle_now", "_held", "_limits", "_pending", "_reader", "accepted", "output", "peer", "sock", "tls",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +62,8 @@ class FramedLink:
         self._limits = limits
         self._counters = counters
         self._pending: Sequence[framing.Event] = ()
+        self._handed = False
+        """Messages are read, and the task in `receive` has not got them yet."""
         self._handle_now: HandleNow | None = None
         self._ended = False
         self._failure: StatusError | LinkBroken | None = None
@@ -101,6 +103,7 @@ class FramedLink:
                 return ()
             if self._can_read_on:
                 batch = await self._reader.until(self._read_batch)
+                self._handed = False
             else:
                 batch = self._sort(await self.read())
             if batch:
@@ -130,6 +133,7 @@ class FramedLink:
         batch: Sequence[Upstream] = self._sort(events)
         if batch and self._handle_now is not None:
             batch = self._handle_now(batch)
+        self._handed = bool(batch)
         if batch or self._failure is not None or self._ended or not self._can_read_on:
             return batch
         return None
@@ -296,7 +300,7 @@ class FramedLink:
 
     @property
     def has_input(self) -> bool:
-        return bool(self._pending) or self.output.connection.more or has_input(self.sock)
+        return self._handed or bool(self._pending) or self.output.connection.more or has_input(self.sock)
 
     async def round_trip(self) -> None:
         """Wait forever if the client was sent GOAWAY (it ends its side); else return."""

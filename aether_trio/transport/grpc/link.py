@@ -99,7 +99,8 @@ class GrpcLink:
 
     @property
     def has_input(self) -> bool:
-        return self._stream.has_input
+        # What `_offer` has taken, and the task in `receive` has not got yet, is not handled.
+        return bool(self._rest) or self._stream.has_input
 
     async def round_trip(self) -> None:
         """Wait until the client has answered the PING that was sent with GOAWAY."""

@@ -65,7 +65,7 @@ class WebSocketLink:
 
     __slots__ = (
         "_account", "_close_as", "_closing", "_codec", "_deaf", "_deliveries", "_ended", "_failure", "_frames",
-        "_handle_now", "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_reader", "_rejects", "_stream",
+        "_handed", "_handle_now", "_kinds", "_max_bytes", "_more", "_output", "_owed", "_ponged", "_rate", "_reader", "_rejects", "_stream",
         "accepted", "peer",
     )  # fmt: skip
 
@@ -91,6 +91,8 @@ class WebSocketLink:
         self._frames = FrameReader(min(max_message_bytes, OPENING_BYTES))
         self._account = account
         self._handle_now: HandleNow | None = None
+        self._handed = False
+        """Messages are read, and the task in `receive` has not got them yet."""
         self._more = False
         """Whole frames may wait in the reader."""
         self._closing = False
@@ -128,6 +130,7 @@ class WebSocketLink:
                 batch = self._feed(await self._stream.receive())
             else:
                 batch = await self._reader.until(self._read)
+                self._handed = False
             if batch:
                 return batch
         if self._failure is not None:
@@ -158,6 +161,7 @@ class WebSocketLink:
         batch: Sequence[Upstream] = self._feed(data)
         if batch and self._handle_now is not None:
             batch = self._handle_now(batch)
+        self._handed = bool(batch)
         if batch or self._failure is not None or self._ended is not None or self._more or self._tls_ended:
             return batch
         return None if self._settle_rate() == 0 else batch
@@ -305,7 +309,7 @@ class WebSocketLink:
 
     @property
     def has_input(self) -> bool:
-        return self._more or bool(self._frames.held_bytes) or has_input(self._stream.sock)
+        return self._handed or self._more or bool(self._frames.held_bytes) or has_input(self._stream.sock)
 
     async def round_trip(self) -> None:
         """Send a ping and wait for a pong to this or an earlier one, at most ROUND_TRIP_S."""
