@@ -162,7 +162,8 @@ async def test_a_process_that_stands_still_does_not_keep_the_servers_notificatio
         await until(lambda: not place.rows(STUCK))
 
         def cut() -> bool:
-            place.rows(NOTIFY, "nobody", 10)  # by the way PostgreSQL looks what has been read
+            # A NOTIFY makes PostgreSQL drop the notifications that all listeners have read.
+            place.rows(NOTIFY, "nobody", 10)
             return bool(place.rows(kept)[0][0] < MIB)
 
         await until(cut)
