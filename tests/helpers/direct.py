@@ -9,14 +9,16 @@ On SQLite they are copies of databases that are upgraded once, page by page.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from functools import cache
 from itertools import count
 from typing import Any, Final, TypeAlias, TypeVar
 
 from aether_trio.storage.base import Program, ProgramFactory, Statement
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
-from aether_trio.storage.postgres.statements import PostgresJob
+from aether_trio.storage.postgres.interleaving import drive_interleaved, in_parts
+from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob
 from aether_trio.storage.postgres.statements import drive as drive_postgres
 from aether_trio.storage.sqlite.statements import drive as drive_sqlite
 from tests.helpers.postgres_session import PostgresSession
@@ -135,6 +137,10 @@ class PostgresPlace:
         result: T = self._session.call(self._drive(program))
         return result
 
+    def drive_group(self, programs: Sequence[tuple[ProgramFactory[T], str]]) -> list[T]:
+        """Run programs, each with its key or "", as one commit group in this order."""
+        return self._session.call(self._drive_group(programs))
+
     def read(self, program: ProgramFactory[T]) -> T:
         """Run without a transaction; a place has one connection, so nothing comes between."""
         result: T = self._session.call(self._read(program))
@@ -150,16 +156,29 @@ class PostgresPlace:
             self._session.schema = self._schema
 
     async def _drive(self, program: Callable[[], Program[Any]]) -> Any:
+        async with self._transaction() as connection:
+            return await drive_postgres(connection, PostgresJob(program))
+
+    async def _drive_group(self, programs: Sequence[tuple[Callable[[], Program[Any]], str]]) -> list[Any]:
+        jobs = [PostgresJob(program, key) for program, key in programs]
+        async with self._transaction() as connection:
+            deferred = DeferredWrites()
+            for part in in_parts(jobs):
+                await drive_interleaved(connection, part, deferred)
+            await deferred.write(connection)
+        return [job.value for job in jobs]
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Any]:
         await self._enter()
         connection = self._session.connection
         await connection.execute("BEGIN")
         try:
-            result = await drive_postgres(connection, PostgresJob(program))
+            yield connection
         except BaseException:
             await connection.execute("ROLLBACK")
             raise
         await connection.execute("COMMIT")
-        return result
 
     def close(self) -> None:
         parts = self._session.fetch(

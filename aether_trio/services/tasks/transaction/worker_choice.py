@@ -8,6 +8,11 @@
 The current assignment is in the task's row. `task_attempts` has former assignments, and current
 ones that the node of the worker has yet to send. Cost: a few statements by key or by the first row
 of an index, however many tasks wait.
+
+Invariant for programs that run interleaved (`Database.run_keyed`): all of them look for workers
+before the first of them frees one. A program with a key that makes a task waits for no other row
+than its worker's; one that frees a worker has waited for the row of its task.
+`_RELEASE` names `tasks`, so it sees each task that found no worker.
 """
 
 from __future__ import annotations
@@ -33,9 +38,11 @@ _ROOM: Final = "live = live {0} 1, free = CASE WHEN live {0} 1 < capacity THEN 1
 _MORE: Final = f"UPDATE task_workers SET {_ROOM.format('+')}, turn = $1 WHERE"  # noqa: S608
 _HOLD: Final = f"{_MORE} identity = $2 RETURNING {WORKER_FIELDS}"
 _TAKE: Final = f"{_MORE} identity = $2 AND live < capacity RETURNING {WORKER_FIELDS}"
-_TAKE_OF_POOL: Final = f"""{_MORE.replace("$1", "$2")} identity = (SELECT identity FROM task_workers
-    WHERE pooled = 1 AND free = 1 AND workspace = $3 AND implementation = $4 ORDER BY live, turn LIMIT 1)
-    RETURNING CAST($1 AS TEXT), {WORKER_FIELDS}"""  # noqa: S608
+_OF_POOL: Final = """(SELECT identity FROM task_workers
+    WHERE pooled = 1 AND free = 1 AND workspace = {0} AND implementation = $4 ORDER BY live, turn LIMIT 1)"""
+_TAKE_OF_POOL: Final = f"""{_MORE.replace("$1", "$2")} identity = COALESCE(
+    {_OF_POOL.format("$3")}, {_OF_POOL.format("''")})
+    RETURNING CAST($1 AS TEXT), {WORKER_FIELDS}"""
 _LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
 # By the index: of an EXISTS, PostgreSQL reads all rows and hashes them.
 _WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
@@ -67,12 +74,10 @@ def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
     turn = tx.context.now_ms * 1000
     worker: Worker | None
     if task.mode is Mode.POOL:
-        implementation = task.target_implementation
-        for workspace in (task.workspace, ""):
-            found: list[Row] = yield FetchOne(_TAKE_OF_POOL, (task.task_id, turn, workspace, implementation))
-            if found:
-                return Worker._make(found[0][1:])
-        return None
+        # One statement: between two, another program could free a worker and not see this task.
+        args = task.task_id, turn, task.workspace, task.target_implementation
+        found: list[Row] = yield FetchOne(_TAKE_OF_POOL, args)
+        return Worker._make(found[0][1:]) if found else None
     if task.mode is Mode.SELF_ASSIGN:
         # The task takes no room, but is not assigned while its creator has none.
         worker = yield from tx.find_worker(task.queue)

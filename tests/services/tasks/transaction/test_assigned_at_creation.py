@@ -37,6 +37,8 @@ def test_a_new_task_is_written_once_as_what_it_becomes(live: int, status: Stored
                 assert isinstance(statement, Deferred) or not shared
                 statement = program.send(1)
     assert end.value.value is True
+    # It looks once, and first: before any program of its commit group frees a worker.
+    assert [number for number, (sql, _) in enumerate(said) if "UPDATE task_workers" in sql] == [0]
     [(_, row)] = [(sql, args) for sql, args in said if sql.startswith("INSERT INTO tasks ")]
     assert status in row
     assert not any(sql.startswith("UPDATE tasks ") for sql, _ in said)
