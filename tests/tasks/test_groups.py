@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from functools import partial
-from itertools import product
+from itertools import permutations, product
 from typing import Any, Final
 
 import pytest
@@ -94,12 +94,13 @@ def floor(postgres_store: PostgresStore) -> Iterator[Floor]:
     place.close()
 
 
-def create(task: TaskRow) -> Keyed:
-    return partial(_create, task), task.task_id
+def create(task: TaskRow, *, again: bool = False) -> Keyed:
+    """`again`: it is not known whether an earlier run was committed."""
+    return partial(_create, task, again), task.task_id
 
 
-def _create(task: TaskRow) -> Program[None]:
-    tx = TaskTransaction(Context(NOW_MS, "n", TimeLimits(), shared=True))
+def _create(task: TaskRow, again: bool) -> Program[None]:
+    tx = TaskTransaction(Context(NOW_MS, "n", TimeLimits(), shared=True, again=again))
     yield from tx.create(task.changed({}), b"")
 
 
@@ -147,6 +148,19 @@ def test_a_task_that_is_made_with_the_end_of_another_is_assigned(
     floor.check()
 
 
+@pytest.mark.parametrize("number", range(6))
+def test_a_task_that_is_made_with_the_repetition_of_another_is_assigned(floor: Floor, number: int) -> None:
+    """The room that the repetition has taken, until it finds the task, is seen again."""
+    first, second, third = floor.task(), floor.task(), floor.task()
+    floor.run(join("ag::w::i::1"), create(first), create(second))
+    floor.run(move("ag::w::i::1", first.task_id, Move.COMPLETE))
+    floor.run(move("ag::w::i::1", second.task_id, Move.COMPLETE))
+    group = [create(first, again=True), create(second, again=True), create(third)]
+    floor.run(*list(permutations(group))[number])
+    assert floor.status(third) is StoredStatus.ASSIGNED
+    floor.check()
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_no_task_waits_after_a_group_while_a_worker_of_its_queue_has_room(floor: Floor, seed: int) -> None:
     chance = random.Random(seed)
@@ -156,8 +170,10 @@ def test_no_task_waits_after_a_group_while_a_worker_of_its_queue_has_room(floor:
         before = {row.task_id: row for row in floor.rows()}
         held = [row for row in before.values() if row.holder]
         group = [move(row.holder, row.task_id, chance.choice(MOVES)) for row in chance.sample(held, len(held) // 2)]
+        group += [create(task, again=True) for task in floor.some(chance)]
         for _ in range(chance.randint(0, 5)):
-            group.append(create(floor.task(*chance.choice(POOLS), chance.choice(PRIORITIES))))
+            task = floor.task(*chance.choice(POOLS), chance.choice(PRIORITIES))
+            group.append(create(task, again=chance.random() < 0.1))
         group += [move(CREATOR, task.task_id, what) for what, task in zip(UNKEYED, floor.some(chance), strict=False)]
         in_turn = chance.random() < 0.8
         if not in_turn:  # a worker leaves, or takes any task of its pool

@@ -149,7 +149,7 @@ class TaskTransaction:
             made = yield from task_rows.insert(row, payload, left)
         if not made:
             if worker is not None:
-                yield from worker_choice.release_reservation(task, worker)
+                yield from worker_choice.release_reservation(self, task, worker)
             return False
         self.payloads[task.task_id] = payload
         self._note_written(row)

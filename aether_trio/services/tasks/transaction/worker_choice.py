@@ -11,7 +11,7 @@ of an index, however many tasks wait.
 
 Invariant for programs that run interleaved (`Database.run_keyed`): all of them look for workers
 before the first of them frees one. A program with a key that makes a task waits for no other row
-than its worker's; one that frees a worker has waited for the row of its task.
+than its worker's; one that frees a worker has waited for the row of its task, or for this worker.
 `_RELEASE` names `tasks`, so it sees each task that found no worker.
 """
 
@@ -28,7 +28,7 @@ from aether_trio.services.tasks.protobuf import may_start_target
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, find_workers, read_worker
-from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row
+from aether_trio.storage.base import Deferred, Fetch, FetchOne, Program, Row
 
 COLLECT_PAGE: Final = 100
 AGAIN_PAGE: Final = 200
@@ -88,10 +88,13 @@ def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
     return worker
 
 
-def release_reservation(task: TaskRow, worker: Worker) -> Program[None]:
-    """Undo `reserve_worker`: the worker was not assigned the task."""
+def release_reservation(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
+    """Undo `reserve_worker`: the worker was not assigned the task.
+
+    A program that ran interleaved may have found no room meanwhile, and its task waits.
+    """
     if task.mode is not Mode.SELF_ASSIGN:
-        yield Execute(_LESS, (worker.identity,))
+        yield from _release(tx, worker.identity)
 
 
 def assign_waiting(tx: Transaction, task: TaskRow) -> Program[None]:
