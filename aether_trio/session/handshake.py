@@ -78,6 +78,9 @@ class Handshake:
             displaced, continued = await parts.locks.take(session, claim)
             if displaced is not None:
                 displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
+            if (history := continued or history) is not None:
+                # Before anything may fail: the client resumes the same session when it tries again.
+                session.resume(history)
             try:
                 if session.pending is not None:
                     await session.pending.wait_none()
@@ -96,8 +99,6 @@ class Handshake:
                 reason=error.message,
             )
             raise
-        if (history := continued or history) is not None:
-            session.resume(history)
         return session, claim, batch[1:], history is not None
 
     async def acknowledge(self, session: Session, claim: Claim, *, resumed: bool) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
+from aether_trio.session.identity_locks import LocalIdentityLocks
+from aether_trio.session.init_connection import Claim
+from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (
@@ -325,3 +329,25 @@ async def test_known_extensions_are_supported_and_named(core: Core, monkeypatch:
     assert list(ack.server_supported_extensions) == ["urn:a", "urn:c"]
     # Nothing declared, nothing negotiated.
     assert not (await visit(core, agent("w", "a", "2"))).server_supported_extensions
+
+
+async def test_a_session_can_still_be_resumed_after_a_client_that_has_gone_while_its_identity_was_claimed(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a cluster a claim may take seconds, and the client tries again."""
+    ack = await visit(core, agent("w", "a", "1"))
+    hello = agent("w", "a", "1", resume_session_id=ack.session_id)
+    impatient = MemoryLink()
+    take = LocalIdentityLocks.take
+
+    async def take_slowly(self: LocalIdentityLocks, session: Session, claim: Claim) -> Any:
+        impatient.cut()
+        return await take(self, session, claim)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LocalIdentityLocks, "take", take_slowly)
+        impatient.send(hello)
+        await core.sessions.serve(impatient)
+    again = await visit(core, hello)
+    assert (again.resumed, again.reconnection_count) == (True, 1)
+    assert again.initial_connection_unix_ms == ack.initial_connection_unix_ms
