@@ -139,10 +139,7 @@ class ReadLoop:
                     await dispatcher.dispatch(session, case, message)
                 else:
                     await dispatcher.refuse(session, case, message, refusal)
-                if session.ending is not None:
-                    raise session.ending
-                if not outbox.control_has_room:
-                    await outbox.wait_control_room()
+                await _wait_for_next(session)
         if waiting:
             await self._answer_together(session, waiting_case, waiting)
         self._write_receipts(session)
@@ -155,13 +152,9 @@ class ReadLoop:
 
     async def _answer_together(self, session: Session, case: str, requests: list[pb.UpstreamMessage]) -> None:
         """Answer all these requests of one type, which then are removed from the list."""
-        outbox = session.outbox
         while requests:
             del requests[: await self._dispatcher.dispatch_some(session, case, requests)]
-            if session.ending is not None:
-                raise session.ending
-            if not outbox.control_has_room:
-                await outbox.wait_control_room()
+            await _wait_for_next(session)
 
     def _send(self, session: Session, send: pb.SendMessage) -> None:
         counted = session.counted
@@ -190,6 +183,14 @@ class ReadLoop:
                 receipts.appended(send.seq, session.sender.last_append)
         except RequestError as error:
             receipts.refuse(send.seq, error)
+
+
+async def _wait_for_next(session: Session) -> None:
+    """Wait until the next message of a batch may be handled. Raises the session's end."""
+    if session.ending is None and not session.outbox.control_has_room:
+        await session.outbox.wait_control_room()
+    if session.ending is not None:
+        raise session.ending  # a wait that is over is not cancelled any more
 
 
 def _rest_of(send: Send) -> pb.SendMessage:

@@ -356,3 +356,31 @@ async def test_a_session_whose_publisher_cannot_be_read_leaves_nothing_pinned(co
         assert (await silent_end(link)).status is Status.UNAVAILABLE
     assert [state.waiting for state in core.log.topics._topics.values()] == [0] * len(core.log.topics._topics)
     world.log.failing = False
+
+
+@pytest.mark.parametrize("request_type", ["kv", "checkpoint"])
+async def test_nothing_is_handled_for_a_session_that_ends_as_it_gets_room_for_answers(
+    core: Core, peer: MemoryLink, request_type: str
+) -> None:
+    """A wait that is over is not cancelled any more."""
+    size = core.sessions._parts.outbox_limits.control_bytes // 4
+    if request_type == "kv":
+        save, load = kv_put("nothing", bytes(size)), kv_get("load")
+    else:
+        kind = pb.CheckpointOperation
+        save = pb.UpstreamMessage(checkpoint_op=kind(op=kind.SAVE, data=bytes(size)))
+        load = pb.UpstreamMessage(checkpoint_op=kind(op=kind.LOAD))
+    peer.send(save)
+    await peer.next(request_type)
+    session = core.registry.holder(ONE)
+    assert session is not None
+    peer.pause()
+    peer.send(*[load] * 4, message_to(ONE, b"too late"))
+    with trio.fail_after(300):
+        while session.outbox.control_has_room:
+            await trio.sleep(0.01)
+    await pump()
+    peer.resume()
+    session.end(Status.CANCELLED, "taken over")
+    await pump()
+    assert session.sender.last_append == 0
