@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Any, Final
 
@@ -181,21 +182,29 @@ class Nodes:
                 continue
             done = self._looking[key] = trio.Event()
             try:
-                if not await run_in_asyncio(self._server, self._declare(node_id, epoch)):
+                # The declaration takes effect though the claim that has asked for it is cancelled.
+                note = partial(self._note, node_id, epoch)
+                dead = await run_in_asyncio(self._server, self._declare(node_id, epoch), note)
+                note(dead)
+                if not dead:
                     return False
-                if len(self._dead) >= REMEMBERED_DEAD:
-                    self._dead.clear()
-                self._dead.add(key)
-                self._declared += 1
-                logger.info(
-                    "the lease of another node has ended; its identities are free", node_id=node_id, epoch=epoch
-                )
-                for notify in self._on_dead:
-                    notify(node_id)
             finally:
                 del self._looking[key]
                 done.set()
         return True
+
+    def _note(self, node_id: int, epoch: int, dead: bool) -> None:
+        """Note the outcome of a declaration; report a node's death once."""
+        key = (node_id, epoch)
+        if not dead or key in self._dead:
+            return
+        if len(self._dead) >= REMEMBERED_DEAD:
+            self._dead.clear()
+        self._dead.add(key)
+        self._declared += 1
+        logger.info("the lease of another node has ended; its identities are free", node_id=node_id, epoch=epoch)
+        for notify in self._on_dead:
+            notify(node_id)
 
     async def cut_off(self, node_id: int) -> None:
         """End the PostgreSQL session, and so the lease, of a node that does not answer."""

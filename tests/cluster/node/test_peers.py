@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import trio
 
 from tests.cluster.children import open_children
-from tests.cluster.nodes import STEADY, Node, Nodes, until
+from tests.cluster.nodes import LONG_S, STEADY, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine
 
 POLLS = replace(STEADY, poll_s=0.3)
@@ -40,6 +41,25 @@ async def test_who_finds_a_node_dead_tells_all(nodes: Nodes, place: PostgresEngi
         await until(two.cluster.nodes.find_dead)
         for heard in told:
             await until(lambda heard=heard: bool(heard))
+
+
+async def test_all_hear_of_a_death_though_the_claim_that_found_it_is_cancelled(
+    nodes: Nodes, place: PostgresEngine
+) -> None:
+    one, two = [await nodes.start(limits=replace(STEADY, sweep_s=10 * LONG_S)) for _ in range(2)]
+    told = [deaths(node) for node in (one, two)]
+    [(dead,)] = place.rows(
+        "INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('', '', '', '', 0) RETURNING node_id"
+    )
+    with trio.CancelScope() as claim:
+        claim.cancel()
+        await two.cluster.nodes.declare_dead(dead, 1)
+    assert claim.cancelled_caught
+    await until(lambda: place.rows("SELECT alive FROM nodes WHERE node_id = $1", dead) == [(False,)])
+    for heard in told:
+        await until(lambda heard=heard: bool(heard))
+    assert await two.cluster.nodes.declare_dead(dead, 1)
+    assert two.cluster.nodes.statistics().declared == 1
 
 
 @pytest.mark.crash
