@@ -97,7 +97,8 @@ def _prefix_key(prefix: str) -> str:
 class AgentRegistry:
     """Reads and writes agent registrations, `most` at most (0: any number).
 
-    Coroutines raise StorageUnavailable. `on_change` is called when one was written or deleted here.
+    Coroutines raise StorageUnavailable. `on_change` is called when one was written or deleted here,
+    or may have been: a cancelled caller does not take its program back.
     """
 
     def __init__(
@@ -124,17 +125,19 @@ class AgentRegistry:
         stored = normalised(info, implementation, strict=self._strict)
         if isinstance(stored, RegistrationRefusal):
             return stored
-        written = await self._database.run(partial(_put, stored, self._clock.now_ms(), self._most))
-        self._on_change()
-        return written
+        try:
+            return await self._database.run(partial(_put, stored, self._clock.now_ms(), self._most))
+        finally:
+            self._on_change()
 
     async def delete(self, implementation: str) -> bool:
         """Delete an agent registration; return whether there was one."""
         if "\0" in implementation:
             return False
-        found = await self._database.run(partial(_delete, implementation))
-        self._on_change()
-        return found
+        try:
+            return await self._database.run(partial(_delete, implementation))
+        finally:
+            self._on_change()
 
     async def names(self) -> frozenset[str]:
         """Return the names of all registered implementations."""

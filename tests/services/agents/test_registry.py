@@ -10,10 +10,11 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.services.agents import registry as agent_store
+from aether_trio.session.session import CUT_GRACE_S
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, connect, orchestrator, service, user, workflow_engine
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error, orchestrator, service, user, workflow_engine
 from tests.services.agents.ops import Op, info, operate, register
 
 ADMIN = orchestrator("o", "admin")
@@ -190,3 +191,21 @@ async def test_a_storage_that_is_away_is_said(core: Core, monkeypatch: pytest.Mo
         answer = await operate(peer, Op.LIST)
         assert not answer.success
         assert "no answer" in answer.error
+
+
+@pytest.mark.parametrize("op", [Op.REGISTER, Op.DELETE])
+async def test_a_change_counts_though_its_client_is_gone_before_the_answer(
+    world: World, op: pb.AgentOperation.OpType.ValueType
+) -> None:
+    async with deadlock_is_an_error(), world.open() as core:
+        queue = core.autostarter._queue
+        async with connect(core, ADMIN) as peer:
+            world.databases["tasks"].after_write.close()
+            before = queue.registrations
+            asked = pb.AgentOperation(op=op, implementation="echo", agent=info("echo"))
+            peer.send(pb.UpstreamMessage(agent_op=asked))
+            await world.databases["tasks"].after_write.arrival()
+            peer.cut()
+            await trio.sleep(CUT_GRACE_S * 2)
+            assert queue.registrations == before + 1
+            world.databases["tasks"].after_write.open()
