@@ -13,8 +13,8 @@ finds its own row then, a release nothing more to do. While storage is unavailab
 answers stay queued, and claims are refused (why this is no Batcher of concurrency/batcher.py).
 
 Invariants: a claim is answered exactly once, after its commit; releases of a node take effect in
-the order given, and before later claims of the same node; a granted claim whose caller has been
-cancelled is released again.
+the order given, and before later claims of the same node; a claim whose caller has been cancelled
+leaves neither a lock nor a request.
 """
 
 from __future__ import annotations
@@ -336,8 +336,12 @@ class ClaimBatcher:
                 continue
             self._counts.claims += 1
             verdict = verdicts.get(identity) or Again()
-            if not self._deliver(claim, outcome.Value(verdict)) and isinstance(verdict, Granted):
+            if self._deliver(claim, outcome.Value(verdict)):
+                continue
+            if isinstance(verdict, Granted):
                 self._releases.append(Release(identity, claim.request.session_id, verdict.epoch))
+            elif isinstance(verdict, HeldBy):
+                self._withdrawals[identity, claim.request.session_id] = None
 
     async def _claim(self, node_epoch: int, claims: Sequence[_Claim]) -> list[Any]:
         requests = [claim.request for claim in claims]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import trio
@@ -137,6 +138,28 @@ async def test_a_cancelled_claim_holds_nothing(nodes: Nodes) -> None:
         await a.cluster.locks.batcher.settled()
     assert a.cluster.locks.mine(X) is None
     await b.claim(X)
+
+
+async def test_a_claim_that_is_cancelled_before_its_answer_leaves_no_request(
+    nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = await nodes.start(), await nodes.start()
+    await a.claim(X)
+    batcher = b.cluster.locks.batcher
+    claim = batcher._claim
+    with trio.CancelScope() as caller:
+
+        async def claim_and_cancel(*args: Any) -> list[Any]:
+            rows = await claim(*args)
+            assert place.rows("SELECT count(*) FROM lock_requests") == [(1,)]
+            caller.cancel()
+            return rows
+
+        monkeypatch.setattr(batcher, "_claim", claim_and_cancel)
+        await b.claim(X)
+    assert caller.cancelled_caught
+    await batcher.settled()
+    assert place.rows("SELECT count(*) FROM lock_requests") == [(0,)]
 
 
 async def test_a_lock_unknown_to_its_node_is_free_when_another_node_asks(nodes: Nodes, place: PostgresEngine) -> None:
