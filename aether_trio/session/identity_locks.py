@@ -66,7 +66,11 @@ class LockTable(Protocol):
     """The table of the identity locks of all nodes of a cluster."""
 
     async def claim(self, request: LockRequest) -> GrantedLock:
-        """Lock an identity for a session. Raises StatusError and StorageUnavailable."""
+        """Lock an identity for a session. Raises StatusError and StorageUnavailable.
+
+        A call that is cancelled, or raises StorageUnavailable, gives no lock, but may have taken
+        it from the session of this node that the request names.
+        """
 
     def release(self, lock: IdentityLock, history: SessionHistory | None = None) -> bool:
         """Release an identity lock; return whether this node had it."""
@@ -100,14 +104,24 @@ class NodeIdentityLocks:
             raise StatusError(
                 Status.INVALID_ARGUMENT, f"a value of this InitConnection cannot be stored: {error}"
             ) from None
-        except StorageUnavailable as error:
-            raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
+        except StatusError:
+            raise
+        except BaseException as error:
+            if holder is not None:
+                # The claim may have taken the lock from it; then it is released for other nodes.
+                holder.end(Status.CANCELLED, f"session {session.session_id} was to take over this identity")
+            if isinstance(error, StorageUnavailable):
+                raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
+            raise
         stale = self._registry.holder(name)
         if stale is not None and stale.session_id != claim.resume_session_id:
             stale.end(Status.CANCELLED, f"session {session.session_id} holds this identity now")
         displaced, history = self._registry.claim(session, claim.resume_session_id)
         before = displaced or stale
         session.own(before.pending if before is not None else None, granted.lock)
+        if before is not None:
+            # The lock is now released with this session's last message, and not before theirs.
+            session.sender.last_append = before.sender.last_append
         if displaced is None:
             # This node's memory of an ended session may be older than another node's session.
             history = granted.history

@@ -21,7 +21,7 @@ from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.node_sessions import NodeSessions
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from tests.helpers.core import deadlock_is_an_error, pump
 
@@ -234,6 +234,45 @@ async def test_a_takeover_on_this_node_keeps_the_row(node: Node) -> None:
     hold = node.rows.mine(A1.text)
     assert hold is not None
     assert hold.session_id == "s2"
+
+
+async def test_a_takeover_whose_claim_may_have_been_granted_ends_the_session_that_it_names(node: Node) -> None:
+    for error in (StorageUnavailable("no answer"), None):
+        first, _ = await node.hold("s1")
+        node.rows.error, node.rows.gate = error, trio.Event()
+        with trio.move_on_after(1) as caller:
+            if error is not None:
+                node.rows.gate.set()
+                with pytest.raises(StatusError):
+                    await node.take(node.session("s2"), "s1")
+            else:
+                await node.take(node.session("s2"), "s1")
+        assert caller.cancelled_caught == (error is None)
+        assert ending(first) == (Status.CANCELLED, "session s2 was to take over this identity")
+        node.rows.error = node.rows.gate = None
+        await pump()
+        assert node.told.pop()[:2] == ("released", "s1")
+
+
+async def test_a_takeover_that_is_refused_leaves_the_session_that_it_names(node: Node) -> None:
+    first, _ = await node.hold("s1")
+    for error in (StatusError(Status.UNAVAILABLE, "not yet"), RefusedError("a zero byte")):
+        node.rows.error = error
+        with pytest.raises(StatusError):
+            await node.take(node.session("s2"), "s1")
+        assert ending(first) is None
+
+
+async def test_a_row_is_released_when_what_a_displaced_session_sent_is_written(node: Node) -> None:
+    node.log.settled = trio.Event()
+    first, _ = await node.hold("s1", last_append=17)
+    second = node.session("s2")
+    await node.take(second, "s1")
+    first.end(Status.CANCELLED, "taken over")
+    second.end(Status.CANCELLED, "done")
+    node.log.settled.set()
+    await pump()
+    assert [one[:2] for one in node.told] == [("settled", 17), ("saved",), ("released", "s2")]
 
 
 async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder(node: Node) -> None:

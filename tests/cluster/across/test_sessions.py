@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 from contextlib import AsyncExitStack
+from typing import Any
 
 import pytest
 import trio
 
 from aether_trio.model.errors import Status
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, join, open_fabric, until
@@ -266,3 +268,34 @@ async def test_agents_that_hop_get_everything_once(fabric: Fabric, seed: int) ->
     # long.
     moves = sum((moves for _, moves in results.values()), Counter())
     assert min(moves[how] for how in WAYS) >= 2
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_takeover_whose_answer_is_lost_leaves_no_second_session(
+    fabric: Fabric, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """The claim has taken the lock from a live session of the same node."""
+    one, two = await fabric.start_many(2)
+    first = await one.join(me())
+    batcher = one.cluster.locks.batcher
+    claim = batcher._claim
+    link = Participant()
+    with trio.CancelScope() as handshake:
+
+        async def lose_answer(*args: Any) -> list[Any]:
+            rows = await claim(*args)
+            if how == "failed":
+                raise StorageUnavailable("no answer")
+            handshake.cancel()
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher, "_claim", lose_answer)
+            link.send(me(first.ack.session_id))
+            await one.core.sessions.serve(link)
+    assert handshake.cancelled_caught == (how == "cancelled")
+    second = await two.join(me())
+    assert (await first.wait_end()).status is Status.CANCELLED
+    second.send(message_to(ME, b"mine"))
+    assert await second.take(1) == [b"mine"]
+    assert payloads(first) == []
