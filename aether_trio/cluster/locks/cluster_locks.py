@@ -169,8 +169,10 @@ class ClusterLocks:
             await self._lease.wait_held()
             verdict = await self.batcher.claim(request)
             if isinstance(verdict, Granted):
-                if verdict.node_epoch != self._lease.epoch or self._lease.state is LeaseState.AWAY:
-                    continue  # granted under a lease that has ended since
+                if verdict.node_epoch != self._lease.epoch or self._lease.state is not LeaseState.HELD:
+                    # Granted under a lease that has ended since, or too late to be among the rows
+                    # with which a lost lease comes back (`reconcile`).
+                    continue
                 lock = self._mine[request.identity] = IdentityLock(request.identity, request.session_id, verdict.epoch)
                 self._claimed += 1
                 self._changed((request.identity,))

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import pytest
 import trio
 import trio.testing
 
 from aether_trio.cluster.errors import FencedError, LeaseLost
-from aether_trio.cluster.node.lease import SURE_S, LeaseState, lock_class
+from aether_trio.cluster.node.lease import SURE_S, Lease, LeaseState, lock_class
 from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.ownership import GrantedLock
 from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine
 
@@ -241,3 +243,35 @@ async def test_a_dead_node_without_requests_is_found_by_the_sweep(nodes: Nodes, 
     await b.cluster.nodes.sweep()
     assert [one.node_id for one in await b.cluster.nodes.alive()] == [a.cluster.node_id, b.cluster.node_id]
     assert b.cluster.nodes.statistics().declared == 1
+
+
+async def test_a_claim_granted_while_the_lease_comes_back_is_not_taken_for_lost(
+    nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows with which the lease comes back were read before the claim was committed."""
+    a = await nodes.start()
+    try_once = Lease._try
+
+    async def try_and_stall(self: Lease, connection: Any, *, empty: bool) -> Any:
+        regained = await try_once(self, connection, empty=empty)
+        place.outside("COMMIT")
+        await until(lambda: bool(place.rows("SELECT FROM identity_locks WHERE identity = $1", X)))
+        await trio.sleep(0.5)  # for the answer to the claim
+        return regained
+
+    monkeypatch.setattr(Lease, "_try", try_and_stall)
+    place.outside("BEGIN; LOCK TABLE identity_locks IN EXCLUSIVE MODE")
+    granted: list[GrantedLock] = []
+
+    async def claim() -> None:
+        granted.append(await a.claim(X))
+
+    waiting = "SELECT FROM pg_locks WHERE relation = 'identity_locks'::regclass AND NOT granted"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(claim)
+        await until(lambda: bool(place.rows(waiting)))
+        end_lease_session(place, a)
+        await a.host.wait_told("back")
+    assert (a.cluster.lease.epoch, a.host.lost) == (1, [])
+    assert a.cluster.locks.mine(X) == granted[0].lock
+    await a.write(X, granted[0].lock.epoch)
