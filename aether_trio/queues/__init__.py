@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import trio
 
 from aether_trio.log.topic_log import TopicLog
@@ -17,7 +19,7 @@ class SingleNodeLease:
 
     node_id = epoch = 0
 
-    async def wait_sure(self) -> None:
+    async def wait_sure(self, since_s: float = -math.inf) -> None:
         """Return at once: a gateway that is alone always holds its lease."""
 
 

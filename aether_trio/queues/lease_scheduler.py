@@ -23,7 +23,7 @@ Faults
 * This node's lease ends: the fence refuses the statement. Under a new lease the node revokes all
   that it leased under the old one; the sessions of workers that have some of it end.
 * The process is stopped, and goes on when other nodes have its messages: it makes sure of its node
-  lease before it dispatches.
+  lease before it dispatches. The same when a response was long on its way.
 * The response to a statement is lost: the statement is sent again as it was, and changes nothing
   twice. A statement that was given up and runs later shows by the number of leased offsets.
 * The node ends: it returns everything, in a statement that is shielded from the cancellation.
@@ -55,6 +55,8 @@ from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.retry import RETRY_DELAY_S, retry_while_unavailable
 
 logger = structlog.get_logger("aether.work")
+
+LATE_S: Final = 0.5  # seconds after which a response is too late to show that the lease holds
 
 LAZY_S: Final = 0.25  # seconds until a done message is reported, as log.offset_flush_s
 
@@ -211,10 +213,12 @@ class LeasedQueues:
                 self._forget(queue)
 
     async def _exchange(self, lease: LeaseEpoch, requests: dict[LeasedQueue, WorkRequest]) -> None:
-        now_ms = self._log.clock.now_ms()
+        now_ms, began_s = self._log.clock.now_ms(), trio.current_time()
         try:
             rows = await self._database.write(exchange(lease, now_ms, list(requests.values())))
-            current = await self._current_lease()
+            answered_s = trio.current_time()
+            late = answered_s - began_s > LATE_S
+            current = await self._current_lease(answered_s if late else -math.inf)
         except StorageUnavailable as error:
             await self._fail(list(requests), error)
             return
@@ -236,13 +240,14 @@ class LeasedQueues:
             self._log.relay.committed(for_others)
         await kick_all(touched)
 
-    async def _current_lease(self) -> LeaseEpoch:
+    async def _current_lease(self, since_s: float = -math.inf) -> LeaseEpoch:
         """Return this node's lease; if it is a new one, revoke all leased messages.
 
+        `since_s`: at that moment the node still had it (`NodeLease.wait_sure`).
         There is no checkpoint behind the look at the node lease: messages that are dispatched then
         are this node's, however long the process was stopped before. Raises StorageUnavailable.
         """
-        await self._node_lease.wait_sure()
+        await self._node_lease.wait_sure(since_s)
         node_id, epoch = self._node_lease.node_id, self._node_lease.epoch
         if node_id == 0:
             if not self._epoch_alone:

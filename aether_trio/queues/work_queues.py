@@ -6,6 +6,7 @@ the connected task workers of that implementation, and waits in the log while th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -47,10 +48,10 @@ class NodeLease(Protocol):
     def epoch(self) -> int:
         """Grows whenever the node comes back after its lease had ended."""
 
-    async def wait_sure(self) -> None:
+    async def wait_sure(self, since_s: float = -math.inf) -> None:
         """Wait until this node surely holds its lease, or raise StorageUnavailable.
 
-        There is no checkpoint at its end.
+        `since_s`: it held it at that moment (trio's time). There is no checkpoint at its end.
         """
 
 

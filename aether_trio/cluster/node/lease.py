@@ -30,6 +30,7 @@ epoch changes, so that a session whose lock is lost writes nothing under the new
 from __future__ import annotations
 
 import enum
+import math
 import secrets
 import zlib
 from dataclasses import dataclass, replace
@@ -214,15 +215,16 @@ class Lease:
                 raise LeaseLost(f"this gateway has no lease in its cluster, and tries to get one: {reason}")
             await self._changed.wait()
 
-    async def wait_sure(self) -> None:
+    async def wait_sure(self, since_s: float = -math.inf) -> None:
         """Wait until a recent probe has shown that this node has its lease.
 
         For effects that pass no fence: a process that stood still may believe in a lease that other
-        nodes have ended. A checkpoint only if it waits. Raises LeaseLost.
+        nodes have ended. `since_s` (trio's time): the probe must have begun then or later. A
+        checkpoint only if it waits. Raises LeaseLost.
         """
         while True:
             await self.wait_held()
-            if self.is_sure:
+            if self.is_sure and self._seen_held_s >= since_s:
                 return
             self._alarm.set()
             await self._looked.wait()

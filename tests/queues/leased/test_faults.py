@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -153,6 +155,23 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
     await nodes.wait_for(40)
     assert worker.frames == numbers(4, 40)
     await nodes.each_once(40)
+
+
+async def test_a_late_answer_shows_nothing_about_the_lease(nodes: WorkNodes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was on its way while the node's link stood still, and the lease may have ended."""
+    monkeypatch.setattr(lease_scheduler, "LATE_S", math.inf)
+    one = await nodes.start()
+    await nodes.join(one)
+    await one.publish(*numbers(0, 4))
+    await nodes.each_once(4, done=True)
+    assert one.node_lease.asked_s == []
+    monkeypatch.setattr(lease_scheduler, "LATE_S", 0.05)
+    begun_s = trio.current_time()
+    go_on = one.delay_answers(partial(trio.sleep, 0.1))
+    await one.publish(*numbers(4, 8))
+    await nodes.each_once(8, done=True)
+    go_on()
+    assert one.node_lease.asked_s[0] >= begun_s + 0.1
 
 
 async def test_what_waits_in_an_outbox_is_not_sent_under_a_new_lease(nodes: WorkNodes) -> None:

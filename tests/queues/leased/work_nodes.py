@@ -8,6 +8,7 @@ a wake goes from log to log in a call, or gets lost.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -121,8 +122,12 @@ class ScriptedLease:
         self.node_id = node_id
         self.epoch = 1
         self.wait: Callable[[], Awaitable[object]] | None = None
+        self.asked_s: list[float] = []
+        """The moments for which the node wanted to be sure; those of any are left out."""
 
-    async def wait_sure(self) -> None:
+    async def wait_sure(self, since_s: float = -math.inf) -> None:
+        if since_s > -math.inf:
+            self.asked_s.append(since_s)
         if self.wait is not None:
             await self.wait()
 
