@@ -94,6 +94,7 @@ class ServiceHooks:
         for session in self.registry:
             if session.acknowledged:
                 self._join(session, resumed=True, rejoined=True)
+        self.tasks.engine.rejoined()
 
     def _join(self, session: Session, *, resumed: bool, rejoined: bool = False) -> None:
         self.tasks.sessions.joined(session, resumed=resumed, rejoined=rejoined)

@@ -21,6 +21,8 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Protocol, TypeAlias, TypeVar
 
+from outcome import Outcome
+
 T = TypeVar("T")
 
 Value: TypeAlias = str | int | float | bytes | None
@@ -91,6 +93,8 @@ class Deferred:
 Statement: TypeAlias = Fetch | Execute | ExecuteMany | Deferred | Alone
 Program: TypeAlias = Generator[Statement, Any, T]
 ProgramFactory: TypeAlias = Callable[[], Program[T]]
+Abandoned: TypeAlias = Callable[[Outcome[T]], None]
+"""Takes the outcome of a program whose caller was cancelled meanwhile."""
 
 
 class StorageUnavailable(Exception):
@@ -118,26 +122,30 @@ class Database(Protocol):
     """Whether other processes write to this database too."""
 
     @abstractmethod
-    async def run(self, program: ProgramFactory[T]) -> T:
+    async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
         """Run a read-write program atomically; return its result once it is durable.
 
-        Raises StorageUnavailable when nothing was written, or what the program itself raised.
+        Raises StorageUnavailable when nothing was written, or what the program itself raised. A
+        caller that is cancelled does not take its program back: when the program has ended,
+        `abandoned` is called with what the caller would have got. It may not raise.
         """
 
     @abstractmethod
     async def read(self, program: ProgramFactory[T]) -> T:
         """Run a read-only program on a snapshot with all writes before the call."""
 
-    async def run_small(self, program: ProgramFactory[T], *, gathered: bool = False) -> T:
+    async def run_small(
+        self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None, *, gathered: bool = False
+    ) -> T:
         """Run, as `run` does, a program of a few statements that find their rows by key.
 
         SQLite may run it on the caller's thread, where it costs a third, and the event loop waits
         for its statements. Not for scans, nor for programs that write megabytes. `gathered`: the
         program has the work of many, and is not to wait for that of other tasks.
         """
-        return await self.run(program)
+        return await self.run(program, abandoned)
 
-    async def run_keyed(self, program: ProgramFactory[T], key: str) -> T:
+    async def run_keyed(self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None) -> T:
         """Run, as `run` does, a program that decides on the one row that `key` names.
 
         On PostgreSQL the programs of a group that have different keys run interleaved, as far as
@@ -145,7 +153,7 @@ class Database(Protocol):
         may have written between two statements of this one, but nothing that has its key. A program
         that finds out that it depends on other rows yields Alone.
         """
-        return await self.run(program)
+        return await self.run(program, abandoned)
 
     async def read_small(self, program: ProgramFactory[T]) -> T:
         """Read, as `read`, a few rows by key, on SQLite perhaps on the caller's thread."""

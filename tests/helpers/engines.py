@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, TypeVar
 
 import asyncpg
 
-from aether_trio.storage.base import Database, ProgramFactory
+from aether_trio.storage.base import Abandoned, Database, ProgramFactory
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import PostgresDatabase, open_postgres
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
@@ -59,9 +59,9 @@ class SmallPrograms(Database):
         self.database = database
         self.statistics = database.statistics
 
-    async def run(self, program: ProgramFactory[T]) -> T:
+    async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
         """Run the program in the trio thread, unless the writer thread has work."""
-        return await self.database.run_small(program)
+        return await self.database.run_small(program, abandoned)
 
     async def read(self, program: ProgramFactory[T]) -> T:
         """Read in the trio thread, if the data is in a file."""

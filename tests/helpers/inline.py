@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
+import outcome
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.storage.base import (
+    Abandoned,
     CommitUnknown,
     Database,
     Fetch,
@@ -102,7 +104,7 @@ class InlineDatabase(Database):
     def separate_queue(self, *, locking: bool = False) -> InlineDatabase:
         return self.side if self.shared else self
 
-    async def run(self, program: ProgramFactory[T]) -> T:
+    async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
         await self.before_write.passed()
         self.writes += 1
         if self.failing or self._main.failing or self.fail_writes > 0:
@@ -115,7 +117,12 @@ class InlineDatabase(Database):
         if self.denied_writes > 0:
             self.denied_writes -= 1
             raise StorageUnavailable("disk I/O error")
-        await self.after_write.passed()
+        try:
+            await self.after_write.passed()
+        except trio.Cancelled:
+            if abandoned is not None:
+                abandoned(outcome.Value(result))
+            raise
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import cast
 
+import outcome
 import pytest
 import trio
 import trio.testing
@@ -251,6 +253,42 @@ async def test_a_caller_cancelled_in_the_queue_loses_only_the_result(engine: Eng
         await database.run(insert(2))  # behind it in the queue
         assert [one for one in await ids(database) if one > 0] == [1, 2]
         assert database.statistics().queued == 0
+
+
+async def test_the_outcome_of_a_cancelled_callers_program_is_told_once(engine: Engine) -> None:
+    told: list[object] = []
+    values: list[int] = []
+
+    def returns(number: int) -> Callable[[], Program[int]]:
+        def program() -> Program[int]:
+            yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
+            return number
+
+        return program
+
+    async def stay(database: Database, number: int) -> None:
+        values.append(await database.run(returns(number), told.append))
+
+    async with open_serial(engine) as database:
+        await database.execute(CREATE)
+        await database.execute("INSERT INTO items (id) VALUES (7)")
+        async with held(engine, database) as nursery:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as leaving:
+                    leaving.start_soon(database.run, returns(1), told.append)
+                    leaving.start_soon(database.run_small, returns(2), told.append)
+                    leaving.start_soon(database.run_keyed, returns(3), "3", told.append)
+                    leaving.start_soon(database.run, returns(7), told.append)
+                    nursery.start_soon(stay, database, 4)
+                    await queued(database, 6)
+                    scope.cancel()
+            assert told == []
+        await database.run(returns(5), told.append)
+        assert values == [4]
+        outcomes = [cast("outcome.Outcome[int]", one) for one in told]
+        assert sorted(one.value for one in outcomes if isinstance(one, outcome.Value)) == [1, 2, 3]
+        [failed] = [one.error for one in outcomes if isinstance(one, outcome.Error)]
+        assert isinstance(failed, engine.duplicate)
 
 
 async def test_a_full_queue_makes_callers_wait_and_cancelling_one_undoes_nothing(

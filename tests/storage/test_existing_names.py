@@ -68,7 +68,7 @@ class Failing(Database):
         self._database = database
         self.left = 2
 
-    async def run(self, program: ProgramFactory[object]) -> object:  # type: ignore[override]
+    async def run(self, program: ProgramFactory[object], abandoned: object = None) -> object:  # type: ignore[override]
         raise AssertionError
 
     async def read(self, program: ProgramFactory[object]) -> object:  # type: ignore[override]

@@ -5,7 +5,8 @@
 
 Subscriptions, assignments to be sent and the next due moment are in memory and may be lost. A
 transaction whose commit was not answered runs again, as every move recognizes that it was made.
-Afterwards workers are sent their assignments again, and subscribers read the table.
+Afterwards workers are sent their assignments again, and subscribers read the table. A client that
+is cut while its transaction is committed leaves `after_commit` to the engine.
 
 Invariants: a worker's row names the lease of its node (nodes.py). When a lease has ended, some node
 ends the sessions under it. A node with a new lease joins its sessions again (`renewed`).
@@ -13,14 +14,16 @@ ends the sessions under it. A node with a new lease joins its sessions again (`r
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 import structlog
 import trio
+from outcome import Outcome
 
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.kicks import Kicks
@@ -28,6 +31,7 @@ from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
+from aether_trio.model.containment import report
 from aether_trio.model.errors import Status
 from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
@@ -49,7 +53,14 @@ from aether_trio.services.tasks.transaction.task_transaction import Mutation, Ta
 from aether_trio.services.tasks.transaction.worker_choice import COLLECT_PAGE, send_again, send_of_other_nodes
 from aether_trio.services.tasks.write_batcher import WriteBatcher
 from aether_trio.session.registry import SessionRegistry
-from aether_trio.storage.base import CommitUnknown, Database, Program, ProgramFactory, StorageUnavailable
+from aether_trio.storage.base import (
+    Abandoned,
+    CommitUnknown,
+    Database,
+    Program,
+    ProgramFactory,
+    StorageUnavailable,
+)
 from aether_trio.storage.existing_names import ExistingNames
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -66,6 +77,12 @@ SETTLE_S: Final = 5.0
 RECOVER_PAGE: Final = 50
 STATUS_UPDATE_S: Final = 0.01
 """How long a status update waits to share a write with other updates."""
+
+
+class _Run(Protocol[T]):
+    """Protocol: one of the methods of Database that run a program."""
+
+    async def __call__(self, program: ProgramFactory[T], *, abandoned: Abandoned[T]) -> T: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +145,11 @@ class Engine:
         self._child_events_written.set()
         self._hibernated: set[str] = set()
         self._live_rows = LiveRows()
+        self._in_doubt = False
+        """Whether the commit of a transaction was in doubt since the node got its lease."""
+        self._left: deque[Callable[[], None]] = deque()
+        """Ended programs whose callers were cancelled, with effects to be done."""
+        self._left_added = AutoResetEvent()
         self._ended: frozenset[str] = frozenset()
         """Leases whose end this node has handled."""
 
@@ -150,43 +172,82 @@ class Engine:
             self.started.add,
         )
 
-    async def run_program(self, program: Callable[[Context], Program[T]], *, key: str = "") -> T:
-        """Run SQL on tasks without `after_commit`; run it again if its commit is unknown.
+    async def run_program(
+        self, program: Callable[[Context], Program[T]], changed: Callable[[T], TaskTransaction | None], *, key: str = ""
+    ) -> T:
+        """Commit a change of tasks, do its effects, and return the program's result.
 
-        `key`: the id of the one task on which the program decides (`Database.run_keyed`).
+        `changed(result)` is the transaction with its effects, if there are any. `key`: the id of
+        the one task on which the program decides (`Database.run_keyed`).
         """
         if self.database.shared:
-            return await self._run(program, partial(self.database.run_keyed, key=key) if key else self.database.run)
+            run = partial(self.database.run_keyed, key=key) if key else self.database.run
+            return await self._run(program, run, changed)
         live_rows = self._live_rows if key else None
         try:
-            return await self._run(program, self.database.run_small, small=True, live_rows=live_rows)
+            return await self._run(program, self.database.run_small, changed, small=True, live_rows=live_rows)
         except LargeError:
-            return await self._run(program, self.database.run, live_rows=live_rows)
+            return await self._run(program, self.database.run, changed, live_rows=live_rows)
 
     async def _run(
         self,
         program: Callable[[Context], Program[T]],
-        run: Callable[[ProgramFactory[T]], Awaitable[T]],
+        run: _Run[T],
+        changed: Callable[[T], TaskTransaction | None],
         *,
         small: bool = False,
         live_rows: LiveRows | None = None,
     ) -> T:
+        """Run a program, again if its commit is unknown; do its effects once it is committed."""
         if live_rows is None and not self.database.shared:
             program = partial(self._forgetting, program)
-        for attempt in range(IN_DOUBT_TRIES):
-            context = self.context(small=small, again=attempt > 0, live_rows=live_rows)
-            try:
-                result = await run(partial(program, context))
-            except CommitUnknown:
-                if attempt == IN_DOUBT_TRIES - 1:
-                    self._send_all_again()
-                    raise
-                await trio.sleep(IN_DOUBT_PAUSE_S)
-                continue
-            if attempt:
+        abandoned = partial(self._abandoned, changed)
+        in_doubt = False
+        try:
+            for _ in range(IN_DOUBT_TRIES - 1):
+                try:
+                    context = self.context(small=small, again=in_doubt, live_rows=live_rows)
+                    result = await run(partial(program, context), abandoned=abandoned)
+                    break
+                except CommitUnknown:
+                    in_doubt = True
+                    await trio.sleep(IN_DOUBT_PAUSE_S)
+            else:
+                context = self.context(small=small, again=True, live_rows=live_rows)
+                result = await run(partial(program, context), abandoned=abandoned)
+        finally:
+            if in_doubt:
                 self._send_all_again()
-            return result
-        raise AssertionError
+        tx = changed(result)
+        if tx is not None:
+            self.after_commit(tx)
+        return result
+
+    def _abandoned(self, changed: Callable[[T], TaskTransaction | None], ended: Outcome[T]) -> None:
+        """Leave the effects of a program whose caller was cancelled to `_finish_abandoned`.
+
+        It is called from within the database. Never blocks.
+        """
+        self._left.append(partial(self._finish, changed, ended))
+        self._left_added.set()
+
+    def _finish(self, changed: Callable[[T], TaskTransaction | None], ended: Outcome[T]) -> None:
+        try:
+            tx = changed(ended.unwrap())
+            if tx is not None:
+                self.after_commit(tx)
+        except CommitUnknown:
+            self._send_all_again()  # in a group that begins when this one is decided
+        except (StorageUnavailable, LargeError) as error:
+            logger.debug("a change of tasks whose client has left was not made", reason=str(error))
+        except Exception as error:
+            report(error, "a client that has left while its change of tasks was committed")
+
+    async def _finish_abandoned(self) -> None:
+        while True:
+            await self._left_added.wait()
+            while self._left:
+                self._left.popleft()()
 
     def _forgetting(self, program: Callable[[Context], Program[T]], context: Context) -> Program[T]:
         """Run a program that may write rows of tasks without `TaskTransaction.write`."""
@@ -201,9 +262,7 @@ class Engine:
             yield from mutation(tx)
             return tx
 
-        tx = await self._run(program, self._locking.run if locking else self.database.run)
-        self.after_commit(tx)
-        return tx
+        return await self._run(program, self._locking.run if locking else self.database.run, lambda tx: tx)
 
     async def result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
         """Run a program of one transaction on tasks with `perform`; return its result."""
@@ -217,7 +276,8 @@ class Engine:
 
     def _send_all_again(self) -> None:
         """Send assignments and events of tasks again, as a commit was in doubt."""
-        logger.warning("ran a transaction on tasks again, as its commit was not answered")
+        logger.warning("the commit of a transaction on tasks was not answered: its effects are done again")
+        self._in_doubt = True
         self.timer.look()
         self.event_subscriptions.look("*")
         self.writes.put(send_again)
@@ -297,6 +357,15 @@ class Engine:
         self._assigned_elsewhere.set()
         self.outbox_publisher.wake()
 
+    def rejoined(self) -> None:
+        """Send assignments again that were in doubt under the node's former lease.
+
+        Called once the sessions' rejoins are queued: before them, the node has no workers.
+        """
+        if self._in_doubt:
+            self._in_doubt = False
+            self.writes.put(send_again)
+
     def _watch_again(self, tx: TaskTransaction) -> Program[None]:
         yield from watch(self.event_subscriptions.watched, tx.context.node)
 
@@ -335,6 +404,7 @@ class Engine:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self.writes.run, name="task-writes")
             nursery.start_soon(self.follow_ups.run, name="task-follow-ups")
+            nursery.start_soon(keep_running, "task-abandoned", self._finish_abandoned, name="task-abandoned")
             nursery.start_soon(keep_running, "task-started-agents", self._load_started, name="task-started-agents")
             nursery.start_soon(keep_running, "task-assignments", self._assignment_kicks.run, name="task-assignments")
             nursery.start_soon(keep_running, "task-status-updates", self._status_kicks.run, name="task-status-updates")

@@ -29,7 +29,7 @@ import outcome
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
-from aether_trio.storage.base import Database, ProgramFactory, Statement, StorageUnavailable
+from aether_trio.storage.base import Abandoned, Database, ProgramFactory, Statement, StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.connections import LOCKING, SCHEMA, Kind, PostgresLimits, connect
 from aether_trio.storage.postgres.errors import is_outage, setup_error
@@ -90,14 +90,16 @@ class PostgresDatabase(Database):
         )
         self.reader = PostgresReader(name, server.readers, server.spawn, self._deliver, server.limits)
 
-    async def run(self, program: ProgramFactory[T]) -> T:
+    async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
         job = PostgresJob(program)
+        job.abandoned = abandoned
         job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result
 
-    async def run_keyed(self, program: ProgramFactory[T], key: str) -> T:
+    async def run_keyed(self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None) -> T:
         job = PostgresJob(program, key)
+        job.abandoned = abandoned
         job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result
@@ -172,10 +174,13 @@ class PostgresDatabase(Database):
             if not job.undecided:
                 job.over()
             task, job.task, job.answered = job.task, None, True
-            if task is not None and job.parked:
-                trio.lowlevel.reschedule(
-                    task, outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
-                )
+            if not job.parked:
+                continue
+            ended = outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
+            if task is not None:
+                trio.lowlevel.reschedule(task, ended)
+            elif job.abandoned is not None:
+                job.abandoned(ended)
 
 
 class PostgresServer:

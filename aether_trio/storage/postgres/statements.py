@@ -13,6 +13,7 @@ import trio
 
 from aether_trio.storage.base import (
     FENCE_HERE,
+    Abandoned,
     Alone,
     Deferred,
     Execute,
@@ -32,6 +33,7 @@ class PostgresJob:
     """One database program on its way through the engine, then its result."""
 
     __slots__ = (
+        "abandoned",
         "answered",
         "error",
         "factory",
@@ -52,6 +54,7 @@ class PostgresJob:
         self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.task: trio.lowlevel.Task | None = None
+        self.abandoned: Abandoned[Any] | None = None  # is called if its task was cancelled
         self.parked = self.answered = False  # its task waits to be rescheduled; was told the result
         self.pending: SessionWrites | None = None  # the writes of the session that it belongs to
         self.undecided = False  # it was answered, and may still take effect

@@ -26,7 +26,7 @@ import outcome
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
-from aether_trio.storage.base import Database, ProgramFactory
+from aether_trio.storage.base import Abandoned, Database, ProgramFactory
 from aether_trio.storage.migrations import SQLITE, upgrade
 from aether_trio.storage.sqlite.commit_groups import GroupTransactions, JobKind, SqliteJob
 from aether_trio.storage.sqlite.connection import (
@@ -89,15 +89,17 @@ class SqliteDatabase(Database):
         self._kernel_sync_scope = trio.CancelScope()
         self._checkpointer: CheckpointThread | None = None
 
-    async def run(self, program: ProgramFactory[T]) -> T:
-        job = await self._admit(program, JobKind.WRITE)
+    async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
+        job = await self._admit(program, JobKind.WRITE, abandoned)
         self._open_queue.put(job)
         result: T = await self._answer(job)
         return result
 
-    async def run_small(self, program: ProgramFactory[T], *, gathered: bool = False) -> T:
+    async def run_small(
+        self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None, *, gathered: bool = False
+    ) -> T:
         """Run a small program on the trio thread, for a third of the CPU."""
-        job = await self._admit(program, JobKind.WRITE)
+        job = await self._admit(program, JobKind.WRITE, abandoned)
         queue = self._open_queue
         if queue.put_small(job):
             if not gathered:
@@ -161,7 +163,9 @@ class SqliteDatabase(Database):
         assert self._queue is not None, "the database is not open"
         return self._queue
 
-    async def _admit(self, program: ProgramFactory[Any], kind: JobKind) -> SqliteJob:
+    async def _admit(
+        self, program: ProgramFactory[Any], kind: JobKind, abandoned: Abandoned[Any] | None = None
+    ) -> SqliteJob:
         """Wait for room for one more program."""
         await trio.lowlevel.checkpoint_if_cancelled()
         try:
@@ -171,7 +175,7 @@ class SqliteDatabase(Database):
         if self._closed:
             self._room.release()
             raise trio.ClosedResourceError(f"the {self.name} database is closed")
-        return SqliteJob(program, kind)
+        return SqliteJob(program, kind, abandoned)
 
     @staticmethod
     async def _answer(job: SqliteJob) -> Any:
@@ -192,10 +196,13 @@ class SqliteDatabase(Database):
             self._room.release()
             job.is_done = True
             task, job.task = job.task, None
+            if task is None and not (job.is_forgotten and job.abandoned):
+                continue
+            ended = outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
             if task is not None:
-                trio.lowlevel.reschedule(
-                    task, outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
-                )
+                trio.lowlevel.reschedule(task, ended)
+            elif job.abandoned is not None:
+                job.abandoned(ended)
 
     def _start(self, connections: _Connections) -> None:
         groups = GroupTransactions(connections.writer)

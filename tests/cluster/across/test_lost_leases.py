@@ -16,6 +16,7 @@ import pytest
 import trio
 
 from aether_trio.model.errors import Status
+from aether_trio.storage.base import CommitUnknown
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import NEVER_S, Fabric, Gateway, join, open_fabric, until
 from tests.cluster.across.leases import declare_dead, without_lease
@@ -146,16 +147,16 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
     one, two = await fabric.start_many(2)
     worker, boss = await one.join(agent("w", "i", "1")), await one.join(agent("w", "boss", "1"))
     engine = one.core.tasks.engine
-    run_program = engine.run_program
+    run_keyed = engine.database.run_keyed
     committed, renewed = trio.Event(), trio.Event()
 
-    async def late(program: Any, **options: Any) -> Any:
-        result = await run_program(program, **options)
+    async def late(*given: Any, **options: Any) -> Any:
+        result = await run_keyed(*given, **options)
         committed.set()
         await renewed.wait()
         return result
 
-    monkeypatch.setattr(engine, "run_program", late)
+    monkeypatch.setattr(engine.database, "run_keyed", late)
     asked = pb.CreateTaskRequest(
         task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
     )
@@ -165,6 +166,37 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
         await declare_dead(one, two)
     await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.nodes.node,)])
     renewed.set()
+    await until(lambda: len(given(worker)) == 1)
+
+
+async def test_what_was_in_doubt_when_a_lease_ended_is_told(
+    fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers are not the node's again when it looks for what it has not told them."""
+    one, two = await fabric.start_many(2)
+    worker, boss = await one.join(agent("w", "i", "1")), await one.join(agent("w", "boss", "1"))
+    engine = one.core.tasks.engine
+    monkeypatch.setattr(two.core.tasks.engine, "recover", trio.lowlevel.checkpoint)
+    run_keyed = engine.database.run_keyed
+    committed, lost = trio.Event(), trio.Event()
+
+    async def unanswered(*given: Any, **options: Any) -> Any:
+        await run_keyed(*given, **options)
+        committed.set()
+        await lost.wait()
+        raise CommitUnknown("the connection was lost")
+
+    monkeypatch.setattr(engine.database, "run_keyed", unanswered)
+    asked = pb.CreateTaskRequest(
+        task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
+    )
+    boss.send(pb.UpstreamMessage(create_task=asked))
+    await committed.wait()
+    async with without_lease(one, postgres_engine):
+        await declare_dead(one, two)
+        lost.set()
+        await until(lambda: len(boss.waiting("create_task")) == 1)
+    await until(lambda: rows(postgres_engine, "SELECT DISTINCT node FROM task_workers") == [(engine.nodes.node,)])
     await until(lambda: len(given(worker)) == 1)
 
 

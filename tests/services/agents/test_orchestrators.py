@@ -168,12 +168,12 @@ async def test_an_orchestrator_is_told_though_storage_was_away(core: Core, monke
     async with cast(core) as (orchestrator, _), connect(core, starter("2", "other")) as other:
         run, failures = deliveries._run_program, 2
 
-        async def away(program: Any) -> Any:
+        async def away(*given: Any) -> Any:
             nonlocal failures
             failures -= 1
             if failures >= 0:
                 raise StorageUnavailable("no answer")
-            return await run(program)
+            return await run(*given)
 
         monkeypatch.setattr(deliveries, "_run_program", away)
         task_id = await launch(other, "1")

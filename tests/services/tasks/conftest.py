@@ -18,6 +18,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         use_virtual_time(items, folder / name)
     names = (
         "test_timer", "test_workers", "test_unclaimed", "test_deadlines", "test_abandoned", "test_unfinished",
-        "test_retention", "test_cancelled_children", "test_child_events",
+        "test_retention", "test_left_clients", "test_cancelled_children", "test_child_events",
     )  # fmt: skip
     use_virtual_time(items, folder, names)

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -35,7 +35,10 @@ logger = structlog.get_logger("aether.tasks")
 STARTS_AT_ONCE: Final = 32
 """Starts that an orchestrator is sent in one step, which is a transaction."""
 
-RunMint = Callable[[Callable[[Context], Program[list[TaskRow | None]]]], Awaitable[list[TaskRow | None]]]
+_Mint: TypeAlias = Callable[[Context], Program[list[TaskRow | None]]]
+_Effects: TypeAlias = Callable[[list[TaskRow | None]], None]
+RunMint: TypeAlias = Callable[[_Mint, _Effects], Awaitable[list[TaskRow | None]]]
+"""`Engine.run_program`."""
 
 
 class AssignmentSender:
@@ -106,7 +109,7 @@ class AssignmentSender:
                 found.append((yield from startup.issue_token(tx, task.task_id, task.epoch, hash_token(token))))
             return found
 
-        found = await retry_while_unavailable(lambda: self._run_program(mint), "starts of agents", logger)
+        found = await retry_while_unavailable(lambda: self._run_program(mint, _no_effects), "starts of agents", logger)
         for still, (_, token) in zip(found, minted, strict=True):
             if still is None:
                 continue  # another orchestrator has the start by now, or its agent has connected
@@ -128,6 +131,10 @@ class AssignmentSender:
                     self._put(session, task, payload)
         finally:
             del self._waiting[session.session_id]
+
+
+def _no_effects(_found: list[TaskRow | None]) -> None:
+    return None
 
 
 def _with_payload(task_id: str) -> Program[tuple[TaskRow | None, bytes]]:

@@ -178,6 +178,7 @@ class TaskCreator:
                     target=target,
                     minted=minted,
                 ),
+                lambda created: created.tx,
                 key=separate,
             )
 
@@ -186,8 +187,6 @@ class TaskCreator:
             created = await self._retry_absent(run, created, target, offline)
         if created.problem:
             raise _failed(created.problem)
-        if created.tx is not None:
-            self.engine.after_commit(created.tx)
         return self._answer(created, token)
 
     async def _retry_absent(

@@ -205,10 +205,7 @@ class TaskOperator:
             return operate(context, caller, request, runs[0] if len(runs) > 1 else 0)
 
         key = request.task_id if request.move in SEPARATE_MOVES else ""
-        result = await self._engine.run_program(program, key=key)
-        if result.tx is not None:
-            self._engine.after_commit(result.tx)
-        return result
+        return await self._engine.run_program(program, lambda result: result.tx, key=key)
 
     async def _checkpoint_problem(self, task: TaskRow, caller: Caller, wait: Wait) -> str:
         """Return why the worker cannot hibernate with this checkpoint; "" if it can."""

@@ -108,7 +108,7 @@ async def test_the_engine_runs_it_again_as_a_large_one(core: Core) -> None:
         tx.charge(1)
         return "done"
 
-    assert await core.tasks.engine.run_program(program) == "done"
+    assert await core.tasks.engine.run_program(program, lambda _: None) == "done"
     shared: Value = core.tasks.engine.database.shared
     assert seen == ([False] if shared else [True, False])
 

@@ -103,10 +103,10 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         # Only the worker can; what its former session asked for is done late.
         asked = OperationRequest(task_id, Move.PAUSE, wait=Wait(Reason.HIBERNATION, checkpoint_key="half"))
         caller = Caller(Identity.parse("ag::w::i::1"), "w")
-        outcome = await core.tasks.engine.run_program(lambda context: move(context, caller, asked))
+        outcome = await core.tasks.engine.run_program(
+            lambda context: move(context, caller, asked), lambda result: result.tx
+        )
         assert outcome.refusal == ""
-        assert outcome.tx is not None
-        core.tasks.engine.after_commit(outcome.tx)
         gate.set()
         assert (await back.receive_message()).WhichOneof("payload") == "connection_ack"
         back.finish()
