@@ -198,7 +198,7 @@ class Engine:
         small: bool = False,
         live_rows: LiveRows | None = None,
     ) -> T:
-        """Run a program, again if its commit is unknown; do its effects once it is committed."""
+        """Run a program, again if its commit is unknown; then do its effects."""
         if live_rows is None and not self.database.shared:
             program = partial(self._forgetting, program)
         abandoned = partial(self._abandoned, changed)
@@ -224,7 +224,7 @@ class Engine:
         return result
 
     def _abandoned(self, changed: Callable[[T], TaskTransaction | None], ended: Outcome[T]) -> None:
-        """Leave the effects of a program whose caller was cancelled to `_finish_abandoned`.
+        """Leave a cancelled caller's effects to `_finish_abandoned`.
 
         It is called from within the database. Never blocks.
         """

@@ -172,7 +172,7 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
 async def test_what_was_in_doubt_when_a_lease_ended_is_told(
     fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The workers are not the node's again when it looks for what it has not told them."""
+    """When the node looks for untold assignments, it has no workers yet."""
     one, two = await fabric.start_many(2)
     worker, boss = await one.join(agent("w", "i", "1")), await one.join(agent("w", "boss", "1"))
     engine = one.core.tasks.engine

@@ -248,7 +248,7 @@ async def test_a_dead_node_without_requests_is_found_by_the_sweep(nodes: Nodes, 
 async def test_a_claim_granted_while_the_lease_comes_back_is_not_taken_for_lost(
     nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rows with which the lease comes back were read before the claim was committed."""
+    """The rows of the lease were read before the claim was committed."""
     a = await nodes.start()
     try_once = Lease._try
 

@@ -158,7 +158,7 @@ async def test_what_was_taken_before_a_stop_is_handed_out_when_the_lease_is_sure
 
 
 async def test_a_late_answer_shows_nothing_about_the_lease(nodes: WorkNodes, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It was on its way while the node's link stood still, and the lease may have ended."""
+    """The link stood still meanwhile, and the lease may have ended."""
     monkeypatch.setattr(lease_scheduler, "LATE_S", math.inf)
     one = await nodes.start()
     await nodes.join(one)

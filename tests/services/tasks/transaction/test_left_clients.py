@@ -1,4 +1,4 @@
-"""What a client has asked for is done wholly, though it is cut before it is answered."""
+"""What a client has asked for is done wholly, though it is cut meanwhile."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ async def test_the_children_of_a_task_end_with_it_though_its_canceller_was_cut(c
             await create(boss, parent_task_id=parent, metadata={ON_PARENT_CANCELLED: CANCEL})
         cancel = pb.TaskOperation(op=Op.CANCEL, task_id=parent, request_id="r")
         await ask_and_be_cut(boss, world, task_op=cancel)
-    await trio.sleep(60)  # a child ends by itself after an hour
+    await trio.sleep(60)  # after an hour a deadline ends the children
     assert world.databases["tasks"].query(f"{STATUS} AND parent_task_id <> ''") == [("cancelled",)] * 3
 
 
