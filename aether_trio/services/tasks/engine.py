@@ -514,13 +514,13 @@ class Engine:
         while True:
             with trio.move_on_after(CHECK_S):
                 await self._assigned_elsewhere.wait()
-            asleep, self._hibernated = self._hibernated, set()
             try:
                 while await self.result(send_of_other_nodes) >= COLLECT_PAGE:
                     pass
                 here = self.nodes.node
-                for task_id in asleep:
+                for task_id in tuple(self._hibernated):
                     task = await self.database.read_small(partial(task_rows.load, task_id))
+                    self._hibernated.discard(task_id)
                     if task is not None and task.status is StoredStatus.HIBERNATED:
                         self._tell_hibernated(task, here, here)
             except StorageUnavailable as error:

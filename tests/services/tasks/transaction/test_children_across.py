@@ -67,14 +67,14 @@ async def test_nothing_stays_of_a_subscription_whose_session_ends_while_it_is_wr
             await barrier(follower)
             await one.tasks.engine.writes.flush()
 
-            async def late(program: Any) -> Any:
+            async def late(program: Any, **options: Any) -> Any:
                 """The first one is written though its caller has gone."""
                 monkeypatch.setattr(database, "run", run)
                 answers: list[Any] = []
 
                 async def write() -> None:
                     await go_on.wait()
-                    answers.append(await run(program))
+                    answers.append(await run(program, **options))
                     written.set()
 
                 nursery.start_soon(write)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from aether_trio.gateway.core import Core
@@ -15,8 +16,8 @@ from aether_trio.services.tasks.transaction.task_transaction import Mutation
 from aether_trio.session.init_connection import WORKER_TASKS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, barrier, connect, service
-from tests.services.tasks.peers import Op, begin, create, given, operate, session_of
+from tests.helpers.core import World, agent, barrier, connect, service
+from tests.services.tasks.peers import Op, begin, create, given, hibernate, operate, session_of
 
 
 def wanting(number: str) -> pb.ExtensionDeclaration:
@@ -110,3 +111,21 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         gate.set()
         assert (await back.receive_message()).WhichOneof("payload") == "connection_ack"
         back.finish()
+
+
+async def test_a_hibernation_that_another_node_tells_of_is_told_when_storage_answers_again(
+    core: Core, world: World
+) -> None:
+    engine = core.tasks.engine
+    if not engine.database.shared:
+        pytest.skip("no other node writes to these tasks")
+    async with connect(core, agent("w", "boss", "1")) as boss, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(boss)).task_id
+        await begin(worker, task_id)
+        await hibernate(worker, task_id)
+        await worker.next("task_hibernated")
+        world.databases["tasks"].failing = True
+        engine._hibernated_elsewhere(task_id)
+        await trio.sleep(20)
+        world.databases["tasks"].failing = False
+        assert (await worker.next("task_hibernated")).task_hibernated.task_id == task_id
