@@ -117,7 +117,7 @@ class NodeIdentityLocks:
         if stale is not None and stale.session_id != claim.resume_session_id:
             stale.end(Status.CANCELLED, f"session {session.session_id} holds this identity now")
         displaced, history = self._registry.claim(session, claim.resume_session_id)
-        before = displaced or stale
+        before = displaced or stale or holder  # which may have ended during the claim
         session.own(before.pending if before is not None else None, granted.lock)
         if before is not None:
             # The lock is now released with this session's last message, and not before theirs.

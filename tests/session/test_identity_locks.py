@@ -275,6 +275,18 @@ async def test_a_row_is_released_when_what_a_displaced_session_sent_is_written(n
     assert [one[:2] for one in node.told] == [("settled", 17), ("saved",), ("released", "s2")]
 
 
+async def test_a_session_waits_for_the_writes_of_one_that_ends_as_it_is_taken_over(node: Node) -> None:
+    first, _ = await node.hold("s1", last_append=17)
+    pending = first.begin_request()
+    node.rows.gate = trio.Event()
+    second = node.session("s2")
+    async with taking(node, second, "s1"):
+        first.end(Status.CANCELLED, "its client has left")
+        node.rows.gate.set()
+    assert second.pending is pending
+    assert second.sender.last_append == 17
+
+
 async def test_a_session_that_lost_its_row_unnoticed_is_ended_by_the_next_holder(node: Node) -> None:
     node.rows.gate = trio.Event()
     stale, session = node.session("s1"), node.session("s2")

@@ -14,7 +14,7 @@ answers stay queued, and claims are refused (why this is no Batcher of concurren
 
 Invariants: a claim is answered exactly once, after its commit; releases of a node take effect in
 the order given, and before later claims of the same node; a claim whose caller has been cancelled
-leaves neither a lock nor a request.
+leaves no request. Its lock, and that of a claim whose answer was lost, is the caller's to release.
 """
 
 from __future__ import annotations
@@ -179,7 +179,10 @@ class ClaimBatcher:
         return replace(self._counts, waiting=len(self._claims) + len(self._releases))
 
     async def claim(self, request: LockRequest) -> Verdict:
-        """Try once to lock an identity; return the verdict. Raises StorageUnavailable."""
+        """Try once to lock an identity; return the verdict. Raises StorageUnavailable.
+
+        A call that is cancelled or raises may have locked it; a `release` afterwards ends that.
+        """
         claim = _Claim(request, trio.lowlevel.current_task())
         self._claims.append(claim)
         self._work_soon()
@@ -326,8 +329,6 @@ class ClaimBatcher:
             for claim in claims:
                 kind = FencedError if isinstance(exc, FencedError) else StorageUnavailable
                 self._deliver(claim, outcome.Error(kind(str(exc))))
-            # When the answer was lost, the locks may have been granted: release them.
-            self._releases.extend(Release(one.request.identity, one.request.session_id, 0) for one in claims)
             return
         self._counts.largest = max(self._counts.largest, len(batch))
         verdicts = {row[0]: _verdict(row, node_epoch) for row in rows}
@@ -336,11 +337,7 @@ class ClaimBatcher:
                 continue
             self._counts.claims += 1
             verdict = verdicts.get(identity) or Again()
-            if self._deliver(claim, outcome.Value(verdict)):
-                continue
-            if isinstance(verdict, Granted):
-                self._releases.append(Release(identity, claim.request.session_id, verdict.epoch))
-            elif isinstance(verdict, HeldBy):
+            if not self._deliver(claim, outcome.Value(verdict)) and isinstance(verdict, HeldBy):
                 self._withdrawals[identity, claim.request.session_id] = None
 
     async def _claim(self, node_epoch: int, claims: Sequence[_Claim]) -> list[Any]:

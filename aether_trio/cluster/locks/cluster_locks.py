@@ -17,7 +17,8 @@ claim decides at once: one that names the owning session takes its place, anothe
 
 Invariants: an identity has at most one claim of this node under way; `mine` has a lock only after
 its commit, and until it is released, lost or taken over; a lock of this node that is in the
-database and not in `mine` is released when another node requests it.
+database and not in `mine` is released when another node requests it. A takeover that was cancelled,
+or got no answer, may have the lock in the database: then it is released with the lock in `mine`.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ from aether_trio.model.ownership import (
     duplicate_identity,
     workspace_full,
 )
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import RefusedError, StorageUnavailable
 
 logger = structlog.get_logger("aether.cluster")
 
@@ -114,6 +115,8 @@ class ClusterLocks:
         self._waiting: dict[str, AutoResetEvent] = {}
         self._wanted: dict[str, set[int]] = {}
         self._answering: set[tuple[str, int, str]] = set()
+        self._unanswered: dict[str, list[str]] = {}
+        """Sessions whose claim may have taken the lock in the database from that in `_mine`."""
         self._releasing: set[str] = set()
         self._questions = AutoResetEvent()
         self._claimed = self._refused = self._taken_over = self._lost = self._asked = 0
@@ -155,6 +158,11 @@ class ClusterLocks:
         asked: list[HeldBy] = []
         try:
             return await self._claim(request, asked)
+        except (StatusError, RefusedError):
+            raise
+        except BaseException:
+            self._release_unanswered(request)
+            raise
         finally:
             del self._claiming[identity]
             done.set()
@@ -174,6 +182,7 @@ class ClusterLocks:
                     # with which a lost lease comes back (`reconcile`).
                     continue
                 lock = self._mine[request.identity] = IdentityLock(request.identity, request.session_id, verdict.epoch)
+                self._unanswered.pop(request.identity, None)
                 self._claimed += 1
                 self._changed((request.identity,))
                 last = asked[-1] if asked else None
@@ -223,7 +232,16 @@ class ClusterLocks:
         del self._mine[lock.identity]
         self._releasing.add(lock.identity)
         self.batcher.release(Release(lock.identity, lock.session_id, lock.epoch, history))
+        for session_id in self._unanswered.pop(lock.identity, ()):
+            self.batcher.release(Release(lock.identity, session_id, 0, history))
         return True
+
+    def _release_unanswered(self, request: LockRequest) -> None:
+        """Release a lock that a claim may have taken; a lock in `_mine` is released first."""
+        if request.identity in self._mine:
+            self._unanswered.setdefault(request.identity, []).append(request.session_id)
+        else:
+            self.batcher.release(Release(request.identity, request.session_id, 0))
 
     def releasing(self) -> list[str]:
         """Return the identities whose release by this node is not written yet."""
@@ -247,6 +265,7 @@ class ClusterLocks:
         lost = [lock for lock in self._mine.values() if (lock.identity, lock.session_id) not in rows]
         for lock in lost:
             del self._mine[lock.identity]
+            self._unanswered.pop(lock.identity, None)
             self.batcher.release(Release(lock.identity, lock.session_id, lock.epoch))
         self._lost += len(lost)
         for identity, session_id in rows:
@@ -258,6 +277,7 @@ class ClusterLocks:
         """Forget all identity locks of this node: its lease has ended."""
         self._lost += len(self._mine)
         self._mine.clear()
+        self._unanswered.clear()
         self._wanted.clear()
         self._releasing.clear()
         self.batcher.forget_releases()
@@ -296,15 +316,18 @@ class ClusterLocks:
                 self._answer(question, OwnerAnswer.ENDING)
             return
         lock = self._mine.get(question.identity)
-        if lock is None or lock.session_id != question.session_id:
+        if question.session_id in self._unanswered.get(question.identity, ()):
+            # It goes with the lock of the session that was to be displaced, which ends.
+            self._answer(question, OwnerAnswer.ENDING)
+        elif lock is None or lock.session_id != question.session_id:
             if question.identity not in self._claiming:
                 # The session has ended, and its release is under way or got lost.
                 self._wanted.setdefault(question.identity, set()).add(question.asker)
                 self.batcher.release(Release(question.identity, question.session_id, question.epoch))
-            return
-        self._asked += 1
-        self._answering.add(key)
-        nursery.start_soon(alone, f"a claim for {question.identity}", self._ask_session, question, lock, key)
+        else:
+            self._asked += 1
+            self._answering.add(key)
+            nursery.start_soon(alone, f"a claim for {question.identity}", self._ask_session, question, lock, key)
 
     async def _ask_session(self, question: _Question, lock: IdentityLock, key: tuple[str, int, str]) -> None:
         try:

@@ -299,3 +299,45 @@ async def test_a_takeover_whose_answer_is_lost_leaves_no_second_session(
     second.send(message_to(ME, b"mine"))
     assert await second.take(1) == [b"mine"]
     assert payloads(first) == []
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_what_a_session_sent_before_a_takeover_without_an_answer_comes_first(
+    fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    one, two = await fabric.start_many(2)
+    first, reader = await one.join(me()), await two.join(agent("w", "reader", "1"))
+    first.send(message_to("ag::w::reader::1", b"0"))
+    assert await reader.take(1) == [b"0"]
+    postgres_engine.outside("BEGIN; LOCK TABLE messages IN EXCLUSIVE MODE")
+    first.send(message_to("ag::w::reader::1", b"1"))
+    await until(lambda: one.core.log.statistics().settled < one.core.log.statistics().appended)
+    batcher = one.cluster.locks.batcher
+    claim = batcher._claim
+    link = Participant()
+    with trio.CancelScope() as handshake:
+
+        async def lose_answer(*args: Any) -> list[Any]:
+            rows = await claim(*args)
+            if how == "failed":
+                raise StorageUnavailable("no answer")
+            handshake.cancel()
+            return rows
+
+        with monkeypatch.context() as patch:
+            patch.setattr(batcher, "_claim", lose_answer)
+            link.send(me(first.ack.session_id))
+            await one.core.sessions.serve(link)
+    joined: list[Participant] = []
+
+    async def join_and_send() -> None:
+        joined.append(await two.join(me()))
+        joined[0].send(message_to("ag::w::reader::1", b"2"))
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(join_and_send)
+        await trio.sleep(1)
+        early = len(joined)
+        postgres_engine.outside("COMMIT")
+    assert await reader.take(2) == [b"1", b"2"]
+    assert early == 0

@@ -275,3 +275,37 @@ async def test_a_claim_granted_while_the_lease_comes_back_is_not_taken_for_lost(
     assert (a.cluster.lease.epoch, a.host.lost) == (1, [])
     assert a.cluster.locks.mine(X) == granted[0].lock
     await a.write(X, granted[0].lock.epoch)
+
+
+async def test_a_lock_granted_while_the_lease_comes_back_is_free_when_its_claim_is_cancelled(
+    nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a = await nodes.start()
+    try_once = Lease._try
+    claiming = trio.CancelScope()
+    row = "SELECT ended_ms FROM identity_locks WHERE identity = $1"
+
+    async def try_and_stall(self: Lease, connection: Any, *, empty: bool) -> Any:
+        regained = await try_once(self, connection, empty=empty)
+        place.outside("COMMIT")
+        await until(lambda: bool(place.rows(row, X)))
+        await trio.sleep(0.5)  # for the answer to the claim
+        claiming.cancel()
+        return regained
+
+    async def claim() -> None:
+        with claiming:
+            await a.claim(X)
+
+    monkeypatch.setattr(Lease, "_try", try_and_stall)
+    place.outside("BEGIN; LOCK TABLE identity_locks IN EXCLUSIVE MODE")
+    waiting = "SELECT FROM pg_locks WHERE relation = 'identity_locks'::regclass AND NOT granted"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(claim)
+        await until(lambda: bool(place.rows(waiting)))
+        end_lease_session(place, a)
+        await a.host.wait_told("back")
+    assert claiming.cancelled_caught
+    with trio.fail_after(5):
+        while place.rows(row, X) == [(None,)]:
+            await trio.sleep(0.01)
