@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code
 from aether_trio.model.identity import IdentityError, check_token
 from aether_trio.model.limits import KIB, MIB
-from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, Row
+from aether_trio.storage.base import Database, Execute, ExecuteMany, Fetch, Program, ProgramFactory, Row
 from aether_trio.wire.pb import aether_pb2 as pb
+
+T = TypeVar("T")
 
 Registration = pb.AgentRegistrationInfo
 
@@ -98,7 +100,7 @@ class AgentRegistry:
     """Reads and writes agent registrations, `most` at most (0: any number).
 
     Coroutines raise StorageUnavailable. `on_change` is called when one was written or deleted here,
-    or may have been: a cancelled caller does not take its program back.
+    or may have been, also for a caller that was cancelled before.
     """
 
     def __init__(
@@ -125,19 +127,22 @@ class AgentRegistry:
         stored = normalised(info, implementation, strict=self._strict)
         if isinstance(stored, RegistrationRefusal):
             return stored
-        try:
-            return await self._database.run(partial(_put, stored, self._clock.now_ms(), self._most))
-        finally:
-            self._on_change()
+        return await self._change(partial(_put, stored, self._clock.now_ms(), self._most))
 
     async def delete(self, implementation: str) -> bool:
         """Delete an agent registration; return whether there was one."""
         if "\0" in implementation:
             return False
+        return await self._change(partial(_delete, implementation))
+
+    async def _change(self, program: ProgramFactory[T]) -> T:
         try:
-            return await self._database.run(partial(_delete, implementation))
-        finally:
+            result = await self._database.run(program, lambda _: self._on_change())
+        except Exception:
             self._on_change()
+            raise
+        self._on_change()
+        return result
 
     async def names(self) -> frozenset[str]:
         """Return the names of all registered implementations."""

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,11 +14,24 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.services.agents import registry as agent_store
+from aether_trio.services.agents.registry import AgentRegistry
 from aether_trio.session.session import CUT_GRACE_S
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import Program, StorageUnavailable
+from aether_trio.storage.sqlite.database import open_sqlite
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, connect, deadlock_is_an_error, orchestrator, service, user, workflow_engine
+from tests.helpers.clocks import ManualClock
+from tests.helpers.core import (
+    World,
+    agent,
+    connect,
+    deadlock_is_an_error,
+    orchestrator,
+    pump,
+    service,
+    user,
+    workflow_engine,
+)
 from tests.services.agents.ops import Op, info, operate, register
 
 ADMIN = orchestrator("o", "admin")
@@ -207,5 +224,32 @@ async def test_a_change_counts_though_its_client_is_gone_before_the_answer(
             await world.databases["tasks"].after_write.arrival()
             peer.cut()
             await trio.sleep(CUT_GRACE_S * 2)
-            assert queue.registrations == before + 1
             world.databases["tasks"].after_write.open()
+            await pump()
+            assert queue.registrations == before + 1
+
+
+async def test_a_change_counts_once_it_is_written_though_its_client_has_left_before(tmp_path: Path) -> None:
+    """The names that are read before the commit are taken for the latest ones."""
+    path, free = tmp_path / "tasks.db", threading.Event()
+    found: list[list[tuple[str]]] = []
+
+    def look() -> None:
+        with closing(sqlite3.connect(path)) as other:
+            found.append(other.execute("SELECT implementation FROM agents").fetchall())
+
+    def slow() -> Program[None]:
+        free.wait()
+        yield from ()
+
+    async with open_sqlite(path, name="tasks") as database, trio.open_nursery() as nursery:
+        registry = AgentRegistry(database, ManualClock(), look)
+        nursery.start_soon(database.run, slow)
+        await trio.sleep(0.05)
+        with trio.move_on_after(0.05) as client:
+            await registry.put(info("echo"), "echo")
+        assert client.cancelled_caught
+        free.set()
+        with trio.fail_after(5):
+            while [("echo",)] not in found:
+                await trio.sleep(0.01)
