@@ -519,8 +519,13 @@ class Engine:
                     pass
                 here = self.nodes.node
                 for task_id in tuple(self._hibernated):
-                    task = await self.database.read_small(partial(task_rows.load, task_id))
+                    # Before the read: it may not see what is told of meanwhile.
                     self._hibernated.discard(task_id)
+                    try:
+                        task = await self.database.read_small(partial(task_rows.load, task_id))
+                    except BaseException:
+                        self._hibernated.add(task_id)
+                        raise
                     if task is not None and task.status is StoredStatus.HIBERNATED:
                         self._tell_hibernated(task, here, here)
             except StorageUnavailable as error:

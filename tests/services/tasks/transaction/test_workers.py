@@ -129,3 +129,24 @@ async def test_a_hibernation_that_another_node_tells_of_is_told_when_storage_ans
         await trio.sleep(20)
         world.databases["tasks"].failing = False
         assert (await worker.next("task_hibernated")).task_hibernated.task_id == task_id
+
+
+async def test_a_hibernation_that_another_node_tells_of_during_the_look_at_the_last_one_is_told(
+    core: Core, world: World
+) -> None:
+    engine = core.tasks.engine
+    if not engine.database.shared:
+        pytest.skip("no other node writes to these tasks")
+    async with connect(core, agent("w", "boss", "1")) as boss, connect(core, agent("w", "i", "1")) as worker:
+        task_id = (await create(boss)).task_id
+        await begin(worker, task_id)
+        await hibernate(worker, task_id)
+        await worker.next("task_hibernated")
+        gate = world.databases["tasks"].after_read
+        gate.close()
+        engine._hibernated_elsewhere(task_id)
+        await gate.arrival()
+        engine._hibernated_elsewhere(task_id)
+        gate.open()
+        for _ in range(2):
+            assert (await worker.next("task_hibernated")).task_hibernated.task_id == task_id
