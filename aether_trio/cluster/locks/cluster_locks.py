@@ -30,6 +30,7 @@ from typing import Final
 import structlog
 import trio
 
+from aether_trio.cluster.errors import LeaseLost
 from aether_trio.cluster.locks.claim_batcher import ClaimBatcher, Full, Granted, HeldBy, OwnerAnswer, Release
 from aether_trio.cluster.node.bus import ALL, Bus
 from aether_trio.cluster.node.lease import Lease, LeaseState, LockRows
@@ -158,8 +159,8 @@ class ClusterLocks:
         asked: list[HeldBy] = []
         try:
             return await self._claim(request, asked)
-        except (StatusError, RefusedError):
-            raise
+        except (StatusError, RefusedError, LeaseLost):
+            raise  # without a lease the node loses all its locks
         except BaseException:
             self._release_unanswered(request)
             raise

@@ -197,6 +197,8 @@ async def test_after_the_grace_without_a_lease_a_node_comes_back_empty(nodes: No
         assert a.cluster.locks.mine(X) is None
         with pytest.raises(LeaseLost):
             await a.claim(X)
+        # Of each client that tries, something would wait until storage answers.
+        assert a.cluster.locks.batcher.statistics().waiting == 0
     finally:
         place.outside("COMMIT")
     await until(lambda: a.cluster.lease.held)
