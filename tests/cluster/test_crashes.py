@@ -163,7 +163,7 @@ async def test_a_process_that_stands_still_does_not_keep_the_servers_notificatio
 
         def cut() -> bool:
             # A NOTIFY makes PostgreSQL drop the notifications that all listeners have read.
-            place.rows(NOTIFY, "nobody", 10)
+            place.rows(NOTIFY, "unheard", 10)
             return bool(place.rows(kept)[0][0] < MIB)
 
         await until(cut)

@@ -17,8 +17,8 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 from aether_trio.storage.base import Program, ProgramFactory, Statement
 from aether_trio.storage.migrations import MIGRATIONS, POSTGRES, SQLITE, upgrade
-from aether_trio.storage.postgres.interleaving import drive_interleaved, in_parts
-from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob
+from aether_trio.storage.postgres.interleaving import drive_group
+from aether_trio.storage.postgres.statements import PostgresJob
 from aether_trio.storage.postgres.statements import drive as drive_postgres
 from aether_trio.storage.sqlite.statements import drive as drive_sqlite
 from tests.helpers.postgres_session import PostgresSession
@@ -162,10 +162,7 @@ class PostgresPlace:
     async def _drive_group(self, programs: Sequence[tuple[Callable[[], Program[Any]], str]]) -> list[Any]:
         jobs = [PostgresJob(program, key) for program, key in programs]
         async with self._transaction() as connection:
-            deferred = DeferredWrites()
-            for part in in_parts(jobs):
-                await drive_interleaved(connection, part, deferred)
-            await deferred.write(connection)
+            await drive_group(connection, jobs)
         return [job.value for job in jobs]
 
     @asynccontextmanager

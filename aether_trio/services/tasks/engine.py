@@ -15,7 +15,7 @@ ends the sessions under it. A node with a new lease joins its sessions again (`r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -201,27 +201,35 @@ class Engine:
         """Run a program, again if its commit is unknown; then do its effects."""
         if live_rows is None and not self.database.shared:
             program = partial(self._forgetting, program)
-        abandoned = partial(self._abandoned, changed)
-        in_doubt = False
-        try:
-            for _ in range(IN_DOUBT_TRIES - 1):
-                try:
-                    context = self.context(small=small, again=in_doubt, live_rows=live_rows)
-                    result = await run(partial(program, context), abandoned=abandoned)
-                    break
-                except CommitUnknown:
-                    in_doubt = True
-                    await trio.sleep(IN_DOUBT_PAUSE_S)
-            else:
-                context = self.context(small=small, again=True, live_rows=live_rows)
-                result = await run(partial(program, context), abandoned=abandoned)
-        finally:
-            if in_doubt:
-                self._send_all_again()
+        run = partial(run, abandoned=partial(self._abandoned, changed))
+        result: T = await self._run_until_known(program, run, small=small, live_rows=live_rows)
         tx = changed(result)
         if tx is not None:
             self.after_commit(tx)
         return result
+
+    async def _run_until_known(
+        self,
+        program: Callable[[Context], Program[T]],
+        run: Callable[[ProgramFactory[T]], Awaitable[T]],
+        *,
+        small: bool,
+        live_rows: LiveRows | None,
+    ) -> T:
+        in_doubt = 0
+        try:
+            while True:
+                context = self.context(small=small, again=in_doubt > 0, live_rows=live_rows)
+                try:
+                    return await run(partial(program, context))
+                except CommitUnknown:
+                    in_doubt += 1
+                    if in_doubt == IN_DOUBT_TRIES:
+                        raise
+                    await trio.sleep(IN_DOUBT_PAUSE_S)
+        finally:
+            if in_doubt:
+                self._send_all_again()
 
     def _abandoned(self, changed: Callable[[T], TaskTransaction | None], ended: Outcome[T]) -> None:
         """Leave a cancelled caller's effects to `_finish_abandoned`.

@@ -25,7 +25,6 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import outcome
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
@@ -91,15 +90,13 @@ class PostgresDatabase(Database):
         self.reader = PostgresReader(name, server.readers, server.spawn, self._deliver, server.limits)
 
     async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
-        job = PostgresJob(program)
-        job.abandoned = abandoned
+        job = PostgresJob(program, "", abandoned)
         job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result
 
     async def run_keyed(self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None) -> T:
-        job = PostgresJob(program, key)
-        job.abandoned = abandoned
+        job = PostgresJob(program, key, abandoned)
         job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result
@@ -152,19 +149,12 @@ class PostgresDatabase(Database):
         if self._server.closed:
             self._room.release()
             raise trio.ClosedResourceError(f"the {self.name} database is closed")
-        job.task = trio.lowlevel.current_task()
         job.begin()
         if job.recognized:  # it shares its transaction with no other job
             self._server.loop.start_now(partial(put, job))
         else:
             put(job)
-        if job.answered:  # at once, as the server is away
-            await trio.lowlevel.cancel_shielded_checkpoint()
-            if job.error is not None:
-                raise job.error
-            return job.value
-        job.parked = True
-        return await trio.lowlevel.wait_task_rescheduled(job.forget)
+        return await job.outcome()  # which is there at once when the server is away
 
     def _deliver(self, jobs: Sequence[PostgresJob]) -> None:
         if self.writer.failing:
@@ -173,14 +163,7 @@ class PostgresDatabase(Database):
             self._room.release()
             if not job.undecided:
                 job.over()
-            task, job.task, job.answered = job.task, None, True
-            if not job.parked:
-                continue
-            ended = outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
-            if task is not None:
-                trio.lowlevel.reschedule(task, ended)
-            elif job.abandoned is not None:
-                job.abandoned(ended)
+            job.answer()
 
 
 class PostgresServer:

@@ -38,6 +38,14 @@ def in_parts(jobs: Sequence[PostgresJob]) -> Iterator[list[PostgresJob]]:
         yield part
 
 
+async def drive_group(connection: Any, jobs: Sequence[PostgresJob]) -> None:
+    """Run the programs of a group to their ends, and all their deferred writes."""
+    deferred = DeferredWrites()
+    for part in in_parts(jobs):
+        await drive_interleaved(connection, part, deferred)
+    await deferred.write(connection)
+
+
 async def drive_interleaved(connection: Any, jobs: Sequence[PostgresJob], deferred: DeferredWrites) -> None:
     """Run programs with different keys to their ends; put their results into the jobs."""
     if len(jobs) == 1:

@@ -9,8 +9,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import trio
-
 from aether_trio.storage.base import (
     FENCE_HERE,
     Abandoned,
@@ -24,48 +22,25 @@ from aether_trio.storage.base import (
     Value,
     single,
 )
+from aether_trio.storage.jobs import DatabaseJob
 from aether_trio.storage.session_writes import SessionWrites
 
 T = TypeVar("T")
 
 
-class PostgresJob:
-    """One database program on its way through the engine, then its result."""
+class PostgresJob(DatabaseJob):
+    """One database program on its way to the server, then its result."""
 
-    __slots__ = (
-        "abandoned",
-        "answered",
-        "error",
-        "factory",
-        "fence",
-        "key",
-        "parked",
-        "pending",
-        "recognized",
-        "rows",
-        "task",
-        "undecided",
-        "value",
-    )
+    __slots__ = ("fence", "key", "pending", "recognized", "rows", "undecided")
 
-    def __init__(self, factory: ProgramFactory[Any], key: str = "") -> None:
-        self.factory = factory
+    def __init__(self, factory: ProgramFactory[Any], key: str = "", abandoned: Abandoned[Any] | None = None) -> None:
+        super().__init__(factory, abandoned)
         self.key = key  # interleaving.py; "": it does not run interleaved
         self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
-        self.task: trio.lowlevel.Task | None = None
-        self.abandoned: Abandoned[Any] | None = None  # is called if its task was cancelled
-        self.parked = self.answered = False  # its task waits to be rescheduled; was told the result
         self.pending: SessionWrites | None = None  # the writes of the session that it belongs to
         self.undecided = False  # it was answered, and may still take effect
-        self.value: Any = None
-        self.error: Exception | None = None
         self.rows = 0
-
-    def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """Run the job on without its caller, which was cancelled."""
-        self.task = None
-        return trio.lowlevel.Abort.SUCCEEDED
 
     def begin(self) -> None:
         """Count the job's program among its session's unfinished writes."""

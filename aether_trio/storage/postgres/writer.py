@@ -49,11 +49,11 @@ from typing import Any, Final, NamedTuple
 from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.errors import FencedError, PostgresFault, describe, fault
-from aether_trio.storage.postgres.interleaving import drive_interleaved, in_parts
+from aether_trio.storage.postgres.interleaving import drive_group
 from aether_trio.storage.postgres.lost_commits import ServerProcess
 from aether_trio.storage.postgres.migrate import turn_table
 from aether_trio.storage.postgres.pool import Pool, Spawn
-from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive, roll_back, within
+from aether_trio.storage.postgres.statements import PostgresJob, drive, roll_back, within
 
 MAX_GROUP: Final = 128
 """Programs a commit: bounds how long the first waits for the last, and what a conflict costs."""
@@ -389,11 +389,8 @@ class PostgresWriter:
         if isolated:
             await _drive_isolated(connection, jobs)
             return
-        deferred = DeferredWrites()
         try:
-            for part in in_parts(jobs):
-                await drive_interleaved(connection, part, deferred)
-            await deferred.write(connection)
+            await drive_group(connection, jobs)
         except Exception as exc:
             if fault(exc, connection) is not PostgresFault.PROGRAM:
                 raise

@@ -18,9 +18,8 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
-import trio
-
 from aether_trio.storage.base import Abandoned, ProgramFactory
+from aether_trio.storage.jobs import DatabaseJob
 from aether_trio.storage.sqlite.connection import BUSY_TIMEOUT_S, is_environment, primary_code
 from aether_trio.storage.sqlite.statements import drive
 
@@ -33,30 +32,17 @@ class JobKind(Enum):
     CHECKPOINT = 2
 
 
-class SqliteJob:
+class SqliteJob(DatabaseJob):
     """One database program on its way through a thread, then its result.
 
     A CHECKPOINT has no caller and its program is not run.
     """
 
-    __slots__ = ("abandoned", "error", "factory", "is_done", "is_forgotten", "kind", "task", "value")
+    __slots__ = ("kind",)
 
     def __init__(self, factory: ProgramFactory[Any], kind: JobKind, abandoned: Abandoned[Any] | None = None) -> None:
-        self.factory = factory
+        super().__init__(factory, abandoned)
         self.kind = kind
-        self.abandoned = abandoned
-        """What is called if the caller was cancelled while it waited."""
-        self.task: trio.lowlevel.Task | None = None
-        """The caller that waits; None before it does, and when it was cancelled."""
-        self.is_done = self.is_forgotten = False
-        self.value: Any = None
-        self.error: Exception | None = None
-
-    def forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
-        """Run the job on without its caller, which was cancelled."""
-        self.task = None
-        self.is_forgotten = True
-        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class _GroupSpoiledError(Exception):

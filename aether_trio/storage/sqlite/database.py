@@ -22,7 +22,6 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar
 
-import outcome
 import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
@@ -92,7 +91,7 @@ class SqliteDatabase(Database):
     async def run(self, program: ProgramFactory[T], abandoned: Abandoned[T] | None = None) -> T:
         job = await self._admit(program, JobKind.WRITE, abandoned)
         self._open_queue.put(job)
-        result: T = await self._answer(job)
+        result: T = await job.outcome()
         return result
 
     async def run_small(
@@ -105,7 +104,7 @@ class SqliteDatabase(Database):
             if not gathered:
                 await trio.lowlevel.cancel_shielded_checkpoint()
             queue.turn()
-        result: T = await self._answer(job)
+        result: T = await job.outcome()
         return result
 
     async def read(self, program: ProgramFactory[T]) -> T:
@@ -114,7 +113,7 @@ class SqliteDatabase(Database):
             self._open_queue.put(job)
         else:
             self._reads.put(job)
-        result: T = await self._answer(job)
+        result: T = await job.outcome()
         await self._open_queue.wait_durable()
         return result
 
@@ -177,32 +176,13 @@ class SqliteDatabase(Database):
             raise trio.ClosedResourceError(f"the {self.name} database is closed")
         return SqliteJob(program, kind, abandoned)
 
-    @staticmethod
-    async def _answer(job: SqliteJob) -> Any:
-        """Wait until a job is done; return its result, or raise its error."""
-        if not job.is_done:
-            job.task = trio.lowlevel.current_task()
-            return await trio.lowlevel.wait_task_rescheduled(job.forget)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        if job.error is not None:
-            raise job.error
-        return job.value
-
     def _deliver(self, jobs: Sequence[SqliteJob]) -> None:
         """Wake the callers of a finished group. Runs in the trio thread, once per group."""
         if self._writer is not None and self._writer.statistics.failing:
             self._failed.set()
         for job in jobs:
             self._room.release()
-            job.is_done = True
-            task, job.task = job.task, None
-            if task is None and not (job.is_forgotten and job.abandoned):
-                continue
-            ended = outcome.Value(job.value) if job.error is None else outcome.Error(job.error)
-            if task is not None:
-                trio.lowlevel.reschedule(task, ended)
-            elif job.abandoned is not None:
-                job.abandoned(ended)
+            job.answer()
 
     def _start(self, connections: _Connections) -> None:
         groups = GroupTransactions(connections.writer)

@@ -26,6 +26,9 @@ from tests.services.agents.ops import register, starter
 from tests.services.tasks.peers import Op, create, get, given, operate
 
 X = "ag::w::x::1"
+OF_POOL = pb.CreateTaskRequest(
+    task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
+)
 FIVE = [b"%d" % number for number in range(5)]
 
 
@@ -157,10 +160,7 @@ async def test_what_was_being_given_when_a_lease_ended_is_told(
         return result
 
     monkeypatch.setattr(engine.database, "run_keyed", late)
-    asked = pb.CreateTaskRequest(
-        task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
-    )
-    boss.send(pb.UpstreamMessage(create_task=asked))
+    boss.send(pb.UpstreamMessage(create_task=OF_POOL))
     await committed.wait()
     async with without_lease(one, postgres_engine):
         await declare_dead(one, two)
@@ -187,10 +187,7 @@ async def test_what_was_in_doubt_when_a_lease_ended_is_told(
         raise CommitUnknown("the connection was lost")
 
     monkeypatch.setattr(engine.database, "run_keyed", unanswered)
-    asked = pb.CreateTaskRequest(
-        task_type="t", workspace="w", assignment_mode=pb.POOL, target_implementation="i", request_id="r"
-    )
-    boss.send(pb.UpstreamMessage(create_task=asked))
+    boss.send(pb.UpstreamMessage(create_task=OF_POOL))
     await committed.wait()
     async with without_lease(one, postgres_engine):
         await declare_dead(one, two)

@@ -6,6 +6,7 @@ import random
 from collections import Counter
 from contextlib import AsyncExitStack
 from typing import Any
+from unittest import mock
 
 import pytest
 import trio
@@ -270,14 +271,9 @@ async def test_agents_that_hop_get_everything_once(fabric: Fabric, seed: int) ->
     assert min(moves[how] for how in WAYS) >= 2
 
 
-@pytest.mark.parametrize("how", ["cancelled", "failed"])
-async def test_a_takeover_whose_answer_is_lost_leaves_no_second_session(
-    fabric: Fabric, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    """The claim has taken the lock from a live session of the same node."""
-    one, two = await fabric.start_many(2)
-    first = await one.join(me())
-    batcher = one.cluster.locks.batcher
+async def take_over_without_answer(gateway: Gateway, first: Participant, how: str) -> None:
+    """Take the lock of a session of this node; the claim gets no answer."""
+    batcher = gateway.cluster.locks.batcher
     claim = batcher._claim
     link = Participant()
     with trio.CancelScope() as handshake:
@@ -289,11 +285,18 @@ async def test_a_takeover_whose_answer_is_lost_leaves_no_second_session(
             handshake.cancel()
             return rows
 
-        with monkeypatch.context() as patch:
-            patch.setattr(batcher, "_claim", lose_answer)
+        with mock.patch.object(batcher, "_claim", lose_answer):
             link.send(me(first.ack.session_id))
-            await one.core.sessions.serve(link)
+            await gateway.core.sessions.serve(link)
     assert handshake.cancelled_caught == (how == "cancelled")
+
+
+@pytest.mark.parametrize("how", ["cancelled", "failed"])
+async def test_a_takeover_whose_answer_is_lost_leaves_no_second_session(fabric: Fabric, how: str) -> None:
+    """The claim has taken the lock from a live session of the same node."""
+    one, two = await fabric.start_many(2)
+    first = await one.join(me())
+    await take_over_without_answer(one, first, how)
     second = await two.join(me())
     assert (await first.wait_end()).status is Status.CANCELLED
     second.send(message_to(ME, b"mine"))
@@ -303,7 +306,7 @@ async def test_a_takeover_whose_answer_is_lost_leaves_no_second_session(
 
 @pytest.mark.parametrize("how", ["cancelled", "failed"])
 async def test_what_a_session_sent_before_a_takeover_without_an_answer_comes_first(
-    fabric: Fabric, postgres_engine: PostgresEngine, monkeypatch: pytest.MonkeyPatch, how: str
+    fabric: Fabric, postgres_engine: PostgresEngine, how: str
 ) -> None:
     one, two = await fabric.start_many(2)
     first, reader = await one.join(me()), await two.join(agent("w", "reader", "1"))
@@ -312,22 +315,7 @@ async def test_what_a_session_sent_before_a_takeover_without_an_answer_comes_fir
     postgres_engine.outside("BEGIN; LOCK TABLE messages IN EXCLUSIVE MODE")
     first.send(message_to("ag::w::reader::1", b"1"))
     await until(lambda: one.core.log.statistics().settled < one.core.log.statistics().appended)
-    batcher = one.cluster.locks.batcher
-    claim = batcher._claim
-    link = Participant()
-    with trio.CancelScope() as handshake:
-
-        async def lose_answer(*args: Any) -> list[Any]:
-            rows = await claim(*args)
-            if how == "failed":
-                raise StorageUnavailable("no answer")
-            handshake.cancel()
-            return rows
-
-        with monkeypatch.context() as patch:
-            patch.setattr(batcher, "_claim", lose_answer)
-            link.send(me(first.ack.session_id))
-            await one.core.sessions.serve(link)
+    await take_over_without_answer(one, first, how)
     joined: list[Participant] = []
 
     async def join_and_send() -> None:

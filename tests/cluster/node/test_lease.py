@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from tests.cluster.nodes import LONG_S, SHORT_GRACE, STEADY, Node, Nodes, until
 from tests.helpers.engines import PostgresEngine
 
 X, Y = "ag::lab::x::1", "ag::lab::y::1"
+ROW = "SELECT ended_ms FROM identity_locks WHERE identity = $1"
 
 
 def lease_pids(place: PostgresEngine, node: Node) -> list[int]:
@@ -247,33 +249,45 @@ async def test_a_dead_node_without_requests_is_found_by_the_sweep(nodes: Nodes, 
     assert b.cluster.nodes.statistics().declared == 1
 
 
-async def test_a_claim_granted_while_the_lease_comes_back_is_not_taken_for_lost(
-    nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+async def claim_while_the_lease_comes_back(
+    node: Node,
+    place: PostgresEngine,
+    monkeypatch: pytest.MonkeyPatch,
+    claim: Callable[[], Awaitable[None]],
+    once_answered: Callable[[], object] = lambda: None,
 ) -> None:
-    """The rows of the lease were read before the claim was committed."""
-    a = await nodes.start()
+    """Have X claimed after the read of the lease's rows, before it is back."""
     try_once = Lease._try
 
     async def try_and_stall(self: Lease, connection: Any, *, empty: bool) -> Any:
         regained = await try_once(self, connection, empty=empty)
         place.outside("COMMIT")
-        await until(lambda: bool(place.rows("SELECT FROM identity_locks WHERE identity = $1", X)))
+        await until(lambda: bool(place.rows(ROW, X)))
         await trio.sleep(0.5)  # for the answer to the claim
+        once_answered()
         return regained
 
     monkeypatch.setattr(Lease, "_try", try_and_stall)
     place.outside("BEGIN; LOCK TABLE identity_locks IN EXCLUSIVE MODE")
+    waiting = "SELECT FROM pg_locks WHERE relation = 'identity_locks'::regclass AND NOT granted"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(claim)
+        await until(lambda: bool(place.rows(waiting)))
+        end_lease_session(place, node)
+        await node.host.wait_told("back")
+
+
+async def test_a_claim_granted_while_the_lease_comes_back_is_not_taken_for_lost(
+    nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows of the lease were read before the claim was committed."""
+    a = await nodes.start()
     granted: list[GrantedLock] = []
 
     async def claim() -> None:
         granted.append(await a.claim(X))
 
-    waiting = "SELECT FROM pg_locks WHERE relation = 'identity_locks'::regclass AND NOT granted"
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(claim)
-        await until(lambda: bool(place.rows(waiting)))
-        end_lease_session(place, a)
-        await a.host.wait_told("back")
+    await claim_while_the_lease_comes_back(a, place, monkeypatch, claim)
     assert (a.cluster.lease.epoch, a.host.lost) == (1, [])
     assert a.cluster.locks.mine(X) == granted[0].lock
     await a.write(X, granted[0].lock.epoch)
@@ -283,31 +297,12 @@ async def test_a_lock_granted_while_the_lease_comes_back_is_free_when_its_claim_
     nodes: Nodes, place: PostgresEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     a = await nodes.start()
-    try_once = Lease._try
     claiming = trio.CancelScope()
-    row = "SELECT ended_ms FROM identity_locks WHERE identity = $1"
-
-    async def try_and_stall(self: Lease, connection: Any, *, empty: bool) -> Any:
-        regained = await try_once(self, connection, empty=empty)
-        place.outside("COMMIT")
-        await until(lambda: bool(place.rows(row, X)))
-        await trio.sleep(0.5)  # for the answer to the claim
-        claiming.cancel()
-        return regained
 
     async def claim() -> None:
         with claiming:
             await a.claim(X)
 
-    monkeypatch.setattr(Lease, "_try", try_and_stall)
-    place.outside("BEGIN; LOCK TABLE identity_locks IN EXCLUSIVE MODE")
-    waiting = "SELECT FROM pg_locks WHERE relation = 'identity_locks'::regclass AND NOT granted"
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(claim)
-        await until(lambda: bool(place.rows(waiting)))
-        end_lease_session(place, a)
-        await a.host.wait_told("back")
+    await claim_while_the_lease_comes_back(a, place, monkeypatch, claim, claiming.cancel)
     assert claiming.cancelled_caught
-    with trio.fail_after(5):
-        while place.rows(row, X) == [(None,)]:
-            await trio.sleep(0.01)
+    await until(lambda: place.rows(ROW, X) != [(None,)])

@@ -248,8 +248,8 @@ async def test_a_change_counts_once_it_is_written_though_its_client_has_left_bef
         await trio.sleep(0.05)
         with trio.move_on_after(0.05) as client:
             await registry.put(info("echo"), "echo")
-        assert client.cancelled_caught
         free.set()
-        with trio.fail_after(5):
+        assert client.cancelled_caught
+        with trio.fail_after(300):
             while [("echo",)] not in found:
                 await trio.sleep(0.01)

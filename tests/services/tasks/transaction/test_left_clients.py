@@ -17,11 +17,11 @@ OF_POOL = pb.CreateTaskRequest(task_type="t", assignment_mode=pb.POOL, target_im
 STATUS = "SELECT status FROM tasks WHERE target_implementation = 'i'"
 
 
-async def ask_and_be_cut(client: MemoryLink, world: World, **request: object) -> None:
+async def ask_and_be_cut(client: MemoryLink, world: World, request: pb.UpstreamMessage) -> None:
     """Have a request committed, and its session end before it is answered."""
     gate = world.databases["tasks"].after_write
     gate.close()
-    client.send(pb.UpstreamMessage(**request))  # type: ignore[arg-type]
+    client.send(request)
     await gate.arrival()
     client.cut()
     await trio.sleep(GONE_S)
@@ -31,7 +31,7 @@ async def ask_and_be_cut(client: MemoryLink, world: World, **request: object) ->
 async def test_a_worker_is_given_the_task_of_a_creator_that_was_cut(core: Core, world: World) -> None:
     async with connect(core, agent("w", "i", "1")) as worker, connect(core, agent("w", "boss", "1")) as boss:
         await barrier(worker)
-        await ask_and_be_cut(boss, world, create_task=OF_POOL)
+        await ask_and_be_cut(boss, world, pb.UpstreamMessage(create_task=OF_POOL))
         await barrier(worker)
         assert len(given(worker)) == 1
 
@@ -42,7 +42,7 @@ async def test_the_children_of_a_task_end_with_it_though_its_canceller_was_cut(c
         for _ in range(3):
             await create(boss, parent_task_id=parent, metadata={ON_PARENT_CANCELLED: CANCEL})
         cancel = pb.TaskOperation(op=Op.CANCEL, task_id=parent, request_id="r")
-        await ask_and_be_cut(boss, world, task_op=cancel)
+        await ask_and_be_cut(boss, world, pb.UpstreamMessage(task_op=cancel))
     await trio.sleep(60)  # after an hour a deadline ends the children
     assert world.databases["tasks"].query(f"{STATUS} AND parent_task_id <> ''") == [("cancelled",)] * 3
 
@@ -52,7 +52,7 @@ async def test_the_deadline_of_a_task_falls_due_though_its_creator_was_cut(core:
         request = pb.CreateTaskRequest()
         request.CopyFrom(OF_POOL)
         request.metadata["schedule_to_close_ms"] = "10000"
-        await ask_and_be_cut(boss, world, create_task=request)
+        await ask_and_be_cut(boss, world, pb.UpstreamMessage(create_task=request))
     assert world.databases["tasks"].query(STATUS) == [("pending",)]
     await trio.sleep(60)
     assert world.databases["tasks"].query(STATUS) == [("dlq",)]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
 import pytest
 import trio
 
@@ -113,17 +116,24 @@ async def test_a_client_is_told_of_no_hibernation_before_its_acknowledgement(cor
         back.finish()
 
 
-async def test_a_hibernation_that_another_node_tells_of_is_told_when_storage_answers_again(
-    core: Core, world: World
-) -> None:
-    engine = core.tasks.engine
-    if not engine.database.shared:
+@asynccontextmanager
+async def worker_of_hibernated(core: Core) -> AsyncIterator[tuple[MemoryLink, str]]:
+    """A worker that was told of the hibernation of its task, and the task's id."""
+    if not core.tasks.engine.database.shared:
         pytest.skip("no other node writes to these tasks")
     async with connect(core, agent("w", "boss", "1")) as boss, connect(core, agent("w", "i", "1")) as worker:
         task_id = (await create(boss)).task_id
         await begin(worker, task_id)
         await hibernate(worker, task_id)
         await worker.next("task_hibernated")
+        yield worker, task_id
+
+
+async def test_a_hibernation_that_another_node_tells_of_is_told_when_storage_answers_again(
+    core: Core, world: World
+) -> None:
+    engine = core.tasks.engine
+    async with worker_of_hibernated(core) as (worker, task_id):
         world.databases["tasks"].failing = True
         engine._hibernated_elsewhere(task_id)
         await trio.sleep(20)
@@ -135,13 +145,7 @@ async def test_a_hibernation_that_another_node_tells_of_during_the_look_at_the_l
     core: Core, world: World
 ) -> None:
     engine = core.tasks.engine
-    if not engine.database.shared:
-        pytest.skip("no other node writes to these tasks")
-    async with connect(core, agent("w", "boss", "1")) as boss, connect(core, agent("w", "i", "1")) as worker:
-        task_id = (await create(boss)).task_id
-        await begin(worker, task_id)
-        await hibernate(worker, task_id)
-        await worker.next("task_hibernated")
+    async with worker_of_hibernated(core) as (worker, task_id):
         gate = world.databases["tasks"].after_read
         gate.close()
         engine._hibernated_elsewhere(task_id)
