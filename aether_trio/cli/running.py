@@ -77,7 +77,7 @@ def refuse_open_gateway(settings: Settings) -> None:
         f"refusing to take {what} on {host}:{port} without TLS: others on the network could read and use them. Choose one:\n"
         f"{tls}"
         f"  this machine --set {key}=127.0.0.1\n"
-        "  a proxy in front that ends TLS, in a private network --set auth.plaintext_credentials=true",
+        "  a proxy in front that ends TLS, in a private network --set tls.terminated_by_proxy=true",
         exits.SETTINGS,
         lines=True,
     )

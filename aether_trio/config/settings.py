@@ -105,6 +105,13 @@ class TlsSettings(Section, frozen=True):
     require_client_cert: Annotated[
         bool, about("Refuse the TLS handshake of a client without a certificate (needs tls.client_ca).")
     ] = False
+    terminated_by_proxy: Annotated[
+        bool,
+        about(
+            "Accept credentials without TLS on an address that other machines reach, because a proxy in front ends "
+            "TLS: who listens on the network behind the proxy can read and use them."
+        ),
+    ] = False
 
 
 class ApiKey(Section, frozen=True):
@@ -125,13 +132,6 @@ class AuthSettings(Section, frozen=True):
     allow_anonymous: Annotated[bool, about("Accept connections without credentials. Development mode does.")] = False
     trust_network: Annotated[
         bool, about("Start without credentials on a reachable address: the network in front admits known clients only.")
-    ] = False
-    plaintext_credentials: Annotated[
-        bool,
-        about(
-            "Accept credentials without TLS on an address that other machines reach: who listens on the "
-            "network can read and use them. For a proxy in front that ends TLS."
-        ),
     ] = False
     client_cert_mode: Annotated[
         Literal["strict", "semi-strict", "relaxed"],
@@ -379,7 +379,7 @@ class Settings(Section, frozen=True):
     @property
     def credentials_in_plaintext(self) -> str | None:
         """The setting of an address that would take credentials without TLS, or None."""
-        if self.auth.plaintext_credentials:
+        if self.tls.terminated_by_proxy:
             return None
         asks = bool(self.auth.api_keys) or not self.auth.allow_anonymous
         if asks and not self.tls.cert and not is_loopback(self.gateway.host):

@@ -181,13 +181,13 @@ class TestServe:
         said = "refusing to take credentials on 0.0.0.0:50051 without TLS"
         fails(3, said, "serve", "--config", settings.name, cwd=tmp_path)
         fails(3, "--set tls.cert=chain.pem", "serve", "--config", settings.name, cwd=tmp_path)
-        fails(3, "auth.plaintext_credentials=true", "config", "check", "--config", settings.name, cwd=tmp_path)
+        fails(3, "tls.terminated_by_proxy=true", "config", "check", "--config", settings.name, cwd=tmp_path)
         workers = ["--workers", "2", "--database", "postgresql://127.0.0.1/x"]
         fails(3, said, "serve", "--config", settings.name, *workers, cwd=tmp_path)
         token = ["--set", "ops.host=0.0.0.0", "--set", "ops.tail_token=0123456789abcdef"]
         fails(3, "refusing to take ops.tail_token on 0.0.0.0:9090 without TLS", "dev", *token, cwd=tmp_path)
         assert list(tmp_path.iterdir()) == [settings]
-        for fine in ("gateway.host=127.0.0.1", "auth.plaintext_credentials=true"):
+        for fine in ("gateway.host=127.0.0.1", "tls.terminated_by_proxy=true"):
             aether("config", "check", "--config", settings.name, "--set", fine, cwd=tmp_path)
 
     def test_wrong_settings_are_exit_code_3(self, tmp_path: Path) -> None:

@@ -284,12 +284,12 @@ def test_open_to_the_world(sets: list[str], open_: bool) -> None:
         (["auth.trust_network=true", "auth.allow_anonymous=true"], None),
         ([KEYS, "gateway.host=127.0.0.1"], None),
         ([KEYS, "tls.cert=c", "tls.key=k"], None),
-        ([KEYS, "auth.plaintext_credentials=true"], None),
+        ([KEYS, "tls.terminated_by_proxy=true"], None),
         (["gateway.dev=true"], None),
         (["gateway.dev=true", "ops.host=0.0.0.0"], None),
         (["gateway.dev=true", "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef"], "ops.host"),
         (["gateway.dev=true", "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "ops.enabled=false"], None),
-        ([KEYS, "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "auth.plaintext_credentials=true"], None),
+        ([KEYS, "ops.host=0.0.0.0", "ops.tail_token=0123456789abcdef", "tls.terminated_by_proxy=true"], None),
     ],
 )
 def test_credentials_in_plaintext(sets: list[str], where: str | None) -> None:

@@ -197,7 +197,7 @@ async def test_the_clients_machine_vanishes(ws: str, tmp_path: Path) -> None:
         except Unavailable as reason:
             pytest.skip(str(reason))
         arguments = [*serve_arguments(tmp_path, [record]), "--set", f"gateway.host={machine.near}"]
-        arguments += ["--set", "auth.plaintext_credentials=true"]
+        arguments += ["--set", "tls.terminated_by_proxy=true"]
         gateway = stack.enter_context(start_gateway(ephemeral=True, command=SERVE, extra_args=arguments))
         argv = [*machine.prefix, sys.executable, "-m", "tests.faults.holder", gateway.address, ws, key]
         process = stack.enter_context(subprocess.Popen(argv, cwd=ROOT, stdout=subprocess.PIPE, text=True))
