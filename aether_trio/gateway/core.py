@@ -45,6 +45,7 @@ from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.dispatch import Dispatcher, Handler
+from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.lifecycle import SessionServer
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.stalled_sessions import end_stalled_sessions
@@ -160,6 +161,7 @@ async def open_core(
         conversations = Conversations(tasks_database, ephemeral_topics)
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
+        expiry = SessionExpiry(registry, clock)
         hooks = ServiceHooks(
             clock=clock,
             metrics=metric_families,
@@ -167,6 +169,7 @@ async def open_core(
             locks=membership.locks,
             directory=directory,
             credentials=CredentialChecker(settings.auth, clock, tasks.sessions.admit),
+            expiry=expiry,
             presence=presence,
             kv=kv,
             tasks=tasks,
@@ -268,6 +271,7 @@ async def open_core(
             "kv-sweep": kv.sweep_forever,
             "kv-own-spaces": kv.load_own_spaces,
             "checkpoint-sweep": checkpoints.sweep_forever,
+            "session-expiry": expiry.run,
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
         }

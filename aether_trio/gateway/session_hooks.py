@@ -23,6 +23,7 @@ from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
 from aether_trio.session.directory import SessionDirectory
+from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.identity_locks import IdentityLocks
 from aether_trio.session.init_connection import Authenticated, Claim
 from aether_trio.session.registry import SessionRegistry
@@ -44,6 +45,7 @@ class ServiceHooks:
     locks: IdentityLocks
     directory: SessionDirectory
     credentials: CredentialChecker
+    expiry: SessionExpiry
     presence: LastSeenStore
     kv: KvService
     tasks: TaskService
@@ -70,7 +72,11 @@ class ServiceHooks:
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
 
     async def prepare(self, session: Session) -> None:
-        """Give a started agent the task of its start (reference: tasks.md 4.4)."""
+        """Give a started agent the task of its start (reference: tasks.md 4.4).
+
+        From now on the session ends with its credential.
+        """
+        self.expiry.watch(session)
         start = await self.starter.current_start(session.identity)
         if start is not None:
             session.start_agent(start.task_id, task_context(start))

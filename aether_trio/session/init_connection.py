@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Code, Status, StatusError
 from aether_trio.model.identity import MAX_TOKEN_BYTES, Identity, IdentityError, Kind
 from aether_trio.model.ids import IdFactory
@@ -64,11 +65,12 @@ class Claim(NamedTuple):
 
 
 class Authenticated(NamedTuple):
-    """The workspaces and identities that a client's credentials permit.
+    """What a client's credentials permit, for how long, and which ones they are.
 
     `everywhere`: all workspaces, and what belongs to none. `task_id` and `token`, the hash of a
     task token, are empty for a participant that has shown no task token; `lineage` is that of
-    Session.
+    Session. `expires_ms` is the Unix time at which the session ends, 0 for never. `groups` are
+    those that an identity provider says the participant is in ("idp:PROVIDER:GROUP").
     """
 
     allows_workspace: Callable[[str], bool]
@@ -77,6 +79,12 @@ class Authenticated(NamedTuple):
     task_id: str = ""
     token: bytes = b""
     lineage: tuple[str, ...] = ()
+    credential: str = ""
+    """"token:ID", "key:ID", "certificate:SERIAL", "jwt:PROVIDER", "task:ID"; "" for none."""
+    expires_ms: int = 0
+    cap: AccessLevel = AccessLevel.SUPERADMIN
+    """The highest level of access that the session has, whatever its principal may."""
+    groups: tuple[str, ...] = ()
 
 
 def read_claim(

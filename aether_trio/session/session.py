@@ -68,8 +68,9 @@ class Session:
 
     __slots__ = (
         "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "acknowledged",
-        "allows_workspace", "answering", "client", "connected_ms", "counted", "covers", "detached", "ending",
-        "ephemeral_behind", "finished", "history", "identity", "last_activity_ms", "leaves_when_idle", "leaving",
+        "allows_workspace", "answering", "cap", "client", "connected_ms", "counted", "covers", "credential", "detached",
+        "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
+        "leaves_when_idle", "leaving",
         "lineage", "link", "lock", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
         "reading", "receipts", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
         "task_id", "token", "worker_tasks",
@@ -133,6 +134,11 @@ class Session:
         self.token = admitted.token  # the hash of the task token that it showed
         self.lineage = admitted.lineage
         """Tasks it may not outlive: its token's last, before it those that made the token."""
+        self.credential = admitted.credential
+        """Which credential let it in, for audits and revocations: "token:ID" and the like."""
+        self.expires_ms = admitted.expires_ms  # when its credential ends; 0: never
+        self.cap = admitted.cap  # the highest level of access that its credential permits
+        self.groups = admitted.groups  # those of its identity provider
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
         self.task_context = _NO_CONTEXT  # what a started agent is told of its start

@@ -33,13 +33,17 @@ HandleNow: TypeAlias = Callable[[Sequence[Upstream]], Sequence[Upstream]]
 
 @dataclass(frozen=True, slots=True)
 class PeerCertificate:
-    """Names and serial number in a client's verified TLS certificate."""
+    """Names, serial number and end of a client's verified TLS certificate."""
 
     common_name: str
     dns_names: tuple[str, ...] = ()
     serial_number: str = ""
     problem: str = ""
     """Why it cannot be a client's, as the end of a sentence; "" when it can."""
+    issuer: bytes = b""
+    """The SHA-256 of its issuer's name in DER, as `revocations.py` compares it."""
+    not_after_ms: int = 0
+    """The Unix time at which it ends."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,7 @@ class CredentialChecker:
 
     def __init__(self, settings: AuthSettings, clock: Clock, check_token: TokenCheck = no_tokens) -> None:
         self._settings = settings
+        self._clock = clock
         self._check_token = check_token
         self.throttle = Throttle(settings, clock)
 
@@ -194,18 +195,27 @@ class CredentialChecker:
         certified = None if certificate is None else self.check_certificate(identity, certificate)
         token = await self._check_token(identity, claim.credentials) if claim.credentials else None
         if token is not None:
-            reaches, covers = token.workspaces.__contains__, token.covers
-            return Authenticated(reaches, covers, False, token.task_id, token.token, token.lineage), True
-        accepted = self.check(identity, claim.credentials, certified)
-        if accepted is NO_CREDENTIAL:
-            return _ANYONE, False
-        admitted = Authenticated(accepted.allows_workspace, accepted.covers, accepted.everywhere)
-        return admitted, True
+            admitted, proven = _of_token(token), True
+        else:
+            accepted = self.check(identity, claim.credentials, certified)
+            proven = accepted is not NO_CREDENTIAL
+            admitted = _ANYONE
+            if proven or certificate is not None:
+                admitted = Authenticated(accepted.allows_workspace, accepted.covers, accepted.everywhere)
+                admitted = admitted._replace(credential=_name(accepted, certificate))
+        if certificate is not None:
+            # A session ends with each of its credentials.
+            ends = filter(None, (admitted.expires_ms, certificate.not_after_ms))
+            admitted = admitted._replace(expires_ms=min(ends, default=0))
+        return admitted, proven
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
         """Return whom a certificate names, or None. Raises StatusError for another name."""
         if certificate.problem:
             raise StatusError(Status.UNAUTHENTICATED, f"invalid client certificate: {certificate.problem}")
+        if 0 < certificate.not_after_ms <= self._clock.now_ms():
+            # TLS has verified it when the connection began, which may be long ago.
+            raise StatusError(Status.UNAUTHENTICATED, "invalid client certificate: it has expired")
         name, mode = certificate.common_name, self._settings.client_cert_mode
         if name == ANONYMOUS_NAME:
             return None
@@ -280,6 +290,17 @@ def _subject(claim: Claim) -> str:
     # With that part the client would be new to the throttle at each attempt.
     text = claim.identity.text
     return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
+
+
+def _of_token(token: TokenAdmission) -> Authenticated:
+    reaches, covers, task_id = token.workspaces.__contains__, token.covers, token.task_id
+    return Authenticated(reaches, covers, False, task_id, token.token, token.lineage, f"task:{task_id}")
+
+
+def _name(accepted: AcceptedCredential, certificate: PeerCertificate | None) -> str:
+    if accepted.key is not None:
+        return f"key:{accepted.key.id}"
+    return "" if certificate is None else f"certificate:{certificate.serial_number}"
 
 
 def _proof(claim: Claim, peer: Peer) -> bytes:

@@ -1,4 +1,4 @@
-"""Checks that a verified TLS certificate is a client's, not an authority's.
+"""Checks that a verified TLS certificate is a client's, and finds its issuer.
 
 OpenSSL takes an authority's certificate for a client's, so the holder of its key could take any
 name. Python's ssl gives out no extensions (RFC 5280 section 4.2.1), so they are read here from DER.
@@ -6,6 +6,7 @@ name. Python's ssl gives out no extensions (RFC 5280 section 4.2.1), so they are
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Final
 
@@ -35,6 +36,17 @@ def client_problem(certificate: bytes) -> str:
     except _DerError:
         return "it cannot be read"
     return ""
+
+
+def issuer_of(certificate: bytes) -> bytes:
+    """Return the SHA-256 of a DER certificate's issuer name; b"" if it cannot be read."""
+    try:
+        to_be_signed = next(value for tag, value in _elements(_only(certificate, _SEQUENCE)) if tag == _SEQUENCE)
+        # In order: [0] version, serial number, algorithm, issuer, ...
+        _, issuer, *_ = [value for tag, value in _elements(to_be_signed) if tag == _SEQUENCE]
+    except (_DerError, StopIteration, ValueError):
+        return b""
+    return hashlib.sha256(issuer).digest()
 
 
 def _extensions(certificate: bytes) -> Iterator[tuple[bytes, bytes]]:

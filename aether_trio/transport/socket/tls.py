@@ -19,7 +19,7 @@ from typing import Any, Final
 import trio
 
 from aether_trio.transport.link import PeerCertificate
-from aether_trio.transport.socket.client_certificates import client_problem
+from aether_trio.transport.socket.client_certificates import client_problem, issuer_of
 
 ALPN_H2: Final = "h2"
 _RECORDS_BYTES: Final = 64 * 1024
@@ -215,7 +215,8 @@ class TlsSession:
         if not certificate:
             return None
         names = [value for pairs in certificate.get("subject", ()) for key, value in pairs if key == "commonName"]
-        problem = client_problem(self._object.getpeercert(binary_form=True) or b"")
+        encoded = self._object.getpeercert(binary_form=True) or b""
+        problem = client_problem(encoded)
         if not problem and len(names) > 1:
             problem = "it has several common names, and it is not clear which of them counts"
         return PeerCertificate(
@@ -223,4 +224,6 @@ class TlsSession:
             dns_names=tuple(value for kind, value in certificate.get("subjectAltName", ()) if kind == "DNS"),
             serial_number=certificate.get("serialNumber", ""),
             problem=problem,
+            issuer=issuer_of(encoded),
+            not_after_ms=int(ssl.cert_time_to_seconds(certificate["notAfter"])) * 1000,
         )
