@@ -58,7 +58,7 @@ class ReadLoop:
             if session.ending is not None:
                 raise session.ending  # the batch and the end have met
             session.touch(self._clock.now_ms())
-            if self._gate.paused:
+            if self._gate.is_closed:
                 await self._gate.wait()
                 continue  # the session may have been ended meanwhile
             if not self._log.has_room:  # filled since this task has begun to wait
@@ -79,7 +79,7 @@ class ReadLoop:
         if (
             session.ending is not None
             or session.leaving is not None
-            or self._gate.paused
+            or self._gate.is_closed
             or not self._log.has_room
             or not outbox.control_has_room
         ):

@@ -15,7 +15,7 @@ from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
-from aether_trio.storage.schema import ForPostgres, agents, audit, cluster, commit_marks, log, state, tasks
+from aether_trio.storage.schema import ForPostgres, access, agents, audit, cluster, commit_marks, log, state, tasks
 
 Migration = tuple[str, ...]
 
@@ -23,7 +23,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     "state": state.MIGRATIONS,
     "log": log.MIGRATIONS,
     "audit": audit.MIGRATIONS,
-    "tasks": (tasks.STATEMENTS + agents.STATEMENTS,),
+    "tasks": (tasks.STATEMENTS + agents.STATEMENTS + access.STATEMENTS,),
 }
 
 ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {

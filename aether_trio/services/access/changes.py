@@ -1,0 +1,463 @@
+"""Commits changes of access data, and lets every node apply them before they are answered.
+
+    commit(program) ──▶ one transaction: lock the version, program, version + 1, its items, its audit
+        ──▶ this node applies the items ──▶ other nodes are notified, read on from their version,
+            apply, write what they have seen ──▶ the answer names the nodes that did not in time
+
+A change is a list of items (kind, key, value); value None means deleted. Each part of the gateway
+that keeps something of a kind in memory is a listener of it.
+
+Invariants: changes are applied in the order of their versions, each exactly once, in one step
+without a checkpoint. `gate` is closed when this node could not look for STALE_S, or when something
+that it knows has expired and was not handled: then no session handles input. A change that is not
+committed has no version, no items and no audit row.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
+
+import msgspec
+import structlog
+import trio
+from outcome import Outcome, Value
+
+from aether_trio.concurrency.events import AutoResetEvent, RepeatedEvent
+from aether_trio.model.audit import AuditEvent
+from aether_trio.model.clock import Clock
+from aether_trio.storage.base import Database, Execute, Fetch, Program, StorageUnavailable
+from aether_trio.storage.retry import RETRY_DELAY_S
+
+logger = structlog.get_logger("aether.access")
+
+T = TypeVar("T")
+
+LOOK_S: Final = 2.0
+"""Seconds between two looks at the version, in case a notification is lost."""
+STALE_S: Final = 5.0
+"""A node that could not look for that long handles no input."""
+CONFIRM_S: Final = 2.0
+"""How long the answer to a change waits for other nodes."""
+ASK_AGAIN_S: Final = 0.25
+PAGE: Final = 500
+KEPT_CHANGES: Final = 10_000
+"""Versions that a node may be behind before it reads everything anew."""
+FORGET_EVERY: Final = 1000
+
+Item: TypeAlias = tuple[str, str, Any]
+"""(kind, key, value) of what was changed; value None: deleted."""
+Listener: TypeAlias = Callable[[Sequence[tuple[str, Any]], bool], None]
+"""Takes (key, value) of changed things of one kind; True: these are all there are."""
+Loader: TypeAlias = Callable[[], Program[list[tuple[str, Any]]]]
+
+
+class AuditAppender(Protocol):
+    """Writes audit rows in the transaction of what they record."""
+
+    def append(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
+        """Write these events, in this order."""
+
+
+class ChangePeers(Protocol):
+    """The other nodes that share the access data."""
+
+    def announce(self, version: int) -> None:
+        """Notify the other nodes of a committed change. Never blocks."""
+
+    def on_announced(self, call: Callable[[], None]) -> None:
+        """Have `call` called when another node has announced a change, or may have."""
+
+    def on_seen(self, call: Callable[[], None]) -> None:
+        """Have `call` called when another node has applied a change, or may have."""
+
+    async def seen(self, version: int) -> None:
+        """Write that this node has applied the changes up to `version`, unless it is written."""
+
+    async def unconfirmed(self, version: int) -> list[str]:
+        """Return names of live nodes that have not applied `version`."""
+
+
+class NoPeers:
+    """The ChangePeers of a gateway that is alone."""
+
+    def announce(self, version: int) -> None:
+        """Do nothing: there is no other node to notify."""
+
+    def on_announced(self, call: Callable[[], None]) -> None:
+        """Do nothing: no other node changes anything."""
+
+    def on_seen(self, call: Callable[[], None]) -> None:
+        """Do nothing: no other node applies anything."""
+
+    async def seen(self, version: int) -> None:
+        await trio.lowlevel.checkpoint()
+
+    async def unconfirmed(self, version: int) -> list[str]:
+        await trio.lowlevel.checkpoint()
+        return []
+
+
+class FreshnessGate(Protocol):
+    """Lets sessions handle input until a moment; then it asks to be refreshed."""
+
+    on_stale: Callable[[], None]
+
+    def fresh_until(self, moment_s: float) -> None:
+        """Let sessions handle input until `moment_s` (trio's clock)."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """What a change does, collected while its program runs."""
+
+    now_ms: int
+    items: list[Item] = field(default_factory=list)
+    events: list[AuditEvent] = field(default_factory=list)
+    version: int = 0
+    """The version before the change; after its end the new one, 0 if nothing was recorded."""
+    encoded: bytes = b"[]"
+
+    def record(self, kind: str, key: str, value: Any) -> None:
+        """Note a changed thing; its value is JSON, None when it was deleted."""
+        self.items.append((kind, key, value))
+
+    def audit(self, event: AuditEvent) -> None:
+        """Note an audit row that is written with the change, or with its refusal."""
+        self.events.append(event)
+
+
+@dataclass(frozen=True, slots=True)
+class Committed(Generic[T]):
+    """A committed change: its program's result, and nodes that did not apply it in time.
+
+    `version` is 0 when nothing was changed.
+    """
+
+    result: T
+    version: int = 0
+    missing: tuple[str, ...] = ()
+
+    @property
+    def caveat(self) -> str:
+        """A sentence that names the nodes that have not confirmed; "" if all have."""
+        if not self.missing:
+            return ""
+        names = ", ".join(self.missing)
+        return (
+            f"not confirmed within {CONFIRM_S:g} s by {names}: a node that cannot look for changes "
+            f"stops the input of its clients within {STALE_S:g} s"
+        )
+
+
+def begin(draft: Draft) -> Program[None]:
+    """Begin a change in the current transaction: no other change is made beside it."""
+    rows = yield Fetch(
+        "INSERT INTO access_version AS v (id, version, oldest, locked, seeded) VALUES (1, 0, 0, 1, '') "
+        "ON CONFLICT (id) DO UPDATE SET locked = v.locked + 1 RETURNING version"
+    )
+    draft.version = rows[0][0]
+
+
+def finish(draft: Draft, audit: AuditAppender) -> Program[None]:
+    """End a change in the current transaction: write its version, items and audit rows."""
+    if draft.events:
+        yield from audit.append(draft.events, draft.now_ms)
+    if not draft.items:
+        draft.version = 0
+        return
+    draft.version += 1
+    draft.encoded = msgspec.json.encode(draft.items)
+    yield Execute(
+        "INSERT INTO access_changes (version, at_ms, items) VALUES ($1, $2, $3)",
+        (draft.version, draft.now_ms, draft.encoded),
+    )
+    oldest = draft.version - KEPT_CHANGES if draft.version % FORGET_EVERY == 0 else 0
+    yield Execute(
+        "UPDATE access_version SET version = $1, oldest = CASE WHEN oldest < $2 THEN $2 ELSE oldest END WHERE id = 1",
+        (draft.version, oldest),
+    )
+    if oldest > 0:
+        yield Execute("DELETE FROM access_changes WHERE version <= $1", (oldest,))
+
+
+def current() -> Program[tuple[int, int]]:
+    """Read the newest version, and the version after which all changes are kept."""
+    rows = yield Fetch("SELECT version, oldest FROM access_version WHERE id = 1")
+    return rows[0] if rows else (0, 0)
+
+
+def read_on(version: int) -> Program[tuple[bool, list[tuple[int, bytes]]]]:
+    """Read the changes after `version`: (whether some are gone, a page of the rest)."""
+    newest, oldest = yield from current()
+    if newest == version:
+        return False, []
+    if version < oldest or newest < version:  # or the database was restored from a copy
+        return True, []
+    found = yield Fetch(
+        "SELECT version, items FROM access_changes WHERE version > $1 ORDER BY version LIMIT $2", (version, PAGE)
+    )
+    return False, list(found)
+
+
+class _OutdatedCheck(Exception):
+    """A change was checked before a version that is committed now."""
+
+    def __init__(self, version: int) -> None:
+        super().__init__(version)
+        self.version = version
+
+
+class AccessChanges:
+    """Commits changes of access data, and applies those of all nodes to this one.
+
+    Used by one gateway: `start` loads everything, `run` keeps it up to date until cancelled.
+    """
+
+    def __init__(
+        self, database: Database, clock: Clock, peers: ChangePeers, gate: FreshnessGate, audit: AuditAppender
+    ) -> None:
+        self._database = database
+        self._queue = database.separate_queue(locking=True)
+        self._clock = clock
+        self._peers = peers
+        self._gate = gate
+        self._audit = audit
+        self._listeners: dict[str, list[Listener]] = {}
+        self._loaders: dict[str, Loader] = {}
+        self._next_expiry: list[Callable[[int], int]] = []
+        self._on_expiry: list[Callable[[], None]] = []
+        self._after: list[Callable[[], None]] = []
+        self._look = AutoResetEvent()
+        self._turn = trio.Lock()
+        self._applied = RepeatedEvent()
+        self._confirmed = RepeatedEvent()
+        self._announce_up_to = 0
+        self._announced = 0
+        self.version = -1
+        """The version that this node has applied; -1 before `start`."""
+        gate.on_stale = self._look.set
+        peers.on_announced(self._look.set)
+        peers.on_seen(self._confirmed.set)
+
+    # -- listeners, before `start` -----------------------------------------------------------------
+
+    def when_applied(self, kind: str, listener: Listener, loader: Loader | None = None) -> None:
+        """Have `listener` called with each change of a kind, and with all at a reload.
+
+        `loader` is the program that reads all things of the kind. Without one the listener is
+        called with nothing at a reload, which means that any may have changed.
+        """
+        self._listeners.setdefault(kind, []).append(listener)
+        if loader is not None:
+            self._loaders[kind] = loader
+
+    def when_expired(self, next_expiry: Callable[[int], int], call: Callable[[], None]) -> None:
+        """Have `call` called at `next_expiry(now_ms)`, a Unix time in ms; 0: none."""
+        self._next_expiry.append(next_expiry)
+        self._on_expiry.append(call)
+
+    def after_apply(self, call: Callable[[], None]) -> None:
+        """Have `call` called after changes were applied, or something has expired.
+
+        That is in the same step: sessions decide nothing in between.
+        """
+        self._after.append(call)
+
+    # -- changes -----------------------------------------------------------------------------------
+
+    async def commit(
+        self, program: Callable[[Draft], Program[T]], check: Callable[[], None] | None = None
+    ) -> Committed[T]:
+        """Commit a change, and wait until all live nodes have applied it.
+
+        The program sees all earlier changes. It records what it changes, or refuses by a result.
+        `check` decides by what this node knows whether the caller may make the change, and raises a
+        RequestError if not. It is called again when another change was committed meanwhile, so the
+        caller never uses a right that he lost before. Raises StorageUnavailable.
+        """
+        async with self._turn:
+            draft, result = await self._commit(program, check)
+        missing = await self.in_force(draft.version) if draft.version else ()
+        return Committed(result, draft.version, missing)
+
+    async def _commit(
+        self, program: Callable[[Draft], Program[T]], check: Callable[[], None] | None
+    ) -> tuple[Draft, T]:
+        while True:
+            known = None
+            if check is not None:
+                check()
+                known = self.version
+
+            def run(known: int | None = known) -> Program[tuple[Draft, T]]:
+                draft = Draft(self._clock.now_ms())
+                yield from begin(draft)
+                if known is not None and draft.version != known:
+                    raise _OutdatedCheck(draft.version)
+                result = yield from program(draft)
+                yield from finish(draft, self._audit)
+                return draft, result
+
+            try:
+                draft, result = await self._queue.run(run, self._abandoned)
+            except _OutdatedCheck as outdated:
+                self._look.set()
+                await self._wait_applied(outdated.version)
+                continue
+            except StorageUnavailable:
+                self._look.set()  # the commit may be known later
+                raise
+            self.apply(draft)
+            return draft, result
+
+    async def _wait_applied(self, version: int) -> None:
+        while self.version < version:
+            await self._applied.wait()
+
+    def finish(self, draft: Draft) -> Program[None]:
+        """End a change in another transaction on the same database; see `committed`."""
+        return finish(draft, self._audit)
+
+    async def committed(self, draft: Draft) -> tuple[str, ...]:
+        """Apply a change after its commit, on all nodes; return those that did not in time."""
+        if not draft.version:
+            return ()
+        self.apply(draft)
+        return await self.in_force(draft.version)
+
+    def apply(self, draft: Draft) -> None:
+        """Apply a change on this node after its commit, and notify the others."""
+        if not draft.version:
+            return
+        self._announce_up_to = max(self._announce_up_to, draft.version)
+        if draft.version == self.version + 1:
+            self._apply_page([(draft.version, draft.encoded)])
+        self._look.set()
+
+    async def in_force(self, version: int) -> tuple[str, ...]:
+        """Wait until all live nodes have applied `version`; name those that did not in time."""
+        missing: list[str] = ["this node"]
+        with trio.move_on_after(CONFIRM_S):
+            await self._wait_applied(version)
+            while True:
+                try:
+                    missing = await self._peers.unconfirmed(version)
+                except StorageUnavailable:
+                    missing = ["the nodes of this cluster, as storage does not answer"]
+                if not missing:
+                    return ()
+                with trio.move_on_after(ASK_AGAIN_S):
+                    await self._confirmed.wait()
+        logger.warning("a change of access data was not confirmed by all nodes in time", version=version, nodes=missing)
+        return tuple(missing)
+
+    def _abandoned(self, ended: Outcome[tuple[Draft, Any]]) -> None:
+        """Apply a change whose caller was cancelled. Called from within the database."""
+        if isinstance(ended, Value):
+            draft, _ = ended.value
+            self._announce_up_to = max(self._announce_up_to, draft.version)
+        self._look.set()
+
+    # -- applying ----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Load all access data. Raises StorageUnavailable."""
+        began_s = trio.current_time()
+        await self._reload()
+        await self._peers.seen(self.version)
+        self._looked(began_s)
+
+    async def run(self) -> None:
+        """Apply the changes of all nodes until cancelled."""
+        while True:
+            with trio.move_on_after(self._pause_s()):
+                await self._look.wait()
+            self._expire()
+            if self._announced < self._announce_up_to:
+                self._announced = self._announce_up_to
+                self._peers.announce(self._announced)
+            try:
+                await self._catch_up()
+            except StorageUnavailable as error:
+                logger.info("changes of access data cannot be read; this node tries again", reason=str(error))
+                self._look.set()
+                await trio.sleep(RETRY_DELAY_S)
+
+    def _pause_s(self) -> float:
+        shared_s = LOOK_S if self._database.shared else math.inf
+        expiry_ms = self._expiry_ms()
+        if not expiry_ms:
+            return shared_s
+        # The calendar may jump, so the wait is never long.
+        return min(shared_s, STALE_S, max(0.0, (expiry_ms - self._clock.now_ms()) / 1000))
+
+    def _expiry_ms(self) -> int:
+        now_ms = self._clock.now_ms()
+        moments = [moment for next_expiry in self._next_expiry if (moment := next_expiry(now_ms))]
+        return min(moments, default=0)
+
+    def _expire(self) -> None:
+        """Tell the listeners of expiries, which forget what has expired."""
+        for call in self._on_expiry:
+            call()
+        for call in self._after:
+            call()
+
+    async def _catch_up(self) -> None:
+        while True:
+            began_s = trio.current_time()
+            known = self.version
+            gone, page = await self._database.read_small(partial(read_on, known))
+            if gone:
+                logger.warning("this node is too far behind, and reads all access data anew", version=known)
+                await self._reload()
+            elif page:
+                self._apply_page(page)
+            await self._peers.seen(self.version)
+            if not page and not gone:
+                self._looked(began_s)
+                return
+
+    def _looked(self, began_s: float) -> None:
+        """Let sessions handle input for STALE_S from `began_s`, or until the next expiry."""
+        until_s = began_s + STALE_S if self._database.shared else math.inf
+        expiry_ms = self._expiry_ms()
+        if expiry_ms:
+            until_s = min(until_s, trio.current_time() + (expiry_ms - self._clock.now_ms()) / 1000)
+        self._gate.fresh_until(until_s)
+
+    def _apply_page(self, page: Sequence[tuple[int, bytes]]) -> None:
+        """Apply changes in order, in one step."""
+        by_kind: dict[str, list[tuple[str, Any]]] = {}
+        for version, encoded in page:
+            if version <= self.version:
+                continue
+            assert version == self.version + 1, (version, self.version)
+            for kind, key, value in msgspec.json.decode(encoded):
+                by_kind.setdefault(kind, []).append((key, value))
+            self.version = version
+        self._tell(by_kind, everything=False)
+
+    async def _reload(self) -> None:
+        version, found = await self._database.read(self._read_everything)
+        self.version = version
+        self._tell(found, everything=True)
+
+    def _read_everything(self) -> Program[tuple[int, dict[str, list[tuple[str, Any]]]]]:
+        version, _ = yield from current()
+        found: dict[str, list[tuple[str, Any]]] = {kind: [] for kind in self._listeners}
+        for kind, loader in self._loaders.items():
+            found[kind] = yield from loader()
+        return version, found
+
+    def _tell(self, by_kind: dict[str, list[tuple[str, Any]]], *, everything: bool) -> None:
+        for kind, items in by_kind.items():
+            for listener in self._listeners.get(kind, ()):
+                listener(items, everything)
+        for call in self._after:
+            call()
+        self._applied.set()
