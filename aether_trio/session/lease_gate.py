@@ -1,4 +1,4 @@
-"""Pauses the sessions of a node that may not decide: without a lease, or out of date."""
+"""Pauses the sessions of a node that has no lease, or is out of date."""
 
 from __future__ import annotations
 

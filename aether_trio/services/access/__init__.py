@@ -1,4 +1,4 @@
-"""Who may do what: the Authorizer that every service asks, and the rules behind it."""
+"""Who may do what: the Authorizer that services ask, and the rules behind it."""
 
 from aether_trio.services.access.authorizer import (
     ALLOWED,

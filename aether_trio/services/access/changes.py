@@ -1,6 +1,6 @@
-"""Commits changes of access data, and lets every node apply them before they are answered.
+"""Commits changes of access data; all nodes apply them before they are answered.
 
-    commit(program) ──▶ one transaction: lock the version, program, version + 1, its items, its audit
+    commit(program) ──▶ one transaction: lock the version, program, version + 1, items, audit rows
         ──▶ this node applies the items ──▶ other nodes are notified, read on from their version,
             apply, write what they have seen ──▶ the answer names the nodes that did not in time
 
@@ -75,7 +75,7 @@ class ChangePeers(Protocol):
         """Have `call` called when another node has applied a change, or may have."""
 
     async def seen(self, version: int) -> None:
-        """Write that this node has applied the changes up to `version`, unless it is written."""
+        """Write, unless it is written, that this node has applied `version`."""
 
     async def unconfirmed(self, version: int) -> list[str]:
         """Return names of live nodes that have not applied `version`."""
@@ -132,7 +132,7 @@ class Draft:
 
 @dataclass(frozen=True, slots=True)
 class Committed(Generic[T]):
-    """A committed change: its program's result, and nodes that did not apply it in time.
+    """A committed change: its result, and the nodes that did not apply it in time.
 
     `version` is 0 when nothing was changed.
     """
@@ -163,7 +163,7 @@ def begin(draft: Draft) -> Program[None]:
 
 
 def finish(draft: Draft, audit: AuditAppender) -> Program[None]:
-    """End a change in the current transaction: write its version, items and audit rows."""
+    """End a change in the current transaction: write version, items, audit rows."""
     if draft.events:
         yield from audit.append(draft.events, draft.now_ms)
     if not draft.items:
@@ -230,6 +230,9 @@ class AccessChanges:
         self._loaders: dict[str, Loader] = {}
         self._next_expiry: list[Callable[[int], int]] = []
         self._on_expiry: list[Callable[[], None]] = []
+        self._expires_ms = 0
+        """When the first of the things in memory expires that was not handled; 0: none does."""
+        self._fresh_until_s = -math.inf
         self._after: list[Callable[[], None]] = []
         self._look = AutoResetEvent()
         self._turn = trio.Lock()
@@ -256,7 +259,10 @@ class AccessChanges:
             self._loaders[kind] = loader
 
     def when_expired(self, next_expiry: Callable[[int], int], call: Callable[[], None]) -> None:
-        """Have `call` called at `next_expiry(now_ms)`, a Unix time in ms; 0: none."""
+        """Have `call` called at `next_expiry(now_ms)`, a Unix time in ms; 0: none.
+
+        It is asked after each change, and after `call`.
+        """
         self._next_expiry.append(next_expiry)
         self._on_expiry.append(call)
 
@@ -323,7 +329,7 @@ class AccessChanges:
         return finish(draft, self._audit)
 
     async def committed(self, draft: Draft) -> tuple[str, ...]:
-        """Apply a change after its commit, on all nodes; return those that did not in time."""
+        """Apply a change after its commit, on all nodes; return those that have not."""
         if not draft.version:
             return ()
         self.apply(draft)
@@ -339,7 +345,7 @@ class AccessChanges:
         self._look.set()
 
     async def in_force(self, version: int) -> tuple[str, ...]:
-        """Wait until all live nodes have applied `version`; name those that did not in time."""
+        """Wait until all live nodes have applied `version`; name those that have not."""
         missing: list[str] = ["this node"]
         with trio.move_on_after(CONFIRM_S):
             await self._wait_applied(version)
@@ -389,23 +395,24 @@ class AccessChanges:
 
     def _pause_s(self) -> float:
         shared_s = LOOK_S if self._database.shared else math.inf
-        expiry_ms = self._expiry_ms()
-        if not expiry_ms:
+        if not self._expires_ms:
             return shared_s
         # The calendar may jump, so the wait is never long.
-        return min(shared_s, STALE_S, max(0.0, (expiry_ms - self._clock.now_ms()) / 1000))
+        return min(shared_s, STALE_S, max(0.0, (self._expires_ms - self._clock.now_ms()) / 1000))
 
-    def _expiry_ms(self) -> int:
+    def _note_expiry(self) -> None:
         now_ms = self._clock.now_ms()
         moments = [moment for next_expiry in self._next_expiry if (moment := next_expiry(now_ms))]
-        return min(moments, default=0)
+        self._expires_ms = min(moments, default=0)
+        self._set_gate()
 
     def _expire(self) -> None:
         """Tell the listeners of expiries, which forget what has expired."""
-        for call in self._on_expiry:
+        if not self._expires_ms or self._clock.now_ms() < self._expires_ms:
+            return
+        for call in (*self._on_expiry, *self._after):
             call()
-        for call in self._after:
-            call()
+        self._note_expiry()
 
     async def _catch_up(self) -> None:
         while True:
@@ -423,11 +430,15 @@ class AccessChanges:
                 return
 
     def _looked(self, began_s: float) -> None:
-        """Let sessions handle input for STALE_S from `began_s`, or until the next expiry."""
-        until_s = began_s + STALE_S if self._database.shared else math.inf
-        expiry_ms = self._expiry_ms()
-        if expiry_ms:
-            until_s = min(until_s, trio.current_time() + (expiry_ms - self._clock.now_ms()) / 1000)
+        """Let sessions handle input for STALE_S from `began_s`."""
+        self._fresh_until_s = began_s + STALE_S if self._database.shared else math.inf
+        self._set_gate()
+
+    def _set_gate(self) -> None:
+        """Let sessions handle input until the next look is due, or something expires."""
+        until_s = self._fresh_until_s
+        if self._expires_ms:
+            until_s = min(until_s, trio.current_time() + (self._expires_ms - self._clock.now_ms()) / 1000)
         self._gate.fresh_until(until_s)
 
     def _apply_page(self, page: Sequence[tuple[int, bytes]]) -> None:
@@ -460,4 +471,5 @@ class AccessChanges:
                 listener(items, everything)
         for call in self._after:
             call()
+        self._note_expiry()
         self._applied.set()
