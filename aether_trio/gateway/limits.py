@@ -12,10 +12,10 @@ from typing import Final
 
 from aether_trio.config import GrpcSettings, Settings, TlsSettings
 from aether_trio.delivery.outbox import OutboxLimits
-from aether_trio.log.partitions import partition_length_ms
 from aether_trio.log.retention import RetentionLimits
 from aether_trio.log.topic_log import LogLimits
 from aether_trio.model.tasks.timed_transitions import TimeLimits
+from aether_trio.storage.partitions import partition_length_ms
 from aether_trio.transport.framed.limits import FramedLimits
 from aether_trio.transport.grpc.limits import GrpcLimits
 from aether_trio.transport.http2.limits import Allowance, Allowances

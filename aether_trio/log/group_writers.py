@@ -17,12 +17,12 @@ import trio
 
 from aether_trio.log import topic_sql, topic_sql_postgres
 from aether_trio.log.message_keys import key_of
-from aether_trio.log.partitions import PartitionKeeper
 from aether_trio.log.pushed_messages import split_into_payloads
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_sql import TopicSql
 from aether_trio.log.topic_sql_postgres import PAYLOADS, CommitGroup, Push
 from aether_trio.storage.base import CommitUnknown, Database, Program, StorageUnavailable, Value
+from aether_trio.storage.partitions import PartitionKeeper
 
 logger = structlog.get_logger("aether.log")
 
@@ -160,7 +160,7 @@ class PostgresGroupWriter:
 
     def __init__(self, database: Database, partition_ms: int) -> None:
         self._database = database
-        self._partitions = PartitionKeeper(database, partition_ms)
+        self._partitions = PartitionKeeper(database, topic_sql.MESSAGES, partition_ms)
         self._id = 0
         self._groups = 0
         self._last_took_s = 0.0

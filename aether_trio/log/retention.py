@@ -10,8 +10,8 @@ at most). `TopicLog.grown` has those that are too large. A look also forgets pos
 of use, and deletes a topic that was without messages and positions for as long as an unused
 position is kept.
 
-In PostgreSQL partitions go when all their messages are too old (partitions.py), so a message may
-stay for an eighth of the age longer. Several nodes may sweep at a time.
+In PostgreSQL partitions go when all their messages are too old (storage/partitions.py), so a
+message may stay for an eighth of the age longer. Several nodes may sweep at a time.
 
 Invariants: `floor_offset` is raised in the transaction that deletes messages, and `topic_floor` in
 the one that deletes topics, so offsets never start again; `base_offset` is raised in the one that
@@ -28,10 +28,9 @@ import structlog
 import trio
 
 from aether_trio.log.message_keys import key_of, offset_of
-from aether_trio.log.partitions import drop_older
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
-from aether_trio.log.topic_sql import last_message
+from aether_trio.log.topic_sql import MESSAGES, last_message
 from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable
 
 logger = structlog.get_logger("aether.retention")
@@ -216,7 +215,7 @@ class Retention:
             await self._log.renew_positions()
         gone = 0
         if self._database.shared:
-            gone = await drop_older(self._database, now_ms - age_ms if age_ms else FOR_EVER_MS)
+            gone = await MESSAGES.drop_older(self._database, now_ms - age_ms if age_ms else FOR_EVER_MS)
             await self._database.execute("DELETE FROM log_writers WHERE updated_ms < $1", now_ms - WRITER_AGE_MS)
         bounds = SweepBounds(
             now_ms=now_ms,

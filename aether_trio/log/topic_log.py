@@ -98,7 +98,7 @@ class LogLimits:
     group_bytes: int = 4 * 1024 * 1024
     cursor_flush_s: float = 0.25
     partition_ms: int = 3 * 3600 * 1000
-    """PostgreSQL only: how long a stretch of time lies in one table (partitions.py)."""
+    """PostgreSQL only: how long a stretch of time lies in one table (storage/partitions.py)."""
 
 
 @dataclass(frozen=True, slots=True)

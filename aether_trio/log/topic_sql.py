@@ -14,15 +14,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
+from typing import Final, Protocol
 
 from aether_trio.log.message_keys import key_of, offset_of
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
+from aether_trio.storage.partitions import PartitionedTable
 
 ROWS_PER_INSERT = 128
 """Rows in one INSERT: one release of Python's lock for many rows of 4 parameters."""
 
 _COLUMNS = 4
+
+MESSAGES: Final = PartitionedTable("messages")
+"""PostgreSQL only: tables by time."""
 
 CursorRow = tuple[int, str, int, int]
 """(topic id, consumer, offset, now_ms)"""

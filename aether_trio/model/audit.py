@@ -29,7 +29,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
-TEXT_BYTES: Final = 4096
+TEXT_BYTES: Final = 1024
 METADATA_BYTES: Final = 64 * 1024
 CONTENT_CHARACTERS: Final = 1024
 """Of a payload, at verbosity `high`."""

@@ -84,7 +84,7 @@ class SqlitePlace:
         self._databases: dict[str, SqliteDirect] = {}
 
     def direct(self, name: str) -> SqliteDirect:
-        """The logical database "state", "log" or "audit": the same one each time."""
+        """The logical database "state", "log" or "tasks": the same one each time."""
         found = self._databases.get(name)
         if found is None:
             found = self._databases[name] = SqliteDirect(name)
@@ -179,8 +179,9 @@ class PostgresPlace:
 
     def close(self) -> None:
         parts = self._session.fetch(
-            "SELECT inhrelid::regclass::text FROM pg_inherits WHERE inhparent = $1::text::regclass",
-            f"{self._schema}.messages",
+            "SELECT inhrelid::regclass::text FROM pg_inherits JOIN pg_class c ON c.oid = inhrelid "
+            "WHERE c.relnamespace = $1::text::regnamespace AND c.relkind = 'r'",
+            self._schema,
         )
         self._session.execute(self._empty + "".join(f"; DROP TABLE {name}" for (name,) in parts))
         self._give_back(self)

@@ -3,8 +3,8 @@
     trio: run/read ──▶ PostgresJob ──▶ PostgresWriter (writer.py) ──▶ Pool ──▶ asyncpg ──▶ primary
           rescheduled ◀──────────────  PostgresReader (reader.py) ──▶ Pool ──▶ asyncpg ──▶ primary
 
-Both sides live in one thread (trio_loop.py). All logical databases ("state", "log", "audit",
-"tasks") lie in one schema and share one pool, as connections are what a PostgreSQL server runs out
+Both sides live in one thread (trio_loop.py). All logical databases ("state", "log", "tasks")
+lie in one schema and share one pool, as connections are what a PostgreSQL server runs out
 of first, and `schema_version` has a row for each.
 
 Cancellation: a caller that is cancelled while it waits for room has done nothing. Once its program

@@ -19,8 +19,8 @@ forgotten raises it.
 
 In PostgreSQL several nodes append. There `floor_offset` and `floor_bytes` are the last message
 appended, whether or not it was deleted, because that row gives out the offsets. `messages` is
-partitioned by time (log/partitions.py). `log_writers` has the number of each process's last group,
-for the case that it is not known whether the group was committed.
+partitioned by time (storage/partitions.py). `log_writers` has the number of each process's last
+group, for the case that it is not known whether the group was committed.
 
 `log_identity` has 16 random bytes that tell this log from every other one: a gateway that stores
 nothing counts offsets from 1 again after a restart. `publishers.numbers` are the sequence numbers
@@ -48,11 +48,11 @@ MIGRATIONS: Final = (
         "CREATE INDEX topics_checked ON topics (checked_ms)",
         "CREATE TABLE topic_floor (id INTEGER PRIMARY KEY CHECK (id = 1), floor_offset {bigint} NOT NULL)",
         """CREATE TABLE messages (
-            message_key {message_key},
+            message_key {timed_key},
             ts_ms {bigint} NOT NULL,
             topic_bytes {bigint} NOT NULL,
             data {blob} NOT NULL
-            {time_key}
+            {messages_key}
         ) {by_time}""",
         """CREATE TABLE cursors (
             topic_id {bigint} NOT NULL,
