@@ -57,6 +57,11 @@ def escape(text: str) -> str:
     return _METACHARACTER.sub(r"\\\g<0>", text)
 
 
+def literal_of(text: str) -> str | None:
+    """Return the name that a pattern's text stands for; None if it has a wildcard."""
+    return compile_pattern(text).literal if _METACHARACTER.search(text) is not None else text
+
+
 class _CharacterSet(NamedTuple):
     """One character of these ranges of codes, or one of all others."""
 

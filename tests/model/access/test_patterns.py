@@ -24,6 +24,7 @@ from aether_trio.model.access.patterns import (
     counterexample,
     escape,
 )
+from tests.model.access.naive import matches as naive
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
@@ -99,36 +100,6 @@ def test_vectors_of_go(pattern: str, text: str, answer: bool | None) -> None:
     else:
         assert compile_pattern(pattern).matches(text) is answer
         assert naive(pattern, text) is answer
-
-
-def naive(pattern: str, text: str) -> bool:
-    """Go's documentation, word by word: tries every text for every star."""
-    if not pattern:
-        return not text
-    one, rest = pattern[0], pattern[1:]
-    if one == "*":
-        return naive(rest, text) or (text[:1] not in {"", "/"} and naive(pattern, text[1:]))
-    if not text:
-        return False
-    if one == "?":
-        return text[0] != "/" and naive(rest, text[1:])
-    if one == "\\":
-        return text[0] == rest[0] and naive(rest[1:], text[1:])
-    if one == "[":
-        members, rest = naive_class(rest)
-        return members(text[0]) and naive(rest, text[1:])
-    return text[0] == one and naive(rest, text[1:])
-
-
-def naive_class(rest: str) -> tuple[Any, str]:
-    body = re.match(r"(\^?)((?:(?:\\.|[^\\\-\]])(?:-(?:\\.|[^\\\-\]]))?)+)\]", rest, re.DOTALL)
-    assert body is not None, rest
-    ranges = [
-        (low[-1], (high or low)[-1])
-        for low, high in re.findall(r"(\\.|[^\\\-\]])(?:-(\\.|[^\\\-\]]))?", body[2], re.DOTALL)
-    ]
-    negated = bool(body[1])
-    return (lambda one: any(low <= one <= high for low, high in ranges) is not negated), rest[body.end() :]
 
 
 def compiled(text: str) -> Pattern:

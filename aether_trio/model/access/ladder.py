@@ -1,0 +1,707 @@
+"""The ladder: which level a principal has on a resource, by all rules.
+
+The first tier with a live rule decides, by its highest level, even if that is NONE:
+
+| tier | subject | resource |
+|---|---|---|
+| 1 | the principal, its groups and roles | the exact name |
+| 2 | the wildcard of its type (`_any_agent`) | the exact name |
+| 3 | as 1 | `*`, alone: all of the type |
+| 4 | as 2 | `*`, alone |
+| 5 | as 1 | patterns, on either side or both |
+| 6 | the type of the principal | the fallback of both types; the rule "own" |
+
+Groups and roles hold groups and roles, MAX_DEPTH deep. What is asked for is a name, never a
+pattern. Rules of wildcards with patterns of resources are in no tier.
+
+Invariants: each change is one step and leaves the index complete. An answer is what a search of all
+rules would give. Its cost grows with the groups of the principal and with the distinct lengths of
+literal prefixes, and not with the number of rules (unless many patterns share subject and prefix).
+"""
+
+from __future__ import annotations
+
+import heapq
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import count
+from types import MappingProxyType
+from typing import Final, Generic, NamedTuple, TypeVar
+
+from aether_trio.model.access.levels import AccessLevel
+from aether_trio.model.access.patterns import Pattern, compile_pattern, literal_of
+from aether_trio.model.access.rules import (
+    ANY,
+    GROUP,
+    MAX_DEPTH,
+    OWN_PRINCIPAL,
+    ROLE,
+    WILDCARD,
+    WILDCARDS,
+    Lock,
+    Member,
+    Rule,
+)
+
+MAX_CACHED_PRINCIPALS: Final = 4096  # whose groups and roles are remembered
+_NEVER: Final = 1 << 62
+_LONGEST_KEY: Final = 64  # characters of a literal prefix that an index looks at
+_KV_SCOPE_OF_WORKSPACE: Final = ("kv_scope", "workspace")
+
+_REASONS: Final[Mapping[int, Mapping[AccessLevel, str]]] = MappingProxyType(
+    {
+        tier: MappingProxyType({level: f"{text}: {level.name}" for level in AccessLevel})
+        for tier, text in {
+            1: "Explicit rule",
+            2: "Wildcard rule",
+            3: "Any-resource rule",
+            4: "Wildcard any-resource rule",
+            5: "Glob pattern rule",
+            6: "Rule own",
+        }.items()
+    }
+)
+_WILDCARD_SUBJECTS: Final[Mapping[str, str]] = MappingProxyType(
+    {principal_type: f"{WILDCARD}:{name}" for principal_type, name in WILDCARDS.items()}
+)
+
+
+class Verdict(NamedTuple):
+    """The level that the ladder gives; a tuple, since many are made."""
+
+    level: AccessLevel
+    tier: int
+    rule_id: str
+    """The rule that decided; "" for a fallback and where nothing applies."""
+    via: str
+    """The group or role ("group:x") by which the rule applies; "" if it names the principal."""
+    reason: str
+    until_ms: int
+    """From this moment the verdict may differ, by expiry alone; 0: it cannot."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contribution:
+    """A rule, or the fallback, that matches a question, whether or not it decides."""
+
+    subject: str
+    rule_id: str
+    level: AccessLevel
+    tier: int
+    resource: str
+    """The resource as the rule has it, "type:id" or a pattern; the category of a fallback."""
+    expired: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """All that a verdict rests on: subjects, the nearest first, and rules by tier."""
+
+    subjects: tuple[str, ...]
+    contributions: tuple[Contribution, ...]
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Subjects:
+    """A principal with all that it is in, from `since_ms` until before `until_ms`."""
+
+    text: str
+    wildcard: str | None
+    reached: Mapping[str, int]
+    """By subject ("type:id"), the principal first: the moment until which it is in it."""
+    by_type: Mapping[str, tuple[str, ...]]
+    since_ms: int
+    until_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class _PatternRule:
+    """A rule of tier 5, with its patterns; None for a side that is a name."""
+
+    rule: Rule
+    subject: Pattern | None
+    resource: Pattern | None
+
+
+_Item = TypeVar("_Item")
+
+
+class _Prefixes(Generic[_Item]):
+    """Values by the literal prefix of a pattern; found by a text that it may match."""
+
+    __slots__ = ("_counts", "by_prefix", "lengths")
+
+    def __init__(self) -> None:
+        self.by_prefix: dict[str, dict[str, tuple[_Item, ...]]] = {}
+        """By prefix, then by another key: the values."""
+        self.lengths: tuple[int, ...] = ()
+        self._counts: dict[int, int] = {}
+
+    def add(self, prefix: str, key: str, item: _Item) -> None:
+        prefix = prefix[:_LONGEST_KEY]
+        bucket = self.by_prefix.get(prefix)
+        if bucket is None:
+            bucket = self.by_prefix[prefix] = {}
+            known = self._counts.get(len(prefix), 0)
+            self._counts[len(prefix)] = known + 1
+            if not known:
+                self.lengths = tuple(sorted(self._counts))
+        bucket[key] = (*bucket.get(key, ()), item)
+
+    def discard(self, prefix: str, key: str, item: _Item) -> None:
+        prefix = prefix[:_LONGEST_KEY]
+        bucket = self.by_prefix[prefix]
+        rest = tuple(one for one in bucket[key] if one is not item)
+        if rest:
+            bucket[key] = rest
+            return
+        del bucket[key]
+        if bucket:
+            return
+        del self.by_prefix[prefix]
+        self._counts[len(prefix)] -= 1
+        if not self._counts[len(prefix)]:
+            del self._counts[len(prefix)]
+            self.lengths = tuple(sorted(self._counts))
+
+    def buckets(self, text: str) -> Iterator[dict[str, tuple[_Item, ...]]]:
+        """Yield the buckets of the prefixes of a text."""
+        size = len(text)
+        for length in self.lengths:
+            if length > size:
+                return
+            bucket = self.by_prefix.get(text[:length])
+            if bucket is not None:
+                yield bucket
+
+
+class _LockedBy(NamedTuple):
+    lock: Lock
+    pattern: Pattern
+
+
+class AccessIndex:
+    """All rules, memberships, fallbacks and locks; answers who may do what."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._rules: dict[str, Rule] = {}
+        self._exact: dict[str, dict[str, Rule | dict[str, Rule]]] = {}
+        """By type and name of a resource: its rules by subject; a single one without the dict."""
+        self._any: dict[str, dict[str, Rule]] = {}
+        """By type of resources: the rules on all of it, by subject."""
+        self._pattern_rules: dict[tuple[str, str], _PatternRule] = {}
+        """By subject and resource as they are written."""
+        self._by_resource: dict[str, _Prefixes[_PatternRule]] = {}
+        """By resource type and prefix; then by subject, or by its type if it is a pattern."""
+        self._by_subject: dict[str, _Prefixes[_PatternRule]] = {}
+        """By principal type and prefix; then by resource, or by its type if it is a pattern."""
+        self._own: Rule | None = None
+        self._fallbacks: dict[str, AccessLevel] = {}
+        self._above: dict[str, dict[str, Member]] = {}
+        """By member: what it is in."""
+        self._members: dict[str, set[str]] = {}
+        """By group or role: its members."""
+        self._subjects: dict[str, _Subjects] = {}
+        self._locks: dict[str, _LockedBy] = {}
+        self._locks_by_prefix: _Prefixes[_LockedBy] = _Prefixes()
+        self._expiries: list[tuple[int, int, Rule | Member | Lock]] = []
+        self._numbers = count()
+        self._most_expiries = 64
+
+    # Rules.
+
+    def put_rule(self, rule: Rule) -> None:
+        """Add a rule or replace the one with its id, or with its subject and resource."""
+        subject = literal_of(rule.principal_id)
+        resource = literal_of(rule.resource_id)
+        patterns = None
+        if subject is None or resource is None:
+            patterns = _PatternRule(
+                rule,
+                compile_pattern(rule.subject) if subject is None else None,
+                compile_pattern(rule.resource) if resource is None else None,
+            )
+        self.remove_rule(rule.rule_id)  # from here on nothing raises
+        if rule.principal_type == WILDCARD and rule.principal_id == OWN_PRINCIPAL:
+            if self._own is not None:
+                self.remove_rule(self._own.rule_id)
+            self._own = rule
+        elif rule.resource_id == ANY and subject is not None:
+            rules = self._any.setdefault(rule.resource_type, {})
+            self._replace(rules, f"{rule.principal_type}:{subject}", rule)
+        elif patterns is not None:
+            self._put_pattern_rule(patterns)
+        else:
+            assert resource is not None
+            self._put_exact(rule, f"{rule.principal_type}:{subject}", resource)
+        self._rules[rule.rule_id] = rule
+        self._note_expiry(rule)
+
+    def _replace(self, rules: dict[str, Rule], subject: str, rule: Rule) -> None:
+        known = rules.get(subject)
+        if known is not None:
+            del self._rules[known.rule_id]
+        rules[sys.intern(subject)] = rule
+
+    def _put_exact(self, rule: Rule, subject: str, resource: str) -> None:
+        by_id = self._exact.setdefault(rule.resource_type, {})
+        entry = by_id.get(resource)
+        if entry is None:
+            by_id[resource] = rule
+            return
+        if isinstance(entry, Rule):
+            entry = by_id[resource] = {sys.intern(_subject_of(entry)): entry}
+        self._replace(entry, subject, rule)
+
+    def _put_pattern_rule(self, one: _PatternRule) -> None:
+        key = one.rule.subject, one.rule.resource
+        known = self._pattern_rules.get(key)
+        if known is not None:
+            self.remove_rule(known.rule.rule_id)
+        self._pattern_rules[key] = one
+        index, prefix, other = self._place(one)
+        index.add(prefix, other, one)
+
+    def _place(self, one: _PatternRule) -> tuple[_Prefixes[_PatternRule], str, str]:
+        """Return where a rule of tier 5 is: by the side with the longer prefix."""
+        rule, subject, resource = one.rule, one.subject, one.resource
+        if subject is not None and (resource is None or len(subject.prefix) >= len(resource.prefix)):
+            index = self._by_subject.setdefault(rule.principal_type, _Prefixes())
+            return index, subject.prefix, _resource_of(rule) if resource is None else rule.resource_type
+        assert resource is not None
+        index = self._by_resource.setdefault(rule.resource_type, _Prefixes())
+        return index, resource.prefix, sys.intern(_subject_of(rule)) if subject is None else rule.principal_type
+
+    def remove_rule(self, rule_id: str) -> None:
+        """Remove a rule, if it is there."""
+        rule = self._rules.pop(rule_id, None)
+        if rule is None:
+            return
+        if rule is self._own:
+            self._own = None
+            return
+        one = self._pattern_rules.get((rule.subject, rule.resource))
+        if one is not None:
+            del self._pattern_rules[rule.subject, rule.resource]
+            index, prefix, other = self._place(one)
+            index.discard(prefix, other, one)
+        elif rule.resource_id == ANY:
+            rules = self._any[rule.resource_type]
+            del rules[_subject_of(rule)]
+            if not rules:
+                del self._any[rule.resource_type]
+        else:
+            by_id = self._exact[rule.resource_type]
+            resource = literal_of(rule.resource_id)
+            assert resource is not None
+            entry = by_id[resource]
+            if isinstance(entry, dict) and len(entry) > 1:
+                del entry[_subject_of(rule)]
+                return
+            del by_id[resource]
+            if not by_id:
+                del self._exact[rule.resource_type]
+
+    def rules(self) -> Iterable[Rule]:
+        """Return all rules, expired ones too, in the order of their changes."""
+        return self._rules.values()
+
+    def rule(self, rule_id: str) -> Rule | None:
+        """Return the rule with this id."""
+        return self._rules.get(rule_id)
+
+    # Memberships.
+
+    def put_membership(self, member: Member) -> None:
+        """Add a membership or replace the one of the same member."""
+        self._above.setdefault(sys.intern(member.member), {})[sys.intern(member.container)] = member
+        self._members.setdefault(sys.intern(member.container), set()).add(sys.intern(member.member))
+        self._subjects.clear()
+        self._note_expiry(member)
+
+    def remove_membership(self, kind: str, name: str, member_type: str, member_id: str) -> None:
+        """Remove a membership, if it is there."""
+        self._remove_edge(f"{member_type}:{member_id}", f"{kind}:{name}")
+
+    def _remove_edge(self, member: str, container: str) -> None:
+        if self._above.get(member, {}).pop(container, None) is None:
+            return
+        if not self._above[member]:
+            del self._above[member]
+        self._members[container].discard(member)
+        if not self._members[container]:
+            del self._members[container]
+        self._subjects.clear()
+
+    def drop_group(self, name: str) -> None:
+        """Remove a group's rules, its members and its memberships."""
+        self._drop(GROUP, name)
+
+    def drop_role(self, name: str) -> None:
+        """Remove a role's rules, its members and its memberships."""
+        self._drop(ROLE, name)
+
+    def _drop(self, kind: str, name: str) -> None:
+        text = f"{kind}:{name}"
+        for rule in [one for one in self._rules.values() if one.principal_type == kind]:
+            if literal_of(rule.principal_id) == name:
+                self.remove_rule(rule.rule_id)
+        for member in list(self._members.get(text, ())):
+            self._remove_edge(member, text)
+        for container in list(self._above.get(text, ())):
+            self._remove_edge(text, container)
+
+    def memberships(self) -> Iterator[Member]:
+        """Yield all memberships, expired ones too."""
+        for members in self._above.values():
+            yield from members.values()
+
+    def subjects(self, principal_type: str, principal_id: str, now_ms: int) -> tuple[str, ...]:
+        """Return the principal, and all groups and roles that it is in, as "type:id"."""
+        return tuple(self._subjects_of(principal_type, principal_id, now_ms).reached)
+
+    def _subjects_of(self, principal_type: str, principal_id: str, now_ms: int) -> _Subjects:
+        text = f"{principal_type}:{principal_id}"
+        known = self._subjects.get(text)
+        if known is not None and known.since_ms <= now_ms < known.until_ms:
+            return known
+        wildcard = _WILDCARD_SUBJECTS.get(principal_type)
+        if text not in self._above:
+            return _Subjects(text, wildcard, {text: _NEVER}, {principal_type: (text,)}, now_ms, _NEVER)
+        reached, until_ms = self._reach(text, now_ms)
+        by_type: dict[str, list[str]] = {}
+        for one in reached:
+            by_type.setdefault(one.partition(":")[0], []).append(one)
+        found = _Subjects(
+            text, wildcard, reached, {name: tuple(texts) for name, texts in by_type.items()}, now_ms, until_ms
+        )
+        if len(self._subjects) >= MAX_CACHED_PRINCIPALS:
+            self._subjects.clear()
+        self._subjects[text] = found
+        return found
+
+    def _reach(self, text: str, now_ms: int) -> tuple[dict[str, int], int]:
+        """Return what the subject is in and until when, and when that changes.
+
+        Of several chains to a group, the one that lasts longest counts.
+        """
+        reached = {text: _NEVER}
+        changes_ms = _NEVER
+        latest = dict(reached)
+        for _ in range(MAX_DEPTH):
+            further: dict[str, int] = {}
+            for one, mine_ms in latest.items():
+                for container, member in self._above.get(one, {}).items():
+                    ends_ms = member.expires_ms or _NEVER
+                    if ends_ms <= now_ms:
+                        continue
+                    changes_ms = min(changes_ms, ends_ms)
+                    until_ms = min(mine_ms, ends_ms)
+                    if until_ms > reached.get(container, 0):
+                        reached[container] = further[container] = until_ms
+            if not further:
+                break
+            latest = further
+        return reached, changes_ms
+
+    # Fallbacks and locks.
+
+    def set_fallback(self, category: str, level: AccessLevel | None) -> None:
+        """Set the level of a category, "agent_workspace"; None removes it."""
+        if level is None:
+            self._fallbacks.pop(category, None)
+        else:
+            self._fallbacks[category] = level
+
+    def fallbacks(self) -> Mapping[str, AccessLevel]:
+        """Return the levels of all categories."""
+        return self._fallbacks
+
+    def put_lock(self, lock: Lock) -> None:
+        """Add a lock or replace the one with its id."""
+        self.remove_lock(lock.lock_id)
+        one = self._locks[lock.lock_id] = _LockedBy(lock, compile_pattern(lock.pattern, crosses_slash=True))
+        self._locks_by_prefix.add(one.pattern.prefix, "", one)
+        self._note_expiry(lock)
+
+    def remove_lock(self, lock_id: str) -> None:
+        """Remove a lock, if it is there."""
+        one = self._locks.pop(lock_id, None)
+        if one is not None:
+            self._locks_by_prefix.discard(one.pattern.prefix, "", one)
+
+    def locks(self) -> Iterator[Lock]:
+        """Yield all locks, expired ones too."""
+        return (one.lock for one in self._locks.values())
+
+    def locked(self, principal_type: str, principal_id: str, identity_text: str, now_ms: int) -> Lock | None:
+        """Return the lock on a principal that lasts longest, or None.
+
+        The lock's pattern matches the identity or "type:id".
+        """
+        if not self._locks:
+            return None
+        found: Lock | None = None
+        for text in (identity_text, f"{principal_type}:{principal_id}"):
+            for bucket in self._locks_by_prefix.buckets(text):
+                for lock, pattern in bucket[""]:
+                    if lock.is_live(now_ms) and (found is None or _lasts_longer(lock, found)) and pattern.matches(text):
+                        found = lock
+        return found
+
+    # Expiry.
+
+    def _note_expiry(self, record: Rule | Member | Lock) -> None:
+        if not record.expires_ms:
+            return
+        if len(self._expiries) >= self._most_expiries:
+            self._expiries = [one for one in self._expiries if self._is_current(one[2])]
+            heapq.heapify(self._expiries)
+            self._most_expiries = 2 * len(self._expiries) + 64
+        heapq.heappush(self._expiries, (record.expires_ms, next(self._numbers), record))
+
+    def _is_current(self, record: Rule | Member | Lock) -> bool:
+        if isinstance(record, Rule):
+            return self._rules.get(record.rule_id) is record
+        if isinstance(record, Member):
+            return self._above.get(record.member, {}).get(record.container) is record
+        known = self._locks.get(record.lock_id)
+        return known is not None and known.lock is record
+
+    def next_expiry_ms(self, now_ms: int) -> int:
+        """Return the next moment at which a rule, membership or lock ends; 0: none.
+
+        Moments that have passed are forgotten: ask with a clock that goes forward.
+        """
+        while self._expiries:
+            expires_ms, _, record = self._expiries[0]
+            if expires_ms > now_ms and self._is_current(record):
+                return expires_ms
+            heapq.heappop(self._expiries)
+        return 0
+
+    # Questions.
+
+    def decide(
+        self,
+        principal_type: str,
+        principal_id: str,
+        resource_type: str,
+        resource_id: str,
+        now_ms: int,
+        own_workspace: str = "",
+    ) -> Verdict:
+        """Return the level of a principal on a resource. Never raises, never waits.
+
+        `own_workspace` is the workspace of the participant, for the rule "own"; for `kv_scope`
+        only where the question is about that workspace.
+        """
+        subjects = self._subjects_of(principal_type, principal_id, now_ms)
+        wildcard = subjects.wildcard
+        by_id = self._exact.get(resource_type)
+        if by_id is not None:
+            entry = by_id.get(resource_id)
+            if entry is not None:
+                rules = {_subject_of(entry): entry} if isinstance(entry, Rule) else entry
+                found = _highest(rules, subjects, now_ms)
+                if found is not None:
+                    return _verdict(1, found, subjects)
+                if wildcard is not None and (rule := _live(rules, wildcard, now_ms)) is not None:
+                    return _verdict(2, (rule, wildcard), subjects)
+        of_type = self._any.get(resource_type)
+        if of_type is not None:
+            found = _highest(of_type, subjects, now_ms)
+            if found is not None:
+                return _verdict(3, found, subjects)
+            if wildcard is not None and (rule := _live(of_type, wildcard, now_ms)) is not None:
+                return _verdict(4, (rule, wildcard), subjects)
+        if self._pattern_rules:
+            found = self._highest_pattern(subjects, resource_type, resource_id, now_ms)
+            if found is not None:
+                return _verdict(5, found, subjects)
+        return self._fallback(principal_type, resource_type, resource_id, now_ms, own_workspace)
+
+    def _highest_pattern(
+        self, subjects: _Subjects, resource_type: str, resource_id: str, now_ms: int
+    ) -> tuple[Rule, str] | None:
+        best: Rule | None = None
+        best_text = ""
+        for one, text in self._candidates(subjects, resource_type, resource_id):
+            rule = one.rule
+            if (rule.expires_ms and rule.expires_ms <= now_ms) or (best is not None and rule.level < best.level):
+                continue
+            if (
+                best is None
+                or rule.level > best.level
+                or _order(rule, text, subjects) < _order(best, best_text, subjects)
+            ):
+                best, best_text = rule, text
+        return None if best is None else (best, best_text)
+
+    def _candidates(
+        self, subjects: _Subjects, resource_type: str, resource_id: str
+    ) -> Iterator[tuple[_PatternRule, str]]:
+        """Yield the rules of tier 5 that match, each with the subject that it matches."""
+        resource = f"{resource_type}:{resource_id}"
+        reached = subjects.reached
+        prefixes = self._by_resource.get(resource_type)
+        if prefixes is not None:
+            size = len(resource)
+            get = prefixes.by_prefix.get
+            for length in prefixes.lengths:
+                if length > size:
+                    break
+                bucket = get(resource[:length])
+                if bucket is None:
+                    continue
+                texts: Iterable[str] = (
+                    reached if len(reached) <= len(bucket) else [one for one in bucket if one in reached]
+                )
+                for text in texts:
+                    for one in bucket.get(text, ()):
+                        if one.resource.matches(resource):  # type: ignore[union-attr]
+                            yield one, text
+                for principal_type, of_type in subjects.by_type.items():
+                    for one in bucket.get(principal_type, ()):
+                        if one.resource.matches(resource):  # type: ignore[union-attr]
+                            for text in of_type:
+                                if one.subject.matches(text):  # type: ignore[union-attr]
+                                    yield one, text
+        if not self._by_subject:
+            return
+        for principal_type, of_type in subjects.by_type.items():
+            prefixes = self._by_subject.get(principal_type)
+            if prefixes is None:
+                continue
+            for text in of_type:
+                for bucket in prefixes.buckets(text):
+                    for one in bucket.get(resource, ()):
+                        if one.subject.matches(text):  # type: ignore[union-attr]
+                            yield one, text
+                    for one in bucket.get(resource_type, ()):
+                        if one.subject.matches(text) and one.resource.matches(resource):  # type: ignore[union-attr]
+                            yield one, text
+
+    def _fallback(
+        self, principal_type: str, resource_type: str, resource_id: str, now_ms: int, own_workspace: str
+    ) -> Verdict:
+        category = f"{principal_type}_{resource_type}"
+        level = self._fallbacks.get(category)
+        own = self._own
+        if (
+            own is not None
+            and own_workspace
+            and own.is_live(now_ms)
+            and (level is None or own.level > level)
+            and _is_own(resource_type, resource_id, own_workspace)
+        ):
+            return Verdict(own.level, 6, own.rule_id, "", _REASONS[6][own.level], own.expires_ms)
+        if level is None:
+            return Verdict(AccessLevel.NONE, 6, "", "", f"No rule or fallback policy for {category}", 0)
+        return Verdict(level, 6, "", "", f"Fallback policy for {category}: {level.name}", 0)
+
+    def explain(
+        self,
+        principal_type: str,
+        principal_id: str,
+        resource_type: str,
+        resource_id: str,
+        now_ms: int,
+        own_workspace: str = "",
+    ) -> Explanation:
+        """Return the verdict with all rules that match the question, expired ones too."""
+        subjects = self._subjects_of(principal_type, principal_id, now_ms)
+        found: list[Contribution] = []
+
+        def add(tier: int, subject: str, rule: Rule) -> None:
+            found.append(Contribution(subject, rule.rule_id, rule.level, tier, rule.resource, not rule.is_live(now_ms)))
+
+        entry = self._exact.get(resource_type, {}).get(resource_id, {})
+        exact = {_subject_of(entry): entry} if isinstance(entry, Rule) else entry
+        for tier, rules in ((1, exact), (3, self._any.get(resource_type, {}))):
+            for text in subjects.reached:
+                if text in rules:
+                    add(tier, text, rules[text])
+            if subjects.wildcard in rules:
+                add(tier + 1, subjects.wildcard, rules[subjects.wildcard])
+        for one, text in self._candidates(subjects, resource_type, resource_id):
+            add(5, text, one.rule)
+        if self._own is not None and _is_own(resource_type, resource_id, own_workspace):
+            add(6, self._own.subject, self._own)
+        category = f"{principal_type}_{resource_type}"
+        if category in self._fallbacks:
+            found.append(Contribution(f"fallback:{category}", "", self._fallbacks[category], 6, category, False))
+        found.sort(key=lambda one: (one.tier, -one.level, one.subject != subjects.text, one.subject, one.rule_id))
+        verdict = self.decide(principal_type, principal_id, resource_type, resource_id, now_ms, own_workspace)
+        return Explanation(tuple(subjects.reached), tuple(found), verdict)
+
+
+def _subject_of(rule: Rule) -> str:
+    """Return the subject of a rule as "type:name"; its id is no pattern."""
+    return f"{rule.principal_type}:{literal_of(rule.principal_id)}"
+
+
+def _resource_of(rule: Rule) -> str:
+    return f"{rule.resource_type}:{literal_of(rule.resource_id)}"
+
+
+def _lasts_longer(lock: Lock, other: Lock) -> bool:
+    return (-(lock.expires_ms or _NEVER), lock.lock_id) < (-(other.expires_ms or _NEVER), other.lock_id)
+
+
+def _is_own(resource_type: str, resource_id: str, own_workspace: str) -> bool:
+    """Whether the rule "own" is about this resource, for one in the workspace."""
+    if not own_workspace:
+        return False
+    if resource_type == "workspace":
+        return resource_id == own_workspace
+    return (resource_type, resource_id) == _KV_SCOPE_OF_WORKSPACE
+
+
+def _order(rule: Rule, text: str, subjects: _Subjects) -> tuple[bool, str, str]:
+    """The order of rules with one level: the principal's own first; it is named."""
+    return text != subjects.text, text, rule.rule_id
+
+
+def _live(rules: Mapping[str, Rule], text: str, now_ms: int) -> Rule | None:
+    rule = rules.get(text)
+    return None if rule is None or (rule.expires_ms and rule.expires_ms <= now_ms) else rule
+
+
+def _highest(rules: Mapping[str, Rule], subjects: _Subjects, now_ms: int) -> tuple[Rule, str] | None:
+    """Return the live rule with the highest level of these subjects, and its subject."""
+    reached = subjects.reached
+    best: Rule | None = None
+    best_text = ""
+    texts: Iterable[str] = reached if len(reached) <= len(rules) else [one for one in rules if one in reached]
+    for text in texts:
+        rule = rules.get(text)
+        if rule is None or (rule.expires_ms and rule.expires_ms <= now_ms):
+            continue
+        if (
+            best is None
+            or rule.level > best.level
+            or (rule.level == best.level and _order(rule, text, subjects) < _order(best, best_text, subjects))
+        ):
+            best, best_text = rule, text
+    return None if best is None else (best, best_text)
+
+
+def _verdict(tier: int, found: tuple[Rule, str], subjects: _Subjects) -> Verdict:
+    rule, text = found
+    level = rule.level
+    reason = _REASONS[tier][level]
+    until_ms = subjects.reached.get(text, _NEVER)
+    if rule.expires_ms and rule.expires_ms < until_ms:
+        until_ms = rule.expires_ms
+    via = ""
+    if text != subjects.text and tier not in {2, 4}:
+        via = text
+        reason = f"{reason} (via {via})"
+    return Verdict(level, tier, rule.rule_id, via, reason, 0 if until_ms == _NEVER else until_ms)
