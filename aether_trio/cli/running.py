@@ -84,16 +84,20 @@ def refuse_open_gateway(settings: Settings) -> None:
 
 
 def refuse_missing_files(settings: Settings) -> None:
-    """Raise CliError that names a file of the TLS settings that cannot be read."""
-    for leaf in ("cert", "key", "client_ca"):
-        name = getattr(settings.tls, leaf)
+    """Raise CliError that names a file of the settings that cannot be read."""
+    files = {f"tls.{leaf}": getattr(settings.tls, leaf) for leaf in ("cert", "key", "client_ca", "client_crl")}
+    files |= {f"the file of {key.id} of auth.token_hmac_keys": key.file for key in settings.auth.token_hmac_keys}
+    for provider in settings.auth.jwt.providers:
+        files[f"jwks_file of {provider.name} of auth.jwt.providers"] = provider.jwks_file
+        files[f"jwks_ca of {provider.name} of auth.jwt.providers"] = provider.jwks_ca
+    for what, name in files.items():
         if name is None:
             continue
         try:
             with Path(name).open("rb"):
                 pass
         except OSError as error:
-            raise exits.CliError(f"cannot read tls.{leaf}, {name}: {error.strerror}", exits.SETTINGS) from None
+            raise exits.CliError(f"cannot read {what}, {name}: {error.strerror}", exits.SETTINGS) from None
 
 
 def run_gateway(

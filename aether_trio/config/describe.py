@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import textwrap
 from collections.abc import Mapping
 from typing import Any, Final
@@ -27,19 +28,24 @@ def describe(
     settings = settings or Settings()
     origins = origins or {}
     lines: list[str] = []
-    section = ""
+    section: tuple[str, ...] = ()
     for key in all_keys().values():
         if only_origins and key.name not in origins:
             continue
-        if key.path[0] != section:
-            section = key.path[0]
-            if lines:
+        for depth, name in enumerate(key.path[:-1]):
+            path = key.path[: depth + 1]
+            if path == section[: depth + 1]:
+                continue
+            if depth == 0 and lines:
                 lines.append("")
-            lines += [f"# {section_texts()[section]}", f"{section}:"]
-        value = getattr(getattr(settings, section), key.path[1])
+            indent = "  " * depth
+            lines += [f"{indent}# {section_texts()[path]}", f"{indent}{name}:"]
+        section = key.path[:-1]
+        value: Any = functools.reduce(getattr, key.path, settings)
         if hide_secrets and value and key.is_secret:
             value = HIDDEN
-        lines += _entry(key, value, origins.get(key.name))
+        indent = "  " * len(section)
+        lines += [indent + line for line in _entry(key, value, origins.get(key.name))]
     return "\n".join(lines) + "\n" if lines else "# Every setting is at its default.\n"
 
 
@@ -48,9 +54,9 @@ def _entry(key: Key, value: Any, origin: str | None) -> list[str]:
     accepts = key.expected
     if accepts.startswith("one of"):
         text += f" {accepts.capitalize()}."
-    comment = [f"  # {line}" for line in textwrap.wrap(text, WIDTH - 4)]
-    body = yaml.safe_dump({key.path[1]: msgspec.to_builtins(value)}, sort_keys=False, width=WIDTH).rstrip()
-    body_lines = [f"  {line}" for line in body.splitlines()]
+    comment = [f"# {line}" for line in textwrap.wrap(text, WIDTH - 2 - 2 * len(key.path[:-1]))]
+    body = yaml.safe_dump({key.path[-1]: msgspec.to_builtins(value)}, sort_keys=False, width=WIDTH).rstrip()
+    body_lines = body.splitlines()
     if origin:
         body_lines[0] += f"  # set by {origin}"
     return comment + body_lines

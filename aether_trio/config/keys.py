@@ -175,9 +175,17 @@ def all_keys() -> Mapping[str, Key]:
 
 
 @functools.cache
-def section_texts() -> Mapping[str, str]:
-    """Return every section of the settings with its description."""
-    return {name: _description(annotation) for name, annotation, _ in _fields(Settings)}
+def section_texts() -> Mapping[tuple[str, ...], str]:
+    """Return every section of the settings, by its path, with its description."""
+    return dict(_sections(Settings, ()))
+
+
+def _sections(section: type, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
+    for name, annotation, _ in _fields(section):
+        if _is_section(annotation):
+            here = (*path, name)
+            yield here, _description(annotation)
+            yield from _sections(_bare(annotation), here)
 
 
 def nearest(word: str, known: Mapping[str, Any] | None = None) -> str | None:

@@ -17,7 +17,7 @@ import msgspec
 import yaml
 
 from aether_trio.config.keys import SEPARATOR, Key, SettingsError, all_keys, nearest
-from aether_trio.config.settings import TRANSPORTS, Settings
+from aether_trio.config.settings import TRANSPORTS, JwtSettings, Settings
 from aether_trio.model.patterns import identity_pattern_problem
 
 ENVIRONMENT_PREFIX: Final = "AETHER_"
@@ -296,9 +296,15 @@ def _contradictions(values: Mapping[str, Any]) -> Iterator[str]:
     if database is not None and not database.startswith(("postgresql://", "postgres://")):
         yield "storage.database is a URL: postgresql://USER:PASSWORD@HOST/NAME"
     yield from _transports_without_a_place(values)
-    keys = [key.id for key in values.get("auth.api_keys", ())]
-    for twice in sorted({one for one in keys if keys.count(one) > 1}):
-        yield f"auth.api_keys: the id {twice!r} is used twice"
+    if values.get("tls.client_crl") and not values.get("tls.client_ca"):
+        yield "tls.client_crl needs tls.client_ca, the authorities whose certificates it revokes"
+    for name, what in (("auth.api_keys", "id"), ("auth.token_hmac_keys", "id"), ("auth.jwt.providers", "name")):
+        given = [getattr(one, what) for one in values.get(name, ())]
+        for twice in sorted({one for one in given if given.count(one) > 1}):
+            yield f"{name}: the {what} {twice!r} is used twice"
+    plain = bool(values.get("auth.jwt.plain_http_on_loopback"))
+    jwt = JwtSettings(providers=values.get("auth.jwt.providers", ()), plain_http_on_loopback=plain)
+    yield from (f"auth.jwt.providers: {problem}" for problem in jwt.problems)
     for key in values.get("auth.api_keys", ()):
         if problem := identity_pattern_problem(key.identity):
             yield f"auth.api_keys: the identity of {key.id!r} is wrong: {problem}"
@@ -326,14 +332,19 @@ def _transports_without_a_place(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _build(values: Mapping[str, Any]) -> Settings:
-    tree: dict[str, dict[str, Any]] = defaultdict(dict)
-    for name, value in values.items():
-        section, leaf = all_keys()[name].path
-        tree[section][leaf] = value
-    defaults = Settings()
-    sections: dict[str, Any] = {}
-    for section, leaves in tree.items():
-        old = getattr(defaults, section)
-        replace = dataclasses.replace if dataclasses.is_dataclass(old) else msgspec.structs.replace
-        sections[section] = replace(old, **leaves)
-    return msgspec.structs.replace(defaults, **sections)
+    built: Settings = _replaced(Settings(), {all_keys()[name].path: value for name, value in values.items()})
+    return built
+
+
+def _replaced(section: Any, values: Mapping[tuple[str, ...], Any]) -> Any:
+    """Return a section of the settings with the values of these paths."""
+    fields: dict[str, Any] = {}
+    inner: defaultdict[str, dict[tuple[str, ...], Any]] = defaultdict(dict)
+    for path, value in values.items():
+        if len(path) == 1:
+            fields[path[0]] = value
+        else:
+            inner[path[0]][path[1:]] = value
+    fields |= {name: _replaced(getattr(section, name), below) for name, below in inner.items()}
+    replace = dataclasses.replace if dataclasses.is_dataclass(section) else msgspec.structs.replace
+    return replace(section, **fields)

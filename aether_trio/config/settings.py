@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import ipaddress
 from functools import lru_cache
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -102,6 +103,13 @@ class TlsSettings(Section, frozen=True):
     client_ca: Annotated[str | None, about("PEM file of the authorities whose client certificates are accepted.")] = (
         None
     )
+    client_crl: Annotated[
+        str | None,
+        about(
+            "File of the authorities' lists of revoked client certificates (PEM, one or several, or DER). Read at the "
+            "start and at SIGHUP."
+        ),
+    ] = None
     require_client_cert: Annotated[
         bool, about("Refuse the TLS handshake of a client without a certificate (needs tls.client_ca).")
     ] = False
@@ -125,10 +133,98 @@ class ApiKey(Section, frozen=True):
     created: str = ""
 
 
+class ClaimsMapping(Section, frozen=True):
+    """The claims of a JWT that say who its holder is; "" for none.
+
+    A name with dots that is no claim is a path: `realm_access.roles`.
+    """
+
+    principal_type: str = ""
+    workspace: str = ""
+    identity: Annotated[str, Meta(min_length=1)] = "sub"
+    groups: str = ""
+
+
+JwtAlgorithm = Literal["RS256", "RS384", "RS512", "ES256", "ES384", "ES512", "PS256", "PS384", "PS512"]
+
+
+class JwtProvider(Section, frozen=True):
+    """An identity provider whose JSON Web Tokens admit clients."""
+
+    name: Annotated[str, Meta(pattern="^[a-z0-9][a-z0-9_-]{0,63}$")]
+    issuer: Annotated[str, Meta(min_length=1)]
+    audience: Annotated[str, Meta(min_length=1)]
+    jwks_url: str | None = None
+    jwks_file: str | None = None
+    jwks_ca: str | None = None
+    """PEM file of the authorities to trust at `jwks_url`, instead of the system's."""
+    claims_mapping: ClaimsMapping = ClaimsMapping()
+    default_principal: Literal["agent", "task", "user"] = "user"
+    default_workspace: str = ""
+    algorithms: Annotated[tuple[JwtAlgorithm, ...], Meta(min_length=1)] = get_args(JwtAlgorithm)
+
+
+class JwtSettings(Section, frozen=True):
+    providers: Annotated[
+        tuple[JwtProvider, ...],
+        about(
+            "Identity providers whose tokens (JWT) admit clients: records with name, issuer, audience, jwks_url or "
+            "jwks_file, claims_mapping, default_principal, default_workspace, algorithms."
+        ),
+    ] = ()
+    plain_http_on_loopback: Annotated[
+        bool, about("Fetch a provider's keys from http://127.0.0.1 and the like too. For development.")
+    ] = False
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with the providers; a sentence for each that cannot be used."""
+        found = [(one.name, _provider_problem(one, plain=self.plain_http_on_loopback)) for one in self.providers]
+        return [f"{name!r} {problem}" for name, problem in found if problem is not None]
+
+
+def _provider_problem(provider: JwtProvider, *, plain: bool) -> str | None:
+    """Return what is wrong with an identity provider (a sentence's end), or None."""
+    if (provider.jwks_url is None) == (provider.jwks_file is None):
+        return "needs jwks_url or jwks_file, its keys, and not both"
+    if provider.default_workspace.startswith("_"):
+        return "has a default_workspace that begins with _: such names are the gateway's"
+    if provider.jwks_url is None:
+        return None
+    try:
+        url = urlsplit(provider.jwks_url)
+        host, port = url.hostname or "", url.port
+    except ValueError as error:
+        return f"has a jwks_url that is no URL: {error}"
+    target = url.path + url.query
+    if not host or port == 0 or url.username is not None or url.fragment or not target.isascii() or " " in target:
+        return "has a jwks_url that is not https://HOST[:PORT]/PATH"
+    if url.scheme == "http" and plain and is_loopback(host):
+        return None
+    return (
+        None if url.scheme == "https" else "has a jwks_url that is not https: who is on the way could replace the keys"
+    )
+
+
+class HmacKey(Section, frozen=True):
+    """A key under which API tokens are stored: a file with the base64 of 32 bytes."""
+
+    id: Annotated[str, Meta(pattern="^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+    file: Annotated[str, Meta(min_length=1)]
+
+
 class AuthSettings(Section, frozen=True):
     api_keys: Annotated[
         tuple[ApiKey, ...], about("Accepted API keys, as hashes: records that `aether keys new` prints.")
     ] = ()
+    token_hmac_keys: Annotated[
+        tuple[HmacKey, ...],
+        about(
+            "Keys under which API tokens are stored: records with id and file. The first is for new tokens; tokens of "
+            "the others stay valid. `aether init` makes one."
+        ),
+    ] = ()
+    jwt: Annotated[JwtSettings, about("Tokens of identity providers.")] = JwtSettings()
     allow_anonymous: Annotated[bool, about("Accept connections without credentials. Development mode does.")] = False
     trust_network: Annotated[
         bool, about("Start without credentials on a reachable address: the network in front admits known clients only.")
@@ -154,6 +250,11 @@ class AuthSettings(Section, frozen=True):
     max_tracked_identities: Annotated[
         int, about("Addresses and identities whose failures are remembered, this many of each.", ge=1)
     ] = 1024
+
+    @property
+    def asks_for_secrets(self) -> bool:
+        """Whether clients may show a secret: an API key, an API token or a JWT."""
+        return bool(self.api_keys or self.token_hmac_keys or self.jwt.providers)
 
 
 class GrpcSettings(Section, frozen=True):
@@ -373,7 +474,7 @@ class Settings(Section, frozen=True):
         """Whether other machines reach the port and no credential is asked for."""
         if is_loopback(self.gateway.host) or self.auth.trust_network:
             return False
-        anonymous = self.auth.allow_anonymous or not (self.auth.api_keys or self.tls.client_ca)
+        anonymous = self.auth.allow_anonymous or not (self.auth.asks_for_secrets or self.tls.client_ca)
         return anonymous and not (self.tls.client_ca and self.tls.require_client_cert)
 
     @property
@@ -381,7 +482,7 @@ class Settings(Section, frozen=True):
         """The setting of an address that would take credentials without TLS, or None."""
         if self.tls.terminated_by_proxy:
             return None
-        asks = bool(self.auth.api_keys) or not self.auth.allow_anonymous
+        asks = self.auth.asks_for_secrets or not self.auth.allow_anonymous
         if asks and not self.tls.cert and not is_loopback(self.gateway.host):
             return "gateway.host"
         if self.ops.enabled and self.ops.tail_token and not is_loopback(self.ops.host):
@@ -391,4 +492,4 @@ class Settings(Section, frozen=True):
     @property
     def refuses_every_client(self) -> bool:
         """Whether clients need credentials, and the settings accept none."""
-        return not (self.auth.allow_anonymous or self.auth.api_keys or self.tls.client_ca)
+        return not (self.auth.allow_anonymous or self.auth.asks_for_secrets or self.tls.client_ca)

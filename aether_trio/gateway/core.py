@@ -161,6 +161,8 @@ async def open_core(
         conversations = Conversations(tasks_database, ephemeral_topics)
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
+        credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit)
+        credentials.use(credentials.prepare(settings.auth, settings.tls))
         expiry = SessionExpiry(registry, clock)
         hooks = ServiceHooks(
             clock=clock,
@@ -168,7 +170,7 @@ async def open_core(
             registry=registry,
             locks=membership.locks,
             directory=directory,
-            credentials=CredentialChecker(settings.auth, clock, tasks.sessions.admit),
+            credentials=credentials,
             expiry=expiry,
             presence=presence,
             kv=kv,
@@ -272,6 +274,7 @@ async def open_core(
             "kv-own-spaces": kv.load_own_spaces,
             "checkpoint-sweep": checkpoints.sweep_forever,
             "session-expiry": expiry.run,
+            "identity-providers": credentials.run,
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
         }

@@ -74,8 +74,9 @@ class ServiceHooks:
     async def prepare(self, session: Session) -> None:
         """Give a started agent the task of its start (reference: tasks.md 4.4).
 
-        From now on the session ends with its credential.
+        From now on the session ends with its credential. Raises StatusError when it has ended.
         """
+        self.credentials.confirm(session)
         self.expiry.watch(session)
         start = await self.starter.current_start(session.identity)
         if start is not None:

@@ -8,7 +8,7 @@ the first message of any kind for "connected".
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Code, Status, StatusError
@@ -64,6 +64,31 @@ class Claim(NamedTuple):
     credit: tuple[int, int] | None = None  # (messages, bytes) that may be delivered at first
 
 
+class Reached(Protocol):
+    """What credentials reach, as patterns of model/access/patterns.py.
+
+    Each limit is a sequence of alternatives, and what is reached is within all limits.
+    """
+
+    @property
+    def workspace_limits(self) -> Sequence[Sequence[str]]:
+        """Limits of the workspaces; a lone "*" is every workspace."""
+
+    @property
+    def identity_limits(self) -> Sequence[Sequence[str]]:
+        """Limits of the identities that may use the credentials."""
+
+
+class _Everything:
+    """What a client reaches that no credential limits."""
+
+    workspace_limits: Sequence[Sequence[str]] = ()
+    identity_limits: Sequence[Sequence[str]] = ()
+
+
+EVERYTHING: Final[Reached] = _Everything()
+
+
 class Authenticated(NamedTuple):
     """What a client's credentials permit, for how long, and which ones they are.
 
@@ -85,6 +110,8 @@ class Authenticated(NamedTuple):
     cap: AccessLevel = AccessLevel.SUPERADMIN
     """The highest level of access that the session has, whatever its principal may."""
     groups: tuple[str, ...] = ()
+    accepted: Reached = EVERYTHING
+    """What the credentials reach as patterns; tokens that the session makes reach no more."""
 
 
 def read_claim(

@@ -67,7 +67,7 @@ class Session:
     """A client's connection, from authentication to its end; times are Unix ms."""
 
     __slots__ = (
-        "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "acknowledged",
+        "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "accepted", "acknowledged",
         "allows_workspace", "answering", "cap", "client", "connected_ms", "counted", "covers", "credential", "detached",
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
         "leaves_when_idle", "leaving",
@@ -139,6 +139,7 @@ class Session:
         self.expires_ms = admitted.expires_ms  # when its credential ends; 0: never
         self.cap = admitted.cap  # the highest level of access that its credential permits
         self.groups = admitted.groups  # those of its identity provider
+        self.accepted = admitted.accepted  # what its credentials reach, as patterns
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
         self.task_context = _NO_CONTEXT  # what a started agent is told of its start

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from hypothesis import strategies as st
 
 from aether_trio.config import (
     ApiKey,
+    HmacKey,
+    JwtProvider,
     Key,
     Settings,
     SettingsError,
@@ -38,12 +41,13 @@ TLS = {"tls.cert": "c.pem", "tls.key": "k.pem", "tls.client_ca": "ca.pem"}
 
 
 def read(settings: Settings, name: str) -> Any:
-    section, leaf = name.split(".")
-    return getattr(getattr(settings, section), leaf)
+    return functools.reduce(getattr, name.split("."), settings)
 
 
 ANOTHER: dict[str, Any] = {
     "auth.api_keys": [{"id": "k", "sha256": "ab" * 32, "principal": "agent"}],
+    "auth.token_hmac_keys": [{"id": "2026", "file": "hmac.key"}],
+    "auth.jwt.providers": [{"name": "idp", "issuer": "i", "audience": "a", "jwks_file": "keys.json"}],
     "websocket.principals": ["agent", "user"],
     "websocket.allowed_origins": ["https://app.example.com"],
     "storage.database": "postgresql://aether:secret@db.example.com/aether",
@@ -72,6 +76,10 @@ def expected_value(key: Key) -> Any:
     value = another_value(key)
     if key.name == "auth.api_keys":
         return (ApiKey(id="k", sha256="ab" * 32, principal="agent"),)
+    if key.name == "auth.token_hmac_keys":
+        return (HmacKey(id="2026", file="hmac.key"),)
+    if key.name == "auth.jwt.providers":
+        return (JwtProvider(name="idp", issuer="i", audience="a", jwks_file="keys.json"),)
     return tuple(value) if key.is_text_list else value
 
 
@@ -82,11 +90,11 @@ def companions(name: str) -> dict[str, Any]:
 
 def said_in(layer: str, name: str, value: Any, folder: Path) -> dict[str, Any]:
     """The arguments of load_settings with which a layer sets one key."""
-    section, leaf = name.split(".")
     text = yaml.safe_dump(value, default_flow_style=True).removesuffix("\n...\n").strip()
     if layer == "file":
         path = folder / "aether.yaml"
-        path.write_text(yaml.safe_dump({section: {leaf: value}}))
+        nested = functools.reduce(lambda inner, part: {part: inner}, reversed(name.split(".")), value)
+        path.write_text(yaml.safe_dump(nested))
         return {"path": path}
     if layer == "environment":
         return {"environ": {"AETHER_" + name.upper().replace(".", "__"): text}}
@@ -436,3 +444,42 @@ def test_no_text_in_the_environment_raises_anything_but_a_settings_error(text: s
 def test_this_test_reads_no_environment_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(os.environ, "AETHER_NONSENSE", "1")
     assert load_settings() == Settings()
+
+
+GOOD = "{name: idp, issuer: i, audience: a, jwks_url: 'https://idp.example/k'}"
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ([GOOD], None),
+        ([GOOD, GOOD], "the name 'idp' is used twice"),
+        (["{name: _x, issuer: i, audience: a, jwks_file: f}"], "name is wrong"),
+        (["{name: x, issuer: i, jwks_file: f}"], "audience"),
+        (["{name: x, issuer: i, audience: a}"], "needs jwks_url or jwks_file"),
+        (["{name: x, issuer: i, audience: a, jwks_file: f, jwks_url: 'https://h/'}"], "not both"),
+        (["{name: x, issuer: i, audience: a, jwks_url: 'http://h/k'}"], "is not https"),
+        (["{name: x, issuer: i, audience: a, jwks_url: 'http://127.0.0.1/k'}"], "is not https"),
+        (["{name: x, issuer: i, audience: a, jwks_url: 'file:///etc/passwd'}"], "is not https"),
+        (["{name: x, issuer: i, audience: a, jwks_url: 'https://u:p@h/k'}"], "is not https"),
+        (["{name: x, issuer: i, audience: a, jwks_url: 'https://h:99999/k'}"], "is no URL"),
+        (["{name: x, issuer: i, audience: a, jwks_file: f, algorithms: [HS256]}"], "algorithms"),
+        (["{name: x, issuer: i, audience: a, jwks_file: f, algorithms: [none]}"], "algorithms"),
+        (["{name: x, issuer: i, audience: a, jwks_file: f, default_principal: service}"], "default_principal"),
+        (["{name: x, issuer: i, audience: a, jwks_file: f, default_workspace: _w}"], "are the gateway's|gateway's"),
+    ],
+)
+def test_identity_providers(given: list[str], text: str | None) -> None:
+    sets = [f"auth.jwt.providers=[{', '.join(given)}]"]
+    if text is None:
+        assert load_settings(sets=sets).auth.jwt.providers
+        return
+    with pytest.raises(SettingsError, match=text):
+        load_settings(sets=sets)
+
+
+def test_plain_http_is_for_loopback_alone() -> None:
+    for host, good in (("127.0.0.1", True), ("localhost", True), ("[::1]", True), ("idp.example", False)):
+        sets = [f"auth.jwt.providers=[{{name: x, issuer: i, audience: a, jwks_url: 'http://{host}:8080/k'}}]"]
+        with contextlib.nullcontext() if good else pytest.raises(SettingsError, match="is not https"):
+            load_settings(sets=[*sets, "auth.jwt.plain_http_on_loopback=true"])

@@ -1,16 +1,22 @@
-"""Checks API keys, task tokens and certificates against claimed identities.
+"""Checks API keys, tokens and certificates against claimed identities.
 
 The session calls `CredentialChecker.admit` once, before anything is sent. Rules, and where they
 differ from the reference (core.md 1.2-1.3):
 
 * Outside development mode every kind of principal needs a credential. The reference admits
   orchestrators, the workflow engine and the metrics bridge by their network position alone.
-* A certificate that names an identity has to fit the claim, also if a key or a task token comes
-  with it. One whose name is no identity proves nothing, and the client needs a key as well.
+* A name that begins with "_" is the gateway's: no client claims it, in development mode either.
+* A certificate that names an identity has to fit the claim, also if a key or a token comes with it,
+  and the session reaches what both reach. One whose name is no identity proves nothing, and the
+  client needs a key as well.
 * With client_cert_mode strict, the claim must equal the certificate's name; the reference silently
   connects the participant under another identity than it claimed.
-* A key that is limited to workspaces is refused for principals that work in all workspaces.
-* Kinds of tokens that are not implemented yet (JWT, web sessions) are refused by name.
+* A key or token that is limited to workspaces is refused for principals that work in all of them.
+* Of several credentials the first in this order counts: a task token, an API key or token, a JSON
+  Web Token. Web sessions are refused by name.
+
+A session ends when one of its credentials does: `confirm` finds those that ended while the client
+was connecting, and `ended` says which sessions new settings or a revocation end.
 
 Invariants: a key is known by its SHA-256 alone (32 random bytes need no slow hash); all records are
 compared, in constant time; a failure is counted before it is answered.
@@ -24,17 +30,27 @@ import hmac
 import secrets
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Literal, Protocol
+from typing import TYPE_CHECKING, Final, Literal, NamedTuple, Protocol
 
-from aether_trio.config import ApiKey, AuthSettings
+from aether_trio.concurrency.events import AutoResetEvent
+from aether_trio.config import ApiKey, AuthSettings, TlsSettings
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.patterns import escape
+from aether_trio.model.api_tokens import ApiToken, is_token_text, reserved_part
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status, StatusError
-from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind
+from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind, prefix_of
 from aether_trio.model.patterns import ANY, fits_identity, matches
 from aether_trio.model.text import shown
 from aether_trio.services.credentials.throttle import Throttle
-from aether_trio.session.init_connection import Authenticated, Claim
+from aether_trio.session.init_connection import Authenticated, Claim, Reached
 from aether_trio.transport.link import Peer, PeerCertificate
+
+if TYPE_CHECKING:
+    from aether_trio.services.credentials.jwks import ProviderKeys
+    from aether_trio.services.credentials.jwt import JwtVerifier, Login
+    from aether_trio.services.credentials.revocations import RevokedCertificates
+    from aether_trio.session.session import Session
 
 KEY_PREFIX: Final = "aek_"
 KEY_BYTES: Final = 32
@@ -47,6 +63,9 @@ _OTHER_KINDS: Final = {
     "authorization": "bearer tokens (JWT)",
     "session_token": "web session tokens",
 }
+_REMEMBERED_S: Final = 600.0
+"""How long a revoked token is remembered for clients that are connecting with it."""
+_REMEMBERED_TOKENS: Final = 10_000
 
 CertificateMode = Literal["strict", "semi-strict", "relaxed"]
 _REFUSALS: Final = frozenset({Status.UNAUTHENTICATED, Status.PERMISSION_DENIED})
@@ -91,39 +110,98 @@ class CertifiedName:
         return self.everywhere or self.workspace == workspace
 
     @property
+    def workspace_patterns(self) -> tuple[str, ...]:
+        return (ANY,) if self.everywhere or self.workspace is None else (escape(self.workspace),)
+
+    @property
+    def identity_patterns(self) -> tuple[str, ...]:
+        """Patterns of the identities that the certificate lets in; () for all of its kind."""
+        if self.mode == "relaxed":
+            return ()
+        if self.mode == "strict" and self.identity is not None:
+            return (escape(self.identity.text),)
+        parts = [ANY if part is None else escape(part) for part in (self.workspace, self.implementation)]
+        if self.type_name == "agent":
+            return (SEPARATOR.join([prefix_of(Kind.AGENT), *parts, ANY]),)
+        if self.type_name == "task":
+            return tuple(SEPARATOR.join([prefix_of(kind), *parts, ANY]) for kind in (Kind.TASK, Kind.UNIQUE_TASK))
+        return (
+            () if self.implementation is None else (f"{ANY}{SEPARATOR}{escape(self.implementation)}{SEPARATOR}{ANY}",)
+        )
+
+    @property
     def everywhere(self) -> bool:
         return self.mode == "relaxed" or self.type_name != _USER or self.workspace is None
 
 
 @dataclass(frozen=True, slots=True)
 class AcceptedCredential:
-    """The API key or certificate that a client was admitted with; in development none."""
+    """The credentials that a client was admitted with; none in development."""
 
     key: ApiKey | None = None
     certificate: CertifiedName | None = None
+    token: ApiToken | None = None
+    login: Login | None = None
+
+    @property
+    def name(self) -> str:
+        """The credential in audits: "key:ID", "token:ID", "jwt:PROVIDER"; "" for others."""
+        if self.key is not None:
+            return f"key:{self.key.id}"
+        if self.token is not None:
+            return f"token:{self.token.token_id}"
+        return "" if self.login is None else f"jwt:{self.login.provider.name}"
 
     def allows_workspace(self, workspace: str) -> bool:
-        if self.key is not None:
-            return any(matches(pattern, workspace) for pattern in self.key.workspaces)
-        return self.certificate is None or self.certificate.allows_workspace(workspace)
+        """Whether all of the credentials reach a workspace."""
+        if self.key is not None and not any(matches(pattern, workspace) for pattern in self.key.workspaces):
+            return False
+        others = (self.certificate, self.token, self.login)
+        return all(one is None or one.allows_workspace(workspace) for one in others)
 
     @property
     def everywhere(self) -> bool:
-        """Whether the credential reaches all workspaces, and what is in no workspace."""
-        if self.key is not None:
-            return ANY in self.key.workspaces
-        return self.certificate is None or self.certificate.everywhere
+        """Whether the credentials reach all workspaces, and what is in no workspace."""
+        if self.key is not None and ANY not in self.key.workspaces:
+            return False
+        return all(one is None or one.everywhere for one in (self.certificate, self.token, self.login))
 
     def covers(self, identity: Identity) -> bool:
-        """Whether a task token for a participant would reach no more than the credential."""
-        key = self.key
-        if key is None:
+        """Whether a task token for a participant would reach no more than the credentials."""
+        if self.key is None and self.token is None and self.login is None:
             return self.certificate is None or self.certificate.fits(identity)
-        if key.principal not in {"*", identity.type_name} and not {key.principal, identity.type_name} <= _WORKERS:
+        if self.key is not None and not _key_covers(self.key, identity):
             return False
-        if not fits_identity(key.identity, identity):
+        if not all(one is None or one.covers(identity) for one in (self.token, self.login)):
             return False
         return self.allows_workspace(identity.workspace) if identity.workspace else self.everywhere
+
+    @property
+    def workspace_limits(self) -> list[tuple[str, ...]]:
+        """Patterns of the workspaces that each of the credentials reaches."""
+        limits = [] if self.key is None else [tuple(map(_as_path_match, self.key.workspaces))]
+        return limits + [
+            one.workspace_patterns for one in (self.certificate, self.token, self.login) if one is not None
+        ]
+
+    @property
+    def identity_limits(self) -> list[tuple[str, ...]]:
+        """Patterns of the identities that each of the credentials lets in."""
+        limits = [one.identity_patterns for one in (self.certificate, self.token, self.login) if one is not None]
+        if self.key is not None and self.key.identity != ANY:
+            limits.append((_as_path_match(self.key.identity),))
+        return [one for one in limits if one]
+
+
+def _key_covers(key: ApiKey, identity: Identity) -> bool:
+    if key.principal not in {"*", identity.type_name} and not {key.principal, identity.type_name} <= _WORKERS:
+        return False
+    return fits_identity(key.identity, identity)
+
+
+def _as_path_match(pattern: str) -> str:
+    """Return a pattern of a key's record as one of model/access/patterns.py."""
+    return pattern.replace("\\", "\\\\").replace("[", "\\[")
 
 
 NO_CREDENTIAL: Final = AcceptedCredential()  # for development mode
@@ -162,14 +240,119 @@ async def no_tokens(identity: Identity, credentials: Mapping[str, str]) -> Token
     return None
 
 
-class CredentialChecker:
-    """Checks claimed identities against keys, task tokens and certificates."""
+TokenLookup = Callable[[str], Awaitable[ApiToken | None]]
+"""Finds the API token with a text; None if there is none. Raises StatusError."""
 
-    def __init__(self, settings: AuthSettings, clock: Clock, check_token: TokenCheck = no_tokens) -> None:
+
+async def no_api_tokens(text: str) -> ApiToken | None:
+    """Return None: the look-up of API tokens in a gateway without them."""
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class _TaskTokenReach:
+    """What a session of a task token reaches, as patterns."""
+
+    workspace_limits: tuple[tuple[str, ...], ...]
+    identity_limits: tuple[tuple[str, ...], ...] = ()
+
+
+class PreparedCredentials(NamedTuple):
+    """New settings of the checks, with their files read, for `CredentialChecker.use`."""
+
+    settings: AuthSettings
+    jwt: JwtVerifier | None
+    sources: dict[str, ProviderKeys]
+    revoked: RevokedCertificates | None
+
+
+class CredentialChecker:
+    """Checks claimed identities against keys, tokens and certificates."""
+
+    def __init__(
+        self,
+        settings: AuthSettings,
+        clock: Clock,
+        check_token: TokenCheck = no_tokens,
+        find_token: TokenLookup = no_api_tokens,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self._check_token = check_token
+        self._find_token = find_token
+        self._jwt: JwtVerifier | None = None
+        self._jwt_made = AutoResetEvent()
+        self._revoked: RevokedCertificates | None = None
+        self._ended_tokens: dict[str, float] = {}
         self.throttle = Throttle(settings, clock)
+
+    # -- settings ----------------------------------------------------------------------------------
+
+    def prepare(self, settings: AuthSettings, tls: TlsSettings) -> PreparedCredentials:
+        """Read the files of new settings. Raises OSError, which names the file."""
+        verifier, sources = self._jwt, {}
+        if settings.jwt.providers:
+            # With its libraries it has 7 MiB, and most gateways have no identity provider.
+            from aether_trio.services.credentials.jwt import JwtVerifier
+
+            verifier = verifier or JwtVerifier(self._clock)
+        if verifier is not None:
+            sources = verifier.prepare(settings.jwt.providers)
+        revoked: RevokedCertificates | None = None
+        if tls.client_crl is not None:
+            from aether_trio.services.credentials.revocations import read_revocations
+
+            revoked = read_revocations(tls, self._clock.now_ms())
+        return PreparedCredentials(settings, verifier, sources, revoked)
+
+    def use(self, prepared: PreparedCredentials) -> None:
+        """Check clients by these settings from now on; see `ended` for sessions."""
+        self._settings = prepared.settings
+        self._revoked = prepared.revoked
+        if prepared.jwt is not None:
+            prepared.jwt.replace(prepared.sources)
+            if self._jwt is None:
+                self._jwt = prepared.jwt
+                self._jwt_made.set()
+
+    async def run(self) -> None:
+        """Keep the keys of identity providers fresh, until cancelled."""
+        while True:
+            if self._jwt is None:
+                await self._jwt_made.wait()
+            else:
+                await self._jwt.run()
+
+    # -- the ends of credentials -------------------------------------------------------------------
+
+    def token_ended(self, token_id: str) -> None:
+        """Note that an API token was revoked or deleted: it admits no client from now on."""
+        now = self._clock.monotonic()
+        if len(self._ended_tokens) >= _REMEMBERED_TOKENS:
+            self._ended_tokens = {one: at for one, at in self._ended_tokens.items() if now - at < _REMEMBERED_S}
+        self._ended_tokens[token_id] = now
+
+    def ended(self, accepted: Reached, certificate: PeerCertificate | None) -> str | None:
+        """Return why what let a session in does so no more (a sentence), or None."""
+        if certificate is not None and self._revoked is not None and self._revoked.has(certificate):
+            return "the client certificate of this session was revoked"
+        if not isinstance(accepted, AcceptedCredential):
+            return None
+        if accepted.key is not None and accepted.key not in self._settings.api_keys:
+            return f"the API key {accepted.key.id!r} of this session is not among the settings any more"
+        if accepted.token is not None and accepted.token.token_id in self._ended_tokens:
+            return f"the API token {accepted.token.name!r} of this session was revoked"
+        if accepted.login is not None and accepted.login.provider not in self._settings.jwt.providers:
+            return f"the identity provider {accepted.login.provider.name!r} is not among the settings any more"
+        return None
+
+    def confirm(self, session: Session) -> None:
+        """Refuse a registered session whose credential has ended. Raises StatusError."""
+        problem = self.ended(session.accepted, session.link.peer.certificate)
+        if problem is not None:
+            raise StatusError(Status.UNAUTHENTICATED, problem)
+
+    # -- admission ---------------------------------------------------------------------------------
 
     async def admit(self, claim: Claim, peer: Peer) -> Authenticated:
         """Accept a client's claimed identity, or raise StatusError.
@@ -192,22 +375,55 @@ class CredentialChecker:
     async def _decide(self, claim: Claim, certificate: PeerCertificate | None) -> tuple[Authenticated, bool]:
         """Return the accepted authentication, and whether it proves who the client is."""
         identity = claim.identity
+        if (part := reserved_part(identity)) is not None:
+            why = f"{shown(part)} is a name of the gateway: a participant has none that begins with _"
+            raise StatusError(Status.PERMISSION_DENIED, why)
         certified = None if certificate is None else self.check_certificate(identity, certificate)
         token = await self._check_token(identity, claim.credentials) if claim.credentials else None
         if token is not None:
-            admitted, proven = _of_token(token), True
+            admitted, proven = _of_token(token, certified), True
         else:
-            accepted = self.check(identity, claim.credentials, certified)
+            accepted = await self._look_up(identity, claim.credentials, certified)
+            accepted = accepted or self.check(identity, claim.credentials, certified)
             proven = accepted is not NO_CREDENTIAL
-            admitted = _ANYONE
-            if proven or certificate is not None:
-                admitted = Authenticated(accepted.allows_workspace, accepted.covers, accepted.everywhere)
-                admitted = admitted._replace(credential=_name(accepted, certificate))
+            admitted = _of_credential(accepted, certificate) if proven or certificate is not None else _ANYONE
         if certificate is not None:
             # A session ends with each of its credentials.
             ends = filter(None, (admitted.expires_ms, certificate.not_after_ms))
             admitted = admitted._replace(expires_ms=min(ends, default=0))
         return admitted, proven
+
+    async def _look_up(
+        self, identity: Identity, credentials: Mapping[str, str], certified: CertifiedName | None
+    ) -> AcceptedCredential | None:
+        """Accept an API token or a JWT; None when no such one counts. Raises StatusError."""
+        key = _key_of(credentials)
+        if key is not None:
+            if not is_token_text(key) or find_key(self._settings.api_keys, key) is not None:
+                return None
+            return AcceptedCredential(certificate=certified, token=await self._check_api_token(key, identity))
+        if self._jwt is None or not self._jwt:
+            return None
+        from aether_trio.services.credentials.jwt import bearer_of
+
+        bearer = bearer_of(credentials)
+        if bearer is None:
+            return None
+        return AcceptedCredential(certificate=certified, login=await self._jwt.login(bearer, identity))
+
+    async def _check_api_token(self, text: str, identity: Identity) -> ApiToken:
+        token = await self._find_token(text)
+        if token is None or token.token_id in self._ended_tokens:
+            why = "credential authentication failed: this gateway does not know the API token"
+            raise StatusError(Status.UNAUTHENTICATED, why)
+        if why_not := token.ended(self._clock.now_ms()):
+            raise StatusError(Status.UNAUTHENTICATED, f"the API token {token.name!r} {why_not}")
+        if not token.limits.connect:
+            why = f"the API token {token.name!r} has not the scope connect"
+            raise StatusError(Status.PERMISSION_DENIED, why)
+        if problem := token.problem(identity):
+            raise StatusError(Status.PERMISSION_DENIED, f"the API token {token.name!r} {problem}")
+        return token
 
     def check_certificate(self, identity: Identity, certificate: PeerCertificate) -> CertifiedName | None:
         """Return whom a certificate names, or None. Raises StatusError for another name."""
@@ -216,6 +432,8 @@ class CredentialChecker:
         if 0 < certificate.not_after_ms <= self._clock.now_ms():
             # TLS has verified it when the connection began, which may be long ago.
             raise StatusError(Status.UNAUTHENTICATED, "invalid client certificate: it has expired")
+        if self._revoked is not None and self._revoked.has(certificate):
+            raise StatusError(Status.UNAUTHENTICATED, "invalid client certificate: it was revoked")
         name, mode = certificate.common_name, self._settings.client_cert_mode
         if name == ANONYMOUS_NAME:
             return None
@@ -237,9 +455,9 @@ class CredentialChecker:
         self, identity: Identity, credentials: Mapping[str, str], certified: CertifiedName | None = None
     ) -> AcceptedCredential:
         """Accept a key or certificate; in development any client. Raises StatusError."""
-        key = next((credentials[name] for name in API_KEY_NAMES if credentials.get(name)), None)
+        key = _key_of(credentials)
         if key is not None and (self._settings.api_keys or not self._settings.allow_anonymous):
-            return self._check_key(key, identity)
+            return AcceptedCredential(self._check_key(key, identity), certified)
         if certified is not None:
             return AcceptedCredential(certificate=certified)
         if self._settings.allow_anonymous:
@@ -250,7 +468,7 @@ class CredentialChecker:
             why = f"{offered} are not accepted by this gateway yet; connect with an api_key or a client certificate"
         raise StatusError(Status.UNAUTHENTICATED, why)
 
-    def _check_key(self, key: str, identity: Identity) -> AcceptedCredential:
+    def _check_key(self, key: str, identity: Identity) -> ApiKey:
         record = find_key(self._settings.api_keys, key)
         if record is None:
             why = "credential authentication failed: this gateway does not know the API key"
@@ -258,7 +476,7 @@ class CredentialChecker:
         problem = key_problem(record, identity)
         if problem:
             raise StatusError(Status.PERMISSION_DENIED, f"API key {record.id!r} {problem}")
-        return AcceptedCredential(key=record)
+        return record
 
 
 def find_key(records: Sequence[ApiKey], key: str) -> ApiKey | None:
@@ -292,15 +510,40 @@ def _subject(claim: Claim) -> str:
     return text.removesuffix(claim.assigned_id) if claim.assigned_id else text
 
 
-def _of_token(token: TokenAdmission) -> Authenticated:
-    reaches, covers, task_id = token.workspaces.__contains__, token.covers, token.task_id
-    return Authenticated(reaches, covers, False, task_id, token.token, token.lineage, f"task:{task_id}")
+def _key_of(credentials: Mapping[str, str]) -> str | None:
+    return next((credentials[name] for name in API_KEY_NAMES if credentials.get(name)), None)
 
 
-def _name(accepted: AcceptedCredential, certificate: PeerCertificate | None) -> str:
-    if accepted.key is not None:
-        return f"key:{accepted.key.id}"
-    return "" if certificate is None else f"certificate:{certificate.serial_number}"
+def _of_token(token: TokenAdmission, certified: CertifiedName | None) -> Authenticated:
+    task_id = token.task_id
+    workspaces = token.workspaces
+    if certified is not None and not certified.everywhere:
+        workspaces = frozenset(filter(certified.allows_workspace, workspaces))
+    return Authenticated(
+        workspaces.__contains__,
+        token.covers,
+        False,
+        task_id,
+        token.token,
+        token.lineage,
+        f"task:{task_id}",
+        accepted=_TaskTokenReach((tuple(map(escape, sorted(workspaces))),)),
+    )
+
+
+def _of_credential(accepted: AcceptedCredential, certificate: PeerCertificate | None) -> Authenticated:
+    name = accepted.name or ("" if certificate is None else f"certificate:{certificate.serial_number}")
+    token, login = accepted.token, accepted.login
+    return Authenticated(
+        accepted.allows_workspace,
+        accepted.covers,
+        accepted.everywhere,
+        credential=name,
+        expires_ms=token.expires_ms if token is not None else 0 if login is None else login.expires_ms,
+        cap=AccessLevel.SUPERADMIN if token is None else token.limits.cap,
+        groups=() if login is None else login.groups,
+        accepted=accepted,
+    )
 
 
 def _proof(claim: Claim, peer: Peer) -> bytes:

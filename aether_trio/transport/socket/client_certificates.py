@@ -49,6 +49,11 @@ def issuer_of(certificate: bytes) -> bytes:
     return hashlib.sha256(issuer).digest()
 
 
+def name_digest(name: bytes) -> bytes:
+    """Return the SHA-256 of a name in DER, as `issuer_of` does."""
+    return hashlib.sha256(_only(name, _SEQUENCE)).digest()
+
+
 def _extensions(certificate: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield (object id, value) of each extension of a DER certificate."""
     body = _only(certificate, _SEQUENCE)
