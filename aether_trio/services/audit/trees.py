@@ -15,12 +15,14 @@ from aether_trio.model.access.merkle import Frontier
 from aether_trio.model.audit import (
     GATEWAY_ID,
     LEAF_BITS,
+    LEAF_VERSION,
     TEXTS,
     AuditEvent,
     AuditRecord,
     EventType,
     audit_id,
     leaf_bytes,
+    pack_head,
     place_of,
     record_of,
 )
@@ -41,6 +43,20 @@ _GROWN: Final = "UPDATE audit_trees SET frontier = $2, last_ms = $3 WHERE tree =
 
 RETENTION_PAGE: Final = 5000
 """Rows that retention deletes in one transaction."""
+
+
+def row_leaf(row: Row) -> bytes:
+    """Return the hash of a row's leaf, computed from its columns (COLUMNS).
+
+    Raises TypeError or struct.error for columns of other types than the table's.
+    """
+    texts = row[TEXT_COLUMNS]
+    joined = "".join(texts)
+    if joined.isascii():
+        head = pack_head(LEAF_VERSION, row[1], row[2], row[3], *map(len, texts))
+        return sha256(b"\0" + head + joined.encode()).digest()
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    return sha256(b"\0" + leaf_bytes(row[1], row[2], row[3], encoded)).digest()
 
 
 class TreeMissing(Exception):
