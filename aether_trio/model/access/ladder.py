@@ -15,14 +15,15 @@ Groups and roles hold groups and roles, MAX_DEPTH deep. What is asked for is a n
 pattern. Rules of wildcards with patterns of resources are in no tier.
 
 Invariants: each change is one step and leaves the index complete. An answer is what a search of all
-rules would give. Its cost grows with the groups of the principal and with the distinct lengths of
-literal prefixes, and not with the number of rules (unless many patterns share subject and prefix).
+rules would give. Its cost grows with the groups of the principal, and with the logarithm of the
+number of patterns (unless many of them share their subject and their literal end).
 """
 
 from __future__ import annotations
 
 import heapq
 import sys
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -30,7 +31,7 @@ from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from aether_trio.model.access.levels import AccessLevel
-from aether_trio.model.access.patterns import Pattern, compile_pattern, literal_of
+from aether_trio.model.access.patterns import Pattern, compile_pattern, literal_of, respelt
 from aether_trio.model.access.rules import (
     ANY,
     GROUP,
@@ -44,9 +45,8 @@ from aether_trio.model.access.rules import (
     Rule,
 )
 
-MAX_CACHED_PRINCIPALS: Final = 4096  # whose groups and roles are remembered
+MAX_REMEMBERED: Final = 4096  # principals and their groups, and places of names in one index
 _NEVER: Final = 1 << 62
-_LONGEST_KEY: Final = 64  # characters of a literal prefix that an index looks at
 _KV_SCOPE_OF_WORKSPACE: Final = ("kv_scope", "workspace")
 
 _REASONS: Final[Mapping[int, Mapping[AccessLevel, str]]] = MappingProxyType(
@@ -103,78 +103,126 @@ class Explanation:
     verdict: Verdict
 
 
-@dataclass(frozen=True, slots=True)
 class _Subjects:
     """A principal with all that it is in, from `since_ms` until before `until_ms`."""
 
-    text: str
-    wildcard: str | None
-    reached: Mapping[str, int]
-    """By subject ("type:id"), the principal first: the moment until which it is in it."""
-    by_type: Mapping[str, tuple[str, ...]]
-    since_ms: int
-    until_ms: int
+    __slots__ = ("reached", "since_ms", "text", "typed", "types", "until_ms", "wildcard")
+
+    def __init__(self, principal_type: str, text: str, now_ms: int) -> None:
+        self.text = text
+        self.wildcard = _WILDCARD_SUBJECTS.get(principal_type)
+        self.reached = {text: _NEVER}
+        """By subject ("type:id"), the principal first: the moment until which it is in it."""
+        self.typed = [(principal_type, text)]
+        """The subjects, each behind its type."""
+        self.types: Iterable[str] = (principal_type,)
+        self.since_ms = now_ms
+        self.until_ms = _NEVER
 
 
-@dataclass(frozen=True, slots=True)
-class _PatternRule:
+class _PatternRule(NamedTuple):
     """A rule of tier 5, with its patterns; None for a side that is a name."""
 
     rule: Rule
     subject: Pattern | None
     resource: Pattern | None
 
+    def matches(self, subject: str, resource: str) -> bool:
+        """Whether the patterns match; the index has compared the names."""
+        return (self.subject is None or self.subject.matches(subject)) and (
+            self.resource is None or self.resource.matches(resource)
+        )
 
+
+_Found = tuple[Rule, str]
+"""A rule, and the subject that it applies by."""
 _Item = TypeVar("_Item")
 
 
-class _Prefixes(Generic[_Item]):
-    """Values by the literal prefix of a pattern; found by a text that it may match."""
+class _Bucket(Generic[_Item]):
+    """The values of one literal prefix, by another key."""
 
-    __slots__ = ("_counts", "by_prefix", "lengths")
+    __slots__ = ("items", "parent", "prefix")
+
+    def __init__(self, prefix: str, parent: _Bucket[_Item] | None) -> None:
+        self.prefix: Final = prefix
+        self.parent = parent
+        """The bucket of the longest other prefix that this one begins with."""
+        self.items: dict[str, tuple[_Item, ...]] = {}
+
+
+class _Prefixes(Generic[_Item]):
+    """Values by the literal prefix of a pattern; found by a text that it may match.
+
+    The prefixes of a text come before it in their order. The last entry before the text is the
+    longest one, or begins with it: so a search and the chain of parents find them all.
+    """
+
+    __slots__ = ("_buckets", "_prefixes", "_remembered")
 
     def __init__(self) -> None:
-        self.by_prefix: dict[str, dict[str, tuple[_Item, ...]]] = {}
-        """By prefix, then by another key: the values."""
-        self.lengths: tuple[int, ...] = ()
-        self._counts: dict[int, int] = {}
+        self._prefixes: list[str] = []
+        self._buckets: list[_Bucket[_Item]] = []
+        self._remembered: dict[str, _Bucket[_Item] | None] = {}
+
+    def __len__(self) -> int:
+        return len(self._prefixes)
+
+    def longest(self, text: str) -> _Bucket[_Item] | None:
+        """Return the bucket of the longest prefix of a text; its parents are the others."""
+        at = bisect_right(self._prefixes, text)
+        bucket = self._buckets[at - 1] if at else None
+        while bucket is not None and not text.startswith(bucket.prefix):
+            bucket = bucket.parent
+        return bucket
+
+    def longest_again(self, text: str) -> _Bucket[_Item] | None:
+        """Return what `longest` does, for a text that is looked up many times."""
+        try:
+            return self._remembered[text]
+        except KeyError:
+            if len(self._remembered) >= MAX_REMEMBERED:
+                self._remembered.clear()
+            bucket = self._remembered[text] = self.longest(text)
+            return bucket
 
     def add(self, prefix: str, key: str, item: _Item) -> None:
-        prefix = prefix[:_LONGEST_KEY]
-        bucket = self.by_prefix.get(prefix)
-        if bucket is None:
-            bucket = self.by_prefix[prefix] = {}
-            known = self._counts.get(len(prefix), 0)
-            self._counts[len(prefix)] = known + 1
-            if not known:
-                self.lengths = tuple(sorted(self._counts))
-        bucket[key] = (*bucket.get(key, ()), item)
+        parent = self.longest(prefix)
+        if parent is not None and parent.prefix == prefix:
+            bucket = parent
+        else:
+            bucket = _Bucket(prefix, parent)
+            at = bisect_right(self._prefixes, prefix)
+            self._adopt(at, prefix, parent, bucket)
+            self._prefixes.insert(at, prefix)
+            self._buckets.insert(at, bucket)
+            self._remembered.clear()
+        bucket.items[key] = (*bucket.items.get(key, ()), item)
 
     def discard(self, prefix: str, key: str, item: _Item) -> None:
-        prefix = prefix[:_LONGEST_KEY]
-        bucket = self.by_prefix[prefix]
-        rest = tuple(one for one in bucket[key] if one is not item)
+        at = bisect_right(self._prefixes, prefix) - 1
+        bucket = self._buckets[at]
+        rest = tuple(one for one in bucket.items[key] if one is not item)
         if rest:
-            bucket[key] = rest
+            bucket.items[key] = rest
             return
-        del bucket[key]
-        if bucket:
-            return
-        del self.by_prefix[prefix]
-        self._counts[len(prefix)] -= 1
-        if not self._counts[len(prefix)]:
-            del self._counts[len(prefix)]
-            self.lengths = tuple(sorted(self._counts))
+        del bucket.items[key]
+        if not bucket.items:
+            del self._prefixes[at]
+            del self._buckets[at]
+            self._remembered.clear()
+            self._adopt(at, prefix, bucket, bucket.parent)
 
-    def buckets(self, text: str) -> Iterator[dict[str, tuple[_Item, ...]]]:
-        """Yield the buckets of the prefixes of a text."""
-        size = len(text)
-        for length in self.lengths:
-            if length > size:
-                return
-            bucket = self.by_prefix.get(text[:length])
-            if bucket is not None:
-                yield bucket
+    def _adopt(self, at: int, prefix: str, old: _Bucket[_Item] | None, new: _Bucket[_Item] | None) -> None:
+        """Give a new parent to the entries from here on with this prefix and parent."""
+        while at < len(self._prefixes) and self._prefixes[at].startswith(prefix):
+            if self._buckets[at].parent is old:
+                self._buckets[at].parent = new
+            at += 1
+
+
+_Places = tuple[dict[str, _Prefixes[_PatternRule]], dict[str, _Prefixes[_PatternRule]]]
+"""By type: the prefixes of texts, and those of reversed texts."""
 
 
 class _LockedBy(NamedTuple):
@@ -196,11 +244,11 @@ class AccessIndex:
         self._any: dict[str, dict[str, Rule]] = {}
         """By type of resources: the rules on all of it, by subject."""
         self._pattern_rules: dict[tuple[str, str], _PatternRule] = {}
-        """By subject and resource as they are written."""
-        self._by_resource: dict[str, _Prefixes[_PatternRule]] = {}
-        """By resource type and prefix; then by subject, or by its type if it is a pattern."""
-        self._by_subject: dict[str, _Prefixes[_PatternRule]] = {}
-        """By principal type and prefix; then by resource, or by its type if it is a pattern."""
+        """By subject and resource as they are written, names in one spelling."""
+        self._by_resource: _Places = ({}, {})
+        """By resource type and end; then by subject, or by its type if it is a pattern."""
+        self._by_subject: _Places = ({}, {})
+        """By principal type and end; then by resource, or by its type if it is a pattern."""
         self._own: Rule | None = None
         self._fallbacks: dict[str, AccessLevel] = {}
         self._above: dict[str, dict[str, Member]] = {}
@@ -218,6 +266,7 @@ class AccessIndex:
 
     def put_rule(self, rule: Rule) -> None:
         """Add a rule or replace the one with its id, or with its subject and resource."""
+        rule = _sharing_texts(rule)
         subject = literal_of(rule.principal_id)
         resource = literal_of(rule.resource_id)
         patterns = None
@@ -260,7 +309,7 @@ class AccessIndex:
         self._replace(entry, subject, rule)
 
     def _put_pattern_rule(self, one: _PatternRule) -> None:
-        key = one.rule.subject, one.rule.resource
+        key = _key_of(one.rule)
         known = self._pattern_rules.get(key)
         if known is not None:
             self.remove_rule(known.rule.rule_id)
@@ -269,14 +318,19 @@ class AccessIndex:
         index.add(prefix, other, one)
 
     def _place(self, one: _PatternRule) -> tuple[_Prefixes[_PatternRule], str, str]:
-        """Return where a rule of tier 5 is: by the side with the longer prefix."""
+        """Return where a rule of tier 5 is: at the longest literal end of its patterns."""
         rule, subject, resource = one.rule, one.subject, one.resource
-        if subject is not None and (resource is None or len(subject.prefix) >= len(resource.prefix)):
-            index = self._by_subject.setdefault(rule.principal_type, _Prefixes())
-            return index, subject.prefix, _resource_of(rule) if resource is None else rule.resource_type
-        assert resource is not None
-        index = self._by_resource.setdefault(rule.resource_type, _Prefixes())
-        return index, resource.prefix, sys.intern(_subject_of(rule)) if subject is None else rule.principal_type
+        in_subject = _longest_end(subject, rule.principal_type)
+        in_resource = _longest_end(resource, rule.resource_type)
+        if in_subject > in_resource:
+            _, end, text = in_subject
+            places, of_type = self._by_subject[end], rule.principal_type
+            key = _resource_of(rule) if resource is None else rule.resource_type
+        else:
+            _, end, text = in_resource
+            places, of_type = self._by_resource[end], rule.resource_type
+            key = sys.intern(_subject_of(rule)) if subject is None else rule.principal_type
+        return places.setdefault(of_type, _Prefixes()), text, key
 
     def remove_rule(self, rule_id: str) -> None:
         """Remove a rule, if it is there."""
@@ -286,9 +340,8 @@ class AccessIndex:
         if rule is self._own:
             self._own = None
             return
-        one = self._pattern_rules.get((rule.subject, rule.resource))
+        one = self._pattern_rules.pop(_key_of(rule), None)
         if one is not None:
-            del self._pattern_rules[rule.subject, rule.resource]
             index, prefix, other = self._place(one)
             index.discard(prefix, other, one)
         elif rule.resource_id == ANY:
@@ -322,7 +375,7 @@ class AccessIndex:
         """Add a membership or replace the one of the same member."""
         self._above.setdefault(sys.intern(member.member), {})[sys.intern(member.container)] = member
         self._members.setdefault(sys.intern(member.container), set()).add(sys.intern(member.member))
-        self._subjects.clear()
+        self.forget_subjects()
         self._note_expiry(member)
 
     def remove_membership(self, kind: str, name: str, member_type: str, member_id: str) -> None:
@@ -337,7 +390,7 @@ class AccessIndex:
         self._members[container].discard(member)
         if not self._members[container]:
             del self._members[container]
-        self._subjects.clear()
+        self.forget_subjects()
 
     def drop_group(self, name: str) -> None:
         """Remove a group's rules, its members and its memberships."""
@@ -366,49 +419,53 @@ class AccessIndex:
         """Return the principal, and all groups and roles that it is in, as "type:id"."""
         return tuple(self._subjects_of(principal_type, principal_id, now_ms).reached)
 
+    def forget_subjects(self) -> None:
+        """Look up the groups of all principals anew."""
+        self._subjects.clear()
+
     def _subjects_of(self, principal_type: str, principal_id: str, now_ms: int) -> _Subjects:
         text = f"{principal_type}:{principal_id}"
         known = self._subjects.get(text)
         if known is not None and known.since_ms <= now_ms < known.until_ms:
             return known
-        wildcard = _WILDCARD_SUBJECTS.get(principal_type)
-        if text not in self._above:
-            return _Subjects(text, wildcard, {text: _NEVER}, {principal_type: (text,)}, now_ms, _NEVER)
-        reached, until_ms = self._reach(text, now_ms)
-        by_type: dict[str, list[str]] = {}
-        for one in reached:
-            by_type.setdefault(one.partition(":")[0], []).append(one)
-        found = _Subjects(
-            text, wildcard, reached, {name: tuple(texts) for name, texts in by_type.items()}, now_ms, until_ms
-        )
-        if len(self._subjects) >= MAX_CACHED_PRINCIPALS:
-            self._subjects.clear()
-        self._subjects[text] = found
+        found = _Subjects(principal_type, text, now_ms)
+        if text in self._above:
+            self._reach(found, now_ms)
+            if len(self._subjects) >= MAX_REMEMBERED:
+                self._subjects.clear()
+            self._subjects[text] = found
         return found
 
-    def _reach(self, text: str, now_ms: int) -> tuple[dict[str, int], int]:
-        """Return what the subject is in and until when, and when that changes.
+    def _reach(self, subjects: _Subjects, now_ms: int) -> None:
+        """Fill in what the principal is in and until when.
 
         Of several chains to a group, the one that lasts longest counts.
         """
-        reached = {text: _NEVER}
-        changes_ms = _NEVER
+        reached = subjects.reached
         latest = dict(reached)
         for _ in range(MAX_DEPTH):
             further: dict[str, int] = {}
             for one, mine_ms in latest.items():
-                for container, member in self._above.get(one, {}).items():
-                    ends_ms = member.expires_ms or _NEVER
-                    if ends_ms <= now_ms:
+                above = self._above.get(one)
+                if above is None:
+                    continue
+                for container, member in above.items():
+                    until_ms = mine_ms
+                    if member.expires_ms:
+                        if member.expires_ms <= now_ms:
+                            continue
+                        subjects.until_ms = min(subjects.until_ms, member.expires_ms)
+                        until_ms = min(mine_ms, member.expires_ms)
+                    known_ms = reached.get(container)
+                    if known_ms is None:
+                        subjects.typed.append((member.kind, container))
+                    elif known_ms >= until_ms:
                         continue
-                    changes_ms = min(changes_ms, ends_ms)
-                    until_ms = min(mine_ms, ends_ms)
-                    if until_ms > reached.get(container, 0):
-                        reached[container] = further[container] = until_ms
+                    reached[container] = further[container] = until_ms
             if not further:
                 break
             latest = further
-        return reached, changes_ms
+        subjects.types = {one for one, _ in subjects.typed}
 
     # Fallbacks and locks.
 
@@ -449,10 +506,12 @@ class AccessIndex:
             return None
         found: Lock | None = None
         for text in (identity_text, f"{principal_type}:{principal_id}"):
-            for bucket in self._locks_by_prefix.buckets(text):
-                for lock, pattern in bucket[""]:
-                    if lock.is_live(now_ms) and (found is None or _lasts_longer(lock, found)) and pattern.matches(text):
+            bucket = self._locks_by_prefix.longest(text)
+            while bucket is not None:
+                for lock, pattern in bucket.items[""]:
+                    if lock.is_live(now_ms) and pattern.matches(text) and (found is None or _lasts_longer(lock, found)):
                         found = lock
+                bucket = bucket.parent
         return found
 
     # Expiry.
@@ -522,71 +581,61 @@ class AccessIndex:
             if wildcard is not None and (rule := _live(of_type, wildcard, now_ms)) is not None:
                 return _verdict(4, (rule, wildcard), subjects)
         if self._pattern_rules:
-            found = self._highest_pattern(subjects, resource_type, resource_id, now_ms)
+            found = self._highest_pattern(subjects, resource_type, f"{resource_type}:{resource_id}", now_ms)
             if found is not None:
                 return _verdict(5, found, subjects)
         return self._fallback(principal_type, resource_type, resource_id, now_ms, own_workspace)
 
-    def _highest_pattern(
-        self, subjects: _Subjects, resource_type: str, resource_id: str, now_ms: int
-    ) -> tuple[Rule, str] | None:
+    def _highest_pattern(self, subjects: _Subjects, resource_type: str, resource: str, now_ms: int) -> _Found | None:
         best: Rule | None = None
         best_text = ""
-        for one, text in self._candidates(subjects, resource_type, resource_id):
+        for one, text in self._candidates(subjects, resource_type, resource):
             rule = one.rule
-            if (rule.expires_ms and rule.expires_ms <= now_ms) or (best is not None and rule.level < best.level):
+            if rule.expires_ms and rule.expires_ms <= now_ms:
                 continue
-            if (
-                best is None
-                or rule.level > best.level
-                or _order(rule, text, subjects) < _order(best, best_text, subjects)
+            if best is not None and (
+                rule.level < best.level
+                or (rule.level == best.level and _order(rule, text, subjects) > _order(best, best_text, subjects))
             ):
+                continue
+            if one.matches(text, resource):
                 best, best_text = rule, text
         return None if best is None else (best, best_text)
 
-    def _candidates(
-        self, subjects: _Subjects, resource_type: str, resource_id: str
-    ) -> Iterator[tuple[_PatternRule, str]]:
-        """Yield the rules of tier 5 that match, each with the subject that it matches."""
-        resource = f"{resource_type}:{resource_id}"
+    def _candidates(self, subjects: _Subjects, resource_type: str, resource: str) -> list[tuple[_PatternRule, str]]:
+        """Return the rules of tier 5 that may match, each with the subject in question.
+
+        Names are compared here, and some prefixes; the patterns remain to be matched.
+        """
+        found: list[tuple[_PatternRule, str]] = []
         reached = subjects.reached
-        prefixes = self._by_resource.get(resource_type)
-        if prefixes is not None:
-            size = len(resource)
-            get = prefixes.by_prefix.get
-            for length in prefixes.lengths:
-                if length > size:
-                    break
-                bucket = get(resource[:length])
-                if bucket is None:
-                    continue
-                texts: Iterable[str] = (
-                    reached if len(reached) <= len(bucket) else [one for one in bucket if one in reached]
-                )
-                for text in texts:
-                    for one in bucket.get(text, ()):
-                        if one.resource.matches(resource):  # type: ignore[union-attr]
-                            yield one, text
-                for principal_type, of_type in subjects.by_type.items():
-                    for one in bucket.get(principal_type, ()):
-                        if one.resource.matches(resource):  # type: ignore[union-attr]
-                            for text in of_type:
-                                if one.subject.matches(text):  # type: ignore[union-attr]
-                                    yield one, text
-        if not self._by_subject:
-            return
-        for principal_type, of_type in subjects.by_type.items():
-            prefixes = self._by_subject.get(principal_type)
-            if prefixes is None:
+        for end, places in enumerate(self._by_resource):
+            prefixes = places.get(resource_type)
+            bucket = prefixes.longest(resource[::-1] if end else resource) if prefixes is not None else None
+            while bucket is not None:
+                items = bucket.items
+                for text in reached if len(reached) <= len(items) else [one for one in items if one in reached]:
+                    if text in items:
+                        found += [(one, text) for one in items[text]]
+                for principal_type in subjects.types:
+                    if principal_type in items:
+                        texts = [text for of_type, text in subjects.typed if of_type == principal_type]
+                        found += [(one, text) for one in items[principal_type] for text in texts]
+                bucket = bucket.parent
+        for end, places in enumerate(self._by_subject):
+            if not places:
                 continue
-            for text in of_type:
-                for bucket in prefixes.buckets(text):
-                    for one in bucket.get(resource, ()):
-                        if one.subject.matches(text):  # type: ignore[union-attr]
-                            yield one, text
-                    for one in bucket.get(resource_type, ()):
-                        if one.subject.matches(text) and one.resource.matches(resource):  # type: ignore[union-attr]
-                            yield one, text
+            for principal_type, text in subjects.typed:
+                prefixes = places.get(principal_type)
+                bucket = prefixes.longest_again(text[::-1] if end else text) if prefixes is not None else None
+                while bucket is not None:
+                    items = bucket.items
+                    if resource in items:
+                        found += [(one, text) for one in items[resource]]
+                    if resource_type in items:
+                        found += [(one, text) for one in items[resource_type]]
+                    bucket = bucket.parent
+        return found
 
     def _fallback(
         self, principal_type: str, resource_type: str, resource_id: str, now_ms: int, own_workspace: str
@@ -630,8 +679,10 @@ class AccessIndex:
                     add(tier, text, rules[text])
             if subjects.wildcard in rules:
                 add(tier + 1, subjects.wildcard, rules[subjects.wildcard])
-        for one, text in self._candidates(subjects, resource_type, resource_id):
-            add(5, text, one.rule)
+        resource = f"{resource_type}:{resource_id}"
+        for one, text in self._candidates(subjects, resource_type, resource):
+            if one.matches(text, resource):
+                add(5, text, one.rule)
         if self._own is not None and _is_own(resource_type, resource_id, own_workspace):
             add(6, self._own.subject, self._own)
         category = f"{principal_type}_{resource_type}"
@@ -642,6 +693,23 @@ class AccessIndex:
         return Explanation(tuple(subjects.reached), tuple(found), verdict)
 
 
+def _sharing_texts(rule: Rule) -> Rule:
+    """Return the rule with the texts that others have too: half of their memory."""
+    share = sys.intern
+    return Rule(
+        rule.rule_id,
+        share(rule.principal_type),
+        share(rule.principal_id),
+        share(rule.resource_type),
+        share(rule.resource_id),
+        rule.level,
+        share(rule.granted_by),
+        rule.granted_ms,
+        rule.expires_ms,
+        rule.reason,
+    )
+
+
 def _subject_of(rule: Rule) -> str:
     """Return the subject of a rule as "type:name"; its id is no pattern."""
     return f"{rule.principal_type}:{literal_of(rule.principal_id)}"
@@ -649,6 +717,26 @@ def _subject_of(rule: Rule) -> str:
 
 def _resource_of(rule: Rule) -> str:
     return f"{rule.resource_type}:{literal_of(rule.resource_id)}"
+
+
+def _longest_end(pattern: Pattern | None, of_type: str) -> tuple[int, int, str]:
+    """Return the longer literal end: its length, which end it is, and its text.
+
+    0 is the beginning, where the type does not count; 1 the end, whose text is reversed.
+    """
+    if pattern is None:
+        return -1, 0, ""
+    size = len(pattern.prefix) - len(of_type) - 1
+    if len(pattern.suffix) > size:
+        return len(pattern.suffix), 1, pattern.suffix[::-1]
+    return size, 0, pattern.prefix
+
+
+def _key_of(rule: Rule) -> tuple[str, str]:
+    return (
+        f"{rule.principal_type}:{respelt(rule.principal_id)}",
+        f"{rule.resource_type}:{respelt(rule.resource_id)}",
+    )
 
 
 def _lasts_longer(lock: Lock, other: Lock) -> bool:
@@ -674,7 +762,7 @@ def _live(rules: Mapping[str, Rule], text: str, now_ms: int) -> Rule | None:
     return None if rule is None or (rule.expires_ms and rule.expires_ms <= now_ms) else rule
 
 
-def _highest(rules: Mapping[str, Rule], subjects: _Subjects, now_ms: int) -> tuple[Rule, str] | None:
+def _highest(rules: Mapping[str, Rule], subjects: _Subjects, now_ms: int) -> _Found | None:
     """Return the live rule with the highest level of these subjects, and its subject."""
     reached = subjects.reached
     best: Rule | None = None
@@ -693,7 +781,7 @@ def _highest(rules: Mapping[str, Rule], subjects: _Subjects, now_ms: int) -> tup
     return None if best is None else (best, best_text)
 
 
-def _verdict(tier: int, found: tuple[Rule, str], subjects: _Subjects) -> Verdict:
+def _verdict(tier: int, found: _Found, subjects: _Subjects) -> Verdict:
     rule, text = found
     level = rule.level
     reason = _REASONS[tier][level]

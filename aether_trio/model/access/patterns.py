@@ -62,6 +62,12 @@ def literal_of(text: str) -> str | None:
     return compile_pattern(text).literal if _METACHARACTER.search(text) is not None else text
 
 
+def respelt(text: str) -> str:
+    """Return a pattern's text with a name escaped in one way; raises PatternError."""
+    name = literal_of(text)
+    return text if name is None or name is text else escape(name)
+
+
 class _CharacterSet(NamedTuple):
     """One character of these ranges of codes, or one of all others."""
 
@@ -161,7 +167,7 @@ def _parse_class(text: str, at: int) -> tuple[_CharacterSet, int]:
 class Pattern:
     """A compiled pattern or name; `compile_pattern` makes one. Immutable."""
 
-    __slots__ = ("_matcher", "_pieces", "_suffix", "crosses_slash", "literal", "prefix", "text")
+    __slots__ = ("_matcher", "_pieces", "crosses_slash", "literal", "prefix", "suffix", "text")
 
     def __init__(self, text: str, tokens: Sequence[_Token], crosses_slash: bool) -> None:
         self.text: Final = text
@@ -173,15 +179,16 @@ class Pattern:
         """The unescaped text, if there is no wildcard; else None."""
         self.prefix: Final = plain
         """The unescaped text before the first wildcard."""
+        last = next((at for at in range(len(tokens), 0, -1) if not isinstance(tokens[at - 1], str)), 0)
+        self.suffix: Final = "".join(one for one in tokens[last:] if isinstance(one, str)) if last else ""
+        """The unescaped text behind the last wildcard; "" if there is none."""
         self._pieces: tuple[str, ...] | None = None
-        self._suffix = ""
         self._matcher: Callable[[str], object] | None = None
         if self.literal is not None:
             return
         texts = ["".join(one) if all(isinstance(c, str) for c in one) else None for one in chunks]  # type: ignore[arg-type]
         if len(chunks) > 1 and None not in texts:
-            _, *pieces, self._suffix = (one or "" for one in texts)
-            self._pieces = tuple(filter(None, pieces))
+            self._pieces = tuple(filter(None, texts[1:-1]))
         elif not crosses_slash and any(map(_is_ambiguous, chunks[1:-1])):
             self._matcher = _Automaton(tokens, crosses_slash).matches
         else:
@@ -193,8 +200,8 @@ class Pattern:
         if pieces is None:
             return text == self.literal if self._matcher is None else bool(self._matcher(text))
         at = len(self.prefix)
-        end = len(text) - len(self._suffix)
-        if at > end or not text.startswith(self.prefix) or not text.endswith(self._suffix):
+        end = len(text) - len(self.suffix)
+        if at > end or not text.endswith(self.suffix) or not text.startswith(self.prefix):
             return False
         for piece in pieces:
             found = text.find(piece, at, end)

@@ -52,6 +52,17 @@ def name(text: str) -> str:
     return re.sub(r"\\(.)", r"\1", text)
 
 
+def key(rule: Rule) -> tuple[str, bool, str, bool]:
+    """What two rules have in common that are one: spellings of one name do not differ."""
+    subject, resource = is_pattern(rule.principal_id), is_pattern(rule.resource_id)
+    return (
+        rule.subject if subject else name(rule.subject),
+        subject,
+        rule.resource if resource else name(rule.resource),
+        resource,
+    )
+
+
 @dataclass(frozen=True)
 class Question:
     principal_type: str
@@ -83,11 +94,7 @@ class NaiveAccess:
     locks: list[Lock] = field(default_factory=list)
 
     def put_rule(self, new: Rule) -> None:
-        self.rules = [
-            one
-            for one in self.rules
-            if one.rule_id != new.rule_id and (one.subject, one.resource) != (new.subject, new.resource)
-        ] + [new]
+        self.rules = [one for one in self.rules if one.rule_id != new.rule_id and key(one) != key(new)] + [new]
 
     def remove_rule(self, rule_id: str) -> None:
         self.rules = [one for one in self.rules if one.rule_id != rule_id]
@@ -96,8 +103,8 @@ class NaiveAccess:
         self.remove_membership(new.kind, new.name, new.member_type, new.member_id)
         self.members.append(new)
 
-    def remove_membership(self, *key: str) -> None:
-        self.members = [one for one in self.members if (one.kind, one.name, one.member_type, one.member_id) != key]
+    def remove_membership(self, *wanted: str) -> None:
+        self.members = [one for one in self.members if (one.kind, one.name, one.member_type, one.member_id) != wanted]
 
     def drop(self, kind: str, dropped: str) -> None:
         self.rules = [

@@ -347,6 +347,7 @@ SUBJECTS = st.sampled_from(
             "role:g",
         ),
         *("agent:*", "agent:?", "agent:[ab]", "agent:a*b", "agent:a/*", "group:?", "role:*", "agent:**", "user:*"),
+        *("agent:*b", "agent:?/b", "agent:[a]*b", "agent:a?b", "role:*r"),
         *("wildcard:_any_agent", "wildcard:_any_authenticated_user"),
     ]
 )
@@ -482,7 +483,7 @@ def compare_all(access: AccessIndex, plain: NaiveAccess) -> None:
         assert (lock is None) is not bool(barred)
         assert lock is None or lock.lock_id in barred
     assert sorted(one.rule_id for one in access.rules()) == sorted(one.rule_id for one in plain.rules)
-    assert all(access.rule(one.rule_id) is one for one in plain.rules)
+    assert all(access.rule(one.rule_id) == one for one in plain.rules)
     assert sorted(one.member + one.container for one in access.memberships()) == sorted(
         one.member + one.container for one in plain.members
     )
@@ -491,6 +492,18 @@ def compare_all(access: AccessIndex, plain: NaiveAccess) -> None:
 
 @settings(max_examples=150)
 @given(st.lists(OPERATIONS, max_size=25))
+@example(
+    [
+        ("put_rule", rule("agent:a", "workspace:w")),
+        ("put_rule", rule("agent:a", r"workspace:\w", expires_ms=10)),
+    ]
+)
+@example(
+    [
+        ("put_rule", rule("agent:a", "workspace:w*")),
+        ("put_rule", rule(r"agent:\a", "workspace:w*", NONE)),
+    ]
+)
 @example(
     [
         ("put_rule", rule("agent:a", "workspace:w", rule_id="x")),
@@ -518,9 +531,9 @@ def assert_empty(access: AccessIndex) -> None:
     left = (access._rules, access._exact, access._any, access._pattern_rules, access._own)
     assert not any(left)
     assert not any((access._above, access._members, access._locks, access._fallbacks))
-    for prefixes in (*access._by_resource.values(), *access._by_subject.values(), access._locks_by_prefix):
-        assert not prefixes.by_prefix
-        assert not prefixes.lengths
+    assert len(access._locks_by_prefix) == 0
+    for places in (*access._by_resource, *access._by_subject):
+        assert not any(map(len, places.values()))
     assert access.next_expiry_ms(0) == 0
 
 
@@ -532,7 +545,7 @@ def test_clear_forgets_all() -> None:
 
 
 def test_the_remembered_principals_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("aether_trio.model.access.ladder.MAX_CACHED_PRINCIPALS", 3)
+    monkeypatch.setattr("aether_trio.model.access.ladder.MAX_REMEMBERED", 3)
     access = index(*(member(f"agent:a{n}", "group:ops") for n in range(10)))
     for n in range(10):
         assert access.subjects("agent", f"a{n}", 0) == (f"agent:a{n}", "group:ops")

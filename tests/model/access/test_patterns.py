@@ -158,20 +158,22 @@ def test_a_name_without_escapes_is_the_same_object() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "literal", "prefix"),
+    ("pattern", "literal", "prefix", "suffix"),
     [
-        (r"wh\?t", "wh?t", "wh?t"),
-        ("wh?t", None, "wh"),
-        (r"a\b\\c", "ab\\c", "ab\\c"),
-        (r"\*x[ab]", None, "*x"),
-        ("*", None, ""),
-        ("", "", ""),
-        ("a]-^", "a]-^", "a]-^"),
+        (r"wh\?t", "wh?t", "wh?t", ""),
+        ("wh?t", None, "wh", "t"),
+        (r"a\b\\c", "ab\\c", "ab\\c", ""),
+        (r"\*x[ab]", None, "*x", ""),
+        ("a*b?c*[de]fg", None, "a", "fg"),
+        (r"a*b*\*d", None, "a", "*d"),
+        ("*", None, "", ""),
+        ("", "", "", ""),
+        ("a]-^", "a]-^", "a]-^", ""),
     ],
 )
-def test_literals(pattern: str, literal: str | None, prefix: str) -> None:
+def test_literal_parts(pattern: str, literal: str | None, prefix: str, suffix: str) -> None:
     found = compile_pattern(pattern)
-    assert (found.literal, found.prefix) == (literal, prefix)
+    assert (found.literal, found.prefix, found.suffix) == (literal, prefix, suffix)
 
 
 @pytest.mark.parametrize(
