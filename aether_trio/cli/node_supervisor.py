@@ -108,6 +108,10 @@ class NodeSupervisor:
         """Drain, stop or kill the processes on signals; cancel `scope` during the start."""
         async with trio.open_nursery() as nursery:
             async for number in signals:
+                if number == signal.SIGHUP:
+                    for node in self.nodes:
+                        node.send(number)
+                    continue
                 self.signals.append(number)
                 name = signal.Signals(number).name
                 if len(self.ready) < len(self.nodes):
@@ -184,14 +188,15 @@ async def run_nodes(
     ready: ReadyFile | None = None,
     sidecar: Sidecar | None = None,
     ends_with_output: bool = False,
+    reloads: bool = False,
 ) -> int | None:
     """Run gateway processes until they have drained.
 
     Returns the signal that stopped them before that. `announce` gives the text for the person and
     starts the `sidecar`, which ends before the drain. `address` is that of clients, None for the
-    first gateway's. Raises CliError.
+    first gateway's. With `reloads` all are handed SIGHUP on. Raises CliError.
     """
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
+    with trio.open_signal_receiver(*_SIGNALS, *([signal.SIGHUP] if reloads else [])) as signals:
         async with trio.open_nursery() as nursery, supervised_nodes(nodes) as supervisor:
             nursery.start_soon(supervisor.obey, signals, nursery.cancel_scope, sidecar)
             if ends_with_output:

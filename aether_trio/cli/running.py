@@ -14,11 +14,12 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Protocol
 
+import structlog
 import trio
 
 from aether_trio.cli import exits
@@ -31,6 +32,8 @@ from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.hosts import where
 from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
+
+logger = structlog.get_logger("aether.cli")
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -46,8 +49,17 @@ class RunningGateway(Protocol):
     def addresses(self) -> Mapping[str, str]: ...
     @property
     def ops_address(self) -> str | None: ...
+    @property
+    def reload(self) -> Reload: ...
     async def wait_closed(self) -> None: ...
     async def drain(self) -> None: ...
+
+
+class Reload(Protocol):
+    """Takes over new settings while a gateway runs (gateway/reload.py)."""
+
+    def apply(self, wanted: Settings) -> None:
+        """Use new settings, all or none. Raises OSError."""
 
 
 def refuse_open_gateway(settings: Settings) -> None:
@@ -101,9 +113,17 @@ def refuse_missing_files(settings: Settings) -> None:
 
 
 def run_gateway(
-    settings: Settings, *, ready_file: str | None, until_stdin_ends: bool = False, sidecar: Sidecar | None = None
+    settings: Settings,
+    *,
+    ready_file: str | None,
+    until_stdin_ends: bool = False,
+    sidecar: Sidecar | None = None,
+    load: Callable[[], Settings] | None = None,
 ) -> None:
-    """Run a gateway until it has drained. Exits by CliError or SystemExit."""
+    """Run a gateway until it has drained. Exits by CliError or SystemExit.
+
+    `load` loads the settings anew, at each SIGHUP. Without it SIGHUP ends the process at once.
+    """
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
     configure_logging(settings.logging, node=settings.gateway.node_name)
@@ -112,7 +132,7 @@ def run_gateway(
     raise_file_limit()
     ready = prepared_ready_file(ready_file)
     try:
-        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, sidecar)
+        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, sidecar, load)
     except* OSError as group:
         raise start_error(exits.first_of(group), settings) from group
     except* StorageSetupError as group:
@@ -130,10 +150,11 @@ async def _run(
     opener: _Opener,
     until_stdin_ends: bool = False,
     sidecar: Sidecar | None = None,
+    load: Callable[[], Settings] | None = None,
 ) -> int | None:
-    with trio.open_signal_receiver(*_SIGNALS) as signals:
+    with trio.open_signal_receiver(*_SIGNALS, *([] if load is None else [signal.SIGHUP])) as signals:
         async with trio.open_nursery() as nursery:
-            stop = _Stop(nursery.cancel_scope, quiet=until_stdin_ends)
+            stop = _Stop(nursery.cancel_scope, quiet=until_stdin_ends, load=load)
             nursery.start_soon(stop.watch, signals)
             if settings.gateway.dev and not until_stdin_ends:
                 nursery.start_soon(stop.watch_output)
@@ -181,8 +202,11 @@ class _Opener(Protocol):
 class _Stop:
     """Turns a gateway process's signals into a drain, then into a stop."""
 
-    def __init__(self, scope: trio.CancelScope, *, quiet: bool = False) -> None:
+    def __init__(
+        self, scope: trio.CancelScope, *, quiet: bool = False, load: Callable[[], Settings] | None = None
+    ) -> None:
         self._scope = scope
+        self._load = load
         self._quiet = quiet
         self.gateway: RunningGateway | None = None
         self.sidecar: Sidecar | None = None
@@ -210,6 +234,9 @@ class _Stop:
         async with trio.open_nursery() as nursery:
             async for number in signals:
                 name = signal.Signals(number).name
+                if number == signal.SIGHUP:
+                    self._reload()
+                    continue
                 if self.gateway is None or self.signal is not None:
                     self._say(f"{name}: stopping at once")
                     self.signal = number
@@ -220,6 +247,22 @@ class _Stop:
                 self.signal = number
                 self._say(f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.")
                 nursery.start_soon(self._drain, self.gateway)
+
+    def _reload(self) -> None:
+        """Take over the settings of TLS and credentials, all or none; log what is wrong."""
+        if self._load is None or self.gateway is None:
+            return  # what is still opening has just read them
+        try:
+            settings = self._load()
+            refuse_open_gateway(settings)
+            self.gateway.reload.apply(settings)
+        except exits.CliError as error:
+            logger.error("the settings stay as they were: the new ones cannot be used", reason=error.message)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            logger.error(
+                "the settings stay as they were: the new ones cannot be used", reason=f"{where}{error.strerror}"
+            )
 
     async def _drain(self, gateway: RunningGateway) -> None:
         if self._draining:

@@ -39,11 +39,14 @@ def command(host: str | None, database: str | None, workers: int | None, given: 
 
     One port speaks gRPC, the binary framing and WebSocket; TRANSPORT.enabled and TRANSPORT.port
     (grpc, framed, websocket) switch one off or give it a separate port.
+
+    SIGHUP reads certificates, revoked certificates, API keys, identity providers and the keys of
+    API tokens anew, all or none; sessions whose credential is gone end.
     """
     given = given.with_flags({"gateway.host": host, "storage.database": database})
     settings = given.load()
     if workers is None:
-        run_gateway(settings, ready_file=given.ready_file, until_stdin_ends=given.until_stdin_ends)
+        run_gateway(settings, ready_file=given.ready_file, until_stdin_ends=given.until_stdin_ends, load=given.load)
         return
     from aether_trio.cli.workers import run_workers
 

@@ -60,7 +60,7 @@ def run_workers(count: int, settings: Settings, given: ServingOptions) -> None:
             nodes.append(NodeProcess(f"{base}-{number + 1}", arguments, directory, output=STDERR))
         if ready is not None:
             stack.callback(ready.remove)
-        run(partial(run_nodes, nodes, partial(_announce, settings), ready=ready))
+        run(partial(run_nodes, nodes, partial(_announce, settings), ready=ready, reloads=True))
 
 
 @contextmanager

@@ -35,12 +35,14 @@ from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials.checker import CredentialChecker
+from aether_trio.services.credentials.ends import CredentialEnds
 from aether_trio.services.kv import KvHandler, KvService
 from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNodes, TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
+from aether_trio.services.tokens import TokenStore, read_hmac_keys
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -77,6 +79,9 @@ class Core:
     router: Router
     dispatcher: Dispatcher
     hooks: ServiceHooks
+    credentials: CredentialChecker
+    credential_ends: CredentialEnds
+    tokens: TokenStore
     sessions: SessionServer
     tail: TopicWatcher
 
@@ -161,7 +166,8 @@ async def open_core(
         conversations = Conversations(tasks_database, ephemeral_topics)
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
-        credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit)
+        tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
+        credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit, tokens.find)
         credentials.use(credentials.prepare(settings.auth, settings.tls))
         expiry = SessionExpiry(registry, clock)
         hooks = ServiceHooks(
@@ -259,6 +265,9 @@ async def open_core(
             router=router,
             dispatcher=dispatcher,
             hooks=hooks,
+            credentials=credentials,
+            credential_ends=CredentialEnds(credentials, registry),
+            tokens=tokens,
             sessions=sessions,
             tail=TopicWatcher(log, ephemeral_topics, clock),
         )
@@ -275,6 +284,7 @@ async def open_core(
             "checkpoint-sweep": checkpoints.sweep_forever,
             "session-expiry": expiry.run,
             "identity-providers": credentials.run,
+            "token-uses": tokens.run,
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
         }
@@ -295,6 +305,7 @@ async def open_core(
                     sessions.handshake.stop_admitting()
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                         await presence.flush_at_end()
+                        await tokens.flush_at_end()
         finally:
             nursery.cancel_scope.cancel()
 

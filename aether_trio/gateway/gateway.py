@@ -19,6 +19,7 @@ import trio
 from aether_trio.config import Settings
 from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.core import Core, open_core
+from aether_trio.gateway.reload import SettingsReload
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.framed.server import FramedServer
@@ -60,6 +61,8 @@ class Gateway:
     def __init__(
         self, core: Core, ports: Ports, health: GrpcHealth, settings: Settings, ops_address: str | None
     ) -> None:
+        self.reload = SettingsReload(settings, core.credentials, core.credential_ends, core.tokens, ports)
+        """Takes over new settings of TLS and credentials."""
         self.core = core
         self.address = ports.address
         """HOST:PORT that the transports share; of the first transport when each has its own."""

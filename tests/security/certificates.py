@@ -20,9 +20,9 @@ _DAY: Final = dt.timedelta(days=1)
 class Authority:
     """Issues certificates, and holds the files that a gateway is started with."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, name: str | None = None) -> None:
         self._directory = directory
-        self._ca = trustme.CA()
+        self._ca = trustme.CA(organization_name=name)
         self._ca.cert_pem.write_to_path(directory / "ca.pem")
         server = self._ca.issue_cert("127.0.0.1")
         server.private_key_pem.write_to_path(directory / "key.pem")
@@ -44,6 +44,26 @@ class Authority:
         if alpn:
             context.set_alpn_protocols(list(alpn))
         return context
+
+    def revoke(self, *certificates: Path, der: bool = False, due: dt.datetime | None = None) -> Path:
+        """Write the list of the certificates that are revoked."""
+        signer = serialization.load_pem_private_key(self._ca.private_key_pem.bytes(), None)
+        assert isinstance(signer, ec.EllipticCurvePrivateKey)
+        now = dt.datetime.now(dt.UTC)
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(x509.load_pem_x509_certificate(self._ca.cert_pem.bytes()).subject)
+            .last_update(now - _DAY)
+            .next_update(due or now + _DAY)
+        )
+        for path in certificates:
+            serial = x509.load_pem_x509_certificate(path.read_bytes()).serial_number
+            entry = x509.RevokedCertificateBuilder().serial_number(serial).revocation_date(now).build()
+            builder = builder.add_revoked_certificate(entry)
+        written = self._directory / "revoked.crl"
+        encoding = serialization.Encoding.DER if der else serialization.Encoding.PEM
+        written.write_bytes(builder.sign(signer, hashes.SHA256()).public_bytes(encoding))
+        return written
 
     def issue(
         self,

@@ -49,7 +49,7 @@ def read_revocations(tls: TlsSettings, now_ms: int) -> RevokedCertificates:
     """Read tls.client_crl. Raises OSError, which names the file."""
     assert tls.client_crl is not None
     path = Path(tls.client_crl)
-    authorities = x509.load_pem_x509_certificates(Path(tls.client_ca).read_bytes()) if tls.client_ca else []
+    authorities = _authorities(Path(tls.client_ca)) if tls.client_ca else []
     serials: list[tuple[bytes, str]] = []
     try:
         for number, one in enumerate(_lists(path.read_bytes()), 1):
@@ -63,6 +63,18 @@ def read_revocations(tls: TlsSettings, now_ms: int) -> RevokedCertificates:
     except ValueError as error:
         raise OSError(errno.EINVAL, f"cannot be used as a list of revoked certificates: {error}", str(path)) from None
     return RevokedCertificates(serials)
+
+
+def authority_names(path: Path) -> list[bytes]:
+    """Return the digests of the names of a file's authorities. Raises OSError."""
+    return [name_digest(one.subject.public_bytes()) for one in _authorities(path)]
+
+
+def _authorities(path: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(path.read_bytes())
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"holds no certificates: {error}", str(path)) from None
 
 
 def _lists(content: bytes) -> list[x509.CertificateRevocationList]:

@@ -10,6 +10,10 @@ for what was deleted. A node that knows version N reads the rows after N; one th
 `oldest` reads the tables anew. `seeded` names the rules with which the database began, "" before
 that.
 
+`api_tokens` has no secret: `token_hash` is the HMAC of a token's text under the key `key_id`, which
+is not in the database, and `seal` is the HMAC of the row's columns up to `expires_ms`, so a row
+that was written without the key lets in no client. `workspace_patterns` and `scopes` are JSON.
+
 `access_seen` has the version that each node has applied. It is not logged: after a crash of the
 server the nodes write it again.
 """
@@ -83,6 +87,25 @@ STATEMENTS: Final = (
         locked_ms {bigint} NOT NULL,
         expires_ms {bigint} NOT NULL
     )""",
+    """CREATE TABLE api_tokens (
+        token_id TEXT {byte_order} PRIMARY KEY,
+        token_hash {blob} NOT NULL,
+        key_id TEXT NOT NULL,
+        name TEXT NOT NULL,
+        principal_type TEXT NOT NULL,
+        principal_id TEXT NOT NULL,
+        workspace_patterns TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        maker TEXT NOT NULL,
+        created_ms {bigint} NOT NULL,
+        expires_ms {bigint} NOT NULL,
+        seal {blob} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        last_used_ms {bigint} NOT NULL,
+        revoked_ms {bigint} NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX api_tokens_by_hash ON api_tokens (token_hash)",
+    "CREATE INDEX api_tokens_by_age ON api_tokens (created_ms, token_id)",
     ForPostgres(
         """CREATE UNLOGGED TABLE access_seen (
             node INT NOT NULL,

@@ -11,7 +11,7 @@ import logging
 import socket
 import ssl
 from collections import Counter
-from collections.abc import Coroutine, Mapping
+from collections.abc import Collection, Coroutine, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -65,6 +65,8 @@ class Port:
         if not transports:
             raise ValueError("a port was made without any transport; give it one at least")
         self._transports = dict(transports)
+        self.transports = tuple(transports)
+        """The names of the transports that the port serves."""
         self._tls = tls
         self._timeout_s = first_bytes_timeout_s
         self._speaks = first_bytes.speaks(list(self._transports), tls=tls is not None)
@@ -72,6 +74,11 @@ class Port:
         self._chosen = Counter(dict.fromkeys(self._transports, 0))
         self._rejects: Counter[str] = Counter()
         self._undecided = 0
+
+    def use_tls(self, context: ssl.SSLContext) -> None:
+        """Serve new connections of a TLS port with another context."""
+        assert self._tls is not None
+        self._tls = context
 
     def statistics(self) -> PortStatistics:
         return PortStatistics(self._undecided, dict(self._chosen), dict(self._rejects))
@@ -180,7 +187,7 @@ class Port:
         await linger(accepted.sock, _LINGER_S)
 
 
-def alpn_of(transports: Mapping[str, Any]) -> list[str]:
+def alpn_of(transports: Collection[str]) -> list[str]:
     """Return the ALPN protocols that a TLS port with these transports offers."""
     return [protocol for transport, protocol in first_bytes.ALPN.items() if transport in transports]
 

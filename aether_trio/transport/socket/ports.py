@@ -7,8 +7,9 @@ Ports({"grpc": a, "framed": b}, port=50051, own={"framed": 50052}) opens them; `
 from __future__ import annotations
 
 import socket
+import ssl
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import trio
@@ -77,6 +78,15 @@ class Ports:
             for transport in self._transports.values():
                 await nursery.start(partial(transport.drain, deadline_s))
             task_status.started()
+
+    def prepare_tls(self, tls: TlsFiles) -> list[ssl.SSLContext]:
+        """Read a server's files anew, for `use_tls`. Raises OSError, which names the file."""
+        return [server_context(tls, alpn=alpn_of(port.transports)) for port, _ in self._ports]
+
+    def use_tls(self, contexts: Sequence[ssl.SSLContext]) -> None:
+        """Serve new connections of all ports with the contexts of `prepare_tls`."""
+        for (port, _), context in zip(self._ports, contexts, strict=True):
+            port.use_tls(context)
 
     def close(self) -> None:
         """Close the listeners of ports that were opened but never served."""

@@ -1,0 +1,110 @@
+"""Takes over new settings of TLS and credentials while the gateway runs (SIGHUP).
+
+    read all new files ──▶ every one is good: use them ──▶ sessions end whose credential is gone
+                       └─▶ one is not: nothing changes
+
+What can change: the server's certificate, the authorities and revoked certificates of clients, API
+keys, identity providers, and the keys of API tokens. Other settings need a restart; the log names
+those that differ.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import msgspec
+import structlog
+
+from aether_trio.config import Settings, all_keys
+from aether_trio.gateway.limits import tls_settings
+from aether_trio.services.credentials.checker import CredentialChecker
+from aether_trio.services.credentials.ends import CredentialEnds
+from aether_trio.services.tokens import TokenStore, read_hmac_keys
+from aether_trio.transport.socket.ports import Ports
+
+logger = structlog.get_logger("aether.gateway")
+
+RELOADED: Final = frozenset(
+    {
+        "auth.api_keys",
+        "auth.jwt.plain_http_on_loopback",
+        "auth.jwt.providers",
+        "auth.token_hmac_keys",
+        "tls.cert",
+        "tls.client_ca",
+        "tls.client_crl",
+        "tls.key",
+        "tls.require_client_cert",
+    }
+)
+"""The settings that count from a reload on; of files, also their content."""
+
+
+class SettingsReload:
+    """Replaces the settings of TLS and credentials of one gateway."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        credentials: CredentialChecker,
+        ends: CredentialEnds,
+        store: TokenStore,
+        ports: Ports,
+    ) -> None:
+        self._settings = settings
+        self._authorities = frozenset(_authorities(settings))
+        self._credentials = credentials
+        self._ends = ends
+        self._store = store
+        self._ports = ports
+
+    def apply(self, wanted: Settings) -> None:
+        """Use new settings, all or none. Raises OSError, which names the file."""
+        old = self._settings
+        if (old.tls.cert is None) != (wanted.tls.cert is None):
+            raise OSError(errno.EINVAL, "TLS cannot be switched on or off by a reload; restart the gateway")
+        auth = msgspec.structs.replace(
+            old.auth,
+            api_keys=wanted.auth.api_keys,
+            jwt=wanted.auth.jwt,
+            token_hmac_keys=wanted.auth.token_hmac_keys,
+        )
+        prepared = self._credentials.prepare(auth, wanted.tls)
+        keys = read_hmac_keys(auth, dev=old.gateway.dev)
+        files = tls_settings(wanted.tls)
+        contexts = [] if files is None else self._ports.prepare_tls(files)
+        authorities = frozenset(_authorities(wanted))
+
+        # From here on nothing fails.
+        self._credentials.use(prepared)
+        self._store.keys = keys
+        if contexts:
+            self._ports.use_tls(contexts)
+        self._settings = msgspec.structs.replace(old, auth=auth, tls=wanted.tls)
+        ended = self._ends.end_sessions(self._authorities - authorities)
+        self._authorities = authorities
+        changed = _differences(old, self._settings)
+        logger.info("the settings of TLS and credentials were read anew", changed=changed, ended_sessions=ended)
+        if ignored := [name for name in _differences(self._settings, wanted) if name not in RELOADED]:
+            logger.warning("these settings differ and need a restart", settings=ignored)
+
+
+def _differences(one: Settings, other: Settings) -> list[str]:
+    return [
+        key.name
+        for key in all_keys().values()
+        if functools.reduce(getattr, key.path, one) != functools.reduce(getattr, key.path, other)
+    ]
+
+
+def _authorities(settings: Settings) -> Sequence[bytes]:
+    """Return the names of tls.client_ca, as `PeerCertificate.issuer` has them."""
+    if settings.tls.client_ca is None:
+        return ()
+    from aether_trio.services.credentials.revocations import authority_names
+
+    return authority_names(Path(settings.tls.client_ca))

@@ -1,0 +1,55 @@
+"""Ends sessions whose credential was revoked, or left the settings."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from typing import Any, Final
+
+import structlog
+
+from aether_trio.model.errors import Status
+from aether_trio.services.credentials.checker import CredentialChecker
+from aether_trio.session.registry import SessionRegistry
+
+logger = structlog.get_logger("aether.credentials")
+
+_TOKEN: Final = "token:"  # noqa: S105  # how names of such credentials begin
+
+
+class CredentialEnds:
+    """Ends this node's sessions with what let them in."""
+
+    def __init__(self, credentials: CredentialChecker, registry: SessionRegistry) -> None:
+        self._credentials = credentials
+        self._registry = registry
+
+    def tokens_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
+        """Apply a change of API tokens; `everything`: the items are all live tokens."""
+        if everything:
+            live = {token_id for token_id, _ in items}
+            held = {one.credential.removeprefix(_TOKEN) for one in self._registry if one.credential.startswith(_TOKEN)}
+            ended = held - live
+        else:
+            ended = {token_id for token_id, value in items if value is None or value.get("revoked_ms")}
+        for token_id in ended:
+            self._credentials.token_ended(token_id)
+        if ended:
+            self.end_sessions()
+
+    def end_sessions(self, untrusted: Collection[bytes] = ()) -> int:
+        """End each session whose credential has ended; return how many.
+
+        `untrusted` are names of authorities that are not trusted any more.
+        """
+        count = 0
+        for session in self._registry:
+            certificate = session.link.peer.certificate
+            problem = self._credentials.ended(session.accepted, certificate)
+            if certificate is not None and certificate.issuer in untrusted:
+                problem = "the authority of this session's client certificate is not trusted any more"
+            if problem is not None:
+                session.end(Status.UNAUTHENTICATED, problem)
+                count += 1
+        if count:
+            logger.info("sessions ended with their credentials", sessions=count)
+        return count

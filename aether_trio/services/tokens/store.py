@@ -1,0 +1,95 @@
+"""Finds API tokens for connecting clients, and notes when each was last used.
+
+Last uses are written each FLUSH_S. What was noted since is lost in a crash: the time is
+information, and never a right.
+"""
+
+from __future__ import annotations
+
+import hmac
+from functools import partial
+from typing import Final
+
+import structlog
+import trio
+
+from aether_trio.concurrency.events import AutoResetEvent
+from aether_trio.model.api_tokens import ApiToken
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Status, StatusError
+from aether_trio.services.tokens import rows
+from aether_trio.services.tokens.keys import HmacKeys
+from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.retry import retry_while_unavailable
+
+logger = structlog.get_logger("aether.tokens")
+
+FLUSH_S: Final = 10.0
+MAX_WAITING: Final = 50_000
+"""Tokens whose last use waits for storage; beyond it, further ones are not noted."""
+
+
+class TokenStore:
+    """The API tokens of a gateway, as far as connecting clients need them."""
+
+    def __init__(self, database: Database, clock: Clock, keys: HmacKeys) -> None:
+        self._database = database
+        self._clock = clock
+        self._waiting: dict[str, int] = {}
+        self._work = AutoResetEvent()
+        self.keys = keys
+        """The secret keys; new settings may replace them."""
+
+    async def find(self, text: str) -> ApiToken | None:
+        """Return the token with this text, used now; None for none. Raises StatusError.
+
+        A row whose hash or seal does not fit its key is no token: it was written by another hand.
+        """
+        keys = self.keys
+        hashes = keys.hashes(text)
+        if not hashes:
+            return None
+        try:
+            row = await self._database.read_small(partial(rows.by_hash, tuple(hashes)))
+        except StorageUnavailable as error:
+            raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
+        if row is None:
+            return None
+        if hashes.get(row.token_hash) != row.key_id or not hmac.compare_digest(
+            keys.seal(row.key_id, row.token_hash, row.token), row.seal
+        ):
+            logger.error("an API token's row was changed by another hand, and admits no client", id=row.token.token_id)
+            return None
+        now_ms = self._clock.now_ms()
+        if row.token.ended(now_ms) is None and (row.token.token_id in self._waiting or self._has_room):
+            self._waiting[row.token.token_id] = now_ms
+            self._work.set()
+        return row.token
+
+    @property
+    def _has_room(self) -> bool:
+        return len(self._waiting) < MAX_WAITING
+
+    async def run(self) -> None:
+        """Write last uses until cancelled."""
+        while True:
+            if not self._waiting:
+                await self._work.wait()
+            await trio.sleep(FLUSH_S)
+            await retry_while_unavailable(self._flush, "writing the last uses of API tokens", logger)
+
+    async def flush_at_end(self) -> None:
+        """Write the last uses that wait, or log that they are lost."""
+        try:
+            await self._flush()
+        except StorageUnavailable as error:
+            logger.warning("last uses of API tokens are lost: storage is unavailable", reason=str(error))
+
+    async def _flush(self) -> None:
+        waiting = list(self._waiting.items())
+        if not waiting:
+            return
+        await self._database.run(partial(rows.used, waiting))
+        for token_id, at_ms in waiting:
+            if self._waiting.get(token_id) == at_ms:
+                del self._waiting[token_id]

@@ -1,0 +1,199 @@
+"""New settings of credentials while the gateway runs: all or none; who must leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+import trio
+
+from aether_trio.config import HmacKey, JwtSettings
+from aether_trio.gateway import Gateway
+from aether_trio.model.errors import Status
+from aether_trio.testing.memory import agent
+from tests.helpers.gateway import GatewayProcess, start_gateway
+from tests.helpers.identity_provider import claims, jwk, key_set, provider, rsa_key, signed
+from tests.helpers.participants import admission, participant
+from tests.security.certificates import Authority
+from tests.security.clients import gateway_with
+from tests.security.tenants import auth, key_of, record
+from tests.transport.framed.harness import Ended
+
+WORKER = "ag::red::worker::1"
+HELLO = agent("red", "worker", "1")
+WITH_KEY = agent("red", "worker", "1", credentials={"api_key": key_of("all")})
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def reload(gateway: Gateway, **sections: dict[str, Any]) -> None:
+    settings = gateway.core.settings
+    for section, fields in sections.items():
+        changed = msgspec.structs.replace(getattr(settings, section), **fields)
+        settings = msgspec.structs.replace(settings, **{section: changed})
+    gateway.reload.apply(settings)
+
+
+async def test_a_key_that_is_taken_away_ends_its_sessions(authority: Authority) -> None:
+    async with (
+        gateway_with(auth=auth()) as gateway,
+        participant("grpc", gateway.address, WITH_KEY) as one,
+        participant("framed", gateway.address, agent("red", "b", "1", credentials={"api_key": key_of("red")})) as other,
+    ):
+        reload(gateway, auth={"api_keys": (record("red", workspaces=("red",)), record("new"))})
+        status, text = await one.end()
+        assert (status, "not among the settings" in text) == (Status.UNAUTHENTICATED, True)
+        assert (await admission("grpc", gateway.address, WITH_KEY))[0] is Status.UNAUTHENTICATED
+        fresh = agent("red", "worker", "2", credentials={"api_key": key_of("new")})
+        assert (await admission("grpc", gateway.address, fresh))[0] is Status.OK
+        # A key whose record has changed is another key.
+        reload(gateway, auth={"api_keys": (record("red", workspaces=("red", "blue")),)})
+        assert (await other.end())[0] is Status.UNAUTHENTICATED
+
+
+async def test_a_revoked_certificate_ends_its_sessions(authority: Authority) -> None:
+    bad, good = authority.issue(WORKER), authority.issue("ag::red::worker::2")
+    async with (
+        gateway_with(gateway={"dev": False}, tls=authority.tls, auth=auth()) as gateway,
+        participant("grpc", gateway.address, HELLO, tls=authority.context(bad, alpn=["h2"])) as one,
+        participant("framed", gateway.address, agent("red", "worker", "2"), tls=authority.context(good)),
+    ):
+        reload(gateway, tls={"client_crl": str(authority.revoke(bad))})
+        status, text = await one.end()
+        assert (status, "revoked" in text) == (Status.UNAUTHENTICATED, True)
+        tls = authority.context(bad, alpn=["h2"])
+        status, text = await admission("grpc", gateway.address, HELLO, tls=tls)
+        assert (status, "revoked" in text) == (Status.UNAUTHENTICATED, True)
+        # Nor does a key help beside it.
+        assert (await admission("grpc", gateway.address, WITH_KEY, tls=tls))[0] is Status.UNAUTHENTICATED
+        assert [one.identity.text for one in gateway.core.registry] == ["ag::red::worker::2"]
+
+
+async def test_a_revoked_certificate_takes_a_session_of_a_key_along(authority: Authority) -> None:
+    transport_only = authority.issue("_anonymous")
+    async with (
+        gateway_with(gateway={"dev": False}, tls=authority.tls, auth=auth()) as gateway,
+        participant("grpc", gateway.address, WITH_KEY, tls=authority.context(transport_only, alpn=["h2"])) as one,
+    ):
+        reload(gateway, tls={"client_crl": str(authority.revoke(transport_only))})
+        assert (await one.end())[0] is Status.UNAUTHENTICATED
+
+
+async def test_an_authority_that_is_not_trusted_any_more(authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    other = Authority(tmp_path / "two", name="another authority")
+    mine, tls = authority.issue(WORKER), authority.context
+    async with (
+        gateway_with(gateway={"dev": False}, tls=authority.tls, auth=auth()) as gateway,
+        participant("framed", gateway.address, HELLO, tls=tls(mine)) as one,
+        participant(
+            "framed", gateway.address, agent("red", "b", "1", credentials={"api_key": key_of("red")}), tls=tls()
+        ),
+    ):
+        reload(gateway, tls={"client_ca": other.tls["client_ca"]})
+        status, text = await one.end()
+        assert (status, "not trusted any more" in text) == (Status.UNAUTHENTICATED, True)
+        assert len(gateway.core.registry) == 1
+        with pytest.raises(Ended):
+            await admission("framed", gateway.address, HELLO, tls=tls(mine))
+
+
+async def test_a_new_certificate_of_the_server(authority: Authority, tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    other = Authority(tmp_path / "two")
+    async with gateway_with(gateway={"dev": False}, tls=authority.tls, auth=auth()) as gateway:
+        assert (await admission("framed", gateway.address, WITH_KEY, tls=authority.context()))[0] is Status.OK
+        reload(gateway, tls={"cert": other.tls["cert"], "key": other.tls["key"]})
+        assert (await admission("framed", gateway.address, WITH_KEY, tls=other.context()))[0] is Status.OK
+        with pytest.raises(trio.BrokenResourceError):
+            await admission("framed", gateway.address, WITH_KEY, tls=authority.context())
+
+
+@pytest.mark.parametrize("broken", ["cert", "client_ca", "client_crl", "hmac", "jwks", "tls off"])
+async def test_one_mistake_changes_nothing(authority: Authority, tmp_path: Path, broken: str) -> None:
+    bad = tmp_path / "bad.pem"
+    bad.write_text("nonsense")
+    bad.chmod(0o600)
+    keys = (record("new"),)
+    changes: dict[str, dict[str, Any]] = {
+        "cert": {"tls": {"cert": str(bad)}},
+        "client_ca": {"tls": {"client_ca": str(bad)}},
+        "client_crl": {"tls": {"client_crl": str(bad)}},
+        "hmac": {"auth": {"token_hmac_keys": (HmacKey(id="k", file=str(bad)),)}},
+        "jwks": {"auth": {"jwt": JwtSettings(providers=(provider(jwks_url=None, jwks_file=str(bad)),))}},
+        "tls off": {"tls": {"cert": None, "key": None, "client_ca": None}},
+    }
+    wanted = changes[broken]
+    wanted["auth"] = {**wanted.get("auth", {}), "api_keys": keys}
+    async with (
+        gateway_with(gateway={"dev": False}, tls=authority.tls, auth=auth()) as gateway,
+        participant("framed", gateway.address, WITH_KEY, tls=authority.context()),
+    ):
+        with pytest.raises(OSError):  # each has another text
+            reload(gateway, **wanted)
+        assert len(gateway.core.registry) == 1
+        second = agent("red", "worker", "2", credentials={"api_key": key_of("all")})
+        assert (await admission("framed", gateway.address, second, tls=authority.context()))[0] is Status.OK
+
+
+async def test_an_identity_provider_comes_and_goes(tmp_path: Path) -> None:
+    file = tmp_path / "keys.json"
+    file.write_bytes(key_set(jwk(rsa_key())))
+    one = provider(jwks_url=None, jwks_file=str(file), default_principal="agent", default_workspace="red")
+    async with gateway_with(auth=auth()) as gateway:
+        token = signed(claims(gateway.core.clock.now_ms(), sub="worker"))
+        hello = agent("red", "worker", "1", credentials={"authorization": f"Bearer {token}"})
+        assert (await admission("grpc", gateway.address, hello))[0] is Status.UNAUTHENTICATED
+        reload(gateway, auth={"jwt": JwtSettings(providers=(one,))})
+        async with participant("grpc", gateway.address, hello) as session:
+            reload(gateway, auth={"jwt": JwtSettings()})
+            assert (await session.end())[0] is Status.UNAUTHENTICATED
+
+
+# -- by a signal -----------------------------------------------------------------------------------
+
+SERVE = (sys.executable, "-m", "aether_trio", "serve")
+
+
+def wait_for(process: GatewayProcess, condition: Callable[[str], bool]) -> None:
+    for _ in range(3000):
+        if condition(process.output()):
+            return
+        assert process.returncode is None
+        trio.run(trio.sleep, 0.1)
+    raise AssertionError(process.output())
+
+
+def test_sighup_reads_the_settings_file_anew(tmp_path: Path) -> None:
+    settings = tmp_path / "aether.yaml"
+
+    def write(*keys: str, **more: Any) -> None:
+        records = [msgspec.to_builtins(record(one)) for one in keys]
+        settings.write_text(json.dumps({"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": records, **more}}))
+
+    async def attempt(address: str, key: str) -> Status | int:
+        hello = agent("red", "worker", "1", credentials={"api_key": key_of(key)})
+        return (await admission("framed", address, hello))[0]
+
+    write("one")
+    with start_gateway(ephemeral=True, command=SERVE, extra_args=["--config", str(settings)]) as gateway:
+        assert trio.run(attempt, gateway.address, "one") is Status.OK
+        write("two")
+        os.kill(gateway.pid, signal.SIGHUP)
+        wait_for(gateway, lambda said: "were read anew" in said)
+        assert trio.run(attempt, gateway.address, "one") is Status.UNAUTHENTICATED
+        assert trio.run(attempt, gateway.address, "two") is Status.OK
+        settings.write_text("auth: {api_kyes: []}")
+        os.kill(gateway.pid, signal.SIGHUP)
+        wait_for(gateway, lambda said: "stay as they were" in said)
+        assert trio.run(attempt, gateway.address, "two") is Status.OK
