@@ -102,7 +102,7 @@ _Token = str | _CharacterSet | _Star
 
 
 def _parse(text: str, crosses_slash: bool) -> list[_Token]:
-    """Return the tokens of a pattern: characters, sets and stars. Raises PatternError."""
+    """Return the tokens of a pattern: texts, sets and stars. Raises PatternError."""
     if (zero := text.find("\0")) >= 0:
         raise PatternError(text, zero, "the zero byte is not allowed")
     try:
@@ -113,18 +113,17 @@ def _parse(text: str, crosses_slash: bool) -> list[_Token]:
         raise PatternError(text, 0, f"it has {size} bytes; at most {MAX_PATTERN_BYTES} are allowed")
     tokens: list[_Token] = []
     wildcards = at = 0
-    while at < len(text):
-        one = text[at]
-        start = at
-        at += 1
+    while (special := _METACHARACTER.search(text, at)) is not None:
+        start = special.start()
+        if at < start:
+            tokens.append(text[at:start])
+        one = text[start]
+        at = start + 1
         if one == "\\":
             if at == len(text):
                 raise PatternError(text, start, r"a backslash at the end escapes nothing; write \\ for the character")
             tokens.append(text[at])
             at += 1
-            continue
-        if one not in "*?[":
-            tokens.append(one)
             continue
         wildcards += 1
         if wildcards > MAX_WILDCARDS:
@@ -136,6 +135,8 @@ def _parse(text: str, crosses_slash: bool) -> list[_Token]:
         else:
             token, at = _parse_class(text, at)
             tokens.append(token)
+    if at < len(text):
+        tokens.append(text[at:])
     return tokens
 
 
@@ -250,7 +251,7 @@ def _is_ambiguous(chunk: Sequence[str | _CharacterSet]) -> bool:
     sets may match "/" or something else: their first place is not always the right one.
     """
     for one in chunk:
-        if one == "/" or (isinstance(one, _CharacterSet) and one.is_exactly(_SLASH)):
+        if (isinstance(one, str) and "/" in one) or (isinstance(one, _CharacterSet) and one.is_exactly(_SLASH)):
             return False
         if isinstance(one, _CharacterSet) and one.has(_SLASH):
             return True
@@ -283,7 +284,7 @@ class _Automaton:
         self._sets: list[_CharacterSet | None] = []
         for one in tokens:
             if isinstance(one, str):
-                self._sets.append(_CharacterSet(((ord(one), ord(one)),)))
+                self._sets += [_CharacterSet(((ord(c), ord(c)),)) for c in one]
             elif isinstance(one, _CharacterSet):
                 self._sets.append(one)
             elif not self._sets or self._sets[-1] is not None:  # two stars are one
