@@ -61,6 +61,7 @@ CLIENT_PREFIXES: Final = ("AETHER_GRPC_KEEPALIVE_", "AETHER_GRPC_HTTP2_")
 DEV_DEFAULTS: Final[Mapping[str, Any]] = {
     "gateway.host": "127.0.0.1",
     "auth.allow_anonymous": True,
+    "access.default": "open",
     "limits.send_rate_per_s": 0.0,
     "limits.workspace_rate_per_s": 0.0,
     "limits.identity_rate_per_s": 0.0,

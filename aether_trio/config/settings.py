@@ -257,6 +257,16 @@ class AuthSettings(Section, frozen=True):
         return bool(self.api_keys or self.token_hmac_keys or self.jwt.providers)
 
 
+class AccessSettings(Section, frozen=True):
+    default: Annotated[
+        Literal["open", "closed"],
+        about(
+            "The rules of a new database. closed: a participant may use its own workspace alone; open: every workspace. "
+            "Development mode is open."
+        ),
+    ] = "closed"
+
+
 class GrpcSettings(Section, frozen=True):
     enabled: Annotated[bool, about("Serve gRPC.")] = True
     port: Annotated[Port | None, about("A separate port for gRPC; unset: it shares gateway.port.")] = None
@@ -460,6 +470,7 @@ class Settings(Section, frozen=True):
     ops: Annotated[OpsSettings, about("The port for operators.")] = OpsSettings()
     tls: Annotated[TlsSettings, about("Transport security of the gateway's port.")] = TlsSettings()
     auth: Annotated[AuthSettings, about("Who may connect.")] = AuthSettings()
+    access: Annotated[AccessSettings, about("What participants may do.")] = AccessSettings()
     limits: Annotated[Limits, about("What a client may ask for.")] = Limits()
     grpc: Annotated[GrpcSettings, about("The gRPC (HTTP/2) transport and its sockets.")] = GrpcSettings()
     framed: Annotated[FramedSettings, about("The transport of the binary framing.")] = FramedSettings()

@@ -47,37 +47,93 @@ _STARTABLE = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
 """Receivers that may be started when a message for them arrives."""
 
 
-def send_refusal(
-    rules: SendRules,
-    identity: Identity,
-    target: Target,
-    text: str,
-    *,
-    workspace: str,
-    allows_workspace: Callable[[str], bool],
-) -> str | None:
-    """Say in a sentence why a sender, in `workspace`, may not send to target `text`."""
-    topic, declared = target
-    if not may_send(identity.kind, topic.kind):
-        return f"{identity.kind.with_article} may not send to {topic.kind} topics"
-    if topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "events":
-        return "only the gateway writes to the events topic of a task"
-    if not all(allows_workspace(one) for one in (topic.workspace, declared) if one):
-        return f"this credential does not reach the workspace of {text}"
-    return rules.check_send(identity, topic, workspace=workspace, declared_workspace=declared)
+class SendActor(Protocol):
+    """Who sends: a session, or a part of the gateway."""
+
+    identity: Identity
+    allows_workspace: Callable[[str], bool]
+
+
+class SendDecision(Protocol):
+    """The answer of access rules to a send."""
+
+    @property
+    def allowed(self) -> bool: ...
+    @property
+    def reason(self) -> str:
+        """Why it is refused, as a sentence."""
+
+
+class SendAuthority(Protocol):
+    """In whose name a message is sent."""
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether the sender sends in its own name."""
+
+    @property
+    def grant_id(self) -> str: ...
+    @property
+    def subject(self) -> tuple[str, str]:
+        """The principal in whose name it is sent: (type, id)."""
 
 
 class SendRules(Protocol):
     """Access rules of sends, asked synchronously for each message."""
 
-    def check_send(self, identity: Identity, topic: Topic, *, workspace: str, declared_workspace: str) -> str | None:
-        """Say why this sender may not send to a topic, as a sentence; None if it may."""
+    def check_send(
+        self, actor: Any, topic: Topic, *, workspace: str, declared_workspace: str, authority: Any = ...
+    ) -> SendDecision:
+        """Whether this sender, who is in `workspace`, may send to a topic."""
 
-    def check_send_authority(self, identity: Identity, context: pb.AuthorizationContext) -> str | None:
-        """Say why a sender may not send with an authorization context; None if it may."""
+    def check_app_workspace(self, actor: Any, workspace: str, authority: Any = ...) -> SendDecision:
+        """Whether this sender may name a workspace that its message is about."""
 
-    def may_credit_metrics(self, identity: Identity) -> bool:
+    def send_authority(self, actor: Any, context: pb.AuthorizationContext) -> SendAuthority:
+        """Resolve a message's authorization context. Raises RequestError."""
+
+    def may_credit_metrics(self, actor: Any) -> bool:
         """Whether this sender may report metrics with negative quantities."""
+
+
+def send_refusal(
+    rules: SendRules,
+    actor: SendActor,
+    target: Target,
+    text: str,
+    *,
+    workspace: str,
+    authority: SendAuthority | None = None,
+) -> str | None:
+    """Say in a sentence why a sender, in `workspace`, may not send to target `text`.
+
+    `authority` None: it sends in its own name.
+    """
+    why = _final_refusal(actor, target, text)
+    return _rule_refusal(rules, actor, target, workspace, authority) if why is None else why
+
+
+def _final_refusal(actor: SendActor, target: Target, text: str) -> str | None:
+    """Say why a sender may not send to a target, whatever rules and grants say."""
+    topic, declared = target
+    kind = actor.identity.kind
+    if not may_send(kind, topic.kind):
+        return f"{kind.with_article} may not send to {topic.kind} topics"
+    if topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "events":
+        return "only the gateway writes to the events topic of a task"
+    if not all(actor.allows_workspace(one) for one in (topic.workspace, declared) if one):
+        return f"this credential does not reach the workspace of {text}"
+    return None
+
+
+def _rule_refusal(
+    rules: SendRules, actor: SendActor, target: Target, workspace: str, authority: SendAuthority | None
+) -> str | None:
+    """Say why rules do not let a sender send to a target; None if they do."""
+    topic, declared = target
+    more = {} if authority is None else {"authority": authority}
+    decision = rules.check_send(actor, topic, workspace=workspace, declared_workspace=declared, **more)
+    return None if decision.allowed else decision.reason
 
 
 @dataclass(slots=True)
@@ -87,6 +143,8 @@ class ResolvedTarget:
     topic: Topic
     declared_workspace: str
     refusal: RequestError | None
+    is_final: bool
+    """Whether the refusal is the same in the name of any other principal."""
     log_topic: CachedTopic | None
     is_task_input: bool = False
     """Whether it is the input topic of a task."""
@@ -102,20 +160,28 @@ _NOTHING_SENT: Final[dict[Any, Any]] = {}
 class Sender:
     """The router's record of one session that sends messages."""
 
+    actor: SendActor
     identity: Identity
     workspace: str
     bucket: TokenBucket
     prefix: bytes
     author: AppendAuthor
-    allows_workspace: Callable[[str], bool]
     last_append: int = 0
-    targets: dict[str, ResolvedTarget] = field(default_factory=lambda: _NOTHING_SENT)
-    suffixes: dict[tuple[int, str], tuple[bytes, SendCount]] = field(default_factory=lambda: _NOTHING_SENT)
+    targets: dict[str | tuple[str, str], ResolvedTarget] = field(default_factory=lambda: _NOTHING_SENT)
+    """By target, or by (target, grant) for messages in the name of another principal."""
+    suffixes: dict[tuple[int, str] | tuple[int, str, str], tuple[bytes, SendCount]] = field(
+        default_factory=lambda: _NOTHING_SENT
+    )
+    """By type and workspace, and by the grant of such messages."""
+
+    def forget_decisions(self) -> None:
+        """Forget all decisions about targets, as access data have changed."""
+        self.targets = self.suffixes = _NOTHING_SENT
 
     def moved_to(self, workspace: str) -> None:
         """Forget all decisions about targets, as the sender is in another workspace."""
         self.workspace = workspace
-        self.targets = self.suffixes = _NOTHING_SENT
+        self.forget_decisions()
 
 
 @dataclass(slots=True)
@@ -191,20 +257,28 @@ class Router:
                     f"the payload has {len(payload)} bytes; at most {limits.payload_bytes} are allowed",
                 )
             self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
-            if resolved.refusal is not None:
+            context = rest.authorization if rest is not None and rest.HasField("authorization") else None
+            if resolved.refusal is not None and (context is None or resolved.is_final):
                 # else each raise would add its frames to all before
                 raise resolved.refusal.with_traceback(None)
             negative = message_type == pb.METRIC and self._check_metric(payload)
-            workspace = self._check_rest(sender, rest) if rest is not None else ""
-            if negative and not self._rules.may_credit_metrics(sender.identity):
+            authority = None if context is None else self._authority(sender, target, resolved, context)
+            workspace = self._check_rest(rest) if rest is not None else ""
+            if negative and not self._rules.may_credit_metrics(sender.actor):
                 raise RequestError(
                     Code.METRIC_NEGATIVE_FORBIDDEN,
                     "a negative quantity needs the capability metric_credit at level ADMIN",
                 )
+            named = workspace
             if not workspace:
                 workspace = resolved.declared_workspace or sender.workspace
-            known = sender.suffixes.get((message_type, workspace))
-            suffix, count = known if known is not None else self._suffix(sender, message_type, workspace)
+            if authority is None:
+                known = sender.suffixes.get((message_type, workspace))
+            else:
+                known = sender.suffixes.get((message_type, workspace, authority.grant_id))
+            suffix, count = (
+                known if known is not None else self._suffix(sender, message_type, workspace, named, authority)
+            )
         except RequestError as error:
             self._count_refusal(sender.workspace, error.code)
             raise
@@ -223,12 +297,27 @@ class Router:
             key = (OTHER, code.value)
         self._refused[key] = self._refused.get(key, 0) + 1
 
-    def _check_rest(self, sender: Sender, rest: pb.SendMessage) -> str:
+    def _authority(
+        self, sender: Sender, target: str, own: ResolvedTarget, context: pb.AuthorizationContext
+    ) -> SendAuthority | None:
+        """Return in whose name a message is sent; None: the sender's.
+
+        Raises RequestError if it may not be sent so. `own` is the target in the sender's name.
+        """
+        authority = self._rules.send_authority(sender.actor, context)
+        if authority.is_direct:
+            if own.refusal is not None:
+                raise own.refusal.with_traceback(None)
+            return None
+        resolved = sender.targets.get((target, authority.grant_id))
+        if resolved is None:
+            resolved = self._resolve(sender, target, authority)
+        if resolved.refusal is not None:
+            raise resolved.refusal.with_traceback(None)
+        return authority
+
+    def _check_rest(self, rest: pb.SendMessage) -> str:
         """Check a message's rarer fields; return the workspace that it names, or ""."""
-        if rest.HasField("authorization"):
-            why = self._rules.check_send_authority(sender.identity, rest.authorization)
-            if why is not None:
-                raise RequestError(Code.PERMISSION_DENIED, why)
         if rest.HasField("checked_access") or rest.HasField("authority_continuation"):
             raise RequestError(
                 Code.NOT_IMPLEMENTED, "not delivered: this gateway serves no checked_access or authority_continuation"
@@ -238,10 +327,20 @@ class Router:
             _check_app_workspace(workspace)
         return workspace
 
-    def _suffix(self, sender: Sender, message_type: int, workspace: str) -> tuple[bytes, SendCount]:
-        """Return the encoded type and workspace of a sender's messages, and their counter."""
-        if workspace and not sender.allows_workspace(workspace):
+    def _suffix(
+        self, sender: Sender, message_type: int, workspace: str, named: str, authority: SendAuthority | None
+    ) -> tuple[bytes, SendCount]:
+        """Return the encoded type and workspace of messages, and their counter.
+
+        `named` is the workspace that the message names, which access rules are asked about.
+        """
+        if workspace and not sender.actor.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
+        if named and named != sender.workspace:
+            more = {} if authority is None else {"authority": authority}
+            decision = self._rules.check_app_workspace(sender.actor, named, **more)
+            if not decision.allowed:
+                raise RequestError(Code.PERMISSION_DENIED, decision.reason)
         if not 0 < len(sender.suffixes) < MAX_SUFFIXES:
             sender.suffixes = {}
         counted_type = message_type if message_type in _KNOWN_TYPES else UNKNOWN_TYPE
@@ -249,21 +348,24 @@ class Router:
         if counted not in self._accepted and len(self._accepted) >= MAX_SERIES:
             counted = (counted_type, OTHER)
         count = self._accepted.setdefault(counted, SendCount())
-        found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), count)
+        if authority is None:
+            found = sender.suffixes[message_type, workspace] = (delivery_suffix(message_type, workspace), count)
+            return found
+        subject_type, subject_id = authority.subject
+        extra = pb.IncomingMessage(
+            on_behalf_subject=pb.PrincipalRef(principal_type=subject_type, principal_id=subject_id)
+        )
+        found = (delivery_suffix(message_type, workspace, extra=extra), count)
+        sender.suffixes[message_type, workspace, authority.grant_id] = found
         return found
 
-    def _resolve(self, sender: Sender, text: str) -> ResolvedTarget:
+    def _resolve(self, sender: Sender, text: str, authority: SendAuthority | None = None) -> ResolvedTarget:
         """Decide once whether and where a sender's messages to a target go."""
         target = resolve_target(text, sender.workspace, self._strict)
         topic, declared = target
-        why = send_refusal(
-            self._rules,
-            sender.identity,
-            target,
-            text,
-            workspace=sender.workspace,
-            allows_workspace=sender.allows_workspace,
-        )
+        why = final = _final_refusal(sender.actor, target, text)
+        if why is None:
+            why = _rule_refusal(self._rules, sender.actor, target, sender.workspace, authority)
         refusal = RequestError(Code.PERMISSION_DENIED, why) if why is not None else None
         log_topic: CachedTopic | None = None
         if topic.kind is not TopicKind.SERVICE or len(topic.parts) > 1:
@@ -271,8 +373,9 @@ class Router:
         if not 0 < len(sender.targets) < MAX_TARGETS:
             sender.targets = {}
         is_task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
-        resolved = ResolvedTarget(topic, declared, refusal, log_topic, is_task_input, topic.kind in _STARTABLE)
-        sender.targets[text] = resolved
+        is_startable = topic.kind in _STARTABLE
+        resolved = ResolvedTarget(topic, declared, refusal, final is not None, log_topic, is_task_input, is_startable)
+        sender.targets[text if authority is None else (text, authority.grant_id)] = resolved
         return resolved
 
     def _choose_instance(self, topic: Topic) -> CachedTopic:

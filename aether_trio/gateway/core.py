@@ -23,15 +23,21 @@ from aether_trio.delivery.topic_watcher import TopicWatcher
 from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.databases import open_databases, probe_while_failing, starting
 from aether_trio.gateway.membership import open_membership
-from aether_trio.gateway.session_hooks import ServiceHooks
+from aether_trio.gateway.session_hooks import ServiceHooks, WorkspaceMoves
 from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog, open_log
+from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.ids import IdFactory
 from aether_trio.queues import open_work_queues
 from aether_trio.services import unimplemented
-from aether_trio.services.access import DevAuthorizer
+from aether_trio.services.access.authorizer import NoDecisions, NoGrants
+from aether_trio.services.access.changes import AccessChanges, ChangePeers, NoAudit, NoPeers
+from aether_trio.services.access.enforcement import Enforcement
+from aether_trio.services.access.rule_authorizer import RuleAuthorizer
+from aether_trio.services.access.seeding import seed
+from aether_trio.services.access.service import AccessService, NoHistory
 from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials.checker import CredentialChecker
@@ -69,7 +75,8 @@ class Core:
     ephemeral_topics: EphemeralTopics
     registry: SessionRegistry
     directory: SessionDirectory
-    authorizer: DevAuthorizer
+    authorizer: RuleAuthorizer
+    changes: AccessChanges
     presence: LastSeenStore
     kv: KvService
     tasks: TaskService
@@ -123,7 +130,14 @@ async def open_core(
         publishers = PublisherStore(databases.log, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
 
         # Services.
-        authorizer = DevAuthorizer()
+        authorizer = RuleAuthorizer(AccessIndex(), clock, NoGrants(), NoDecisions())
+        peers: ChangePeers = NoPeers()
+        if cluster is not None:
+            from aether_trio.cluster.access import ClusterPeers
+
+            peers = ClusterPeers(cluster)
+        changes = AccessChanges(tasks_database, clock, peers, membership.gate, NoAudit())
+        authorizer.follow(changes)
         presence = LastSeenStore(state, clock, keep_s=settings.storage.presence_retention_s)
         kv = KvService(state, clock, settings.limits, authorizer)
         checkpoints = CheckpointService(state, clock, settings.limits)
@@ -170,6 +184,13 @@ async def open_core(
         credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit, tokens.find)
         credentials.use(credentials.prepare(settings.auth, settings.tls))
         expiry = SessionExpiry(registry, clock)
+        moves = WorkspaceMoves(directory, conversations)
+        enforcement = Enforcement(registry, authorizer, moves.moved)
+        changes.after_apply(enforcement.applied)
+        changes.when_settling(enforcement.settle)
+        await changes.start()
+        nursery.start_soon(keep_running, "access", changes.run, name="access")
+        await seed(changes, settings.access.default)
         hooks = ServiceHooks(
             clock=clock,
             metrics=metric_families,
@@ -177,6 +198,7 @@ async def open_core(
             locks=membership.locks,
             directory=directory,
             credentials=credentials,
+            enforcement=enforcement,
             expiry=expiry,
             presence=presence,
             kv=kv,
@@ -206,7 +228,8 @@ async def open_core(
             **unimplemented.HANDLERS,
             "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
             "progress": ProgressService(ephemeral_topics, rates, clock, tasks.sessions.reported).handle,
-            "switch_workspace": WorkspaceSwitch(authorizer, hooks.moved, strict=strict).handle,
+            "switch_workspace": WorkspaceSwitch(authorizer, moves.moved, strict=strict).handle,
+            "acl_op": AccessService(tasks_database, authorizer, changes, NoHistory(), ids, clock).handle,
             "session_op": session_service.operate,
             "connection_status_request": session_service.status,
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
@@ -256,6 +279,7 @@ async def open_core(
             registry=registry,
             directory=directory,
             authorizer=authorizer,
+            changes=changes,
             presence=presence,
             kv=kv,
             tasks=tasks,

@@ -15,6 +15,7 @@ from aether_trio.model.containment import tell_all
 from aether_trio.model.errors import Status
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
+from aether_trio.services.access.enforcement import Enforcement
 from aether_trio.services.agents import AgentStarter, AutostartQueue
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.kv import KvService
@@ -35,6 +36,19 @@ from aether_trio.wire.pb import aether_pb2 as pb
 _EMPTY_CONFIG: Final = pb.ConfigSnapshot()
 
 
+class WorkspaceMoves:
+    """Tells the services when a session has switched its workspace."""
+
+    def __init__(self, directory: SessionDirectory, conversations: Conversations) -> None:
+        self._directory = directory
+        self._conversations = conversations
+
+    def moved(self, session: Session) -> None:
+        """Tell the services of a session's new workspace."""
+        self._directory.moved(session.record)
+        self._conversations.moved(session)
+
+
 @dataclass(frozen=True, slots=True)
 class ServiceHooks:
     """The SessionHooks of a gateway: call the services at each step of a session."""
@@ -45,6 +59,7 @@ class ServiceHooks:
     locks: IdentityLocks
     directory: SessionDirectory
     credentials: CredentialChecker
+    enforcement: Enforcement
     expiry: SessionExpiry
     presence: LastSeenStore
     kv: KvService
@@ -56,6 +71,10 @@ class ServiceHooks:
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Check the credentials of a client's first message. Raises StatusError."""
         return await self.credentials.admit(claim, peer)
+
+    def authorize(self, session: Session) -> None:
+        """Check by access rules that a client may be connected. Raises StatusError."""
+        self.enforcement.authorize(session)
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
         """Find an earlier session's history in the storage. Raises StorageUnavailable."""
@@ -107,11 +126,6 @@ class ServiceHooks:
         self.tasks.sessions.joined(session, resumed=resumed, rejoined=rejoined)
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starter.joined(session, resumed=resumed, rejoined=rejoined)
-
-    def moved(self, session: Session) -> None:
-        """Tell the services that a session has switched its workspace."""
-        self.directory.moved(session.record)
-        self.conversations.moved(session)
 
     def ended(self, session: Session) -> None:
         """Tell the services of a session's end, once for each session."""

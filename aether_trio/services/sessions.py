@@ -45,7 +45,7 @@ class SessionService:
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
         """Perform LIST, GET or DISCONNECT; a refusal is in the typed reply."""
         reply = pb.SessionOperationResponse(request_id=op.request_id)
-        decision = await self._authorizer.check_admin(session.identity, "sessions", operation="session_op")
+        decision = await self._authorizer.check_admin(session, "sessions", operation="session_op")
         try:
             if decision.allowed:
                 await self._operate(session, op, reply)
@@ -75,7 +75,7 @@ class SessionService:
         workspace = session.workspace
         if op.op != pb.SessionOperation.LIST or not workspace or op.filter.workspace != workspace:
             return False
-        return (await self._authorizer.check_workspace(session.identity, workspace, operation="session_op")).allowed
+        return (await self._authorizer.check_workspace(session, workspace, operation="session_op")).allowed
 
     async def _list(self, wanted: pb.ConnectionFilter, reply: pb.SessionOperationResponse) -> None:
         kinds = frozenset(kind for kind in Kind if int(kind.principal_type) == wanted.type)
@@ -159,7 +159,7 @@ class SessionService:
         own = session.identity
         itself = (identity is not None and identity == own) or (user_id and own.user_id == user_id)
         if not itself:
-            decision = await self._authorizer.check_query_connections(own)
+            decision = await self._authorizer.check_query_connections(session)
             if not decision.allowed:
                 reply.error = decision.reason
                 return

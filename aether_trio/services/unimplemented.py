@@ -34,7 +34,6 @@ def _failed_reply(reply: str) -> Failure:
 
 FAILURES: Final[dict[str, Failure | None]] = {
     "workspace_op": _failed_reply("workspace"),
-    "acl_op": _failed_reply("acl"),
     "workflow_op": _failed_reply("workflow_response"),
     "token_op": _failed_reply("token"),
     "audit_query": _failed_reply("audit_response"),

@@ -40,7 +40,7 @@ class WorkspaceSwitch:
                 raise RequestError(Code.WORKSPACE_SWITCH_FAILED, str(error)) from None
             if not session.allows_workspace(workspace):
                 raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
-            decision = await self._authorizer.check_workspace(session.identity, workspace)
+            decision = await self._authorizer.check_workspace(session, workspace)
             if not decision.allowed:
                 raise RequestError(Code.PERMISSION_DENIED, decision.reason)
         assert session.subscriptions is not None
@@ -50,4 +50,10 @@ class WorkspaceSwitch:
             raise RequestError(Code.WORKSPACE_SWITCH_FAILED, str(error), retryable=True) from None
         session.sender.moved_to(workspace)
         self._moved(session)
+        if workspace and not (await self._authorizer.check_workspace(session, workspace)).allowed:
+            # Lost while the subscriptions were opened.
+            await session.subscriptions.switch("")
+            session.sender.moved_to("")
+            self._moved(session)
+            raise RequestError(Code.PERMISSION_DENIED, f"you may not read workspace {workspace} any more")
         return NO_ANSWER

@@ -39,6 +39,9 @@ class SessionHooks(Protocol):
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Return what the client's credentials permit; raise StatusError to refuse them."""
 
+    def authorize(self, session: Session) -> None:
+        """Check that a client may be connected as what it claims; raise StatusError."""
+
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
         """Look up a session to resume that ended before this gateway started, or None."""
 

@@ -29,6 +29,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
 
+FRESH_S = 5.0  # how long a client waits for a node that cannot look for changed access data
+
 
 class Handshake:
     """Admits clients to one gateway by their first message, and acknowledges them."""
@@ -72,6 +74,8 @@ class Handshake:
             claim = read_claim(first, link.peer.metadata, parts.ids, parts.limits, strict=parts.strict_charset)
             admitted = await parts.hooks.authenticate(claim, link.peer)
             session = self._make_session(link, claim, admitted)
+            await self._wait_fresh()
+            parts.hooks.authorize(session)  # a client that is refused displaces no session
             history = await self._recall(claim)
             await let_predecessor_end(parts.registry, claim)
             self._check_wanted(session)
@@ -107,6 +111,7 @@ class Handshake:
         assert subscriptions is not None
         config: pb.ConfigSnapshot | None = None
         try:
+            parts.hooks.authorize(session)  # something may have changed while it took its identity
             await parts.hooks.prepare(session)
             if session.identity.kind in (Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK):
                 config = await parts.hooks.config_snapshot(session)
@@ -174,6 +179,13 @@ class Handshake:
         if waiting.cancelled_caught:
             raise StatusError(Status.DEADLINE_EXCEEDED, f"no InitConnection came within {wait_s:g} seconds")
         return batch
+
+    async def _wait_fresh(self) -> None:
+        """Wait until this node knows the latest access data. Raises StatusError."""
+        with trio.move_on_after(FRESH_S):
+            await self._parts.gate.wait()
+            return
+        raise StatusError(Status.UNAVAILABLE, "this gateway cannot look who may connect; connect again")
 
     def _make_session(self, link: Link, claim: Claim, admitted: Authenticated) -> Session:
         parts = self._parts

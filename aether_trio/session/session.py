@@ -110,12 +110,12 @@ class Session:
         self.history = SessionHistory(session_id, now_ms, 0)
         self.allows_workspace = admitted.allows_workspace
         self.sender = Sender(
+            self,
             identity,
             identity.workspace,
             rates.connection_bucket(),
             delivery_prefix(identity.topic or identity.text),
             self,
-            admitted.allows_workspace,
         )
         self.subscriptions: Subscriptions | None = None
         self.nursery: trio.Nursery | None = None
@@ -423,6 +423,7 @@ class Session:
     def forget(self) -> None:
         """Drop references back to the closed session, so that its memory is freed at once."""
         self.sender.author = _NO_AUTHOR
+        self.sender.actor = _NO_ACTOR
         self.counted = None
         self.receipts = None
         self.subscriptions = None
@@ -451,6 +452,17 @@ class _NoAuthor:
 
 
 _NO_AUTHOR = _NoAuthor()
+
+
+class _NoActor:
+    """The sender of a closed stream, as access rules see it: it may do nothing."""
+
+    def __init__(self) -> None:
+        self.identity = Identity.metrics_bridge()
+        self.allows_workspace: Callable[[str], bool] = lambda workspace: False
+
+
+_NO_ACTOR = _NoActor()
 
 
 @lru_cache(maxsize=1)

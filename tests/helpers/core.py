@@ -23,6 +23,7 @@ from trio.testing import MockClock
 from aether_trio.config import Settings, load_settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.gateway.databases import Databases
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.clock import Clock
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
@@ -33,7 +34,7 @@ from tests.helpers.inline import Gate, InlineDatabase
 
 __all__ = [
     "Gate", "World", "agent", "barrier", "bridge", "connect", "deadlock_is_an_error", "errors",
-    "kv_get", "kv_put", "message_to", "metrics_bridge", "open_world", "orchestrator", "payloads",
+    "kv_get", "kv_put", "let_manage", "message_to", "metrics_bridge", "open_world", "orchestrator", "payloads",
     "pump", "rest_of", "run_in_virtual_time", "service", "settings_for_tests", "switch_to", "task",
     "use_virtual_time", "user", "workflow_engine",
 ]  # fmt: skip
@@ -86,6 +87,12 @@ def _changed(settings: Settings, section: str, fields: Mapping[str, Any]) -> Set
     else:
         new = type(old)(**{name: fields.get(name, getattr(old, name)) for name in old.__slots__})
     return msgspec.structs.replace(settings, **{section: new})
+
+
+def let_manage(core: Core, *kinds: str) -> None:
+    """Let these kinds of participants (agents) manage every workspace, by fallbacks in memory."""
+    for kind in kinds or ("agent",):
+        core.authorizer._fallbacks_changed([(f"{kind}_workspace", AccessLevel.MANAGE)], False)
 
 
 class World:

@@ -255,7 +255,7 @@ class AccessIndex:
         """By member: what it is in."""
         self._members: dict[str, set[str]] = {}
         """By group or role: its members."""
-        self._subjects: dict[str, _Subjects] = {}
+        self._subjects: dict[str | tuple[str, tuple[str, ...]], _Subjects] = {}
         self._locks: dict[str, _LockedBy] = {}
         self._locks_by_prefix: _Prefixes[_LockedBy] = _Prefixes()
         self._expiries: list[tuple[int, int, Rule | Member | Lock]] = []
@@ -423,17 +423,23 @@ class AccessIndex:
         """Look up the groups of all principals anew."""
         self._subjects.clear()
 
-    def _subjects_of(self, principal_type: str, principal_id: str, now_ms: int) -> _Subjects:
+    def _subjects_of(
+        self, principal_type: str, principal_id: str, now_ms: int, groups: tuple[str, ...] = ()
+    ) -> _Subjects:
         text = f"{principal_type}:{principal_id}"
-        known = self._subjects.get(text)
+        key = (text, groups) if groups else text
+        known = self._subjects.get(key)
         if known is not None and known.since_ms <= now_ms < known.until_ms:
             return known
         found = _Subjects(principal_type, text, now_ms)
-        if text in self._above:
+        for name in groups:
+            found.reached[f"{GROUP}:{name}"] = _NEVER
+            found.typed.append((GROUP, f"{GROUP}:{name}"))
+        if groups or text in self._above:
             self._reach(found, now_ms)
             if len(self._subjects) >= MAX_REMEMBERED:
                 self._subjects.clear()
-            self._subjects[text] = found
+            self._subjects[key] = found
         return found
 
     def _reach(self, subjects: _Subjects, now_ms: int) -> None:
@@ -555,13 +561,15 @@ class AccessIndex:
         resource_id: str,
         now_ms: int,
         own_workspace: str = "",
+        groups: tuple[str, ...] = (),
     ) -> Verdict:
         """Return the level of a principal on a resource. Never raises, never waits.
 
         `own_workspace` is the workspace of the participant, for the rule "own"; for `kv_scope`
-        only where the question is about that workspace.
+        only where the question is about that workspace. `groups`: names of groups that the principal
+        is in, beside its memberships.
         """
-        subjects = self._subjects_of(principal_type, principal_id, now_ms)
+        subjects = self._subjects_of(principal_type, principal_id, now_ms, groups)
         wildcard = subjects.wildcard
         by_id = self._exact.get(resource_type)
         if by_id is not None:
@@ -663,9 +671,10 @@ class AccessIndex:
         resource_id: str,
         now_ms: int,
         own_workspace: str = "",
+        groups: tuple[str, ...] = (),
     ) -> Explanation:
         """Return the verdict with all rules that match the question, expired ones too."""
-        subjects = self._subjects_of(principal_type, principal_id, now_ms)
+        subjects = self._subjects_of(principal_type, principal_id, now_ms, groups)
         found: list[Contribution] = []
 
         def add(tier: int, subject: str, rule: Rule) -> None:
@@ -689,7 +698,7 @@ class AccessIndex:
         if category in self._fallbacks:
             found.append(Contribution(f"fallback:{category}", "", self._fallbacks[category], 6, category, False))
         found.sort(key=lambda one: (one.tier, -one.level, one.subject != subjects.text, one.subject, one.rule_id))
-        verdict = self.decide(principal_type, principal_id, resource_type, resource_id, now_ms, own_workspace)
+        verdict = self.decide(principal_type, principal_id, resource_type, resource_id, now_ms, own_workspace, groups)
         return Explanation(tuple(subjects.reached), tuple(found), verdict)
 
 

@@ -1,19 +1,29 @@
 """Who may do what: the Authorizer that services ask, and the rules behind it."""
 
 from aether_trio.services.access.authorizer import (
-    ALLOWED,
     DIRECT,
-    EVERYWHERE,
     AccessDecision,
+    AccessQuestion,
+    Actor,
     Admin,
     Authority,
     Authorizer,
     Capability,
-    DevAuthorizer,
+    GatewayActor,
+    GrantMissing,
     Reach,
 )
 
 __all__ = [
-    "ALLOWED", "DIRECT", "EVERYWHERE", "AccessDecision", "Admin", "Authority", "Authorizer", "Capability",
-    "DevAuthorizer", "Reach",
+    "DIRECT",
+    "AccessDecision",
+    "AccessQuestion",
+    "Actor",
+    "Admin",
+    "Authority",
+    "Authorizer",
+    "Capability",
+    "GatewayActor",
+    "GrantMissing",
+    "Reach",
 ]  # fmt: skip

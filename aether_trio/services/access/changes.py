@@ -16,7 +16,7 @@ committed has no version, no items and no audit row.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
@@ -60,6 +60,15 @@ class AuditAppender(Protocol):
 
     def append(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
         """Write these events, in this order."""
+
+
+class NoAudit:
+    """An AuditAppender that writes nothing, for tests."""
+
+    def append(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
+        """Write nothing."""
+        yield from ()
+        return None
 
 
 class ChangePeers(Protocol):
@@ -233,15 +242,20 @@ class AccessChanges:
         self._expires_ms = 0
         """When the first of the things in memory expires that was not handled; 0: none does."""
         self._fresh_until_s = -math.inf
+        self._unsettled = False
+        """Whether something has expired since live sessions were looked at."""
         self._after: list[Callable[[], None]] = []
         self._look = AutoResetEvent()
         self._turn = trio.Lock()
-        self._applied = RepeatedEvent()
+        self._settled = RepeatedEvent()
         self._confirmed = RepeatedEvent()
         self._announce_up_to = 0
         self._announced = 0
+        self._settle: list[Callable[[], Awaitable[None]]] = []
         self.version = -1
         """The version that this node has applied; -1 before `start`."""
+        self.settled_version = -1
+        """The version that is in force on this node, its live sessions included."""
         gate.on_stale = self._look.set
         peers.on_announced(self._look.set)
         peers.on_seen(self._confirmed.set)
@@ -273,6 +287,10 @@ class AccessChanges:
         """
         self._after.append(call)
 
+    def when_settling(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Have `work` awaited after changes were applied, before they are confirmed."""
+        self._settle.append(work)
+
     # -- changes -----------------------------------------------------------------------------------
 
     async def commit(
@@ -299,8 +317,8 @@ class AccessChanges:
                 check()
                 known = self.version
 
-            def run(known: int | None = known) -> Program[tuple[Draft, T]]:
-                draft = Draft(self._clock.now_ms())
+            def run(known: int | None = known, now_ms: int = self._clock.now_ms()) -> Program[tuple[Draft, T]]:
+                draft = Draft(now_ms)
                 yield from begin(draft)
                 if known is not None and draft.version != known:
                     raise _OutdatedCheck(draft.version)
@@ -312,7 +330,7 @@ class AccessChanges:
                 draft, result = await self._queue.run(run, self._abandoned)
             except _OutdatedCheck as outdated:
                 self._look.set()
-                await self._wait_applied(outdated.version)
+                await self._wait_settled(outdated.version)
                 continue
             except StorageUnavailable:
                 self._look.set()  # the commit may be known later
@@ -320,9 +338,9 @@ class AccessChanges:
             self.apply(draft)
             return draft, result
 
-    async def _wait_applied(self, version: int) -> None:
-        while self.version < version:
-            await self._applied.wait()
+    async def _wait_settled(self, version: int) -> None:
+        while self.settled_version < version:
+            await self._settled.wait()
 
     def finish(self, draft: Draft) -> Program[None]:
         """End a change in another transaction on the same database; see `committed`."""
@@ -348,7 +366,7 @@ class AccessChanges:
         """Wait until all live nodes have applied `version`; name those that have not."""
         missing: list[str] = ["this node"]
         with trio.move_on_after(CONFIRM_S):
-            await self._wait_applied(version)
+            await self._wait_settled(version)
             while True:
                 try:
                     missing = await self._peers.unconfirmed(version)
@@ -374,7 +392,7 @@ class AccessChanges:
         """Load all access data. Raises StorageUnavailable."""
         began_s = trio.current_time()
         await self._reload()
-        await self._peers.seen(self.version)
+        await self._confirm()
         self._looked(began_s)
 
     async def run(self) -> None:
@@ -413,6 +431,7 @@ class AccessChanges:
         for call in (*self._on_expiry, *self._after):
             call()
         self._note_expiry()
+        self._unsettled = True  # the live sessions are looked at again
 
     async def _catch_up(self) -> None:
         while True:
@@ -424,10 +443,21 @@ class AccessChanges:
                 await self._reload()
             elif page:
                 self._apply_page(page)
-            await self._peers.seen(self.version)
+            await self._confirm()
             if not page and not gone:
                 self._looked(began_s)
                 return
+
+    async def _confirm(self) -> None:
+        """Let live sessions follow what was applied, and write it for the other nodes."""
+        version = self.version
+        if version != self.settled_version or self._unsettled:
+            self._unsettled = False
+            for work in self._settle:
+                await work()
+            self.settled_version = version
+            self._settled.set()
+        await self._peers.seen(version)
 
     def _looked(self, began_s: float) -> None:
         """Let sessions handle input for STALE_S from `began_s`."""
@@ -472,4 +502,3 @@ class AccessChanges:
         for call in self._after:
             call()
         self._note_expiry()
-        self._applied.set()

@@ -42,7 +42,7 @@ class AgentService:
         """Perform one agent operation; return the client's messages in order."""
         response = pb.AgentResponse(request_id=op.request_id)
         try:
-            decision = await self._authorizer.check_admin(session.identity, "agents", operation="agent_op")
+            decision = await self._authorizer.check_admin(session, "agents", operation="agent_op")
             if not decision.allowed:
                 raise RequestError(Code.PERMISSION_DENIED, decision.reason)
             await self._operate(session, op, response)

@@ -10,6 +10,7 @@ because clients act on the first reply with their id:
 | scope parameters | ErrorResponse KV_ERROR alone: the SDK raises it from the call |
 | value too large, scope full | ErrorResponse ERR_QUOTA_001 alone, not retryable |
 | authorization context, reach | ErrorResponse ERR_PERMISSION_DENIED, KVResponse{success=false} |
+| access rules | KVResponse{success=false} (with a request id), ErrorResponse ERR_PERMISSION_DENIED |
 | commit in doubt | KVResponse (with a request id), ErrorResponse ERR_OUTCOME_UNKNOWN |
 
 "Reach": a workspace or an identity that the client's credential does not reach. The one difference:
@@ -32,7 +33,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.limits import KIB, MIB, Limits
 from aether_trio.model.text import shown
-from aether_trio.services.access import DIRECT, EVERYWHERE, Authority, Authorizer, Capability, Reach
+from aether_trio.services.access import DIRECT, Actor, Authority, Authorizer, Capability, GatewayActor
 from aether_trio.services.kv import entries, ranges
 from aether_trio.services.kv.cache import Name
 from aether_trio.services.kv.entries import UNKNOWN, KvRefusal, Result
@@ -124,13 +125,11 @@ class KvService:
         self._own_spaces: ExistingNames[bytes] = ExistingNames()
         """The exclusive spaces that may have keys: most participants have none."""
 
-    async def handle(self, identity: Identity, op: pb.KVOperation, reach: Reach = EVERYWHERE) -> Answer:
-        """Perform one key-value operation within `reach`; return the client's messages."""
-        return (await self.handle_some(identity, (op,), reach))[0]
+    async def handle(self, identity: Identity, op: pb.KVOperation) -> Answer:
+        """Perform one key-value operation for a participant; return the client's messages."""
+        return (await self.handle_some(GatewayActor(identity), (op,)))[0]
 
-    async def handle_some(
-        self, identity: Identity, ops: Sequence[pb.KVOperation], reach: Reach = EVERYWHERE
-    ) -> list[Answer]:
+    async def handle_some(self, actor: Actor, ops: Sequence[pb.KVOperation]) -> list[Answer]:
         """Perform the first of these operations, or more of them; return their answers.
 
         The operations take effect in their order. Small writes at the beginning, and reads between
@@ -139,14 +138,14 @@ class KvService:
         """
         first = ops[0]
         if first.op in _WRITES and len(first.value) <= SMALL_VALUE_BYTES:
-            return await self._write_some(identity, ops, reach)
+            return await self._write_some(actor, ops)
         answers: list[Answer] = []
         size = 0
         for op in ops:
             if answers and (op.op not in _READS or size >= ANSWERS_BYTES):
                 break
             try:
-                answer = await self._perform(identity, op, reach)
+                answer = await self._perform(actor, op)
             except _KvRefused as refused:
                 answer = refused.messages
             except StorageUnavailable as exc:
@@ -159,7 +158,7 @@ class KvService:
             size += answer[0].ByteSize()
         return answers
 
-    async def _write_some(self, identity: Identity, ops: Sequence[pb.KVOperation], reach: Reach) -> list[Answer]:
+    async def _write_some(self, actor: Actor, ops: Sequence[pb.KVOperation]) -> list[Answer]:
         keys = self._keys
         answers: list[Answer] = []  # empty ones are filled later
         requests: list[KeyRequest] = []
@@ -168,7 +167,7 @@ class KvService:
             if answers and not (op.op in _SINGLE and len(op.value) <= SMALL_VALUE_BYTES and keys.takes_many):
                 break
             try:
-                request = await self._request(identity, op, reach)
+                request = await self._request(actor, op)
             except _KvRefused as refused:
                 answers.append(refused.messages)
                 continue
@@ -192,7 +191,7 @@ class KvService:
             except Exception:
                 if len(requests) == 1:
                     raise
-                return await self._write_some(identity, ops[:1], reach)
+                return await self._write_some(actor, ops[:1])
             rest = iter(results)
             for place, op in enumerate(ops[: len(answers)]):
                 if not answers[place]:
@@ -258,13 +257,13 @@ class KvService:
         except StorageUnavailable:
             return total
 
-    async def _perform(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> Answer:
+    async def _perform(self, actor: Actor, op: pb.KVOperation) -> Answer:
         number = op.op
         if number == Op.PURGE_IDENTITY:
-            return [pb.DownstreamMessage(kv=await self._purge(identity, op, reach))]
+            return [pb.DownstreamMessage(kv=await self._purge(actor, op))]
         if number == Op.LIST:
-            return [pb.DownstreamMessage(kv=await self._list(op, await self._space(identity, op, reach)))]
-        request = await self._request(identity, op, reach)
+            return [pb.DownstreamMessage(kv=await self._list(op, await self._space(actor, op)))]
+        request = await self._request(actor, op)
         result = self._keys.remembered(request)
         if result is None:
             if request.writes:
@@ -274,33 +273,39 @@ class KvService:
                 result = await self._keys.read(request)
         return _answer_of(op, result)
 
-    async def _request(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> KeyRequest:
+    async def _request(self, actor: Actor, op: pb.KVOperation) -> KeyRequest:
         """Check an operation on one key. Raises _KvRefused."""
-        space = await self._space(identity, op, reach)
+        space = await self._space(actor, op)
         number = op.op
         if number in _WRITES and space.startswith(OWN):
             self._own_spaces.add(space)
         now_ms = self._clock.now_ms()
         return KeyRequest(space, op.key.encode(), now_ms, self._quota, _SINGLE[number], op, writes=number in _WRITES)
 
-    async def _space(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> bytes:
+    async def _space(self, actor: Actor, op: pb.KVOperation) -> bytes:
         """Check an operation on one space; return the space. Raises _KvRefused."""
-        self._check_operation(identity, op, reach)
-        authority = await self._authority(identity, op) if op.HasField("authorization") else DIRECT
-        workspace = op.workspace
+        self._check_operation(actor, op)
+        authority = await self._authority(actor, op) if op.HasField("authorization") else DIRECT
+        identity = actor.identity
+        workspace = op.workspace or identity.workspace
         try:
             place = place_of(op.scope, identity, op.user_id, workspace)
         except ScopeError as exc:
             raise _KvRefused(_error(op, Code.KV_ERROR, str(exc))) from None
         self._check_sizes(op)
-        # No access rules apply to a client's exclusive keys, nor to their LIST.
-        if not place.exclusive or not authority.is_direct:
-            level = AccessLevel.READ if op.op in _READ_LEVEL else AccessLevel.READWRITE
-            decision = await self._authorizer.check_kv(
-                identity, place.label, op.key, workspace or identity.workspace, level, authority
-            )
-            if not decision.allowed:
-                raise _refused(op, decision.reason)
+        level = AccessLevel.READ if op.op in _READ_LEVEL else AccessLevel.READWRITE
+        decision = await self._authorizer.check_kv(
+            actor,
+            place.label,
+            "" if op.op == Op.LIST else op.key,
+            workspace,
+            op.user_id,
+            level,
+            authority,
+            exclusive=place.exclusive,
+        )
+        if not decision.allowed:
+            raise _denied(op, decision.reason)
         return place.space
 
     async def _list(self, op: pb.KVOperation, space: bytes) -> pb.KVResponse:
@@ -322,17 +327,17 @@ class KvService:
             request_id=op.request_id,
         )
 
-    async def _purge(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> pb.KVResponse:
-        self._check_operation(identity, op, reach)
-        authority = await self._authority(identity, op) if op.HasField("authorization") else DIRECT
+    async def _purge(self, actor: Actor, op: pb.KVOperation) -> pb.KVResponse:
+        self._check_operation(actor, op)
+        authority = await self._authority(actor, op) if op.HasField("authorization") else DIRECT
         decision = await self._authorizer.check(
-            identity, "kv_purge_identity", "capability", Capability.KV_PURGE_IDENTITY, "", AccessLevel.MANAGE, authority
+            actor, "kv_purge_identity", "capability", Capability.KV_PURGE_IDENTITY, "", AccessLevel.MANAGE, authority
         )
         if not decision.allowed:
-            raise _refused(op, decision.reason)
+            raise _denied(op, decision.reason)
         try:
             target = Identity.parse(op.target_identity)
-            if not reach.reaches(target):
+            if not actor.reaches(target):
                 raise _out_of_reach(op, target.text)
             floor, end = _purge_range(op, target)
         except (ScopeError, IdentityError) as exc:
@@ -345,17 +350,18 @@ class KvService:
             if len(page.names) < PURGE_PAGE:
                 return pb.KVResponse(success=True, counter_value=total, request_id=op.request_id)
 
-    def _check_operation(self, identity: Identity, op: pb.KVOperation, reach: Reach) -> None:
+    def _check_operation(self, actor: Actor, op: pb.KVOperation) -> None:
+        identity = actor.identity
         if identity.kind not in _MAY_USE:
             raise _refused(op, f"{identity.kind.with_article} may not use the key-value store")
         if op.op not in _KNOWN:
             raise _refused(op, f"unknown KV operation {op.op}")
-        if op.workspace and not reach.allows_workspace(op.workspace):
+        if op.workspace and not actor.allows_workspace(op.workspace):
             raise _out_of_reach(op, f"workspace {shown(op.workspace)}")
 
-    async def _authority(self, identity: Identity, op: pb.KVOperation) -> Authority:
+    async def _authority(self, actor: Actor, op: pb.KVOperation) -> Authority:
         try:
-            return await self._authorizer.authority(identity, op.authorization)
+            return await self._authorizer.authority(actor, op.authorization)
         except RequestError as exc:
             raise _KvRefused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
 
@@ -382,7 +388,7 @@ class KvHandler:
     async def handle_some(self, session: Session, ops: Sequence[pb.KVOperation]) -> Sequence[Answer]:
         """Perform the first operations, within the reach of the session's credential."""
         started = self._clock.monotonic()
-        answers = await self._service.handle_some(session.identity, ops, session)
+        answers = await self._service.handle_some(session, ops)
         elapsed_s = self._clock.monotonic() - started
         counted: dict[tuple[int, int, bool], int] = {}
         for op, answer in zip(ops, answers, strict=False):
@@ -425,6 +431,10 @@ def _unsuccessful(op: pb.KVOperation) -> list[pb.DownstreamMessage]:
 def _out_of_reach(op: pb.KVOperation, what: str) -> _KvRefused:
     error = _error(op, Code.PERMISSION_DENIED, f"this credential does not reach {what}")
     return _KvRefused(error, *_unsuccessful(op))
+
+
+def _denied(op: pb.KVOperation, text: str) -> _KvRefused:
+    return _KvRefused(*_unsuccessful(op), _error(op, Code.PERMISSION_DENIED, text))
 
 
 def _failure(op: pb.KVOperation, text: str, *, retryable: bool = False) -> list[pb.DownstreamMessage]:

@@ -12,7 +12,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.clocks import VirtualClock
-from tests.helpers.core import agent, connect, message_to
+from tests.helpers.core import agent, connect, let_manage, message_to
 from tests.services.agents.ops import Op, operate, register, starter
 from tests.services.tasks import peers
 
@@ -86,7 +86,8 @@ async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
 
 @asynccontextmanager
 async def cast(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
-    """Give (an orchestrator of the profile "process", a sender); "echo" is registered."""
+    """Give (an orchestrator of "process", a sender that manages tasks); "echo" is registered."""
+    let_manage(core)
     async with connect(core, starter("1", "process")) as orchestrator, connect(core, agent("w", "asker", "1")) as asker:
         await register(orchestrator, "echo", **params)
         yield orchestrator, asker

@@ -17,7 +17,7 @@ from aether_trio.session.init_connection import ASSIGNMENTS
 from aether_trio.storage.base import Program, StorageUnavailable
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, connect, deadlock_is_an_error, message_to
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error, let_manage, message_to
 from tests.services.agents.cast import (
     ECHO,
     assignment,
@@ -383,6 +383,7 @@ async def test_starts_that_ended_while_they_waited_hide_no_other(core: Core, mon
         yield from give_waiting(tx, profile)
 
     monkeypatch.setattr(startup, "dispatch_waiting", bounded)
+    let_manage(core)
     async with nothing_starts(core) as (_, asker):
         for number, priority in enumerate((50, 50, 50, 10)):
             assert (await create(asker, target_agent_id=f"ag::w::echo::{number}", priority=priority)).success

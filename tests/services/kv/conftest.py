@@ -8,10 +8,11 @@ import pytest
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import Limits
-from aether_trio.services.access import Capability, DevAuthorizer
+from aether_trio.services.access import Capability
 from aether_trio.services.kv import KvService
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 
 ALICE = Identity.agent("w1", "alice", "1")
@@ -42,17 +43,17 @@ class Caller:
 
         return operate
 
-    async def refusal(self, op: str, **fields: Any) -> str:
+    async def refusal(self, op: str, code: str = "KV_ERROR", **fields: Any) -> str:
         """The text of an ordinary refusal; its shape is checked."""
         failure, error = await self.messages(op, **fields)
         assert failure.kv == pb.KVResponse(success=False, request_id="r1")
-        assert (error.error.code, error.error.retryable, error.error.request_id) == ("KV_ERROR", False, "r1")
+        assert (error.error.code, error.error.retryable, error.error.request_id) == (code, False, "r1")
         return error.error.message
 
 
 @pytest.fixture
 def service(database: Database, clock: ManualClock) -> KvService:
-    return KvService(database, clock, Limits(), DevAuthorizer(frozenset({Capability.KV_PURGE_IDENTITY})))
+    return KvService(database, clock, Limits(), authorizer("open", Capability.KV_PURGE_IDENTITY, shared_keys=True))
 
 
 @pytest.fixture

@@ -13,13 +13,14 @@ import trio
 import trio.testing
 
 from aether_trio.model.limits import Limits
-from aether_trio.services.access import Capability, DevAuthorizer
+from aether_trio.services.access import Capability, GatewayActor
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.cache import CACHED_VALUE_BYTES, RECORD_BYTES, EntryCache
 from aether_trio.services.kv.entries import UNKNOWN, Entry
 from aether_trio.storage.base import CommitUnknown, Fetch, Program, StorageUnavailable, single
 from aether_trio.storage.sqlite.database import open_sqlite
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, Caller
 from tests.storage.programs import LONG_S
@@ -216,8 +217,8 @@ class CountedDatabase:
 async def counted(path: Path, clock: ManualClock) -> AsyncIterator[tuple[CountedDatabase, Caller]]:
     async with open_sqlite(path / "state.db", name="state") as opened:
         database = CountedDatabase(opened)
-        authorizer = DevAuthorizer(frozenset({Capability.KV_PURGE_IDENTITY}))
-        service = KvService(database, clock, Limits(), authorizer)  # type: ignore[arg-type]
+        rules = authorizer("open", Capability.KV_PURGE_IDENTITY, shared_keys=True)
+        service = KvService(database, clock, Limits(), rules)  # type: ignore[arg-type]
         yield database, Caller(service, ALICE)
 
 
@@ -276,9 +277,9 @@ async def test_a_failed_write_of_many_fails_each_and_reads_behind_it_are_answere
             Op(op=op, scope=Op.GLOBAL, key=key, value=b"new", request_id=key)
             for op, key in ((Op.PUT, "k"), (Op.PUT, "l"), (Op.GET, "k"))
         ]
-        answers = await alice.service.handle_some(ALICE, ops)
+        answers = await alice.service.handle_some(GatewayActor(ALICE), ops)
         assert [[message.WhichOneof("payload") for message in answer] for answer in answers] == [["kv", "error"]] * 2
-        (answer,) = await alice.service.handle_some(ALICE, ops[2:])
+        (answer,) = await alice.service.handle_some(GatewayActor(ALICE), ops[2:])
         assert answer[0].kv.value == b"old"
 
 
@@ -312,7 +313,7 @@ async def test_operations_that_come_together_share_a_transaction_in_order(tmp_pa
                 [(Op.PUT, b"1"), (Op.GET, b""), (Op.INCREMENT, b""), (Op.GET, b""), (Op.DELETE, b""), (Op.GET, b"")]
             )
         ]
-        answers = await alice.service.handle_some(ALICE, ops)
+        answers = await alice.service.handle_some(GatewayActor(ALICE), ops)
         assert [answer[0].kv.value for answer in answers] == [b"", b"1", b"", b"2", b"", b""]
         assert [answer[0].kv.request_id for answer in answers] == [op.request_id for op in ops]
         assert database.writes == 1
@@ -323,7 +324,10 @@ async def test_reads_do_not_wait_for_a_write_behind_them(tmp_path: Path, clock: 
         await alice.PUT(key="k", value=b"0")
         database.writes = 0
         ops = [Op(op=op, scope=Op.GLOBAL, key="k", value=b"1") for op in (Op.GET, Op.GET, Op.PUT)]
-        assert [answer[0].kv.value for answer in await alice.service.handle_some(ALICE, ops)] == [b"0", b"0"]
+        assert [answer[0].kv.value for answer in await alice.service.handle_some(GatewayActor(ALICE), ops)] == [
+            b"0",
+            b"0",
+        ]
         assert database.writes == 0
 
 
@@ -379,7 +383,7 @@ async def test_many_writers_of_few_keys_lose_no_count(tmp_path: Path, clock: Man
                     ops = [Op(op=op, scope=Op.GLOBAL, key=key) for op in (Op.INCREMENT, Op.GET, Op.INCREMENT)]
                     answers: list[Any] = []
                     while len(answers) < 3:
-                        answers += await alice.service.handle_some(ALICE, ops[len(answers) :])
+                        answers += await alice.service.handle_some(GatewayActor(ALICE), ops[len(answers) :])
                     one, seen, other = answers
                     counted_up[key] += 2
                     assert before < one[0].kv.counter_value <= int(seen[0].kv.value) < other[0].kv.counter_value

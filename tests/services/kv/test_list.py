@@ -9,12 +9,12 @@ import pytest
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
-from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv import service as service_module
 from aether_trio.services.kv.ranges import CursorError, decode_cursor, encode_cursor
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, BOB, Caller
 
@@ -197,5 +197,7 @@ async def test_a_purge_that_could_hit_others_is_refused(alice: Caller, scope: in
 
 
 async def test_a_purge_needs_the_capability(database: Database, clock: ManualClock) -> None:
-    caller = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
-    assert "capability/kv_purge_identity" in await caller.refusal("PURGE_IDENTITY", target_identity=str(ALICE), scope=0)
+    caller = Caller(KvService(database, clock, Limits(), authorizer(shared_keys=True)), ALICE)
+    assert "capability/kv_purge_identity" in await caller.refusal(
+        "PURGE_IDENTITY", "ERR_PERMISSION_DENIED", target_identity=str(ALICE), scope=0
+    )

@@ -7,10 +7,10 @@ import trio
 import trio.testing
 
 from aether_trio.model.limits import Limits
-from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.service import SWEEP_INTERVAL_S
 from aether_trio.storage.base import Database
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 from tests.helpers.direct import Store
 from tests.helpers.inline import open_inline
@@ -55,7 +55,7 @@ async def test_the_sweep_gives_room_back_in_pages(
 
 async def test_the_sweep_repeats(store: Store, clock: ManualClock, autojump_clock: trio.testing.MockClock) -> None:
     with open_inline(store, "state") as database:
-        alice = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
+        alice = Caller(KvService(database, clock, Limits(), authorizer(shared_keys=True)), ALICE)
         await alice.PUT(key="k", value=b"v", ttl=1)
         clock.advance(1_000)
         async with trio.open_nursery() as nursery:

@@ -8,10 +8,10 @@ import pytest
 import trio
 
 from aether_trio.model.limits import Limits
-from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.storage.base import Database
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, BOB, Caller
 
@@ -19,7 +19,7 @@ from tests.services.kv.conftest import ALICE, BOB, Caller
 @pytest.fixture
 def narrow(database: Database, clock: ManualClock) -> Caller:
     limits = Limits(kv_keys_per_scope=4, kv_bytes_per_scope=10 * 1024)
-    return Caller(KvService(database, clock, limits, DevAuthorizer()), ALICE)
+    return Caller(KvService(database, clock, limits, authorizer(shared_keys=True)), ALICE)
 
 
 async def full(caller: Caller, op: str, **fields: Any) -> None:
@@ -99,8 +99,8 @@ async def test_what_has_expired_makes_room_for_what_takes_its_place(
 
 
 async def test_a_set_in_an_expired_place_may_exceed_a_lowered_quota(database: Database, clock: ManualClock) -> None:
-    wide = Caller(KvService(database, clock, Limits(), DevAuthorizer()), ALICE)
-    narrow = Caller(KvService(database, clock, Limits(kv_keys_per_scope=1), DevAuthorizer()), ALICE)
+    wide = Caller(KvService(database, clock, Limits(), authorizer(shared_keys=True)), ALICE)
+    narrow = Caller(KvService(database, clock, Limits(kv_keys_per_scope=1), authorizer(shared_keys=True)), ALICE)
     await wide.PUT(key="k", value=b"x")
     await wide.PUT(key="l", value=b"x")
     await wide.PUT(key="s", value=b"x", ttl=10)

@@ -10,11 +10,12 @@ import pytest
 
 from aether_trio.model.identity import Identity
 from aether_trio.model.limits import MIB, Limits
-from aether_trio.services.access import AccessDecision, DevAuthorizer
+from aether_trio.services.access import AccessDecision, Actor
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.service import MAX_RESPONSE_BYTES
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 from tests.services.kv.conftest import ALICE, Caller
 
@@ -81,7 +82,7 @@ async def test_a_value_over_the_limit_is_a_quota_error_alone_and_final(alice: Ca
 
 
 async def test_no_setting_allows_a_value_that_could_not_be_read_back(database: Database, clock: ManualClock) -> None:
-    caller = Caller(KvService(database, clock, Limits(kv_value_bytes=100 * MIB), DevAuthorizer()), ALICE)
+    caller = Caller(KvService(database, clock, Limits(kv_value_bytes=100 * MIB), authorizer(shared_keys=True)), ALICE)
     assert shape(await caller.messages("PUT", key="k", value=bytes(MAX_RESPONSE_BYTES + 1))) == ["ERR_QUOTA_001"]
     await caller.PUT(key="k" * 256, value=bytes(MAX_RESPONSE_BYTES))
     for response in (await caller.GET(key="k" * 256), await caller.LIST()):
@@ -114,30 +115,34 @@ async def test_an_unknown_operation_is_named(alice: Caller) -> None:
     assert "99" in messages[1].error.message
 
 
-class Closed(DevAuthorizer):
+DENIED = "ERR_PERMISSION_DENIED"
+
+
+class Denying:
     """Denies shared scopes, and notes what it was asked."""
 
     def __init__(self) -> None:
-        super().__init__()
         self.asked: list[tuple[str, str, str]] = []
 
     async def check_kv(
-        self, identity: Identity, scope: str, key: str, workspace: str, level: Any, *_: Any
+        self, actor: Actor, scope: str, key: str, workspace: str, user_id: str, level: Any, *_: Any, exclusive: bool
     ) -> AccessDecision:
+        if exclusive:
+            return AccessDecision(True)
         self.asked.append((scope, workspace, level.name))
-        return AccessDecision(False, f"no rule lets {identity} use {scope}")
+        return AccessDecision(False, f"no rule lets {actor.identity} use {scope}")
 
 
-async def test_rules_are_asked_about_shared_scopes_only(database: Database, clock: ManualClock) -> None:
-    rules = Closed()
-    caller = Caller(KvService(database, clock, Limits(), rules), ALICE, user_id="u")
+async def test_rules_are_asked_about_shared_scopes(database: Database, clock: ManualClock) -> None:
+    rules = Denying()
+    caller = Caller(KvService(database, clock, Limits(), rules), ALICE, user_id="u")  # type: ignore[arg-type]
     for scope in (3, 4, 5, 6):
         await caller.PUT(key="k", value=b"v", scope=scope)
         assert (await caller.LIST(scope=scope)).kv_map == {"k": b"v"}
     assert rules.asked == []
     for scope in (1, 2, 7, 8):
-        assert "no rule" in await caller.refusal("PUT", key="k", scope=scope)
-        assert "no rule" in await caller.refusal("GET", key="k", scope=scope, workspace="w2")
+        assert "no rule" in await caller.refusal("PUT", DENIED, key="k", scope=scope)
+        assert "no rule" in await caller.refusal("GET", DENIED, key="k", scope=scope, workspace="w2")
     assert rules.asked[:4] == [
         ("global", "w1", "READWRITE"),
         ("global", "w2", "READ"),
@@ -157,7 +162,7 @@ class BrokenDatabase:
 
 @pytest.mark.parametrize("op", OPS)
 async def test_storage_that_does_not_answer_is_a_retryable_failure(clock: ManualClock, op: str) -> None:
-    rules = DevAuthorizer(frozenset({"capability/kv_purge_identity"}))
+    rules = authorizer("open", "capability/kv_purge_identity", shared_keys=True)
     caller = Caller(KvService(BrokenDatabase(), clock, Limits(), rules), ALICE)  # type: ignore[arg-type]
     messages = await caller.messages(op, key="k", target_identity=str(ALICE), scope=5)
     assert shape(messages) == ["kv", "KV_ERROR"]

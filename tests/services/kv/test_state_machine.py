@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
 
 from aether_trio.model.limits import Limits
-from aether_trio.services.access import DevAuthorizer
 from aether_trio.services.kv import KvService
 from aether_trio.services.kv.entries import MAX_EXPIRES_MS
 from aether_trio.storage.base import Fetch, Program, Row, single
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import authorizer
 from tests.helpers.clocks import ManualClock
 from tests.helpers.direct import Direct, Store
 from tests.services.kv.conftest import ALICE
@@ -73,7 +73,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.place = self.store.place()
         self.database = DirectDatabase(self.place.direct("state"))
         self.clock = ManualClock()
-        self.service = KvService(self.database, self.clock, Limits(), DevAuthorizer())  # type: ignore[arg-type]
+        self.service = KvService(self.database, self.clock, Limits(), authorizer(shared_keys=True))  # type: ignore[arg-type]
         self.model = Model()
 
     def teardown(self) -> None:

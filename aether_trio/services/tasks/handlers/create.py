@@ -209,16 +209,13 @@ class TaskCreator:
         return await run(OfflinePolicy.QUEUE)
 
     async def _check_access(self, session: Session, request: pb.CreateTaskRequest, workspace: str) -> None:
-        identity = session.identity
         if not session.allows_workspace(workspace):
             raise RequestError(Code.PERMISSION_DENIED, f"this credential does not reach workspace {workspace}")
         authority = DIRECT
         if request.HasField("authorization"):
-            authority = await self.authorizer.authority(identity, request.authorization)
-        if identity.kind is Kind.WORKFLOW_ENGINE and authority.is_direct:
-            return
+            authority = await self.authorizer.authority(session, request.authorization)
         decision = await self.authorizer.check(
-            identity, "task_create", "workspace", workspace, workspace, AccessLevel.READWRITE, authority
+            session, "task_create", "workspace", workspace, workspace, AccessLevel.READWRITE, authority
         )
         if not decision.allowed:
             raise RequestError(Code.PERMISSION_DENIED, decision.reason)
@@ -233,11 +230,10 @@ class TaskCreator:
             return
         why = send_refusal(
             self.authorizer,
-            session.identity,
+            session,
             resolve_target(target.topic, session.workspace, self.strict),
             target.text,
             workspace=session.workspace,
-            allows_workspace=session.allows_workspace,
         )
         if why is not None:
             raise RequestError(Code.PERMISSION_DENIED, why)
@@ -259,7 +255,6 @@ class TaskCreator:
         Returns the token and the identity, ("", "") if the request asks for none, or may have none.
         The token gives no more rights than the creator's credential.
         """
-        creator = session.identity
         if not request.target_identity:
             return "", ""
         try:
@@ -271,11 +266,11 @@ class TaskCreator:
         if owner.kind is Kind.SERVICE:
             name = owner.implementation
             decision = await self.authorizer.check(
-                creator, "task_token_issue", "service_impl", name, "", AccessLevel.MANAGE
+                session, "task_token_issue", "service_impl", name, "", AccessLevel.MANAGE
             )
         elif owner.workspace and owner.workspace != SYSTEM_WORKSPACE:
             decision = await self.authorizer.check_workspace(
-                creator, owner.workspace, AccessLevel.MANAGE, "task_token_issue"
+                session, owner.workspace, AccessLevel.MANAGE, "task_token_issue"
             )
         else:
             return "", ""

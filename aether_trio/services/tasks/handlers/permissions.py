@@ -18,7 +18,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
-from aether_trio.services.access import Authorizer
+from aether_trio.services.access import Actor, Authorizer, GatewayActor
 from aether_trio.services.tasks.handlers.sanitize import storable
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.session.session import Session
@@ -39,11 +39,13 @@ class Caller:
     allowed: bool = False
     reaches: Callable[[str], bool] | None = None
     """Whether the credential is good for a workspace; None: only for the caller's."""
+    actor: Actor | None = None
+    """The caller's session, for access rules; None: the gateway asks in its name."""
 
     @classmethod
     def of(cls, session: Session) -> Caller:
         """Make the caller of requests from this session."""
-        return cls(session.identity, session.workspace, reaches=session.allows_workspace)
+        return cls(session.identity, session.workspace, reaches=session.allows_workspace, actor=session)
 
     @property
     def name(self) -> str:
@@ -102,4 +104,5 @@ async def may(
     """Return whether an access rule allows an operation on a workspace's tasks."""
     if (caller.workspace and caller.workspace != workspace) or not caller.can_reach(workspace):
         return False
-    return (await authorizer.check_workspace(caller.identity, workspace, level, operation)).allowed
+    actor = caller.actor or GatewayActor(caller.identity)
+    return (await authorizer.check_workspace(actor, workspace, level, operation)).allowed

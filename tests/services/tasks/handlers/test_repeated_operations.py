@@ -14,7 +14,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.services.tasks.handlers import operate as operations
 from aether_trio.storage.base import Fetch, Statement
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, errors
+from tests.helpers.core import World, agent, barrier, connect, errors, let_manage
 from tests.helpers.direct import caught
 from tests.services.tasks.peers import Op, create, get, hibernate, operate, own, report, wait_for
 
@@ -28,6 +28,7 @@ def events_of(world: World, task_id: str) -> list[pb.TaskEvent]:
 
 async def test_a_retry_whose_commit_was_not_answered_has_been_made(core: Core, world: World) -> None:
     async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "c", "2")) as other:
+        let_manage(core)
         task_id = (await create(creator)).task_id
         assert (await operate(creator, Op.CANCEL, task_id)).success
         told = len(events_of(world, task_id))

@@ -9,7 +9,17 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, bridge, connect, deadlock_is_an_error, user, workflow_engine
+from tests.helpers.core import (
+    World,
+    agent,
+    barrier,
+    bridge,
+    connect,
+    deadlock_is_an_error,
+    let_manage,
+    user,
+    workflow_engine,
+)
 from tests.services.tasks.peers import Op, create, get, given, hibernate, operate, own, session_of
 
 PARTICIPANTS = {
@@ -136,6 +146,7 @@ async def test_a_creator_whose_gateway_is_killed_has_left(world: World, hello: H
 
 async def test_a_task_that_goes_on_while_its_creator_is_away_ends(world: World) -> None:
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        let_manage(core)
         async with connect(core, bridge("b", "1")) as creator:
             task_id = await own(creator, workspace="w")
             wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT)
@@ -150,6 +161,7 @@ async def test_a_task_that_goes_on_while_its_creator_is_away_ends(world: World) 
 async def test_a_creator_that_comes_anew_and_waits_has_its_task_in_hand(world: World, hello: Hello) -> None:
     """A wait shows that it knows of the task, as a claim does."""
     async with deadlock_is_an_error(), world.open() as core, connect(core, agent("w", "c", "1")) as watcher:
+        let_manage(core)
         _, task_id = await begin_and_lose(core, hello)
         await trio.sleep(20)
         async with connect(core, hello()) as anew:

@@ -1,0 +1,144 @@
+"""Records access decisions in the audit: the first at once, repeats by a count.
+
+A decision is the same as an earlier one if actor, session, operation, resource, workspace, grant
+and outcome are. Repeats within a minute become one row with their count, so a client that does a
+thing a thousand times a second costs a row a minute.
+
+Invariant: at most MAX_OPEN kinds of decisions are counted at a time; beyond, all counts are written
+early.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final, NamedTuple
+
+import trio
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.audit import AuditEvent, EventType
+from aether_trio.model.clock import Clock
+from aether_trio.services.access.authorizer import AccessDecision, AccessQuestion, Actor, Authority
+
+FOLD_S: Final = 60.0
+MAX_OPEN: Final = 65_536
+
+
+class _Kind(NamedTuple):
+    """What repeats have in common."""
+
+    actor_type: str
+    actor_id: str
+    session_id: str
+    operation: str
+    resource_type: str
+    resource_id: str
+    workspace: str
+    grant_id: str
+    allowed: bool
+    level: AccessLevel
+    rule_id: str
+
+
+@dataclass(slots=True)
+class _Repeats:
+    """How often a decision was made again since its last row, and that row."""
+
+    event: AuditEvent
+    times: int = 0
+
+
+class DecisionLog:
+    """A DecisionSink that writes audit rows with `put`."""
+
+    def __init__(self, put: Callable[[AuditEvent], None], clock: Clock) -> None:
+        self._put = put
+        self._clock = clock
+        self._open: dict[_Kind, _Repeats] = {}
+
+    def decided(
+        self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
+    ) -> None:
+        identity = actor.identity
+        resource_type, resource_id = decision.resource
+        kind = _Kind(
+            identity.type_name,
+            identity.canonical_id,
+            actor.session_id,
+            access.operation,
+            resource_type or access.resource_type,
+            resource_id or access.resource_id,
+            access.workspace,
+            authority.grant_id,
+            decision.allowed,
+            decision.level,
+            decision.rule_id,
+        )
+        known = self._open.get(kind)
+        if known is not None:
+            known.times += times
+            return
+        if len(self._open) >= MAX_OPEN:
+            self.fold()
+        event = decision_event(kind, decision, authority, self._clock.now_ms())
+        self._open[kind] = _Repeats(event, times - 1)
+        self._put(event)
+
+    def fold(self) -> None:
+        """Write a row for each decision that was repeated; forget the others."""
+        now_ms = self._clock.now_ms()
+        kept: dict[_Kind, _Repeats] = {}
+        for kind, repeats in self._open.items():
+            if repeats.times:
+                event = _again(repeats.event, now_ms, repeats.times)
+                self._put(event)
+                kept[kind] = _Repeats(repeats.event)
+        self._open = kept
+
+    async def run(self) -> None:
+        """Fold each minute until cancelled; then once more."""
+        try:
+            while True:
+                await trio.sleep(FOLD_S)
+                self.fold()
+        finally:
+            self.fold()
+
+
+def decision_event(kind: _Kind, decision: AccessDecision, authority: Authority, now_ms: int) -> AuditEvent:
+    """Make the event of a decision."""
+    grant = authority.grant
+    subject = (kind.actor_type, kind.actor_id) if grant is None else grant.subject
+    root = subject if grant is None else grant.root_subject
+    return AuditEvent(
+        at_ms=now_ms,
+        event_type=EventType.AUTHORIZATION,
+        operation=kind.operation,
+        actor_type=kind.actor_type,
+        actor_id=kind.actor_id,
+        resource_type=kind.resource_type,
+        resource_id=kind.resource_id,
+        workspace=kind.workspace,
+        session_id=kind.session_id,
+        success=kind.allowed,
+        error_message="" if kind.allowed else "access denied",
+        metadata={
+            "decision": "ALLOW" if kind.allowed else "DENY",
+            "access_level": int(kind.level),
+            "rule_id": kind.rule_id,
+            "fallback_applied": decision.is_fallback,
+            **({} if kind.allowed else {"reason": decision.reason}),
+        },
+        subject_type=subject[0],
+        subject_id=subject[1],
+        root_subject_type=root[0],
+        root_subject_id=root[1],
+        authority_mode="direct" if grant is None else "on_behalf_of",
+        authority_grant_id=authority.grant_id,
+        root_authority_grant_id="" if grant is None else grant.root_grant_id,
+    )
+
+
+def _again(event: AuditEvent, now_ms: int, times: int) -> AuditEvent:
+    return replace(event, at_ms=now_ms, metadata={**event.metadata, "repeated": times})

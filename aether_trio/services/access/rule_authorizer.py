@@ -1,0 +1,435 @@
+"""The Authorizer that decides by rules in memory (model/access/ladder.py).
+
+An access is asked in this order, and the first no is final:
+
+1. a lock of the actor, or of the subject in whose name it acts;
+2. the credential: the workspaces that it reaches, and the level that it gives at most;
+3. on behalf of a subject: the limits of the grant and of all its lineage;
+4. the ladder, for the actor or else for the subject.
+
+Every decision is reported to a DecisionSink, with what was asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any, Final
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.ladder import AccessIndex, Explanation, Verdict
+from aether_trio.model.access.rules import OWN_RULE_ID, Lock, current_resource
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Code, RequestError
+from aether_trio.model.identity import Identity
+from aether_trio.model.text import shown
+from aether_trio.model.topics import Topic, TopicKind
+from aether_trio.services.access import records
+from aether_trio.services.access.authorizer import (
+    DIRECT,
+    AccessDecision,
+    AccessQuestion,
+    Actor,
+    Admin,
+    Authority,
+    Capability,
+    DecisionSink,
+    GrantMissing,
+    GrantSource,
+)
+from aether_trio.services.access.changes import AccessChanges
+from aether_trio.wire.pb import aether_pb2 as pb
+
+FALLBACK_TIER: Final = 6
+MAX_CACHED: Final = 65_536
+"""Verdicts that are remembered until something changes, about 300 bytes each."""
+
+_USERS: Final = frozenset({TopicKind.USER_WINDOW, TopicKind.USER_EVERYWHERE})
+_BROADCASTS: Final = {
+    TopicKind.EVENT: Capability.EVENT_BROADCAST,
+    TopicKind.METRIC: Capability.METRIC_BROADCAST,
+}
+_OF_WORKSPACES: Final = frozenset({"workspace", "workspace-exclusive", "user-workspace", "user-workspace-shared"})
+"""The KV scopes that belong to a workspace."""
+_OF_USERS: Final = frozenset({"user-shared", "user-workspace-shared"})
+"""The shared KV scopes that belong to a user."""
+
+
+class RuleAuthorizer:
+    """Decides by an AccessIndex, which the changes of all nodes keep up to date."""
+
+    def __init__(self, index: AccessIndex, clock: Clock, grants: GrantSource, decisions: DecisionSink) -> None:
+        self._index = index
+        self._clock = clock
+        self._grants = grants
+        self._decisions = decisions
+        self._cache: dict[tuple[str, str, str, str, str, tuple[str, ...]], Verdict] = {}
+
+    def follow(self, changes: AccessChanges) -> None:
+        """Keep the index up to date with the changes of all nodes."""
+        changes.when_applied(records.RULE, self._rules_changed, records.load_rules)
+        changes.when_applied(records.FALLBACK, self._fallbacks_changed, records.load_fallbacks)
+        changes.when_applied(records.MEMBER, self._members_changed, records.load_members)
+        changes.when_applied(records.LOCK, self._locks_changed, records.load_locks)
+        changes.when_expired(self._index.next_expiry_ms, self._cache.clear)
+
+    @property
+    def index(self) -> AccessIndex:
+        """The rules, memberships, fallbacks and locks in memory."""
+        return self._index
+
+    # -- the Authorizer ----------------------------------------------------------------------------
+
+    async def check(
+        self,
+        actor: Actor,
+        operation: str,
+        resource_type: str,
+        resource_id: str,
+        workspace: str,
+        level: AccessLevel,
+        authority: Authority = DIRECT,
+    ) -> AccessDecision:
+        access = AccessQuestion(operation, resource_type, resource_id, workspace, level)
+        return self._report(actor, access, authority, self.decide(actor, access, authority))
+
+    async def check_workspace(
+        self,
+        actor: Actor,
+        workspace: str,
+        level: AccessLevel = AccessLevel.READ,
+        operation: str = "connect",
+        authority: Authority = DIRECT,
+    ) -> AccessDecision:
+        return await self.check(actor, operation, "workspace", workspace, workspace, level, authority)
+
+    async def check_admin(
+        self,
+        actor: Actor,
+        category: str,
+        level: AccessLevel = AccessLevel.ADMIN,
+        operation: str = "admin",
+        authority: Authority = DIRECT,
+    ) -> AccessDecision:
+        return await self.check(actor, operation, "admin", Admin(f"admin/{category}"), "", level, authority)
+
+    async def check_query_connections(self, actor: Actor) -> AccessDecision:
+        query = Capability.QUERY_CONNECTIONS
+        return await self.check(actor, "connection_status", "capability", query, "", AccessLevel.READ)
+
+    async def check_kv(
+        self,
+        actor: Actor,
+        scope: str,
+        key: str,
+        workspace: str,
+        user_id: str,
+        level: AccessLevel,
+        authority: Authority = DIRECT,
+        *,
+        exclusive: bool = False,
+    ) -> AccessDecision:
+        operation = "kv_read" if level is AccessLevel.READ else "kv_write"
+        decision: AccessDecision | None = None
+        if scope in _OF_WORKSPACES:
+            # A rule about a key opens no workspace, so this is asked first.
+            access = AccessQuestion(operation, "workspace", workspace, workspace, level)
+            decision = self.decide(actor, access, authority)
+            if not decision.allowed or (exclusive and authority.is_direct):
+                return self._report(actor, access, authority, decision)
+        elif exclusive and authority.is_direct:
+            access = AccessQuestion(operation, "kv_scope", scope, workspace, level)
+            return self._report(actor, access, authority, self._own_space(actor, level))
+        else:
+            workspace = ""
+        asked = [("kv_key", key)] if key else []
+        if scope in _OF_USERS and user_id:
+            asked.append(("kv_scope", f"{scope}/{user_id}"))
+        for resource_type, resource_id in asked:
+            access = AccessQuestion(operation, resource_type, resource_id, workspace, level)
+            decision = self.decide(actor, access, authority)
+            if not decision.is_fallback:
+                return self._report(actor, access, authority, decision)
+        access = AccessQuestion(operation, "kv_scope", scope, workspace, level)
+        return self._report(actor, access, authority, self.decide(actor, access, authority))
+
+    async def authority(self, actor: Actor, context: pb.AuthorizationContext | None) -> Authority:
+        if context is None:
+            return DIRECT
+        while True:
+            try:
+                return self.send_authority(actor, context)
+            except GrantMissing as missing:
+                await self._grants.load(missing.grant_id)
+
+    def send_authority(self, actor: Actor, context: pb.AuthorizationContext) -> Authority:
+        mode = context.authority_mode
+        if mode in {"", "direct"}:
+            if context.grant_id or context.HasField("subject"):
+                raise RequestError(
+                    Code.PERMISSION_DENIED,
+                    "a direct operation carries no subject and no grant; did you mean on_behalf_of?",
+                )
+            return DIRECT
+        if mode != "on_behalf_of":
+            raise RequestError(
+                Code.PERMISSION_DENIED, f"unknown authority_mode {shown(mode)}: expected direct or on_behalf_of"
+            )
+        if not context.grant_id or not context.HasField("subject"):
+            raise RequestError(Code.PERMISSION_DENIED, "on_behalf_of needs a subject and a grant_id")
+        return Authority(self._grants.find(actor, context))
+
+    async def load_grant(self, grant_id: str) -> None:
+        await self._grants.load(grant_id)
+
+    def check_send(
+        self,
+        actor: Actor,
+        topic: Topic,
+        *,
+        workspace: str,
+        declared_workspace: str,
+        authority: Authority = DIRECT,
+    ) -> AccessDecision:
+        decision = AccessDecision(False, "no access rule covers this target")
+        for access in self._asked_of_send(actor, topic, workspace, declared_workspace):
+            # The actor's own access is enough, unless it works in no workspace.
+            decision = self.decide(actor, access, DIRECT if actor.identity.workspace else authority)
+            if not decision.allowed and actor.identity.workspace and not authority.is_direct:
+                decision = self.decide(actor, access, authority)
+            if not decision.allowed and access.resource_type == "user":
+                decision = self._neighbour(actor, access, workspace, authority) or decision
+            self._report(actor, access, authority, decision)
+            if not decision.allowed:
+                return decision
+        return decision
+
+    def check_app_workspace(self, actor: Actor, workspace: str, authority: Authority = DIRECT) -> AccessDecision:
+        access = AccessQuestion("send_message", "workspace", workspace, workspace, AccessLevel.READWRITE)
+        decision = self.decide(actor, access)
+        if not decision.allowed and not authority.is_direct:
+            decision = self.decide(actor, access, authority)
+        return self._report(actor, access, authority, decision)
+
+    def may_credit_metrics(self, actor: Actor) -> bool:
+        access = AccessQuestion("send_message", "capability", Capability.METRIC_CREDIT, "", AccessLevel.ADMIN)
+        return self._report(actor, access, DIRECT, self.decide(actor, access)).allowed
+
+    def require(self, actor: Actor, access: AccessQuestion, authority: Authority = DIRECT) -> AccessDecision:
+        """Decide on an access, and report it. Raises RequestError for a no."""
+        decision = self._report(actor, access, authority, self.decide(actor, access, authority))
+        if not decision.allowed:
+            raise RequestError(Code.PERMISSION_DENIED, decision.reason)
+        return decision
+
+    def explain(self, principal_type: str, principal_id: str, resource_type: str, resource_id: str) -> Explanation:
+        """Return the ladder's verdict about a principal, with all that it rests on."""
+        own = _workspace_of(principal_type, principal_id)
+        return self._index.explain(
+            principal_type, principal_id, resource_type, resource_id, self._clock.now_ms(), own_workspace=own
+        )
+
+    def lock_of(self, actor: Actor) -> Lock | None:
+        """Return the lock that bars an actor, or None."""
+        identity = actor.identity
+        return self._index.locked(identity.type_name, identity.canonical_id, identity.text, self._clock.now_ms())
+
+    def now_ms(self) -> int:
+        """Return the time by which this authorizer decides, in Unix ms."""
+        return self._clock.now_ms()
+
+    # -- deciding ----------------------------------------------------------------------------------
+
+    def decide(self, actor: Actor, access: AccessQuestion, authority: Authority = DIRECT) -> AccessDecision:
+        """Decide on an access, and record nothing. Never waits."""
+        now_ms = self._clock.now_ms()
+        if access.resource_type == "permission":
+            resource_type, resource_id = current_resource(access.resource_type, access.resource_id)
+            access = replace(access, resource_type=resource_type, resource_id=resource_id)
+        refusal = self._refusal_before_rules(actor, access, authority, now_ms)
+        if refusal is not None:
+            return AccessDecision(False, refusal, resource=(access.resource_type, access.resource_id))
+        identity = actor.identity
+        grant = authority.grant
+        cap = actor.cap
+        if grant is None:
+            principal, own, groups = (identity.type_name, identity.canonical_id), identity.workspace, actor.groups
+        else:
+            principal, own, groups = grant.subject, _workspace_of(*grant.subject), ()
+            cap = min(cap, grant.max_level)
+        verdict = self._verdict(principal, access, own, groups, now_ms)
+        level = min(verdict.level, cap)
+        allowed = level >= access.level and access.level > AccessLevel.NONE
+        reason = "" if allowed else self._denial(actor, access, authority, verdict, cap)
+        until = [one for one in (verdict.until_ms, 0 if grant is None else grant.expires_ms) if one]
+        return AccessDecision(
+            allowed,
+            reason,
+            level,
+            verdict.rule_id,
+            verdict.tier >= FALLBACK_TIER,
+            min(until, default=0),
+            (access.resource_type, access.resource_id),
+        )
+
+    def _refusal_before_rules(
+        self, actor: Actor, access: AccessQuestion, authority: Authority, now_ms: int
+    ) -> str | None:
+        identity = actor.identity
+        lock = self.lock_of(actor)
+        if lock is not None:
+            return f"{identity.canonical_id} is locked: {lock.reason or lock.pattern}"
+        workspace = access.resource_id if access.resource_type == "workspace" else access.workspace
+        if workspace and not actor.allows_workspace(workspace):
+            return f"this credential does not reach workspace {shown(workspace)}"
+        grant = authority.grant
+        if grant is None:
+            return None
+        subject_type, subject_id = grant.subject
+        lock = self._index.locked(subject_type, subject_id, subject_id, now_ms)
+        if lock is not None:
+            return f"{subject_id}, in whose name this would be done, is locked: {lock.reason or lock.pattern}"
+        return grant.refusal(access.operation, access.workspace, access.resource_type, access.resource_id)
+
+    def _verdict(
+        self, principal: tuple[str, str], access: AccessQuestion, own: str, groups: tuple[str, ...], now_ms: int
+    ) -> Verdict:
+        # Own workspaces count for the workspace itself and for what lies in it.
+        own = own if own and own == access.workspace else ""
+        key = (*principal, access.resource_type, access.resource_id, own, groups)
+        found = self._cache.get(key)
+        if found is not None and (not found.until_ms or found.until_ms > now_ms):
+            return found
+        verdict = self._index.decide(
+            *principal, access.resource_type, access.resource_id, now_ms, own_workspace=own, groups=groups
+        )
+        if len(self._cache) >= MAX_CACHED:
+            self._cache.clear()
+        self._cache[key] = verdict
+        return verdict
+
+    def _denial(
+        self, actor: Actor, access: AccessQuestion, authority: Authority, verdict: Verdict, cap: AccessLevel
+    ) -> str:
+        who = actor.identity.canonical_id if authority.grant is None else authority.grant.subject[1]
+        what = f"{access.resource_type}:{access.resource_id}"
+        if min(verdict.level, AccessLevel.SUPERADMIN) >= access.level > cap:
+            limit = "this credential" if authority.grant is None else "the grant or this credential"
+            return f"{access.operation} needs {access.level.name} on {what}, and {limit} gives {cap.name} at most"
+        return f"{access.operation} needs {access.level.name} on {what}, and {who} has {verdict.level.name} ({verdict.reason})"
+
+    def _own_space(self, actor: Actor, level: AccessLevel) -> AccessDecision:
+        """Decide on an actor's exclusive keys: rules do not apply, locks and caps do."""
+        access = AccessQuestion("kv", "kv_scope", "exclusive", "", level)
+        refusal = self._refusal_before_rules(actor, access, DIRECT, self._clock.now_ms())
+        if refusal is not None:
+            return AccessDecision(False, refusal)
+        if actor.cap < level:
+            return AccessDecision(False, f"this credential gives {actor.cap.name} at most", actor.cap)
+        return AccessDecision(True, level=level)
+
+    def _neighbour(
+        self, actor: Actor, access: AccessQuestion, workspace: str, authority: Authority
+    ) -> AccessDecision | None:
+        """Allow a message to a user who may enter the sender's workspace.
+
+        That is part of rule "own": a workspace is shared by those who may enter it.
+        """
+        if not workspace or self._index.rule(OWN_RULE_ID) is None or not authority.is_direct:
+            return None
+        if not self.decide(actor, access).is_fallback:
+            return None
+        here = self.decide(actor, AccessQuestion(access.operation, "workspace", workspace, workspace, access.level))
+        enter = AccessQuestion(access.operation, "workspace", workspace, workspace, AccessLevel.READ)
+        theirs = self._verdict(("user", access.resource_id), enter, "", (), self._clock.now_ms())
+        if not here.allowed or theirs.level < AccessLevel.READ:
+            return None
+        return here
+
+    def _asked_of_send(
+        self, actor: Actor, topic: Topic, workspace: str, declared_workspace: str
+    ) -> Sequence[AccessQuestion]:
+        """Return the accesses that a send to a topic needs, at least one."""
+        send, level = "send_message", AccessLevel.READWRITE
+        kind = topic.kind
+        if kind in _USERS:
+            return [AccessQuestion(send, "user", topic.parts[0], "", level)]
+        if kind is TopicKind.SERVICE:
+            return [AccessQuestion(send, "service_impl", topic.parts[0], "", level)]
+        if kind is TopicKind.BRIDGE:
+            return [AccessQuestion(send, "topic", topic.text, "", level)]
+        broadcast = _BROADCASTS.get(kind)
+        if broadcast is not None:
+            # The sender speaks about its own workspace, or needs to be allowed to about others.
+            if declared_workspace == workspace:
+                if not workspace:
+                    return [AccessQuestion(send, "topic", topic.text, "", level)]
+                return [AccessQuestion(send, "workspace", workspace, workspace, level)]
+            needed = [AccessQuestion(send, "capability", broadcast, "", level)]
+            if declared_workspace:
+                needed.append(AccessQuestion(send, "workspace", declared_workspace, declared_workspace, level))
+            return needed
+        target = topic.workspace or workspace
+        return [AccessQuestion(send, "workspace", target, target, level)]
+
+    def _report(
+        self, actor: Actor, access: AccessQuestion, authority: Authority, decision: AccessDecision
+    ) -> AccessDecision:
+        self._decisions.decided(actor, access, decision, authority)
+        return decision
+
+    # -- what changes ------------------------------------------------------------------------------
+
+    def _rules_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
+        index = self._index
+        self._cache.clear()
+        if everything:
+            kept = {rule_id for rule_id, _ in items}
+            for rule in [one for one in index.rules() if one.rule_id not in kept]:
+                index.remove_rule(rule.rule_id)
+        for rule_id, value in items:
+            if value is None:
+                index.remove_rule(rule_id)
+            else:
+                index.put_rule(records.rule_of(rule_id, value))
+
+    def _fallbacks_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
+        self._cache.clear()
+        if everything:
+            for category in list(self._index.fallbacks()):
+                self._index.set_fallback(category, None)
+        for category, level in items:
+            self._index.set_fallback(category, None if level is None else AccessLevel(level))
+
+    def _members_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
+        index = self._index
+        self._cache.clear()
+        gone = list(index.memberships()) if everything else []
+        gone += [records.member_of(key, None) for key, value in items if value is None]
+        for one in gone:
+            index.remove_membership(one.kind, one.name, one.member_type, one.member_id)
+        for key, value in items:
+            if value is not None:
+                index.put_membership(records.member_of(key, value))
+
+    def _locks_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
+        index = self._index
+        self._cache.clear()
+        if everything:
+            for lock in list(index.locks()):
+                index.remove_lock(lock.lock_id)
+        for lock_id, value in items:
+            if value is None:
+                index.remove_lock(lock_id)
+            else:
+                index.put_lock(records.lock_of(lock_id, value))
+
+
+def _workspace_of(principal_type: str, principal_id: str) -> str:
+    """Return the workspace that a principal belongs to, "" for none."""
+    if principal_type not in {"agent", "task"}:
+        return ""
+    try:
+        return Identity.parse(principal_id, strict=False).workspace
+    except ValueError:
+        return ""
