@@ -26,7 +26,7 @@ def authorizer(seeds: str = "open", *granted: str, shared_keys: bool = False) ->
     index = seeded_index(seeds)
     for capability in granted:
         for kind in KINDS:
-            put(index, kind, "*", "capability", capability, AccessLevel.ADMIN)
+            put(index, kind, "*", "capability", str(capability), AccessLevel.ADMIN)
     if shared_keys:
         for wildcard in WILDCARDS.values():
             put(index, "wildcard", wildcard, "kv_scope", "*", AccessLevel.READWRITE)

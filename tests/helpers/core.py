@@ -90,7 +90,7 @@ def _changed(settings: Settings, section: str, fields: Mapping[str, Any]) -> Set
 
 
 def let_manage(core: Core, *kinds: str) -> None:
-    """Let these kinds of participants (agents) manage every workspace, by fallbacks in memory."""
+    """Let these kinds of participants (agents) manage every workspace."""
     for kind in kinds or ("agent",):
         core.authorizer._fallbacks_changed([(f"{kind}_workspace", AccessLevel.MANAGE)], False)
 

@@ -566,8 +566,8 @@ class AccessIndex:
         """Return the level of a principal on a resource. Never raises, never waits.
 
         `own_workspace` is the workspace of the participant, for the rule "own"; for `kv_scope`
-        only where the question is about that workspace. `groups`: names of groups that the principal
-        is in, beside its memberships.
+        only where the question is about that workspace. `groups`: names of groups that it is in,
+        beside its memberships.
         """
         subjects = self._subjects_of(principal_type, principal_id, now_ms, groups)
         wildcard = subjects.wildcard

@@ -83,7 +83,7 @@ def _common() -> list[SeedRule]:
     )
     for principal_type, pattern in _SYSTEM:
         rules += _all_rights(
-            principal_type, principal_type, pattern, AccessLevel.ADMIN, f"a {principal_type} administers the gateway"
+            principal_type, principal_type, pattern, AccessLevel.ADMIN, f"{principal_type}: administers the gateway"
         )
     return rules
 

@@ -1,4 +1,4 @@
-"""What a new database allows: nearly all in development, one's own workspace when serving."""
+"""What a new database allows: nearly all in development, one's own workspace else."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
 
 @asynccontextmanager
 async def cast(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
-    """Give (an orchestrator of "process", a sender that manages tasks); "echo" is registered."""
+    """Give (an orchestrator of "process", a sender); "echo" is registered."""
     let_manage(core)
     async with connect(core, starter("1", "process")) as orchestrator, connect(core, agent("w", "asker", "1")) as asker:
         await register(orchestrator, "echo", **params)
