@@ -78,13 +78,17 @@ class SendAuthority(Protocol):
         """The principal in whose name it is sent: (type, id)."""
 
 
-class SendRules(Protocol):
-    """Access rules of sends, asked synchronously for each message."""
+class TargetRules(Protocol):
+    """Access rules of targets, asked synchronously."""
 
     def check_send(
         self, actor: Any, topic: Topic, *, workspace: str, declared_workspace: str, authority: Any = ...
     ) -> SendDecision:
         """Whether this sender, who is in `workspace`, may send to a topic."""
+
+
+class SendRules(TargetRules, Protocol):
+    """Access rules of sends, asked synchronously for each message."""
 
     def check_app_workspace(self, actor: Any, workspace: str, authority: Any = ...) -> SendDecision:
         """Whether this sender may name a workspace that its message is about."""
@@ -92,12 +96,17 @@ class SendRules(Protocol):
     def send_authority(self, actor: Any, context: pb.AuthorizationContext) -> SendAuthority:
         """Resolve a message's authorization context. Raises RequestError."""
 
+    def checked_receipt(
+        self, actor: Any, asked: pb.ResourceAccessRequest, authority: Any, target: str
+    ) -> pb.AccessDecisionReceipt:
+        """Make the receipt of an access; raise RequestError if it is not allowed."""
+
     def may_credit_metrics(self, actor: Any) -> bool:
         """Whether this sender may report metrics with negative quantities."""
 
 
 def send_refusal(
-    rules: SendRules,
+    rules: TargetRules,
     actor: SendActor,
     target: Target,
     text: str,
@@ -127,7 +136,7 @@ def _final_refusal(actor: SendActor, target: Target, text: str) -> str | None:
 
 
 def _rule_refusal(
-    rules: SendRules, actor: SendActor, target: Target, workspace: str, authority: SendAuthority | None
+    rules: TargetRules, actor: SendActor, target: Target, workspace: str, authority: SendAuthority | None
 ) -> str | None:
     """Say why rules do not let a sender send to a target; None if they do."""
     topic, declared = target
@@ -279,6 +288,8 @@ class Router:
             suffix, count = (
                 known if known is not None else self._suffix(sender, message_type, workspace, named, authority)
             )
+            if rest is not None and rest.HasField("checked_access"):
+                suffix += self._receipt(sender, rest.checked_access, authority, topic.name)
         except RequestError as error:
             self._count_refusal(sender.workspace, error.code)
             raise
@@ -318,14 +329,19 @@ class Router:
 
     def _check_rest(self, rest: pb.SendMessage) -> str:
         """Check a message's rarer fields; return the workspace that it names, or ""."""
-        if rest.HasField("checked_access") or rest.HasField("authority_continuation"):
-            raise RequestError(
-                Code.NOT_IMPLEMENTED, "not delivered: this gateway serves no checked_access or authority_continuation"
-            )
+        if rest.HasField("authority_continuation"):
+            raise RequestError(Code.NOT_IMPLEMENTED, "not delivered: this gateway serves no authority_continuation")
         workspace = rest.app_workspace
         if workspace:
             _check_app_workspace(workspace)
         return workspace
+
+    def _receipt(
+        self, sender: Sender, asked: pb.ResourceAccessRequest, authority: SendAuthority | None, target: str
+    ) -> bytes:
+        """Return the encoded receipt of a message's checked access. Raises RequestError."""
+        receipt = self._rules.checked_receipt(sender.actor, asked, authority, target)
+        return delivery_suffix(extra=pb.IncomingMessage(access_receipt=receipt))
 
     def _suffix(
         self, sender: Sender, message_type: int, workspace: str, named: str, authority: SendAuthority | None

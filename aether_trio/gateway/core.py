@@ -34,6 +34,7 @@ from aether_trio.queues import open_work_queues
 from aether_trio.services import unimplemented
 from aether_trio.services.access.authorizer import NoDecisions, NoGrants
 from aether_trio.services.access.changes import AccessChanges, ChangePeers, NoAudit, NoPeers
+from aether_trio.services.access.checks import AccessChecks
 from aether_trio.services.access.enforcement import Enforcement
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.access.seeding import seed
@@ -224,11 +225,14 @@ async def open_core(
             on_absent=autostart_queue.target_absent,
         )
         session_service = SessionService(directory, presence, authorizer, clock)
+        checks = AccessChecks(authorizer)
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
             "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
             "progress": ProgressService(ephemeral_topics, rates, clock, tasks.sessions.reported).handle,
             "switch_workspace": WorkspaceSwitch(authorizer, moves.moved, strict=strict).handle,
+            "access_check": checks.check,
+            "batch_access_check": checks.check_all,
             "acl_op": AccessService(tasks_database, authorizer, changes, NoHistory(), ids, clock).handle,
             "session_op": session_service.operate,
             "connection_status_request": session_service.status,
@@ -248,6 +252,7 @@ async def open_core(
                 work_queues=queues,
                 rates=rates,
                 router=router,
+                rules=authorizer,
                 registry=registry,
                 gate=membership.gate,
                 locks=membership.locks,

@@ -39,8 +39,6 @@ FAILURES: Final[dict[str, Failure | None]] = {
     "audit_query": _failed_reply("audit_response"),
     "authority_grant_op": _failed_reply("authority_grant"),
     "resolve_authority_request": _failed_reply("resolve_authority_response"),
-    "access_check": _failed_reply("access_check_response"),
-    "batch_access_check": _failed_reply("batch_access_check_response"),
     "authority_request_op": lambda op, text: pb.DownstreamMessage(
         authority_request_response=pb.AuthorityRequestOperationResponse(
             error=text, client_request_id=op.client_request_id

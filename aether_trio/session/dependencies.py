@@ -64,6 +64,13 @@ class SessionHooks(Protocol):
         """Note, once per session, that the session has given up its identity."""
 
 
+class SendPreparation(Protocol):
+    """What has to be read before a message can be checked without a wait."""
+
+    async def prepare_authority(self, actor: Session, context: pb.AuthorizationContext) -> None:
+        """Read the grant that a message's context names; raise nothing."""
+
+
 @dataclass(frozen=True, slots=True)
 class SessionDependencies:
     """The parts of a gateway that its sessions use: log, router, queues, hooks."""
@@ -78,6 +85,7 @@ class SessionDependencies:
     work_queues: WorkQueues
     rates: Rates
     router: Router
+    rules: SendPreparation
     registry: SessionRegistry
     gate: LeaseGate
     locks: IdentityLocks

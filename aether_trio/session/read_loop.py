@@ -35,6 +35,7 @@ class ReadLoop:
         self._clock = dependencies.clock
         self._log = dependencies.log
         self._router = dependencies.router
+        self._rules = dependencies.rules
         self._rates = dependencies.rates
         self._gate = dependencies.gate
         self._dispatcher = dependencies.dispatcher
@@ -88,8 +89,12 @@ class ReadLoop:
         handled = 0
         for message in batch[:A_TURN]:
             if isinstance(message, Send):
+                if message.extra:
+                    break  # its grant may have to be read first
                 self._publish(session, message)
             elif message.WhichOneof("payload") == "send":
+                if message.send.HasField("authorization"):
+                    break
                 self._send(session, message.send)
             else:
                 break
@@ -114,12 +119,17 @@ class ReadLoop:
             if isinstance(message, Send):
                 if waiting:
                     await self._answer_together(session, waiting_case, waiting)
+                rest = _rest_or_none(message) if message.extra else None
+                if rest is not None and rest.HasField("authorization"):
+                    await self._load_grant(session, rest.authorization)
                 self._publish(session, message)
                 continue
             case = message.WhichOneof("payload")
             if waiting and case != waiting_case:
                 await self._answer_together(session, waiting_case, waiting)
             if case == "send":
+                if message.send.HasField("authorization"):
+                    await self._load_grant(session, message.send.authorization)
                 self._send(session, message.send)
             elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
                 outbox.grant(*grant)
@@ -156,6 +166,15 @@ class ReadLoop:
             del requests[: await self._dispatcher.dispatch_some(session, case, requests)]
             await _wait_for_next(session)
 
+    async def _load_grant(self, session: Session, context: pb.AuthorizationContext) -> None:
+        """Read the grant that a message names, so that the router need not wait.
+
+        A refusal, and a storage that does not answer, are the router's to tell.
+        """
+        await self._rules.prepare_authority(session, context)
+        if session.ending is not None:
+            raise session.ending
+
     def _send(self, session: Session, send: pb.SendMessage) -> None:
         counted = session.counted
         if counted is None:
@@ -191,6 +210,13 @@ async def _wait_for_next(session: Session) -> None:
         await session.outbox.wait_control_room()
     if session.ending is not None:
         raise session.ending  # a wait that is over is not cancelled any more
+
+
+def _rest_or_none(send: Send) -> pb.SendMessage | None:
+    try:
+        return _rest_of(send)
+    except RequestError:
+        return None  # told when the message is published
 
 
 def _rest_of(send: Send) -> pb.SendMessage:

@@ -268,13 +268,7 @@ class Authorizer(Protocol):
         """Whether a message of `actor` may name a workspace that it is about. Never waits."""
 
     def send_authority(self, actor: Actor, context: pb.AuthorizationContext) -> Authority:
-        """Resolve a message's authorization context. Never waits.
-
-        Raises RequestError(PERMISSION_DENIED), or GrantMissing.
-        """
-
-    async def load_grant(self, grant_id: str) -> None:
-        """Read a grant that GrantMissing named into memory. Raises StorageUnavailable."""
+        """Resolve a message's authorization context. Never waits. Raises RequestError."""
 
     def may_credit_metrics(self, actor: Actor) -> bool:
         """Whether `actor` may report negative quantities. Never waits."""
@@ -288,6 +282,11 @@ class DecisionSink(Protocol):
     ) -> None:
         """Note that a decision was made, `times` times."""
 
+    def receipt(
+        self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
+    ) -> str:
+        """Record a decision of which its asker gets a receipt; return the decision's id."""
+
 
 class NoDecisions:
     """A DecisionSink that records nothing."""
@@ -296,3 +295,8 @@ class NoDecisions:
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
     ) -> None:
         """Do nothing."""
+
+    def receipt(
+        self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
+    ) -> str:
+        return ""

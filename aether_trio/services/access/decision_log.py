@@ -52,29 +52,16 @@ class _Repeats:
 class DecisionLog:
     """A DecisionSink that writes audit rows with `put`."""
 
-    def __init__(self, put: Callable[[AuditEvent], None], clock: Clock) -> None:
+    def __init__(self, put: Callable[[AuditEvent], None], clock: Clock, new_id: Callable[[], str]) -> None:
         self._put = put
         self._clock = clock
+        self._new_id = new_id
         self._open: dict[_Kind, _Repeats] = {}
 
     def decided(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
     ) -> None:
-        identity = actor.identity
-        resource_type, resource_id = decision.resource
-        kind = _Kind(
-            identity.type_name,
-            identity.canonical_id,
-            actor.session_id,
-            access.operation,
-            resource_type or access.resource_type,
-            resource_id or access.resource_id,
-            access.workspace,
-            authority.grant_id,
-            decision.allowed,
-            decision.level,
-            decision.rule_id,
-        )
+        kind = _kind(actor, access, decision, authority)
         known = self._open.get(kind)
         if known is not None:
             known.times += times
@@ -84,6 +71,15 @@ class DecisionLog:
         event = decision_event(kind, decision, authority, self._clock.now_ms())
         self._open[kind] = _Repeats(event, times - 1)
         self._put(event)
+
+    def receipt(
+        self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
+    ) -> str:
+        decision_id = self._new_id()
+        event = decision_event(_kind(actor, access, decision, authority), decision, authority, self._clock.now_ms())
+        metadata = {**event.metadata, "decision_id": decision_id, "correlation_id": correlation}
+        self._put(replace(event, metadata=metadata))
+        return decision_id
 
     def fold(self) -> None:
         """Write a row for each decision that was repeated; forget the others."""
@@ -104,6 +100,24 @@ class DecisionLog:
                 self.fold()
         finally:
             self.fold()
+
+
+def _kind(actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority) -> _Kind:
+    identity = actor.identity
+    resource_type, resource_id = decision.resource
+    return _Kind(
+        identity.type_name,
+        identity.canonical_id,
+        actor.session_id,
+        access.operation,
+        resource_type or access.resource_type,
+        resource_id or access.resource_id,
+        access.workspace,
+        authority.grant_id,
+        decision.allowed,
+        decision.level,
+        decision.rule_id,
+    )
 
 
 def decision_event(kind: _Kind, decision: AccessDecision, authority: Authority, now_ms: int) -> AuditEvent:

@@ -129,10 +129,12 @@ class Granting:
         held_down = [rule for rule in rules if rule.level < AccessLevel.SUPERADMIN]
         before = [self.level_over(actor, rule.resource_type, rule.resource_id, authority) for rule in held_down]
         put_back = remove()
+        self._authorizer.forget_verdicts()
         try:
             after = [self.level_over(actor, rule.resource_type, rule.resource_id, authority) for rule in held_down]
         finally:
             put_back()
+            self._authorizer.forget_verdicts()
         for rule, old, new in zip(held_down, before, after, strict=True):
             if new > old:
                 raise RequestError(

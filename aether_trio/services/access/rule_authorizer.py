@@ -18,11 +18,11 @@ from typing import Any, Final
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.ladder import AccessIndex, Explanation, Verdict
-from aether_trio.model.access.rules import OWN_RULE_ID, Lock, current_resource
+from aether_trio.model.access.rules import OWN_RULE_ID, Lock, RuleError, current_resource
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity
-from aether_trio.model.text import shown
+from aether_trio.model.text import TextError, shown
 from aether_trio.model.topics import Topic, TopicKind
 from aether_trio.services.access import records
 from aether_trio.services.access.authorizer import (
@@ -38,6 +38,8 @@ from aether_trio.services.access.authorizer import (
     GrantSource,
 )
 from aether_trio.services.access.changes import AccessChanges
+from aether_trio.services.access.questions import question
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
 
 FALLBACK_TIER: Final = 6
@@ -71,7 +73,7 @@ class RuleAuthorizer:
         changes.when_applied(records.FALLBACK, self._fallbacks_changed, records.load_fallbacks)
         changes.when_applied(records.MEMBER, self._members_changed, records.load_members)
         changes.when_applied(records.LOCK, self._locks_changed, records.load_locks)
-        changes.when_expired(self._index.next_expiry_ms, self._cache.clear)
+        changes.when_expired(self._index.next_expiry_ms, self.forget_verdicts)
 
     @property
     def index(self) -> AccessIndex:
@@ -158,11 +160,20 @@ class RuleAuthorizer:
             return DIRECT
         while True:
             try:
-                return self.send_authority(actor, context)
+                return self._resolved(actor, context)
             except GrantMissing as missing:
                 await self._grants.load(missing.grant_id)
 
     def send_authority(self, actor: Actor, context: pb.AuthorizationContext) -> Authority:
+        try:
+            return self._resolved(actor, context)
+        except GrantMissing:
+            # `prepare_authority` could not read it.
+            raise RequestError(
+                Code.CIRCUIT_OPEN, "the gateway's storage does not answer: the grant cannot be read"
+            ) from None
+
+    def _resolved(self, actor: Actor, context: pb.AuthorizationContext) -> Authority:
         mode = context.authority_mode
         if mode in {"", "direct"}:
             if context.grant_id or context.HasField("subject"):
@@ -179,8 +190,12 @@ class RuleAuthorizer:
             raise RequestError(Code.PERMISSION_DENIED, "on_behalf_of needs a subject and a grant_id")
         return Authority(self._grants.find(actor, context))
 
-    async def load_grant(self, grant_id: str) -> None:
-        await self._grants.load(grant_id)
+    async def prepare_authority(self, actor: Actor, context: pb.AuthorizationContext) -> None:
+        """Read the grant of a message into memory; the router tells what fails."""
+        try:
+            await self.authority(actor, context)
+        except (RequestError, StorageUnavailable):
+            return
 
     def check_send(
         self,
@@ -211,6 +226,52 @@ class RuleAuthorizer:
             decision = self.decide(actor, access, authority)
         return self._report(actor, access, authority, decision)
 
+    def receipt(
+        self, actor: Actor, asked: pb.ResourceAccessRequest, authority: Authority = DIRECT, target: str = ""
+    ) -> pb.AccessDecisionReceipt:
+        """Decide on what a client asks about, and make the receipt. Never waits.
+
+        `target` is the only receiver of a message with the receipt. Raises RuleError, TextError.
+        """
+        access = question(asked)
+        decision = self.decide(actor, access, authority)
+        grant = authority.grant
+        identity = actor.identity
+        me = pb.PrincipalRef(principal_type=identity.type_name, principal_id=identity.canonical_id)
+        return pb.AccessDecisionReceipt(
+            decision_id=self._decisions.receipt(actor, access, decision, authority, asked.correlation_id),
+            request=asked,
+            allowed=decision.allowed,
+            decision="ALLOW" if decision.allowed else "DENY",
+            effective_access_level=int(decision.level),
+            actor=me,
+            subject=me if grant is None else _ref(grant.subject),
+            root_subject=me if grant is None else _ref(grant.root_subject),
+            authority_mode="direct" if grant is None else "on_behalf_of",
+            grant_id=authority.grant_id,
+            root_grant_id="" if grant is None else grant.root_grant_id,
+            evaluated_at_ms=self._clock.now_ms(),
+            expires_at_ms=decision.until_ms,
+            denial_code="" if decision.allowed else Code.PERMISSION_DENIED,
+            delivery_target=target,
+        )
+
+    def checked_receipt(
+        self, actor: Actor, asked: pb.ResourceAccessRequest, authority: Authority | None, target: str
+    ) -> pb.AccessDecisionReceipt:
+        """Make the receipt of a message that is sent on condition of an access.
+
+        Raises RequestError if the access is not allowed. Never waits.
+        """
+        try:
+            receipt = self.receipt(actor, asked, authority or DIRECT, target)
+        except (RuleError, TextError) as error:
+            raise RequestError(Code.INVALID_ARGUMENT, f"checked_access: {error}") from None
+        if not receipt.allowed:
+            what = f"{asked.operation or 'the access'} to {shown(asked.resource_type)}:{shown(asked.resource_id)}"
+            raise RequestError(Code.PERMISSION_DENIED, f"not delivered: {what} is not allowed ({receipt.decision_id})")
+        return receipt
+
     def may_credit_metrics(self, actor: Actor) -> bool:
         access = AccessQuestion("send_message", "capability", Capability.METRIC_CREDIT, "", AccessLevel.ADMIN)
         return self._report(actor, access, DIRECT, self.decide(actor, access)).allowed
@@ -233,6 +294,10 @@ class RuleAuthorizer:
         """Return the lock that bars an actor, or None."""
         identity = actor.identity
         return self._index.locked(identity.type_name, identity.canonical_id, identity.text, self._clock.now_ms())
+
+    def forget_verdicts(self) -> None:
+        """Ask the index anew for every verdict."""
+        self._cache.clear()
 
     def now_ms(self) -> int:
         """Return the time by which this authorizer decides, in Unix ms."""
@@ -423,6 +488,10 @@ class RuleAuthorizer:
                 index.remove_lock(lock_id)
             else:
                 index.put_lock(records.lock_of(lock_id, value))
+
+
+def _ref(principal: tuple[str, str]) -> pb.PrincipalRef:
+    return pb.PrincipalRef(principal_type=principal[0], principal_id=principal[1])
 
 
 def _workspace_of(principal_type: str, principal_id: str) -> str:

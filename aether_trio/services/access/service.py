@@ -12,7 +12,7 @@ resource type lists them, REVOKE ends one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.patterns import escape, literal_of
 from aether_trio.model.access.rules import (
     GROUP,
+    OWN_RULE_ID,
     ROLE,
     Lock,
     Member,
@@ -196,6 +197,31 @@ class AccessService:
             partial(records.list_rules, records.RuleWanted(*_legacy(names)), limit, offset)
         )
         reply.rules.extend(map(_rule_info, found))
+        if all(names) and (own := self._own_rule(names)) is not None and reply.total_rules <= offset + limit:
+            reply.rules.append(own)
+            reply.total_rules += 1
+
+    def _own_rule(self, names: tuple[str, str, str, str]) -> pb.ACLRuleInfo | None:
+        """Return the rule "own" as it applies to a principal and a resource, or None.
+
+        It is listed for them, so that clients that decide by lists of rules come to the verdict of
+        the gateway.
+        """
+        verdict = self._authorizer.explain(*names).verdict
+        if verdict.rule_id != OWN_RULE_ID:
+            return None
+        rule = self._authorizer.index.rule(OWN_RULE_ID)
+        assert rule is not None
+        principal_type, principal_id, resource_type, resource_id = names
+        return _rule_info(
+            replace(
+                rule,
+                principal_type=principal_type,
+                principal_id=principal_id,
+                resource_type=resource_type,
+                resource_id=resource_id,
+            )
+        )
 
     async def _get_rule(self, caller: _Caller, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
         rule = await self._find(op)
