@@ -49,7 +49,7 @@ from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNodes, TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
-from aether_trio.services.tokens import TokenStore, read_hmac_keys
+from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.workspaces import WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -184,6 +184,8 @@ async def open_core(
         tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
         credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit, tokens.find)
         credentials.use(credentials.prepare(settings.auth, settings.tls))
+        credential_ends = CredentialEnds(credentials, registry)
+        changes.when_applied(TOKEN, credential_ends.tokens_changed, tokens.load_live)
         expiry = SessionExpiry(registry, clock)
         moves = WorkspaceMoves(directory, conversations)
         enforcement = Enforcement(registry, authorizer, moves.moved)
@@ -224,6 +226,7 @@ async def open_core(
             on_task_input=engine.input_consumer.put,
             on_absent=autostart_queue.target_absent,
         )
+        token_service = TokenService(tasks_database, tokens, changes, authorizer, ids, clock, randomness.randbytes)
         session_service = SessionService(directory, presence, authorizer, clock)
         checks = AccessChecks(authorizer)
         handlers: dict[str, Handler] = {
@@ -235,6 +238,7 @@ async def open_core(
             "batch_access_check": checks.check_all,
             "acl_op": AccessService(tasks_database, authorizer, changes, NoHistory(), ids, clock).handle,
             "session_op": session_service.operate,
+            "token_op": token_service.handle,
             "connection_status_request": session_service.status,
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
             **tasks.handlers,
@@ -295,7 +299,7 @@ async def open_core(
             dispatcher=dispatcher,
             hooks=hooks,
             credentials=credentials,
-            credential_ends=CredentialEnds(credentials, registry),
+            credential_ends=credential_ends,
             tokens=tokens,
             sessions=sessions,
             tail=TopicWatcher(log, ephemeral_topics, clock),

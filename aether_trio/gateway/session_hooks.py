@@ -73,7 +73,11 @@ class ServiceHooks:
         return await self.credentials.admit(claim, peer)
 
     def authorize(self, session: Session) -> None:
-        """Check by access rules that a client may be connected. Raises StatusError."""
+        """Check that a client may be connected now. Raises StatusError.
+
+        Its credential may have ended since `authenticate`, and access rules may refuse it.
+        """
+        self.credentials.confirm(session)
         self.enforcement.authorize(session)
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
@@ -93,9 +97,8 @@ class ServiceHooks:
     async def prepare(self, session: Session) -> None:
         """Give a started agent the task of its start (reference: tasks.md 4.4).
 
-        From now on the session ends with its credential. Raises StatusError when it has ended.
+        From now on the session ends with its credential.
         """
-        self.credentials.confirm(session)
         self.expiry.watch(session)
         start = await self.starter.current_start(session.identity)
         if start is not None:

@@ -46,10 +46,7 @@ class SessionHooks(Protocol):
         """Look up a session to resume that ended before this gateway started, or None."""
 
     async def prepare(self, session: Session) -> None:
-        """Give the session of a started agent its task, before its ConnectionAck.
-
-        Raises StatusError if the session's credential has ended since `authenticate`.
-        """
+        """Give the session of a started agent its task, before its ConnectionAck."""
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         """Return the configuration that an agent or task gets after its ConnectionAck."""

@@ -19,7 +19,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.services.tokens import rows
 from aether_trio.services.tokens.keys import HmacKeys
-from aether_trio.storage.base import Database, StorageUnavailable
+from aether_trio.storage.base import Database, Program, StorageUnavailable
 from aether_trio.storage.retry import retry_while_unavailable
 
 logger = structlog.get_logger("aether.tokens")
@@ -69,6 +69,10 @@ class TokenStore:
     @property
     def _has_room(self) -> bool:
         return len(self._waiting) < MAX_WAITING
+
+    def load_live(self) -> Program[list[tuple[str, object]]]:
+        """Read all tokens that are not revoked, as items of a change."""
+        return rows.live()
 
     async def run(self) -> None:
         """Write last uses until cancelled."""
