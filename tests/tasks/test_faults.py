@@ -38,7 +38,7 @@ from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, message_to, open_world, pump, run_in_virtual_time
+from tests.helpers.core import World, agent, let_manage, message_to, open_world, pump, run_in_virtual_time
 from tests.helpers.direct import Store
 from tests.services.tasks.peers import Op, answer
 from tests.tasks.play import OPS, ROOM, WholeClock
@@ -137,6 +137,7 @@ class Faults:
 
         async def live() -> None:
             async with self.world.open(clock=self.clock, **changes) as self.core:
+                let_manage(self.core)  # the operator retries, resumes, cancels tasks of others
                 opened.set()
                 await self._over.wait()
             self._closed.set()
