@@ -298,7 +298,9 @@ class World(Peers):
 
     def __init__(self, target: str, **client_settings: Any) -> None:
         super().__init__(target, **client_settings)
-        self._targets = itertools.cycle(target.split(","))
+        addresses = target.split(",")
+        self.address = addresses[0]
+        self._targets = itertools.cycle(addresses)
 
     async def __aenter__(self) -> Self:
         return self

@@ -8,6 +8,7 @@ from scitrera_aether_client import Credentials
 from scitrera_aether_client.proto import aether_pb2 as pb
 
 from tests.helpers.forwarder import Forwarder
+from tests.helpers.rules import let_agents_manage
 from tests.helpers.sdk import LIMIT_S, World, eventually, in_asyncio
 from tests.interop.tasks import steps
 from tests.interop.tasks.steps import SELF
@@ -202,6 +203,9 @@ async def test_85_what_was_not_begun_goes_to_another_worker_at_once(world: World
 async def test_90_a_task_token(world: World) -> None:
     (creator,) = await world.open(world.agent("c", impl=f"{world.impl}-c"))
     owner = f"ag::{world.ws}::{world.impl}::w"
+    refused = await steps.ask(creator, world, mode=SELF, target_identity=owner)
+    assert not refused.task_token, "a creator that may not manage the workspace issues no tokens for it"
+    await let_agents_manage(world.address, world.ws)
     response = await steps.ask(creator, world, mode=SELF, target_identity=owner)
     assert response.task_token
     credentials = Credentials({"token": response.task_token})

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from aether_trio.client import AetherError, PayloadTooLarge, Refused
-from aether_trio.client.operations import Scope
+from aether_trio.client.operations import AccessLevel, Scope
+from tests.helpers.rules import grant
 from tests.interop.transports.world import World, alive, both, framed, until
 
 
@@ -66,14 +67,17 @@ async def test_60_guarded_counters(world: World) -> None:
 
 @framed
 async def test_64_purging_an_identity_needs_a_capability(world: World) -> None:
-    """No client has the capability yet, so nothing is purged, not even by its owner."""
+    """Without it nothing is purged, not even by its owner; with it, the count is told."""
     own: dict[str, Any] = {"scope": Scope.WORKSPACE_EXCLUSIVE}
     owner, other = await world.agent("owner"), await world.agent("other")
     await owner.kv.put("mine", b"kept", **own)
     for client in (owner, other):
-        with pytest.raises(AetherError, match=r"KV_ERROR: .*kv_purge_identity"):
+        with pytest.raises(AetherError, match=r"ERR_PERMISSION_DENIED: .*kv_purge_identity"):
             await client.kv.purge_identity(owner.topic, **own)
     assert await owner.kv.get("mine", **own) == b"kept"
+    await grant(world.target, "agent", other.topic, "capability", "capability/kv_purge_identity", AccessLevel.MANAGE)
+    assert await other.kv.purge_identity(owner.topic, **own) == 1
+    assert await owner.kv.get("mine", **own) == b""
     await alive(other)
 
 
