@@ -1,0 +1,132 @@
+"""A change of access data is in force on every node when it is answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from aether_trio.model.errors import Status
+from aether_trio.services.access import changes as changes_module
+from aether_trio.storage.base import StorageUnavailable
+from tests.cluster.across.fabric import Fabric, Participant, open_fabric, until
+from tests.helpers.core import agent, barrier, errors, message_to, orchestrator, payloads
+from tests.helpers.engines import PostgresEngine
+from tests.services.access.acl import READ, READWRITE, Op, done, grant, may, wanted
+
+ANN = ("agent", "ag::red::ann::1")
+RED, BLUE = ("workspace", "red"), ("workspace", "blue")
+
+
+@pytest.fixture
+async def closed(postgres_engine: PostgresEngine) -> AsyncIterator[Fabric]:
+    async with open_fabric(postgres_engine, access={"default": "closed"}) as opened:
+        yield opened
+
+
+async def sent(peer: Participant, payload: bytes) -> bool:
+    """Whether a message of this participant to workspace blue is accepted."""
+    before = len(errors(peer))
+    peer.send(message_to("ag::blue::bob::1", payload))
+    await barrier(peer)
+    return len(errors(peer)) == before
+
+
+async def test_grants_and_revocations_on_one_node_are_in_force_on_the_others(closed: Fabric) -> None:
+    one, two, three = await closed.start_many(3)
+    admin = await one.join(orchestrator("o", "1"))
+    ann = await two.join(agent("red", "ann", "1"))
+    bob = await three.join(agent("blue", "bob", "1"))
+    expected: list[bytes] = []
+    for number in range(10):
+        assert not await sent(ann, b"refused")
+        given = await grant(admin, ANN, BLUE, READWRITE)
+        assert await sent(ann, b"%d" % number)
+        expected.append(b"%d" % number)
+        answer = await done(admin, Op.REVOKE, rule_id=given.rule_id)
+        assert answer.message == "the rule is revoked"
+        assert not await may(ann, BLUE, READ)
+    assert await bob.take(10) == expected
+
+
+async def test_a_node_that_hears_no_notification_finds_out(closed: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(changes_module, "LOOK_S", 0.2)
+    one, two = await closed.start_many(2)
+    admin, ann = await one.join(orchestrator("o", "1")), await two.join(agent("red", "ann", "1"))
+    two.lose_notifications()
+    await grant(admin, ANN, BLUE, READ)
+    assert await may(ann, BLUE, READ)
+    await done(admin, Op.REVOKE, rule_filter=wanted(ANN, BLUE))
+    assert not await may(ann, BLUE, READ)
+
+
+async def test_a_live_session_on_another_node_ends(closed: Fabric) -> None:
+    one, two = await closed.start_many(2)
+    admin, ann = await one.join(orchestrator("o", "1")), await two.join(agent("red", "ann", "1"))
+    await grant(admin, ("agent", "ag::red::*"), ("lock", "*"), 0)
+    assert ann.ended is not None or (await ann.wait_end()).status is Status.UNAUTHENTICATED
+    assert ann.ended is not None
+    assert ann.ended.status is Status.UNAUTHENTICATED
+
+
+async def test_a_node_that_cannot_look_is_named_and_handles_no_input(
+    closed: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes_module, "STALE_S", 1.0)
+    monkeypatch.setattr(changes_module, "LOOK_S", 0.2)
+    one, two = await closed.start_many(2)
+    admin, ann = await one.join(orchestrator("o", "1")), await two.join(agent("red", "ann", "1"))
+    bob = await one.join(agent("blue", "bob", "1"))
+    given = await grant(admin, ANN, BLUE, READWRITE)
+    assert await sent(ann, b"1")
+    working = two.core.changes._database.read_small
+
+    async def broken(program: object) -> object:
+        raise StorageUnavailable("cut off")
+
+    two.core.changes._database.read_small = broken  # type: ignore[assignment,method-assign]
+    answer = await done(admin, Op.REVOKE, rule_id=given.rule_id)
+    assert "not confirmed" in answer.message
+    await until(lambda: two.core.sessions._parts.gate.is_closed)
+    ann.send(message_to("ag::blue::bob::1", b"2"))
+    await trio.sleep(1)
+    assert payloads(bob) == [b"1"]
+    two.core.changes._database.read_small = working  # type: ignore[method-assign]
+    await until(lambda: bool(errors(ann)))
+    await barrier(ann)
+    assert payloads(bob) == [b"1"]
+
+
+async def test_a_node_that_joins_later_knows_all(closed: Fabric) -> None:
+    one = await closed.start()
+    admin = await one.join(orchestrator("o", "1"))
+    await grant(admin, ANN, BLUE, READ)
+    two = await closed.start()
+    ann = await two.join(agent("red", "ann", "1"))
+    assert await may(ann, BLUE, READ)
+    assert not await may(ann, ("workspace", "green"), READ)
+
+
+async def test_administrators_on_all_nodes_at_once(closed: Fabric) -> None:
+    """Each change is seen once by every node, and no check is made on what is outdated."""
+    gateways = await closed.start_many(3)
+    admins = [await gateway.join(orchestrator("o", str(number))) for number, gateway in enumerate(gateways)]
+
+    async def work(number: int) -> None:
+        for turn in range(6):
+            principal = ("user", f"u{number}-{turn}")
+            given = await grant(admins[number], principal, BLUE, READ)
+            if turn % 2:
+                await done(admins[number], Op.REVOKE, rule_id=given.rule_id)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3):
+            nursery.start_soon(work, number)
+    versions = {gateway.core.changes.version for gateway in gateways}
+    assert len(versions) == 1
+    rules = [
+        {rule.principal_id for rule in gateway.core.authorizer.index.rules() if rule.principal_type == "user"}
+        for gateway in gateways
+    ]
+    assert rules[0] == rules[1] == rules[2] == {f"u{number}-{turn}" for number in range(3) for turn in (0, 2, 4)}
