@@ -109,7 +109,7 @@ async def test_a_node_that_joins_later_knows_all(closed: Fabric) -> None:
 
 
 async def test_administrators_on_all_nodes_at_once(closed: Fabric) -> None:
-    """Each change is seen once by every node, and no check is made on what is outdated."""
+    """Every node sees each change once; no check is made on what is outdated."""
     gateways = await closed.start_many(3)
     admins = [await gateway.join(orchestrator("o", str(number))) for number, gateway in enumerate(gateways)]
 
