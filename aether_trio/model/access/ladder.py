@@ -415,6 +415,10 @@ class AccessIndex:
         for members in self._above.values():
             yield from members.values()
 
+    def memberships_of(self, member: str) -> Iterable[Member]:
+        """Return what a principal, group or role ("type:id") is directly in, until when."""
+        return self._above.get(member, {}).values()
+
     def subjects(self, principal_type: str, principal_id: str, now_ms: int) -> tuple[str, ...]:
         """Return the principal, and all groups and roles that it is in, as "type:id"."""
         return tuple(self._subjects_of(principal_type, principal_id, now_ms).reached)

@@ -77,6 +77,12 @@ class _CharacterSet(NamedTuple):
     def has(self, code: int) -> bool:
         return any(low <= code <= high for low, high in self.ranges) is not self.negated
 
+    @property
+    def example(self) -> str | None:
+        """A character of the set, a readable one if there is one; None if it is empty."""
+        codes = (*map(ord, "xyz019"), *(code for one in self.ranges for code in (one[0], one[1] + 1)))
+        return next((chr(code) for code in codes if code <= _LAST_CODE and self.has(code)), None)
+
     def is_exactly(self, code: int) -> bool:
         return not self.negated and all(one == (code, code) for one in self.ranges) and bool(self.ranges)
 
@@ -210,6 +216,17 @@ class Pattern:
                 return False
             at = found + len(piece)
         return self.crosses_slash or text.find("/", at, end) < 0
+
+    @property
+    def example(self) -> str | None:
+        """A text that the pattern matches, with an "x" for each star; None: none."""
+        found: list[str] = []
+        for one in _parse(self.text, self.crosses_slash):
+            text = one if isinstance(one, str) else "x" if isinstance(one, _Star) else one.example
+            if text is None:
+                return None
+            found.append(text)
+        return "".join(found)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Pattern):

@@ -212,6 +212,20 @@ def test_patterns_with_the_same_text_are_equal() -> None:
     assert compile_pattern("a*") != "a*"
 
 
+@given(written)
+def test_an_example_is_matched(text: str) -> None:
+    pattern = compile_pattern(text)
+    if pattern.example is None:
+        assert "[b-a]" in text
+    else:
+        assert pattern.matches(pattern.example)
+
+
+def test_examples() -> None:
+    assert compile_pattern(r"ag::*::w\?[a-c][^x]?").example == "ag::x::w?ayx"
+    assert compile_pattern("[b-a]").example is None
+
+
 # What a match costs, counted.
 
 BOMBS = ["*a*a*a*a*a*a*b", "*a" * 15 + "*", "?a*" * 8, "*[ab]" * 8, "*a?" * 8, "*[^b]*a" * 5 + "b", "*aab" * 15]
