@@ -36,6 +36,7 @@ from aether_trio.services.access.authorizer import NoDecisions, NoGrants
 from aether_trio.services.access.changes import AccessChanges, ChangePeers, NoAudit, NoPeers
 from aether_trio.services.access.checks import AccessChecks
 from aether_trio.services.access.enforcement import Enforcement
+from aether_trio.services.access.records import DECISIVE
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.access.seeding import seed
 from aether_trio.services.access.service import AccessService, NoHistory
@@ -189,8 +190,7 @@ async def open_core(
         expiry = SessionExpiry(registry, clock)
         moves = WorkspaceMoves(directory, conversations)
         enforcement = Enforcement(registry, authorizer, moves.moved)
-        changes.after_apply(enforcement.applied)
-        changes.when_settling(enforcement.settle)
+        changes.react(DECISIVE, enforcement.applied, enforcement.settle)
         await changes.start()
         nursery.start_soon(keep_running, "access", changes.run, name="access")
         await seed(changes, settings.access.default)

@@ -16,7 +16,7 @@ committed has no version, no items and no audit row.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, Generic, Protocol, TypeAlias, TypeVar
@@ -212,6 +212,15 @@ def read_on(version: int) -> Program[tuple[bool, list[tuple[int, bytes]]]]:
     return False, list(found)
 
 
+@dataclass(frozen=True, slots=True)
+class _Reaction:
+    """What follows a change of some kinds."""
+
+    kinds: frozenset[str]
+    call: Callable[[], None]
+    settle: Callable[[], Awaitable[None]] | None
+
+
 class _OutdatedCheck(Exception):
     """A change was checked before a version that is committed now."""
 
@@ -242,16 +251,15 @@ class AccessChanges:
         self._expires_ms = 0
         """When the first of the things in memory expires that was not handled; 0: none does."""
         self._fresh_until_s = -math.inf
-        self._unsettled = False
-        """Whether something has expired since live sessions were looked at."""
-        self._after: list[Callable[[], None]] = []
+        self._unsettled: list[_Reaction] = []
+        """The reactions to what was applied that have not settled it."""
+        self._reactions: list[_Reaction] = []
         self._look = AutoResetEvent()
         self._turn = trio.Lock()
         self._settled = RepeatedEvent()
         self._confirmed = RepeatedEvent()
         self._announce_up_to = 0
         self._announced = 0
-        self._settle: list[Callable[[], Awaitable[None]]] = []
         self.version = -1
         """The version that this node has applied; -1 before `start`."""
         self.settled_version = -1
@@ -280,16 +288,15 @@ class AccessChanges:
         self._next_expiry.append(next_expiry)
         self._on_expiry.append(call)
 
-    def after_apply(self, call: Callable[[], None]) -> None:
-        """Have `call` called after changes were applied, or something has expired.
+    def react(
+        self, kinds: Collection[str], call: Callable[[], None], settle: Callable[[], Awaitable[None]] | None = None
+    ) -> None:
+        """Have `call` called after such changes were applied, or something has expired.
 
-        That is in the same step: sessions decide nothing in between.
+        That is in the same step: sessions decide nothing in between. `settle` is awaited after it,
+        before the change is confirmed.
         """
-        self._after.append(call)
-
-    def when_settling(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Have `work` awaited after changes were applied, before they are confirmed."""
-        self._settle.append(work)
+        self._reactions.append(_Reaction(frozenset(kinds), call, settle))
 
     # -- changes -----------------------------------------------------------------------------------
 
@@ -428,10 +435,10 @@ class AccessChanges:
         """Tell the listeners of expiries, which forget what has expired."""
         if not self._expires_ms or self._clock.now_ms() < self._expires_ms:
             return
-        for call in (*self._on_expiry, *self._after):
+        for call in self._on_expiry:
             call()
+        self._react(None)
         self._note_expiry()
-        self._unsettled = True  # the live sessions are looked at again
 
     async def _catch_up(self) -> None:
         while True:
@@ -451,10 +458,15 @@ class AccessChanges:
     async def _confirm(self) -> None:
         """Let live sessions follow what was applied, and write it for the other nodes."""
         version = self.version
-        if version != self.settled_version or self._unsettled:
-            self._unsettled = False
-            for work in self._settle:
-                await work()
+        unsettled, self._unsettled = self._unsettled, []
+        try:
+            while unsettled:
+                assert unsettled[0].settle is not None
+                await unsettled[0].settle()
+                del unsettled[0]
+        finally:
+            self._unsettled += unsettled
+        if version != self.settled_version:
             self.settled_version = version
             self._settled.set()
         await self._peers.seen(version)
@@ -499,6 +511,13 @@ class AccessChanges:
         for kind, items in by_kind.items():
             for listener in self._listeners.get(kind, ()):
                 listener(items, everything)
-        for call in self._after:
-            call()
+        self._react(None if everything else by_kind.keys())
         self._note_expiry()
+
+    def _react(self, kinds: Collection[str] | None) -> None:
+        """Call the reactions to these kinds; None: to all."""
+        for reaction in self._reactions:
+            if kinds is None or not reaction.kinds.isdisjoint(kinds):
+                reaction.call()
+                if reaction.settle is not None and reaction not in self._unsettled:
+                    self._unsettled.append(reaction)

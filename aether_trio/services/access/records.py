@@ -27,6 +27,9 @@ GROUP: Final = "group"
 MEMBER: Final = "member"
 LOCK: Final = "lock"
 
+DECISIVE: Final = (RULE, FALLBACK, MEMBER, LOCK)
+"""Kinds of items by which decisions on access may change."""
+
 MAX_RULES: Final = 200_000
 MAX_PAGE: Final = 1000
 
