@@ -37,7 +37,13 @@ class Cluster:
     """The lease, locks, bus and peers of this cluster node; reacts to lease changes."""
 
     def __init__(
-        self, server: PostgresServer, host: SessionHost, info: NodeInfo, limits: ClusterLimits, random: Random
+        self,
+        server: PostgresServer,
+        host: SessionHost,
+        info: NodeInfo,
+        limits: ClusterLimits,
+        random: Random,
+        connections_of: Callable[[str], int],
     ) -> None:
         self._server = server
         self._host = host
@@ -45,8 +51,8 @@ class Cluster:
         self.nodes = Nodes(server, self.lease, limits, random)
         self.bus = Bus(server, self.lease, limits, random)
         self.peers = Peers(self.nodes, self.bus, random, limits.poll_s)
-        make_batcher = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits)
-        self.locks = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_batcher)
+        make_batcher = partial(ClaimBatcher, server, self.lease, self.nodes.pool, limits, connections_of)
+        self.locks = ClusterLocks(self.lease, self.nodes, self.bus, host, limits, make_batcher, connections_of)
         self._on_renewal: list[Callable[[], None]] = []
 
     @property
@@ -107,10 +113,15 @@ async def open_cluster(
     *,
     limits: ClusterLimits | None = None,
     random: Random | None = None,
+    connections_of: Callable[[str], int] = lambda workspace: 0,
 ) -> AsyncIterator[Cluster]:
-    """Join the cluster of a PostgreSQL server as a node. Raises StorageUnavailable."""
+    """Join the cluster of a PostgreSQL server as a node. Raises StorageUnavailable.
+
+    `connections_of(workspace)` is how many connections it may have on all nodes; 0: any number.
+    """
     await server.database("cluster")
-    cluster = Cluster(server, host, info, limits or ClusterLimits(), random or Random())  # noqa: S311  # spreads attempts
+    random = random or Random()  # noqa: S311  # spreads attempts
+    cluster = Cluster(server, host, info, limits or ClusterLimits(), random, connections_of)
     async with trio.open_nursery() as nursery:
         try:
             await nursery.start(cluster.lease.run)

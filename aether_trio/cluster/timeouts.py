@@ -1,4 +1,4 @@
-"""Timeouts of a cluster node in seconds, and the connection limit of a workspace."""
+"""Timeouts of a cluster node in seconds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class ClusterLimits:
-    """Timeouts of a cluster node in seconds, and the connection limit of a workspace."""
+    """Timeouts of a cluster node in seconds."""
 
     lease_grace_s: float = 5.0
     """How long a node may be without its lease before its sessions are ended, and how long a claim
@@ -24,4 +24,3 @@ class ClusterLimits:
     """A node that has not probed its lease for that long stands still. More than `lease_grace_s`
     and the time of a probe."""
     tombstone_s: float = 24 * 3600.0  # how long an ended session can be resumed
-    connections_per_workspace: int = 0  # of all nodes together; 0 is no limit

@@ -40,6 +40,10 @@ OTHER = "_other"
 UNKNOWN_TYPE = -1
 """Stands for all types that the protocol does not know: a client may send any of 2**32 numbers."""
 _KNOWN_TYPES = frozenset(pb.MessageType.values())
+MAX_FLOWS = 20_000
+"""Pairs of sender and target that are counted apart (about 300 bytes each)."""
+MAX_WORKSPACE_FLOWS = 1000
+"""The same of one workspace; further pairs are counted together as (OTHER, OTHER)."""
 MAX_SUFFIXES = 64
 """Remembered (type, workspace) suffixes of frames per sender: more than a well-behaved one has."""
 
@@ -146,6 +150,13 @@ def _rule_refusal(
 
 
 @dataclass(slots=True)
+class MessageFlowCount:
+    """Counts the messages from a sender to a target that were accepted."""
+
+    messages: int = 0
+
+
+@dataclass(slots=True)
 class ResolvedTarget:
     """What the router decided once about a sender's target: topic, refusal."""
 
@@ -155,6 +166,7 @@ class ResolvedTarget:
     is_final: bool
     """Whether the refusal is the same in the name of any other principal."""
     log_topic: CachedTopic | None
+    flow: MessageFlowCount
     is_task_input: bool = False
     """Whether it is the input topic of a task."""
     is_startable: bool = False
@@ -241,6 +253,8 @@ class Router:
         self._on_absent = on_absent
         self._accepted: dict[tuple[int, str], SendCount] = {}
         self._refused: dict[tuple[str, str], int] = {}
+        self._flows: dict[str, dict[tuple[str, str], MessageFlowCount]] = {}
+        self._flow_count = 0
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
         """Check one message of a client and append it to the log. Raises RequestError."""
@@ -295,6 +309,7 @@ class Router:
             raise
         count.messages += 1
         count.payload_bytes += len(payload)
+        resolved.flow.messages += 1
         frame = encode_delivery(sender.prefix, payload, suffix)
         sender.last_append = self._log.append_nowait(topic, frame, sender.author)
         if resolved.is_task_input:
@@ -390,9 +405,39 @@ class Router:
             sender.targets = {}
         is_task_input = topic.kind is TopicKind.TASK_TOPIC and topic.parts[-1] == "input"
         is_startable = topic.kind in _STARTABLE
-        resolved = ResolvedTarget(topic, declared, refusal, final is not None, log_topic, is_task_input, is_startable)
+        flow = self._flow(sender, target) if final is None else MessageFlowCount()
+        resolved = ResolvedTarget(
+            topic, declared, refusal, final is not None, log_topic, flow, is_task_input, is_startable
+        )
         sender.targets[text if authority is None else (text, authority.grant_id)] = resolved
         return resolved
+
+    def _flow(self, sender: Sender, target: Target) -> MessageFlowCount:
+        """Return the count of messages from a sender to a target.
+
+        It belongs to the workspace of the sender, or else to that of the target.
+        """
+        topic, declared = target
+        workspace = sender.workspace or topic.workspace or declared
+        full = self._flow_count >= MAX_FLOWS
+        if full and workspace not in self._flows:
+            workspace = OTHER
+        flows = self._flows.setdefault(workspace, {})
+        pair = (sender.identity.text, topic.text)
+        if pair not in flows and (full or len(flows) >= MAX_WORKSPACE_FLOWS):
+            pair = (OTHER, OTHER)
+        if pair not in flows:
+            flows[pair] = MessageFlowCount()
+            self._flow_count += 1
+        return flows[pair]
+
+    def flows(self, workspace: str) -> list[tuple[str, str, int]]:
+        """Return (sender, target topic, messages) of a workspace since start."""
+        return [(*pair, flow.messages) for pair, flow in self._flows.get(workspace, {}).items() if flow.messages]
+
+    def messages(self, workspace: str) -> int:
+        """Return how many messages senders in a workspace have sent since start."""
+        return sum(count.messages for (_, one), count in self._accepted.items() if one == workspace)
 
     def _choose_instance(self, topic: Topic) -> CachedTopic:
         name = self._pick_service(topic.parts[0])

@@ -30,7 +30,9 @@ from aether_trio.log.topic_log import TopicLog, open_log
 from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.ids import IdFactory
+from aether_trio.model.quotas import WorkspaceQuotas
 from aether_trio.queues import open_work_queues
+from aether_trio.services import quotas as quota_records
 from aether_trio.services import unimplemented
 from aether_trio.services.access.authorizer import NoDecisions, NoGrants
 from aether_trio.services.access.changes import AccessChanges, ChangePeers, NoAudit, NoPeers
@@ -51,7 +53,7 @@ from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNodes, TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
-from aether_trio.services.workspaces import WorkspaceSwitch
+from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.dispatch import Dispatcher, Handler
@@ -124,7 +126,10 @@ async def open_core(
             )
         )
         ephemeral_topics = EphemeralTopics()
-        membership = await stack.enter_async_context(open_membership(settings, clock, databases, log, ephemeral_topics))
+        quotas = WorkspaceQuotas(settings.limits)
+        membership = await stack.enter_async_context(
+            open_membership(settings, clock, databases, log, ephemeral_topics, quotas)
+        )
         registry, directory, cluster = membership.registry, membership.directory, membership.cluster
         nursery = await stack.enter_async_context(trio.open_nursery())
         queues = open_work_queues(log, nursery, None if cluster is None else cluster.lease)
@@ -140,8 +145,9 @@ async def open_core(
             peers = ClusterPeers(cluster)
         changes = AccessChanges(tasks_database, clock, peers, membership.gate, NoAudit())
         authorizer.follow(changes)
+        quota_records.follow(changes, quotas)
         presence = LastSeenStore(state, clock, keep_s=settings.storage.presence_retention_s)
-        kv = KvService(state, clock, settings.limits, authorizer)
+        kv = KvService(state, clock, settings.limits, authorizer, quotas)
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
         task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
@@ -174,7 +180,7 @@ async def open_core(
             checkpoints.exists,
             connected,
             randomness.randbytes,
-            payload_bytes=settings.limits.task_payload_bytes,
+            payload_bytes=lambda workspace: quotas.of(workspace).task_payload_bytes,
             strict=strict,
             capacity=settings.tasks.worker_tasks,
         )
@@ -215,7 +221,7 @@ async def open_core(
             cluster.peers.when_dead(queues.node_left)
             cluster.when_renewed(queues.node_left)
             cluster.when_renewed(hooks.node_renewed)
-        rates = Rates(settings.limits, clock)
+        rates = Rates(settings.limits, clock, quotas)
         router = Router(
             log,
             rates,
@@ -229,6 +235,9 @@ async def open_core(
         token_service = TokenService(tasks_database, tokens, changes, authorizer, ids, clock, randomness.randbytes)
         session_service = SessionService(directory, presence, authorizer, clock)
         checks = AccessChecks(authorizer)
+        workspaces = WorkspaceService(
+            tasks_database, authorizer, changes, directory, quotas, router, clock, strict=strict
+        )
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
             "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
@@ -236,6 +245,7 @@ async def open_core(
             "switch_workspace": WorkspaceSwitch(authorizer, moves.moved, strict=strict).handle,
             "access_check": checks.check,
             "batch_access_check": checks.check_all,
+            "workspace_op": workspaces.handle,
             "acl_op": AccessService(tasks_database, authorizer, changes, NoHistory(), ids, clock).handle,
             "session_op": session_service.operate,
             "token_op": token_service.handle,

@@ -26,6 +26,7 @@ from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.gateway.databases import Databases, starting
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.clock import Clock
+from aether_trio.model.quotas import WorkspaceQuotas
 from aether_trio.session.directory import LocalDirectory, SessionDirectory
 from aether_trio.session.identity_locks import IdentityLocks, LocalIdentityLocks, NodeIdentityLocks
 from aether_trio.session.lease_gate import LeaseGate
@@ -63,23 +64,34 @@ class ClusterMembership:
 
 @asynccontextmanager
 async def open_membership(
-    settings: Settings, clock: Clock, databases: Databases, log: TopicLog, ephemeral_topics: EphemeralTopics
+    settings: Settings,
+    clock: Clock,
+    databases: Databases,
+    log: TopicLog,
+    ephemeral_topics: EphemeralTopics,
+    quotas: WorkspaceQuotas,
 ) -> AsyncIterator[ClusterMembership]:
     """Join the cluster or be alone until the block ends. Raises StorageSetupError."""
     if databases.server is None:
-        registry = SessionRegistry(settings.limits.connections_per_workspace)
+        registry = SessionRegistry(quotas.connections)
         yield ClusterMembership(registry, LeaseGate(), LocalIdentityLocks(registry), LocalDirectory(registry))
         return
 
     with starting("this gateway could not join the cluster") as done:
-        async with _join_cluster(settings, clock, databases.server, log, ephemeral_topics) as membership:
+        joined = _join_cluster(settings, clock, databases.server, log, ephemeral_topics, quotas)
+        async with joined as membership:
             done()
             yield membership
 
 
 @asynccontextmanager
 async def _join_cluster(
-    settings: Settings, clock: Clock, server: PostgresServer, log: TopicLog, ephemeral_topics: EphemeralTopics
+    settings: Settings,
+    clock: Clock,
+    server: PostgresServer,
+    log: TopicLog,
+    ephemeral_topics: EphemeralTopics,
+    quotas: WorkspaceQuotas,
 ) -> AsyncIterator[ClusterMembership]:
     from aether_trio.cluster.cluster import open_cluster
     from aether_trio.cluster.locks.directory import open_directory
@@ -92,9 +104,11 @@ async def _join_cluster(
     registry = SessionRegistry()
     sessions = NodeSessions(registry, log)
     info = NodeInfo(settings.gateway.node_name or f"{socket.gethostname()}:{os.getpid()}", version=__version__)
-    limits = ClusterLimits(connections_per_workspace=settings.limits.connections_per_workspace)
+    limits = ClusterLimits()
     async with AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(open_cluster(server, sessions, info, limits=limits))
+        cluster = await stack.enter_async_context(
+            open_cluster(server, sessions, info, limits=limits, connections_of=quotas.connections)
+        )
         locks = NodeIdentityLocks(sessions, cluster.locks)
         directory = await stack.enter_async_context(open_directory(server, cluster, registry, cluster_limits=limits))
         first_seq = clock.now_ms() * 1000

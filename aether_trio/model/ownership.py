@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.errors import Code, Status, StatusError
 from aether_trio.model.identity import Identity, Kind
 
 
@@ -109,6 +109,19 @@ class LastSeen:
     last_ms: int
 
 
+@dataclass(frozen=True, slots=True)
+class WorkspaceUse:
+    """How many participants are connected in a workspace, by kind."""
+
+    agents: int = 0
+    tasks: int = 0
+    users: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.agents + self.tasks + self.users
+
+
 class DisconnectOutcome(enum.Enum):
     """Whether a session that was asked to end has ended."""
 
@@ -140,5 +153,6 @@ def workspace_full(workspace: str, limit: int) -> StatusError:
     """Return the refusal of a client whose workspace has all its connections."""
     return StatusError(
         Status.RESOURCE_EXHAUSTED,
-        f"workspace {workspace} has {limit} connections, which is its limit (limits.connections_per_workspace)",
+        f"{Code.QUOTA}: workspace {workspace} has {limit} connections, which is its limit "
+        "(the quota connections_per_workspace, or limits.connections_per_workspace)",
     )

@@ -33,7 +33,6 @@ def _failed_reply(reply: str) -> Failure:
 
 
 FAILURES: Final[dict[str, Failure | None]] = {
-    "workspace_op": _failed_reply("workspace"),
     "workflow_op": _failed_reply("workflow_response"),
     "audit_query": _failed_reply("audit_response"),
     "authority_grant_op": _failed_reply("authority_grant"),

@@ -6,6 +6,7 @@ ClusterDirectory  all nodes of a cluster (cluster/locks/directory.py)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Protocol
 
 from aether_trio.model.ownership import (
@@ -15,6 +16,7 @@ from aether_trio.model.ownership import (
     SessionFilter,
     SessionList,
     SessionRecord,
+    WorkspaceUse,
 )
 from aether_trio.session.registry import SessionRegistry
 
@@ -26,6 +28,9 @@ class SessionDirectory(Protocol):
 
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         """Return at most `limit` live sessions, after the first `offset` that match."""
+
+    async def use(self, workspace: str = "") -> Mapping[str, WorkspaceUse]:
+        """Count the participants in each workspace that has one, or in a workspace."""
 
     async def find(self, session_id: str) -> SessionRecord | None:
         """Return the live session with this id; None without one."""
@@ -55,6 +60,9 @@ class LocalDirectory:
     async def page(self, wanted: SessionFilter, offset: int, limit: int) -> SessionList:
         found, total = self._registry.page(wanted.kinds, wanted.workspace, offset, limit)
         return SessionList([session.record for session in found], total)
+
+    async def use(self, workspace: str = "") -> Mapping[str, WorkspaceUse]:
+        return self._registry.use(workspace)
 
     async def find(self, session_id: str) -> SessionRecord | None:
         return self._registry.record(session_id)

@@ -11,11 +11,18 @@ session never frees the identity of its successor.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 
 from aether_trio.model.identity import Identity, Kind
-from aether_trio.model.ownership import LastSeen, SessionHistory, SessionRecord, duplicate_identity, workspace_full
+from aether_trio.model.ownership import (
+    LastSeen,
+    SessionHistory,
+    SessionRecord,
+    WorkspaceUse,
+    duplicate_identity,
+    workspace_full,
+)
 from aether_trio.session.roster import Roster
 from aether_trio.session.session import Session
 
@@ -35,7 +42,8 @@ class RegistryStatistics:
 class SessionRegistry:
     """Holds a node's live sessions by identity, and ended ones that may be resumed."""
 
-    def __init__(self, connections_per_workspace: int = 0) -> None:
+    def __init__(self, connections_of: Callable[[str], int] = lambda workspace: 0) -> None:
+        """`connections_of(workspace)` is how many connections it may have; 0: any number."""
         self._by_identity: dict[str, Session] = {}
         self._by_id: dict[str, Session] = {}
         self._services: dict[str, list[Session]] = {}
@@ -43,7 +51,7 @@ class SessionRegistry:
         self._workspaces: dict[str, int] = {}
         self._ended: OrderedDict[str, SessionHistory] = OrderedDict()
         self._roster = Roster()
-        self._per_workspace = connections_per_workspace
+        self._connections_of = connections_of
         self._live = dict.fromkeys((kind.value for kind in Kind), 0)
         self._claims = self._takeovers = self._refused = 0
 
@@ -101,9 +109,12 @@ class SessionRegistry:
         return True
 
     def _check_quota(self, identity: Identity) -> None:
-        if self._per_workspace and self._workspaces.get(identity.workspace, 0) >= self._per_workspace:
+        if not identity.workspace:
+            return
+        most = self._connections_of(identity.workspace)
+        if most and self._workspaces.get(identity.workspace, 0) >= most:
             self._refused += 1
-            raise workspace_full(identity.workspace, self._per_workspace)
+            raise workspace_full(identity.workspace, most)
 
     def _count(self, identity: Identity, step: int) -> None:
         self._live[identity.kind.value] += step
@@ -158,6 +169,10 @@ class SessionRegistry:
         """Return (a page of matching live sessions, how many match), in identity order."""
         found, total = self._roster.page(kinds, workspace, offset, limit)
         return [self._by_identity[text] for text in found], total
+
+    def use(self, workspace: str = "") -> dict[str, WorkspaceUse]:
+        """Count the participants in each workspace that has one, or in a workspace."""
+        return self._roster.use(workspace)
 
     def pick_service(self, implementation: str) -> Session | None:
         """Return the next live instance of a service, in turn; None without one."""

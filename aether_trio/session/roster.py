@@ -15,11 +15,15 @@ from collections.abc import Collection
 from typing import Final
 
 from aether_trio.model.identity import SEPARATOR, Identity, Kind, prefix_of
+from aether_trio.model.ownership import WorkspaceUse
 
 _IN_ORDER: Final = sorted(Kind, key=prefix_of)
 """No prefix begins another one, so the texts of one kind are after all of the kind before."""
 _BEHIND: Final = f"{SEPARATOR[:-1]};"
 """Sorts after all texts that go on with the separator, as ";" follows ":"."""
+
+_COUNTED: Final = {Kind.AGENT: 0, Kind.UNIQUE_TASK: 1, Kind.TASK: 1}
+"""Kinds with a workspace in their texts, and the place of their count in a WorkspaceUse."""
 
 Range = tuple[list[str], int, int]
 
@@ -64,6 +68,23 @@ class Roster:
                 found += texts[first : min(end, first + limit - len(found))]
             total += end - begin
         return found, total
+
+    def use(self, workspace: str = "") -> dict[str, WorkspaceUse]:
+        """Count the participants in each workspace that has one, or in a workspace."""
+        counts: dict[str, list[int]] = {}
+        for kind, column in _COUNTED.items():
+            texts = self._kinds[kind]
+            first, behind = 0, len(texts)
+            if workspace:
+                _, first, behind = _beginning(texts, f"{prefix_of(kind)}{SEPARATOR}{workspace}")
+            while first < behind:
+                found = Identity.parse(texts[first], strict=False).workspace
+                _, first, end = _beginning(texts, f"{prefix_of(kind)}{SEPARATOR}{found}")
+                counts.setdefault(found, [0, 0, 0])[column] += end - first
+                first = end
+        for found in [workspace] if workspace in self._users else [] if workspace else self._users:
+            counts.setdefault(found, [0, 0, 0])[2] += len(self._users[found])
+        return {found: WorkspaceUse(*numbers) for found, numbers in counts.items()}
 
     def windows(self, user_id: str) -> list[str]:
         """Return the identity texts of a user's connected windows."""

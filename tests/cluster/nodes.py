@@ -152,9 +152,15 @@ class Nodes:
         self._nodes: list[Node] = []
 
     async def start(
-        self, *, dsn: str | None = None, limits: ClusterLimits | None = None, host: Host | None = None
+        self,
+        *,
+        dsn: str | None = None,
+        limits: ClusterLimits | None = None,
+        host: Host | None = None,
+        connections_of: Callable[[str], int] = lambda workspace: 0,
     ) -> Node:
-        node: Node = await self._nursery.start(self._run, dsn or self._dsn, limits or self._limits, host or Host())
+        started = (dsn or self._dsn, limits or self._limits, host or Host(), connections_of)
+        node: Node = await self._nursery.start(self._run, *started)
         self._nodes.append(node)
         return node
 
@@ -167,14 +173,24 @@ class Nodes:
     async def stop_all(self) -> None:
         await self.stop(*self._nodes)
 
-    async def _run(self, dsn: str, limits: ClusterLimits, host: Host, task_status: trio.TaskStatus[Node]) -> None:
+    async def _run(
+        self,
+        dsn: str,
+        limits: ClusterLimits,
+        host: Host,
+        connections_of: Callable[[str], int],
+        task_status: trio.TaskStatus[Node],
+    ) -> None:
         stop, stopped = trio.Event(), trio.Event()
         number = len(self._nodes) + 1
         info = NodeInfo(f"node-{number}", f"10.0.0.{number}:50051", "1")
         try:
             async with open_postgres(dsn, schema=self._schema, limits=FEW) as server:
                 database = await server.database("scratch")
-                async with open_cluster(server, host, info, limits=limits, random=Random(number)) as cluster:
+                opened = open_cluster(
+                    server, host, info, limits=limits, random=Random(number), connections_of=connections_of
+                )
+                async with opened as cluster:
                     host.cluster = cluster
                     task_status.started(Node(host, server, cluster, database, stop, stopped))
                     await stop.wait()

@@ -8,6 +8,7 @@ from aether_trio.delivery import rates
 from aether_trio.delivery.rates import Rates
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.limits import Limits
+from aether_trio.model.quotas import WorkspaceQuotas
 from tests.helpers.clocks import ManualClock
 
 
@@ -54,7 +55,7 @@ def test_without_rates_nothing_is_counted() -> None:
     limiter = Rates(Limits(send_rate_per_s=0, workspace_rate_per_s=0, identity_rate_per_s=0), ManualClock())
     assert limiter.unlimited
     limiter.take(limiter.connection_bucket(), "w", "i")
-    assert limiter._workspaces == limiter._identities == {}
+    assert len(limiter._workspaces) == len(limiter._identities) == 0
 
 
 def test_full_buckets_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,3 +67,31 @@ def test_full_buckets_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
         limiter.take(bucket, f"{number}", "i")
         clock.advance(1000)
     assert len(limiter._workspaces) <= 10
+
+
+def test_quotas_of_a_workspace_override_the_limits_at_once() -> None:
+    clock = ManualClock()
+    limits = Limits(send_rate_per_s=0)
+    quotas = WorkspaceQuotas(limits)
+    limiter = Rates(limits, clock, quotas)
+    bucket = limiter.connection_bucket()
+    assert limiter.unlimited
+    quotas.apply([("w", "workspace_rate_per_s", 2.0), ("v", "identity_rate_per_s", 1.0)], everything=False)
+    assert not limiter.unlimited
+    assert [code_of(limiter, bucket) for _ in range(3)] == [None, None, Code.WORKSPACE_RATE_LIMITED]
+    assert [code_of(limiter, bucket, "v", "j") for _ in range(2)] == [None, Code.QUOTA]
+    assert [code_of(limiter, bucket, "u") for _ in range(9)] == [None] * 9
+    quotas.apply([("w", "workspace_rate_per_s", 5.0)], everything=False)
+    assert [code_of(limiter, bucket) for _ in range(6)] == [None] * 5 + [Code.WORKSPACE_RATE_LIMITED]
+    quotas.apply([("w", "workspace_rate_per_s", None), ("v", "identity_rate_per_s", None)], everything=False)
+    assert limiter.unlimited
+
+
+def test_an_override_may_lift_a_limit() -> None:
+    limits = Limits(send_rate_per_s=0, workspace_rate_per_s=1)
+    quotas = WorkspaceQuotas(limits)
+    limiter = Rates(limits, ManualClock(), quotas)
+    quotas.apply([("w", "workspace_rate_per_s", 0.0)], everything=False)
+    bucket = limiter.connection_bucket()
+    assert [code_of(limiter, bucket) for _ in range(9)] == [None] * 9
+    assert [code_of(limiter, bucket, "v") for _ in range(2)] == [None, Code.WORKSPACE_RATE_LIMITED]

@@ -29,6 +29,7 @@ from tests.security.tenants import auth, key_of
 from tests.transport.framed.harness import FramedPeer
 
 KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
+Workspaces = pb.WorkspaceOperation
 Query, Follow = pb.TaskQuery, pb.TaskSubscriptionOperation
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
 SECRET: Final = b"blue's secret"
@@ -149,6 +150,11 @@ def _agents(name: str, **fields: Any) -> Ask:
     return _ask("agent_op", Agents, op=Agents.OpType.Value(name), **fields)
 
 
+def _workspaces(name: str, **fields: Any) -> Ask:
+    blue = pb.WorkspaceInfo(workspace_id="blue", display_name="theirs", **fields)
+    return _ask("workspace_op", Workspaces, op=Workspaces.OpType.Value(name), workspace_id="blue", workspace=blue)
+
+
 def _create(**fields: Any) -> Ask:
     return _ask("create_task", pb.CreateTaskRequest, task_type="t", **fields)
 
@@ -231,6 +237,18 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             "GET": "implementations are in no workspace",
             "LIST_ORCHESTRATORS": "orchestrators are in no workspace",
         },
+    ),
+    "workspace_op": Foreign(
+        {
+            "GET": _workspaces("GET"),
+            "GET_MESSAGE_FLOW": _workspaces("GET_MESSAGE_FLOW"),
+            "CREATE": _workspaces("CREATE"),
+            "UPDATE": _workspaces("UPDATE"),
+            "UPDATE quotas": _workspaces("UPDATE", metadata={"quota.kv_value_bytes": "1"}),
+            "DELETE": _workspaces("DELETE"),
+        },
+        Workspaces.OpType,
+        {"LIST": "lists those that the credential reaches; test_a_list_has_the_workspaces_in_reach"},
     ),
     "create_task": Foreign(
         {
@@ -345,6 +363,14 @@ async def test_the_same_requests_are_heard_of_a_key_that_reaches_all() -> None:
         with trio.fail_after(300):
             while any(session.identity.text == BLUE for session in gateway.core.registry):
                 await trio.sleep(0.01)  # DISCONNECT was the last one
+
+
+async def test_a_list_has_the_workspaces_in_reach() -> None:
+    async with serving() as gateway, blue_at(gateway), eve(gateway, "framed") as stream:
+        await stream.send(pb.UpstreamMessage(workspace_op=Workspaces(op=Workspaces.LIST)))
+        answer = (await stream.next("workspace")).workspace
+        assert answer.success
+        assert ([one.workspace_id for one in answer.workspaces], answer.total_count) == (["red"], 1)
 
 
 @EVERY_TRANSPORT

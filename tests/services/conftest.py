@@ -14,7 +14,7 @@ from tests.helpers.core_fixtures import core, world
 from tests.helpers.engines import Engine
 
 __all__ = ["core", "world"]
-VIRTUAL = ("test_credentials_jwks", "test_last_seen", "test_progress", "test_sessions", "test_workspaces")
+VIRTUAL = ("test_credentials_jwks", "test_last_seen", "test_progress", "test_sessions")
 VIRTUAL_AGENTS = ("agents_that_end", "orchestrators", "random", "registry", "started_by_messages", "started_by_tasks")
 
 
@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     use_virtual_time(items, Path(__file__).parent, VIRTUAL, subfolders=False)
     use_virtual_time(items, Path(__file__).parent / "agents", [f"test_{name}" for name in VIRTUAL_AGENTS])
     use_virtual_time(items, Path(__file__).parent / "audit", ["test_writer"])
+    use_virtual_time(items, Path(__file__).parent / "workspaces")
 
 
 @pytest.fixture

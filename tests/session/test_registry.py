@@ -99,7 +99,7 @@ steps = st.lists(st.tuples(identities, st.sampled_from(("connect", "resume", "en
 
 @given(steps)
 def test_counts_and_indexes_agree_with_a_model(script: list[tuple[Identity, str]]) -> None:
-    registry = SessionRegistry(connections_per_workspace=5)
+    registry = SessionRegistry(lambda workspace: 5)
     held: dict[str, Stub] = {}
     displaced: list[Stub] = []
     for number, (identity, action) in enumerate(script):

@@ -148,7 +148,10 @@ class _Claim:
 
 
 class ClaimBatcher:
-    """Writes queued claims and releases of identity locks; tells `on_written` of them."""
+    """Writes queued claims and releases of identity locks; tells `on_written` of them.
+
+    `connections_of(workspace)` is how many connections it may have on all nodes; 0: any number.
+    """
 
     def __init__(
         self,
@@ -156,13 +159,14 @@ class ClaimBatcher:
         lease: Lease,
         pool: Pool,
         limits: ClusterLimits,
+        connections_of: Callable[[str], int],
         on_written: Callable[[Sequence[str]], None],
     ) -> None:
         self._server = server
         self._lease = lease
         self._pool = pool
         self._statement_s = limits.statement_s
-        self._quota = limits.connections_per_workspace
+        self._connections_of = connections_of
         self._quota_class = lock_class(server.schema, "workspace quota")
         self._on_written = on_written
         self._claims: deque[_Claim] = deque()
@@ -342,7 +346,8 @@ class ClaimBatcher:
 
     async def _claim(self, node_epoch: int, claims: Sequence[_Claim]) -> list[Any]:
         requests = [claim.request for claim in claims]
-        arguments = [self._lease.node_id, node_epoch, self._quota_class, self._quota]
+        quotas = [self._connections_of(one.workspace) if one.workspace else 0 for one in requests]
+        arguments = [self._lease.node_id, node_epoch, self._quota_class, quotas]
         columns = [[getattr(one, name) for one in requests] for name in _CLAIM_COLUMNS]
         rows: list[Any] = await self._run(lambda connection: connection.fetch(_CLAIM, *arguments, *columns))
         self._counts.claim_statements += 1

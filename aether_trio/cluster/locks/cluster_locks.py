@@ -104,12 +104,14 @@ class ClusterLocks:
         host: SessionHost,
         limits: ClusterLimits,
         make_batcher: Callable[[Callable[[Sequence[str]], None]], ClaimBatcher],
+        connections_of: Callable[[str], int],
     ) -> None:
         self._lease = lease
         self._nodes = nodes
         self._bus = bus
         self._host = host
         self._limits = limits
+        self._connections_of = connections_of
         self.batcher = make_batcher(self._on_written)
         self._mine: dict[str, IdentityLock] = {}
         self._claiming: dict[str, trio.Event] = {}
@@ -191,7 +193,7 @@ class ClusterLocks:
             if isinstance(verdict, Full):
                 if looked_for_dead or not await self._nodes.find_dead():
                     self._refused += 1
-                    raise workspace_full(request.workspace, self._limits.connections_per_workspace)
+                    raise workspace_full(request.workspace, self._connections_of(request.workspace))
                 looked_for_dead = True
             elif isinstance(verdict, HeldBy):
                 if not asked or (asked[-1].node_id, asked[-1].session_id) != (verdict.node_id, verdict.session_id):

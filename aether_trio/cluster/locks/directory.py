@@ -13,7 +13,7 @@ service instances change, or that declares a node dead, notifies all nodes after
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from random import Random
@@ -31,7 +31,7 @@ from aether_trio.cluster.session_host import LocalSessions
 from aether_trio.cluster.timeouts import ClusterLimits
 from aether_trio.concurrency.periodic_task import PeriodicTask
 from aether_trio.concurrency.supervision import keep_running
-from aether_trio.model.identity import Identity
+from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.ownership import (
     DisconnectOutcome,
     DisconnectResult,
@@ -39,6 +39,7 @@ from aether_trio.model.ownership import (
     SessionFilter,
     SessionList,
     SessionRecord,
+    WorkspaceUse,
 )
 from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.postgres.database import PostgresServer
@@ -65,6 +66,10 @@ _PAGE: Final = """
 """
 _PAGE_OF_ALL: Final = _PAGE % f"{_COLUMNS} {_LIVE}"
 _PAGE_OF_PLACE: Final = _PAGE % f"{_COLUMNS} {_LIVE} AND h.place = $6"
+_USE: Final = f"""
+    SELECT h.place, h.kind, count(*) {_LIVE} AND h.place <> '' AND ($1 = '' OR h.place = $1)
+        AND (h.node_id <> $2 OR h.identity <> ALL($3::text[])) GROUP BY h.place, h.kind
+"""
 _FIND: Final = f"SELECT {_COLUMNS} {_LIVE} AND h.session_id = $1"
 _LAST_HELD: Final = """
     SELECT coalesce(bool_or(t.live), false), coalesce(max(t.ms), 0) FROM (
@@ -95,6 +100,15 @@ _MOVE: Final = """
     UPDATE identity_locks h SET place = mine.place, written_ms = aether_now_ms() FROM mine
     WHERE h.identity = mine.identity AND h.session_id = mine.session_id AND h.ended_ms IS NULL
 """
+
+
+_COLUMN_OF: Final = {
+    Kind.AGENT.value: "agents",
+    Kind.UNIQUE_TASK.value: "tasks",
+    Kind.TASK.value: "tasks",
+    Kind.USER.value: "users",
+}
+"""Kinds of identities, and the count of a WorkspaceUse that they belong to."""
 
 
 def _refused_move(move: tuple[str, tuple[str, str]], error: Exception) -> None:
@@ -194,6 +208,18 @@ class ClusterDirectory:
         else:
             rows = await self._queries.fetch(_PAGE_OF_ALL, *args)
         return SessionList([self._record(row[1:]) for row in rows if row[1] is not None], rows[0][0])
+
+    async def use(self, workspace: str = "") -> Mapping[str, WorkspaceUse]:
+        self._listed.trigger()
+        await self._write_moves()
+        rows = await self._queries.fetch(_USE, workspace, self._cluster.node_id, self._cluster.leaving())
+        counts: dict[str, dict[str, int]] = {}
+        for place, kind, count in rows:
+            column = _COLUMN_OF.get(kind)
+            if column is not None:
+                found = counts.setdefault(place, {})
+                found[column] = found.get(column, 0) + count
+        return {place: WorkspaceUse(**found) for place, found in counts.items()}
 
     async def find(self, session_id: str) -> SessionRecord | None:
         own = self._sessions.record(session_id)

@@ -81,6 +81,25 @@ class Granting:
         if self._index.rule(rule.rule_id) is not None:
             self._check_without(actor, remove, [rule], authority)
 
+    def check_resource_removal(
+        self, actor: Actor, resource_type: str, resource_id: str, authority: Authority = DIRECT
+    ) -> None:
+        """Raise RequestError if without rules on a resource the actor had more rights."""
+        index = self._index
+        rules = [one for one in index.rules() if (one.resource_type, one.resource_id) == (resource_type, resource_id)]
+
+        def remove() -> Callable[[], None]:
+            for rule in rules:
+                index.remove_rule(rule.rule_id)
+
+            def put_back() -> None:
+                for rule in rules:
+                    index.put_rule(rule)
+
+            return put_back
+
+        self._check_without(actor, remove, rules, authority)
+
     def check_member_removal(self, actor: Actor, member: Member, authority: Authority = DIRECT) -> None:
         """Raise RequestError if the end of a membership would raise the actor's rights."""
         index = self._index

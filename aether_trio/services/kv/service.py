@@ -32,6 +32,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.limits import KIB, MIB, Limits
+from aether_trio.model.quotas import WorkspaceQuotas
 from aether_trio.model.text import shown
 from aether_trio.services.access import DIRECT, Actor, Authority, Authorizer, Capability, GatewayActor
 from aether_trio.services.kv import entries, ranges
@@ -41,6 +42,7 @@ from aether_trio.services.kv.programs import KeyRequest, Operation
 from aether_trio.services.kv.ranges import CursorError
 from aether_trio.services.kv.spaces import (
     OWN,
+    Place,
     ScopeError,
     after,
     exclusive_root,
@@ -114,14 +116,21 @@ class _KvRefused(Exception):
 class KvService:
     """Performs clients' key-value operations on the "state" database."""
 
-    def __init__(self, db: Database, clock: Clock, limits: Limits, authorizer: Authorizer) -> None:
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        limits: Limits,
+        authorizer: Authorizer,
+        quotas: WorkspaceQuotas | None = None,
+    ) -> None:
         self._db = db
         self._keys = KeyStore(db)
         self._clock = clock
         self._limits = limits
         self._authorizer = authorizer
+        self._quotas = quotas or WorkspaceQuotas(limits)
         self._quota = Quota.of(limits.kv_keys_per_scope, limits.kv_bytes_per_scope)
-        self._value_bytes = min(limits.kv_value_bytes, MAX_RESPONSE_BYTES)  # so that a GET fits
         self._own_spaces: ExistingNames[bytes] = ExistingNames()
         """The exclusive spaces that may have keys: most participants have none."""
 
@@ -262,7 +271,7 @@ class KvService:
         if number == Op.PURGE_IDENTITY:
             return [pb.DownstreamMessage(kv=await self._purge(actor, op))]
         if number == Op.LIST:
-            return [pb.DownstreamMessage(kv=await self._list(op, await self._space(actor, op)))]
+            return [pb.DownstreamMessage(kv=await self._list(op, (await self._place(actor, op)).space))]
         request = await self._request(actor, op)
         result = self._keys.remembered(request)
         if result is None:
@@ -275,15 +284,19 @@ class KvService:
 
     async def _request(self, actor: Actor, op: pb.KVOperation) -> KeyRequest:
         """Check an operation on one key. Raises _KvRefused."""
-        space = await self._space(actor, op)
-        number = op.op
+        place = await self._place(actor, op)
+        space, number = place.space, op.op
         if number in _WRITES and space.startswith(OWN):
             self._own_spaces.add(space)
         now_ms = self._clock.now_ms()
-        return KeyRequest(space, op.key.encode(), now_ms, self._quota, _SINGLE[number], op, writes=number in _WRITES)
+        quotas = self._quotas.of(place.workspace)
+        quota = self._quota
+        if quotas is not self._quotas.defaults:
+            quota = Quota.of(quotas.kv_keys_per_scope, quotas.kv_bytes_per_scope)
+        return KeyRequest(space, op.key.encode(), now_ms, quota, _SINGLE[number], op, writes=number in _WRITES)
 
-    async def _space(self, actor: Actor, op: pb.KVOperation) -> bytes:
-        """Check an operation on one space; return the space. Raises _KvRefused."""
+    async def _place(self, actor: Actor, op: pb.KVOperation) -> Place:
+        """Check an operation on one space; return where it is. Raises _KvRefused."""
         self._check_operation(actor, op)
         authority = await self._authority(actor, op) if op.HasField("authorization") else DIRECT
         identity = actor.identity
@@ -292,7 +305,7 @@ class KvService:
             place = place_of(op.scope, identity, op.user_id, workspace)
         except ScopeError as exc:
             raise _KvRefused(_error(op, Code.KV_ERROR, str(exc))) from None
-        self._check_sizes(op)
+        self._check_sizes(op, place.workspace)
         level = AccessLevel.READ if op.op in _READ_LEVEL else AccessLevel.READWRITE
         decision = await self._authorizer.check_kv(
             actor,
@@ -306,7 +319,7 @@ class KvService:
         )
         if not decision.allowed:
             raise _denied(op, decision.reason)
-        return place.space
+        return place
 
     async def _list(self, op: pb.KVOperation, space: bytes) -> pb.KVResponse:
         limit = min(op.limit, self._limits.kv_list_page_max) if op.limit > 0 else self._limits.kv_list_page
@@ -365,13 +378,15 @@ class KvService:
         except RequestError as exc:
             raise _KvRefused(_error(op, exc.code, exc.message), *_unsuccessful(op)) from None
 
-    def _check_sizes(self, op: pb.KVOperation) -> None:
+    def _check_sizes(self, op: pb.KVOperation, workspace: str) -> None:
         key, value_bytes, number = op.key, len(op.value), op.op
         size = len(key) if key.isascii() else len(key.encode())
         if size > self._limits.kv_key_bytes or (size == 0 and number != Op.LIST):
             raise _refused(op, f"the key has {size} bytes; it must have 1 to {self._limits.kv_key_bytes}")
-        if value_bytes > self._value_bytes:
-            text = f"the value has {value_bytes} bytes; at most {self._value_bytes} are allowed"
+        # At most as much as fits into the answer of a GET.
+        most = min(self._quotas.of(workspace).kv_value_bytes, MAX_RESPONSE_BYTES)
+        if value_bytes > most:
+            text = f"the value has {value_bytes} bytes; at most {most} are allowed"
             raise _KvRefused(_error(op, Code.QUOTA, text))
         if op.delta_value < 0 and number in _WITHIN:
             raise _refused(op, "delta_value is negative; use the opposite operation")

@@ -57,6 +57,8 @@ class Place(NamedTuple):
     """The name of the scope in access rules."""
     exclusive: bool
     """Whether the keys belong to one identity."""
+    workspace: str
+    """The workspace that the space belongs to, "" for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +120,16 @@ def place_of(number: int, identity: Identity, user_id: str, workspace: str) -> P
 @lru_cache(maxsize=REMEMBERED_PLACES)
 def _shared_place(number: int, user_id: str, workspace: str) -> Place:
     scope = KvScope(number)
-    return Place(_SHARED_ROOT + _rest_of_space(scope, user_id, workspace), scope.label, exclusive=False)
+    space = _SHARED_ROOT + _rest_of_space(scope, user_id, workspace)
+    return Place(space, scope.label, exclusive=False, workspace=workspace if _RULES[scope].workspace else "")
 
 
 @lru_cache(maxsize=REMEMBERED_PLACES)
 def _identity_place(number: int, identity: Identity, user_id: str, workspace: str) -> Place:
     scope = parse_scope(number)
-    return Place(space_of(scope, identity, user_id, workspace), scope.label, scope.is_exclusive)
+    space = space_of(scope, identity, user_id, workspace)
+    inside = (workspace or identity.workspace) if _RULES[scope].workspace else ""
+    return Place(space, scope.label, scope.is_exclusive, inside)
 
 
 def own_spaces(identity: Identity) -> tuple[bytes | None, bytes | None]:

@@ -27,8 +27,9 @@ class TaskService:
     """Makes the handlers of requests on tasks; `handlers` has them by request field.
 
     `has_checkpoint(identity, key)` and `connected(identity)` raise StorageUnavailable; the latter
-    says whether a participant is connected to any node. `capacity` is the maximum number of live
-    tasks of a worker.
+    says whether a participant is connected to any node. `payload_bytes` says how many bytes the
+    payload of a task of a workspace may have. `capacity` is the maximum number of live tasks of a
+    worker.
     """
 
     def __init__(
@@ -41,7 +42,7 @@ class TaskService:
         connected: Callable[[str], Awaitable[bool]],
         random_bytes: Callable[[int], bytes],
         *,
-        payload_bytes: int,
+        payload_bytes: Callable[[str], int],
         strict: bool,
         capacity: int,
     ) -> None:

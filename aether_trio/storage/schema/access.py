@@ -14,6 +14,10 @@ that.
 is not in the database, and `seal` is the HMAC of the row's columns up to `expires_ms`, so a row
 that was written without the key lets in no client. `workspace_patterns` and `scopes` are JSON.
 
+`quotas` has the limits of single workspaces that override the settings, by the limit's name; the
+value is the text of a number. `rate_leases` has for each workspace with a message rate how it is
+leased to the nodes (model/rate_lease.py), as JSON; `ends_ms` is when the last lease ends.
+
 `access_seen` has the version that each node has applied. It is not logged: after a crash of the
 server the nodes write it again.
 """
@@ -106,6 +110,28 @@ STATEMENTS: Final = (
     )""",
     "CREATE UNIQUE INDEX api_tokens_by_hash ON api_tokens (token_hash)",
     "CREATE INDEX api_tokens_by_age ON api_tokens (created_ms, token_id)",
+    """CREATE TABLE workspaces (
+        workspace_id TEXT {byte_order} PRIMARY KEY,
+        display_name TEXT NOT NULL,
+        description TEXT NOT NULL,
+        tenant_id TEXT NOT NULL,
+        metadata {blob} NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        created_by TEXT {byte_order} NOT NULL
+    )""",
+    """CREATE TABLE quotas (
+        workspace TEXT {byte_order} NOT NULL,
+        name TEXT {byte_order} NOT NULL,
+        value TEXT NOT NULL,
+        PRIMARY KEY (workspace, name)
+    )""",
+    """CREATE TABLE rate_leases (
+        workspace TEXT {byte_order} PRIMARY KEY,
+        leases {blob} NOT NULL,
+        renewals {bigint} NOT NULL,
+        ends_ms {bigint} NOT NULL
+    )""",
     ForPostgres(
         """CREATE UNLOGGED TABLE access_seen (
             node INT NOT NULL,

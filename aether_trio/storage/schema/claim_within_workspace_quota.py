@@ -1,9 +1,10 @@
 """SQL function that locks identities within the client limit of each workspace.
 
 `aether_claim` counts the clients of a workspace and takes the locks in one transaction, under one
-advisory lock for each workspace, so that nodes that claim at the same time never exceed `quota`.
-The verdict of each identity is "taken", "full" (its workspace has `quota` clients), or "held" by
-another node, which is asked for the lock in `lock_requests`. The tables are in cluster.py.
+advisory lock for each workspace, so that nodes that claim at the same time never exceed its quota.
+`quotas` has the quota of each identity's workspace, 0 for none. The verdict of each identity is
+"taken", "full" (its workspace has as many clients as it may), or "held" by another node, which is
+asked for the lock in `lock_requests`. The tables are in cluster.py.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Final
 
 CLAIM: Final = """
 CREATE FUNCTION aether_claim(
-    me INT, my_epoch {bigint}, quota_class INT, quota {bigint},
+    me INT, my_epoch {bigint}, quota_class INT, quotas {bigint}[],
     identities TEXT[], kinds TEXT[], workspaces TEXT[], implementations TEXT[], sessions TEXT[], resumes TEXT[],
     takes BOOLEAN[], connected {bigint}[], peers TEXT[], sdks TEXT[], versions TEXT[]
 ) RETURNS TABLE (
@@ -25,10 +26,11 @@ DECLARE
     taken INT;
 BEGIN
     PERFORM aether_fence(me, my_epoch);
-    IF quota > 0 THEN
+    IF 0 < ANY(quotas) THEN
         -- Claims of one workspace are counted one after another, also those of different nodes.
         PERFORM pg_advisory_xact_lock(quota_class, key) FROM (
-            SELECT DISTINCT hashtext(w) AS key FROM unnest(workspaces) AS w WHERE w <> '' ORDER BY key
+            SELECT DISTINCT hashtext(c.workspace) AS key FROM unnest(workspaces, quotas) AS c (workspace, quota)
+            WHERE c.workspace <> '' AND c.quota > 0 ORDER BY key
         ) AS keys;
         full_up := ARRAY(
             WITH live AS (
@@ -38,12 +40,13 @@ BEGIN
             ), counts AS (
                 SELECT workspace, count(*) AS size FROM live GROUP BY workspace
             ), fresh AS (
-                SELECT c.identity, c.workspace, row_number() OVER (PARTITION BY c.workspace ORDER BY c.number) AS rank
-                FROM unnest(identities, workspaces) WITH ORDINALITY AS c (identity, workspace, number)
-                WHERE c.workspace <> '' AND NOT EXISTS (SELECT FROM live l WHERE l.identity = c.identity)
+                SELECT c.identity, c.workspace, c.quota,
+                    row_number() OVER (PARTITION BY c.workspace ORDER BY c.number) AS rank
+                FROM unnest(identities, workspaces, quotas) WITH ORDINALITY AS c (identity, workspace, quota, number)
+                WHERE c.workspace <> '' AND c.quota > 0 AND NOT EXISTS (SELECT FROM live l WHERE l.identity = c.identity)
             )
             SELECT f.identity FROM fresh f LEFT JOIN counts k ON k.workspace = f.workspace
-            WHERE f.rank + coalesce(k.size, 0) > quota
+            WHERE f.rank + coalesce(k.size, 0) > f.quota
         );
     END IF;
     RETURN QUERY

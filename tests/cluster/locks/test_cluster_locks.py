@@ -172,8 +172,7 @@ async def test_a_lock_unknown_to_its_node_is_free_when_another_node_asks(nodes: 
 
 
 async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> None:
-    limits = replace(STEADY, connections_per_workspace=5)
-    started = [await nodes.start(limits=limits) for _ in range(3)]
+    started = [await nodes.start(connections_of=lambda workspace: 5) for _ in range(3)]
     granted: list[object] = []
     refused: list[StatusError] = []
 
@@ -190,6 +189,32 @@ async def test_the_limit_of_a_workspace_is_that_of_the_cluster(nodes: Nodes) -> 
     assert {error.status for error in refused} == {Status.RESOURCE_EXHAUSTED}
     await started[0].claim("ag::other::x::1", workspace="other")
     await started[0].claim("wf::1", workspace="")
+
+
+async def test_each_workspace_has_its_limit_and_the_newest_counts(nodes: Nodes) -> None:
+    most = {"lab": 2, "other": 1}
+    a, b = [await nodes.start(connections_of=lambda workspace: most.get(workspace, 0)) for _ in range(2)]
+    granted: dict[str, int] = {}
+    refused: list[tuple[Status, bool]] = []
+
+    async def claim(node: Node, workspace: str, number: int) -> None:
+        try:
+            await node.claim(f"ag::{workspace}::x::{number}", workspace=workspace)
+        except StatusError as error:
+            refused.append((error.status, f"{most[workspace]} connections" in error.message))
+        else:
+            granted[workspace] = granted.get(workspace, 0) + 1
+
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            for workspace in ("lab", "other", "free"):
+                nursery.start_soon(claim, (a, b)[number % 2], workspace, number)
+    assert granted == {"lab": 2, "other": 1, "free": 12}
+    most["lab"] = 3
+    await claim(b, "lab", 100)
+    await claim(a, "lab", 101)
+    assert granted["lab"] == 3
+    assert set(refused) == {(Status.RESOURCE_EXHAUSTED, True)}
 
 
 async def test_claims_of_the_moment_are_one_statement(nodes: Nodes) -> None:

@@ -113,7 +113,8 @@ class TaskCreator:
     sessions: TaskSessions
     ids: IdFactory
     authorizer: Authorizer
-    payload_bytes: int
+    payload_bytes: Callable[[str], int]
+    """Returns how many bytes the payload of a task of a workspace may have."""
     strict: bool
     random_bytes: Callable[[int], bytes]
     connected: Callable[[str], Awaitable[bool]]
@@ -138,7 +139,7 @@ class TaskCreator:
     async def _create(self, session: Session, request: pb.CreateTaskRequest) -> pb.CreateTaskResponse:
         identity = session.identity
         workspace = check_names(request, session.workspace, strict=self.strict)
-        check_size(request, self.payload_bytes)
+        check_size(request, self.payload_bytes(workspace))
         await self._check_access(session, request, workspace)
         target = target_of(request, strict=self.strict)
         self._check_reach(session, request, target)
