@@ -16,12 +16,14 @@ import pytest
 import trio
 
 from aether_trio.gateway import Gateway
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Status
 from aether_trio.services import unimplemented
 from aether_trio.services.access import Admin, Capability
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import put
 from tests.helpers.core import service, switch_to, task, user
 from tests.helpers.participants import TRANSPORTS, Participant, admission, participant
 from tests.security.clients import gateway_with
@@ -50,7 +52,11 @@ class Place:
 async def serving() -> AsyncIterator[Gateway]:
     """A gateway that gives rights to everyone, so that only the keys limit clients."""
     async with gateway_with(gateway={"dev": False}, auth=auth()) as gateway:
-        gateway.core.authorizer._granted = frozenset({*Admin, *Capability})
+        index = gateway.core.authorizer.index
+        for kind in ("agent", "service", "user", "task"):
+            for resource in (*Admin, *Capability):
+                put(index, kind, "*", resource.partition("/")[0], str(resource), AccessLevel.SUPERADMIN)
+            put(index, kind, "*", "workspace", "*", AccessLevel.SUPERADMIN)
         yield gateway
 
 
