@@ -5,12 +5,13 @@ or by a power that rules give:
 
 | power | what it makes of its holder |
 |---|---|
-| ADMIN on admin/acl | writes a rule for any resource, with no more than its own level there |
-| ADMIN on admin/tokens | makes a token of another principal, and comes in as that one |
-| the same, and MANAGE on capability/mint_user_tokens | ... of a user too |
-| MANAGE on capability/exchange_authority_grants (or below it) | acts for a user |
+| ADMIN on admin/tokens | makes a token for an agent, a task or one of the same type, and is that |
+| the same, and MANAGE on capability/mint_user_tokens | ... for a user with no more administration |
+| ADMIN on all of admin/* | ... for any principal |
+| MANAGE on capability/exchange_authority_grants, or below it | acts for a user |
 
-Who has MANAGE of a workspace may give READWRITE there. That adds no way: the giver has more.
+Who may write rules (ADMIN on admin/acl, MANAGE of a workspace) gives others no more than it has on
+the resource (services/access/granting.py), and gains nothing by it. So writing adds no way.
 
 A way is the list of its steps. It rests on rules, memberships and fallbacks: of two ways, one that
 rests on all that the other does and more is left out. Rules are those of the tier that decides; a
@@ -43,8 +44,28 @@ ACL: Final = ("admin", "admin/acl")
 TOKENS: Final = ("admin", "admin/tokens")
 MINT_USERS: Final = ("capability", "capability/mint_user_tokens")
 EXCHANGE: Final = ("capability", "capability/exchange_authority_grants")
+ADMINISTRATION: Final = tuple(
+    ("admin", f"admin/{name}") for name in ("acl", "agents", "audit", "sessions", "tokens", "workspaces")
+)
+CAPABILITIES: Final = tuple(
+    ("capability", f"capability/{name}")
+    for name in (
+        "audit_submit",
+        "authority_intermediary",
+        "create_workspace",
+        "event_broadcast",
+        "exchange_authority_grants",
+        "kv_purge_identity",
+        "metric_broadcast",
+        "metric_credit",
+        "mint_user_tokens",
+        "query_connections",
+        "resolve_authority",
+    )
+)
 NO_WORKSPACE: Final = "_no_workspace"
 _PRINCIPAL_TYPES: Final = frozenset(MEMBER_TYPES) - {GROUP, ROLE}
+_WORKERS: Final = frozenset({"agent", "task"})
 
 
 class StepKind(enum.StrEnum):
@@ -53,7 +74,6 @@ class StepKind(enum.StrEnum):
     MEMBER = "member"
     RULE = "rule"
     FALLBACK = "fallback"
-    WRITE_RULE = "write_rule"
     TOKEN = "token"  # noqa: S105
     EXCHANGE = "exchange"
 
@@ -75,8 +95,6 @@ class PathStep:
             return f"{self.subject} has {self.level.name} on {self.object} (rule {self.rule_id})"
         if self.kind is StepKind.FALLBACK:
             return f"{self.subject} has {self.level.name} on {self.object} (fallback)"
-        if self.kind is StepKind.WRITE_RULE:
-            return f"{self.subject} writes a rule with {self.level.name} on {self.object}"
         verb = "makes a token of" if self.kind is StepKind.TOKEN else "acts for"
         return f"{self.subject} {verb} {self.object}"
 
@@ -143,6 +161,7 @@ class _Search:
             if rule.resource_type == EXCHANGE[0] and (exchanges := self._exchanges_of(rule, sorted(names)))
         ]
         """Rules on narrow forms of the exchange capability: the user and id of each form."""
+        self._levels: dict[_Principal, tuple[AccessLevel, ...]] = {}
         self._complete = True
 
     def run(self, first: _Principal, resource: tuple[str, str], level: AccessLevel, most: int) -> Paths:
@@ -172,7 +191,7 @@ class _Search:
             principal, steps = waiting.popleft()
             if self._is_locked(principal):
                 continue
-            for way in self._powers(principal, resource, level):
+            for way in self._ways(principal, resource, level):
                 whole = _once(steps + way)
                 evidence = _evidence(whole)
                 if not any(one <= evidence for one in rests_on):
@@ -190,7 +209,7 @@ class _Search:
 
     def _becomes(self, principal: _Principal) -> Iterator[tuple[_Principal, _Steps]]:
         """Yield the principals that this one can make a token of or act for."""
-        broad = self._powers(principal, EXCHANGE, AccessLevel.MANAGE)
+        broad = self._ways(principal, EXCHANGE, AccessLevel.MANAGE)
         yield from self._each(StepKind.EXCHANGE, principal, self._users, broad)
         if self._narrow:
             subjects = self._index.subjects(*principal, self._now_ms)
@@ -200,15 +219,41 @@ class _Search:
                     for user, capability in exchanges:
                         ways = self._ways(principal, (EXCHANGE[0], capability), AccessLevel.MANAGE)
                         yield from self._each(StepKind.EXCHANGE, principal, [user], ways)
-        tokens = self._powers(principal, TOKENS, AccessLevel.ADMIN)
-        if tokens:
-            of_users = self._powers(principal, MINT_USERS, AccessLevel.MANAGE)
-            user_tokens = [_once((*token, *of_user)) for token in tokens for of_user in of_users]
-            yield from self._each(StepKind.TOKEN, principal, filter(self._is_in_reach, self._others), tokens)
-            yield from self._each(StepKind.TOKEN, principal, filter(self._is_in_reach, self._users), user_tokens)
+        tokens = self._ways(principal, TOKENS, AccessLevel.ADMIN)
+        if not tokens:
+            return
+        every = self._all_of_administration(principal)
+        of_users = every or [
+            _once((*token, *of_user))
+            for token in tokens
+            for of_user in self._ways(principal, MINT_USERS, AccessLevel.MANAGE)
+        ]
+        for other in self._others:
+            ways = tokens if other[0] in _WORKERS or other[0] == principal[0] else every
+            if ways and self._reaches(*other):
+                yield from self._each(StepKind.TOKEN, principal, [other], ways)
+        for other in self._users if of_users else ():
+            if self._reaches(*other) and not self._administers_more(other, principal):
+                yield from self._each(StepKind.TOKEN, principal, [other], of_users)
 
-    def _is_in_reach(self, other: _Principal) -> bool:
-        return self._reaches(*other)
+    def _all_of_administration(self, principal: _Principal) -> list[_Steps]:
+        """Return one way to all of admin/*, or none."""
+        ways = [self._ways(principal, one, AccessLevel.ADMIN) for one in ADMINISTRATION]
+        return [_once(tuple(step for way in ways for step in way[0]))] if all(ways) else []
+
+    def _administers_more(self, other: _Principal, principal: _Principal) -> bool:
+        """Whether a user has a higher level than this principal in any administration."""
+        return any(
+            theirs > mine for theirs, mine in zip(self._administers(other), self._administers(principal), strict=True)
+        )
+
+    def _administers(self, principal: _Principal) -> tuple[AccessLevel, ...]:
+        known = self._levels.get(principal)
+        if known is None:
+            known = self._levels[principal] = tuple(
+                self._index.decide(*principal, *one, self._now_ms).level for one in (*ADMINISTRATION, *CAPABILITIES)
+            )
+        return known
 
     def _each(
         self, kind: StepKind, principal: _Principal, others: Iterable[_Principal], ways: list[_Steps]
@@ -232,18 +277,6 @@ class _Search:
             return []
         forms = ((one, f"{prefix}{workspace}/{one[1]}") for one in self._users for workspace in workspaces)
         return [(one, form) for one, form in forms if pattern.matches(form)]
-
-    def _powers(self, principal: _Principal, power: tuple[str, str], level: AccessLevel) -> list[_Steps]:
-        """Return the ways to a level: by rules there are, or by one that is written."""
-        return [*self._ways(principal, power, level), *self._by_writing(principal, power, level)]
-
-    def _by_writing(self, principal: _Principal, resource: tuple[str, str], level: AccessLevel) -> list[_Steps]:
-        """Return the ways by rules that the principal may write itself."""
-        if resource == ACL:
-            return []
-        needed = max(level, AccessLevel.ADMIN)
-        step = PathStep(StepKind.WRITE_RULE, _text(principal), _text(resource), level=level)
-        return [(*way, step) for way in self._ways(principal, ACL, needed)]
 
     def _ways(self, principal: _Principal, resource: tuple[str, str], level: AccessLevel) -> list[_Steps]:
         """Return the ways by rules and memberships alone, of the tier that decides."""

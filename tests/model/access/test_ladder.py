@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.ladder import AccessIndex, Verdict
+from aether_trio.model.access.patterns import Pattern
 from aether_trio.model.access.rules import Lock, Member, Rule, membership_problem
 from tests.model.access.naive import NaiveAccess, Question
 
@@ -551,3 +552,51 @@ def test_the_remembered_principals_are_bounded(monkeypatch: pytest.MonkeyPatch) 
         assert access.subjects("agent", f"a{n}", 0) == (f"agent:a{n}", "group:ops")
         access.subjects("agent", f"other{n}", 0)
     assert len(access._subjects) <= 3
+
+
+def test_a_group_that_is_known_already_hides_no_other() -> None:
+    access = index(
+        member(SELF, "group:a"),
+        member(SELF, "group:b"),
+        member("group:a", "group:b"),
+        member("group:a", "group:c"),
+        rule("group:c", "workspace:prod"),
+    )
+    assert ask(access).via == "group:c"
+
+
+def test_the_remembered_places_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("aether_trio.model.access.ladder.MAX_REMEMBERED", 3)
+    access = index(rule("agent:a*", "workspace:prod"))
+    for n in range(10):
+        assert access.decide("agent", f"a{n}", "workspace", "prod", 0).level is READ
+        assert access.decide("agent", f"b{n}", "workspace", "prod", 0).level is NONE
+    assert len(access._by_subject[0]["agent"]._remembered) <= 3
+
+
+@pytest.mark.parametrize(
+    "resource",
+    [
+        "workspace:team-{n}-*",
+        "workspace:*-team-{n}",
+        "workspace:*/team-{n}/*",
+        "kv_key:*-team-{n}",
+    ],
+)
+@pytest.mark.parametrize(
+    "subject", ["{self}", "agent:ag::*::echo-{n}::alice", "agent:ag::prod::echo-{n}::*", "agent:*"]
+)
+def test_few_of_many_patterns_are_tried(subject: str, resource: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    matches = Pattern.matches
+    monkeypatch.setattr(Pattern, "matches", lambda self, text: tried.append(self) or matches(self, text))
+    access = index(
+        *(rule(subject.format(self=SELF, n=n), resource.format(n=n), rule_id=str(n)) for n in range(200)),
+    )
+    names = {"alice": ALICE, "echo-7": ("agent", "ag::prod::echo-7::alice")}
+    for principal in names.values():
+        for asked in ("team-7-x", "x-team-7", "x/team-7/x"):
+            tried.clear()
+            access.decide(*principal, resource.partition(":")[0], asked, 0)
+            scanned = resource.startswith("workspace:*/") and subject in {"{self}", "agent:*"}
+            assert len(tried) <= (400 if scanned else 4)

@@ -104,20 +104,51 @@ def test_a_name_that_a_pattern_stands_for_is_made_up() -> None:
     assert ways(*records)[0][1] == "user:bob makes a token of agent:_any_agent"
 
 
+PROD: dict[str, Any] = {"resource": ("workspace", "prod"), "level": ADMIN}
+
+
 def test_a_token_of_a_user_needs_one_more_power() -> None:
     records = [
-        rule("user:bob", OBJECT[TOKENS], ADMIN, rule_id="1"),
-        rule("user:ana", OBJECT[ACL], ADMIN, rule_id="2"),
+        rule("agent:ag::ops::root::1", OBJECT[TOKENS], ADMIN, rule_id="1"),
+        rule("user:ana", "workspace:prod", ADMIN, rule_id="2"),
+        rule("user:bob", OBJECT[TOKENS], ADMIN, rule_id="3"),
     ]
-    assert ways(*records) == []
-    assert ways(*records, rule("user:bob", OBJECT[MINT_USERS], MANAGE, rule_id="3")) == [
+    agent = "agent", "ag::ops::root::1"
+    assert paths_to(index(*records), agent, now_ms=0, **PROD).paths == ()
+    records.append(rule("agent:ag::ops::root::1", OBJECT[MINT_USERS], MANAGE, rule_id="4"))
+    assert [str(step) for step in paths_to(index(*records), agent, now_ms=0, **PROD).paths[0]] == [
+        "agent:ag::ops::root::1 has ADMIN on admin:admin/tokens (rule 1)",
+        "agent:ag::ops::root::1 has MANAGE on capability:capability/mint_user_tokens (rule 4)",
+        "agent:ag::ops::root::1 makes a token of user:ana",
+        "user:ana has ADMIN on workspace:prod (rule 2)",
+    ]
+
+
+def test_a_user_with_more_administration_gets_no_token() -> None:
+    records = [
+        rule("user:bob", OBJECT[TOKENS], ADMIN),
+        rule("user:bob", OBJECT[MINT_USERS], MANAGE),
+        rule("user:ana", "workspace:prod", ADMIN),
+    ]
+    assert len(ways(*records, **PROD)) == 1
+    assert ways(*records, rule("user:ana", "admin:admin/audit", READ), **PROD) == []
+    assert ways(*records, rule("user:ana", "capability:*", READ), **PROD) == []
+    assert len(ways(*records, rule("user:ana", OBJECT[TOKENS], ADMIN), **PROD)) == 1
+    assert ways(*records, rule("user:ana", OBJECT[ACL], ADMIN)) == []
+
+
+def test_all_of_administration_makes_tokens_of_all() -> None:
+    service = rule("service:sv::vault::1", "workspace:prod", ADMIN, rule_id="2")
+    assert ways(rule("user:bob", OBJECT[TOKENS], ADMIN), service, **PROD) == []
+    assert ways(rule("user:bob", "admin:admin/*", ADMIN, rule_id="1"), service, **PROD) == [
         [
-            "user:bob has ADMIN on admin:admin/tokens (rule 1)",
-            "user:bob has MANAGE on capability:capability/mint_user_tokens (rule 3)",
-            "user:bob makes a token of user:ana",
-            "user:ana has ADMIN on admin:admin/acl (rule 2)",
+            "user:bob has ADMIN on admin:admin/* (rule 1)",
+            "user:bob makes a token of service:sv::vault::1",
+            "service:sv::vault::1 has ADMIN on workspace:prod (rule 2)",
         ]
     ]
+    user = rule("user:ana", "workspace:prod", ADMIN, rule_id="3")
+    assert len(ways(rule("user:bob", "admin:*", ADMIN), user, **PROD)) == 1
 
 
 @pytest.mark.parametrize(
@@ -156,32 +187,19 @@ def test_acting_for_a_user(holder: str, form: str, workspaces: list[str], found:
     )
 
 
-def test_who_writes_rules_reaches_all_but_what_is_above_him() -> None:
-    writer = rule("user:bob", OBJECT[ACL], ADMIN, rule_id="1")
-    target = {"resource": ("workspace", "prod"), "level": ADMIN}
-    assert ways(writer, **target) == [
-        ["user:bob has ADMIN on admin:admin/acl (rule 1)", "user:bob writes a rule with ADMIN on workspace:prod"],
-    ]
-    target["level"] = SUPERADMIN
-    assert ways(writer, **target) == []
-    boss = rule("user:ana", "workspace:prod", SUPERADMIN, rule_id="2")
-    assert ways(writer, boss, **target) == [
-        [
-            "user:bob has ADMIN on admin:admin/acl (rule 1)",
-            "user:bob writes a rule with MANAGE on capability:capability/exchange_authority_grants",
-            "user:bob acts for user:ana",
-            "user:ana has SUPERADMIN on workspace:prod (rule 2)",
-        ]
-    ]
+def test_who_writes_rules_gets_nothing_by_it() -> None:
+    writer = rule("user:bob", OBJECT[ACL], SUPERADMIN, rule_id="1")
+    assert ways(writer, resource=("workspace", "prod"), level=READ) == []
+    assert ways(writer, rule("user:ana", "workspace:prod", READ), resource=("workspace", "prod"), level=READ) == []
 
 
 def test_a_way_through_several_principals() -> None:
     records = [
         rule("user:bob", OBJECT[EXCHANGE] + "/_no_workspace/ana", MANAGE, rule_id="1"),
         rule("user:ana", OBJECT[TOKENS], ADMIN, rule_id="2"),
-        rule("service:sv::vault::1", OBJECT[ACL], ADMIN, rule_id="3"),
+        rule("task:tu::ops::vault::1", OBJECT[ACL], ADMIN, rule_id="3"),
     ]
-    assert [path[-1] for path in ways(*records)] == ["service:sv::vault::1 has ADMIN on admin:admin/acl (rule 3)"]
+    assert [path[-1] for path in ways(*records)] == ["task:tu::ops::vault::1 has ADMIN on admin:admin/acl (rule 3)"]
     assert len(ways(*records)[0]) == 5
 
 
@@ -247,7 +265,16 @@ def test_steps_have_their_evidence() -> None:
 
 # Against an attacker who tries everything.
 
-SUBJECTS = ["user:bob", "user:ana", "agent:a", "group:g", "wildcard:_any_authenticated_user", "agent:*", "user:a*"]
+SUBJECTS = [
+    "user:bob",
+    "user:ana",
+    "agent:a",
+    "group:g",
+    "service:s",
+    "wildcard:_any_authenticated_user",
+    "agent:*",
+    "user:a*",
+]
 OBJECTS = [
     *OBJECT.values(),
     "admin:admin/*",
@@ -272,22 +299,32 @@ def attack(plain: NaiveAccess, everyone: set[tuple[str, str]], target: tuple[str
     mine = {BOB}
 
     def has(principal: tuple[str, str], resource: tuple[str, str], needed: AccessLevel) -> bool:
-        def level_on(asked: tuple[str, str]) -> AccessLevel:
-            return plain.answer(Question(*principal, *asked), 0).level
+        return plain.answer(Question(*principal, *resource), 0).level >= needed
 
-        return level_on(resource) >= needed or (resource != ACL and level_on(ACL) >= max(needed, ADMIN))
+    def administers_all(principal: tuple[str, str]) -> bool:
+        return all(has(principal, one, ADMIN) for one in paths.ADMINISTRATION)
+
+    def levels(principal: tuple[str, str]) -> list[AccessLevel]:
+        asked = (*paths.ADMINISTRATION, *paths.CAPABILITIES)
+        return [plain.answer(Question(*principal, *one), 0).level for one in asked]
+
+    def takes(one: tuple[str, str], other: tuple[str, str]) -> bool:
+        """Whether the first may make a token of the other, or act for it."""
+        mints = has(one, TOKENS, ADMIN)
+        if other[0] != "user":
+            return mints and (other[0] in {"agent", "task", one[0]} or administers_all(one))
+        narrow = [(EXCHANGE[0], f"{EXCHANGE[1]}/{name}/{other[1]}") for name in ("w", "_no_workspace")]
+        if any(has(one, asked, MANAGE) for asked in (EXCHANGE, *narrow)):
+            return True
+        pairs = zip(levels(other), levels(one), strict=True)
+        return (
+            mints
+            and (administers_all(one) or has(one, MINT_USERS, MANAGE))
+            and all(theirs <= mine for theirs, mine in pairs)
+        )
 
     while True:
-        more = set(mine)
-        for one, other in product(mine, everyone):
-            narrow = [(EXCHANGE[0], f"{EXCHANGE[1]}/{name}/{other[1]}") for name in ("w", "_no_workspace")]
-            if other[0] != "user":
-                if has(one, TOKENS, ADMIN):
-                    more.add(other)
-            elif (has(one, TOKENS, ADMIN) and has(one, MINT_USERS, MANAGE)) or any(
-                has(one, asked, MANAGE) for asked in (EXCHANGE, *narrow)
-            ):
-                more.add(other)
+        more = mine | {other for one, other in product(mine, everyone) if takes(one, other)}
         if more == mine:
             return any(has(one, target, level) for one in mine)
         mine = more
