@@ -24,7 +24,9 @@ from aether_trio.config import Settings, load_settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.gateway.databases import Databases
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.rules import RESOURCE_TYPES
 from aether_trio.model.clock import Clock
+from aether_trio.model.identity import PrincipalType
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -33,7 +35,7 @@ from tests.helpers.direct import Store
 from tests.helpers.inline import Gate, InlineDatabase
 
 __all__ = [
-    "Gate", "World", "agent", "barrier", "bridge", "connect", "deadlock_is_an_error", "errors",
+    "Gate", "World", "agent", "barrier", "bridge", "connect", "deadlock_is_an_error", "errors", "give_all_rights",
     "kv_get", "kv_put", "let_manage", "message_to", "metrics_bridge", "open_world", "orchestrator", "payloads",
     "pump", "rest_of", "run_in_virtual_time", "service", "settings_for_tests", "switch_to", "task",
     "use_virtual_time", "user", "workflow_engine",
@@ -93,6 +95,12 @@ def let_manage(core: Core, *kinds: str) -> None:
     """Let these kinds of participants (agents) manage every workspace."""
     for kind in kinds or ("agent",):
         core.authorizer._fallbacks_changed([(f"{kind}_workspace", AccessLevel.MANAGE)], False)
+
+
+def give_all_rights(core: Core) -> None:
+    """Let all participants administer all, so that only their credentials limit them."""
+    categories = [f"{kind.type_name}_{resource}" for kind in PrincipalType for resource in RESOURCE_TYPES]
+    core.authorizer._fallbacks_changed([(category, AccessLevel.ADMIN) for category in categories], False)
 
 
 class World:

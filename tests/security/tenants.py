@@ -1,7 +1,7 @@
 """Two tenants of one gateway: keys for the workspace "red" or "blue", one for all.
 
 The gateway listens on a real port; `SCHEMES` are the transports of our client, and "memory" tests
-go through `MemoryLink`.
+go through `MemoryLink`. Agents and users may manage what their keys reach.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from aether_trio.config import ApiKey
 from aether_trio.gateway import Gateway
 from aether_trio.services.credentials.checker import hash_api_key
 from tests.client.gateways import QUICK, open_test_gateway
+from tests.helpers.core import let_manage
 
 LIMIT_S: Final = 300.0
 SCHEMES: Final = ("aether", "ws")
@@ -42,6 +43,7 @@ async def open_tenants(*more: ApiKey) -> AsyncIterator[Gateway]:
     """A gateway with the two tenants, for a limited time."""
     with trio.fail_after(LIMIT_S):
         async with open_test_gateway(auth=auth(*more)) as gateway:
+            let_manage(gateway.core, "agent", "user")
             yield gateway
 
 

@@ -14,7 +14,7 @@ from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status
 from aether_trio.testing.memory import agent
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import orchestrator, task, user
+from tests.helpers.core import let_manage, orchestrator, task, user
 from tests.helpers.participants import TRANSPORTS, admission, participant
 from tests.security.certificates import Authority
 from tests.security.clients import gateway_with, talkers
@@ -60,6 +60,7 @@ async def test_a_token_does_not_outweigh_a_certificate_with_another_name(authori
     creator, tls = agent("red", "creator", "1", credentials=KEY), authority.context(alpn=ALPN[transport])
     request = pb.CreateTaskRequest(task_type="t", target_identity="tu::red::worker::1", request_id="r")
     async with serving(authority) as gateway, participant(transport, gateway.address, creator, tls=tls) as one:
+        let_manage(gateway.core)
         await one.send(pb.UpstreamMessage(create_task=request))
         made = (await one.next("create_task")).create_task
         assert made.task_token

@@ -10,21 +10,21 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from tempfile import NamedTemporaryFile
 from typing import Any, Final
 
 import pytest
 import trio
 
+from aether_trio.config import HmacKey
 from aether_trio.gateway import Gateway
-from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Status
 from aether_trio.services import unimplemented
-from aether_trio.services.access import Admin, Capability
+from aether_trio.services.tokens.keys import KEY_BYTES, new_key_text
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.access import put
-from tests.helpers.core import service, switch_to, task, user
+from tests.helpers.core import give_all_rights, service, switch_to, task, user
 from tests.helpers.participants import TRANSPORTS, Participant, admission, participant
 from tests.security.clients import gateway_with
 from tests.security.tenants import auth, key_of
@@ -33,6 +33,7 @@ from tests.transport.framed.harness import FramedPeer
 KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
 Workspaces = pb.WorkspaceOperation
 Query, Follow = pb.TaskQuery, pb.TaskSubscriptionOperation
+Access, Tokens = pb.ACLOperation, pb.TokenOperation
 EVERY_TRANSPORT = pytest.mark.parametrize("transport", TRANSPORTS)
 SECRET: Final = b"blue's secret"
 BLUE: Final = "ag::blue::worker::1"
@@ -46,18 +47,20 @@ class Place:
     session_id: str
     user_session_id: str
     task_id: str
+    rule_id: str
+    token_id: str
 
 
 @asynccontextmanager
 async def serving() -> AsyncIterator[Gateway]:
     """A gateway that gives rights to everyone, so that only the keys limit clients."""
-    async with gateway_with(gateway={"dev": False}, auth=auth()) as gateway:
-        index = gateway.core.authorizer.index
-        for kind in ("agent", "service", "user", "task"):
-            for resource in (*Admin, *Capability):
-                put(index, kind, "*", resource.partition("/")[0], str(resource), AccessLevel.SUPERADMIN)
-            put(index, kind, "*", "workspace", "*", AccessLevel.SUPERADMIN)
-        yield gateway
+    with NamedTemporaryFile() as file:  # for its owner only
+        file.write(new_key_text(bytes(KEY_BYTES)).encode())
+        file.flush()
+        keys = (HmacKey(id="k", file=file.name),)
+        async with gateway_with(gateway={"dev": False}, auth={**auth(), "token_hmac_keys": keys}) as gateway:
+            give_all_rights(gateway.core)
+            yield gateway
 
 
 @asynccontextmanager
@@ -72,10 +75,20 @@ async def blue_at(gateway: Gateway) -> AsyncIterator[Place]:
         await stream.send(pb.UpstreamMessage(create_task=pb.CreateTaskRequest(task_type="t", request_id="r")))
         task_id = (await stream.next("create_task")).create_task.task_id
         assert task_id
+        rule = pb.ACLGrantRequest(
+            principal_type="agent", principal_id=BLUE, resource_type="workspace", resource_id="blue", access_level=20
+        )
+        await stream.send(pb.UpstreamMessage(acl_op=Access(op=Access.GRANT, grant_request=rule, request_id="r")))
+        rule_id = (await stream.next("acl")).acl.rule.rule_id
+        assert rule_id
+        wanted = pb.TokenCreateRequest(name="ci", principal_type="agent", workspace_patterns=["blue"])
+        await stream.send(pb.UpstreamMessage(token_op=Tokens(op=Tokens.CREATE, create_request=wanted, request_id="r")))
+        token_id = (await stream.next("token")).token.created_token.id
+        assert token_id
         await window.send(switch_to("blue"))
         await everything(window, "us::bob::w")
         sessions = {session.identity.text: session.session_id for session in gateway.core.registry}
-        yield Place(sessions[BLUE], sessions["us::bob::w"], task_id)
+        yield Place(sessions[BLUE], sessions["us::bob::w"], task_id, rule_id, token_id)
 
 
 def key(name: str) -> dict[str, str]:
@@ -133,7 +146,7 @@ class NotServed:
     """An operation that is not served yet."""
 
 
-def _ask(case: str, request: Any, *, id_field: str = "request_id", **fields: Any) -> Ask:
+def _ask(case: str, request: Any, /, *, id_field: str = "request_id", **fields: Any) -> Ask:
     """A request of this kind; fields that are functions are of the place."""
 
     def ask(place: Place) -> pb.UpstreamMessage:
@@ -161,6 +174,25 @@ def _workspaces(name: str, **fields: Any) -> Ask:
     return _ask("workspace_op", Workspaces, op=Workspaces.OpType.Value(name), workspace_id="blue", workspace=blue)
 
 
+def _acl(name: str, /, **fields: Any) -> Ask:
+    return _ask("acl_op", Access, op=Access.OpType.Value(name), **fields)
+
+
+def _token(name: str, **fields: Any) -> Ask:
+    return _ask("token_op", Tokens, op=Tokens.OpType.Value(name), **fields)
+
+
+def _rule(workspace: str) -> pb.ACLGrantRequest:
+    """Give READWRITE on a workspace to EVE."""
+    return pb.ACLGrantRequest(
+        principal_type="agent", principal_id=EVE, resource_type="workspace", resource_id=workspace, access_level=20
+    )
+
+
+def _new_token(workspace: str) -> pb.TokenCreateRequest:
+    return pb.TokenCreateRequest(name="ci", principal_type="agent", workspace_patterns=[workspace])
+
+
 def _create(**fields: Any) -> Ask:
     return _ask("create_task", pb.CreateTaskRequest, task_type="t", **fields)
 
@@ -176,6 +208,12 @@ def _status(kind: str, name: str) -> Ask:
 
 TASK: Final[dict[str, Any]] = {"task_id": lambda place: place.task_id}
 SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.session_id}
+RULE: Final[dict[str, Any]] = {"rule_id": lambda place: place.rule_id}
+TOKEN: Final[dict[str, Any]] = {"token_id": lambda place: place.token_id}
+FALLBACK: Final = pb.ACLSetFallbackRequest(rule_category="agent_workspace", fallback_access_level=40)
+MEMBER: Final = pb.ACLGroupMemberRequest(member_type="agent", member_id=EVE)
+ASSIGNMENT: Final = pb.ACLRoleAssignmentRequest(assignee_type="agent", assignee_id=EVE)
+OTHER: Final = pb.PrincipalRef(principal_type="agent", principal_id=BLUE)
 USER_SESSION: Final[dict[str, Any]] = {"session_id": lambda place: place.user_session_id}
 SCOPES = (KV.SCOPE_UNSPECIFIED, KV.WORKSPACE, KV.USER_WORKSPACE, KV.WORKSPACE_EXCLUSIVE, KV.USER_WORKSPACE_SHARED)
 METRIC: Final = pb.Metric(entries=[pb.MetricEntry(name="n", qty=1)]).SerializeToString()
@@ -244,6 +282,56 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             "LIST_ORCHESTRATORS": "orchestrators are in no workspace",
         },
     ),
+    "acl_op": Foreign(
+        {
+            "LIST_RULES": _acl(
+                "LIST_RULES", rule_filter=pb.ACLRuleFilter(resource_type="workspace", resource_id="blue")
+            ),
+            "LIST_RULES all": _acl("LIST_RULES"),
+            "GET_RULE": _acl("GET_RULE", **RULE),
+            "GRANT": _acl("GRANT", grant_request=_rule("blue")),
+            "GRANT all": _acl("GRANT", grant_request=_rule("*")),
+            "GRANT pattern": _acl("GRANT", grant_request=_rule("b*")),
+            "QUERY_AUDIT": _acl("QUERY_AUDIT", audit_filter=pb.ACLAuditFilter(workspace="blue")),
+            "SET_FALLBACK_POLICY": _acl("SET_FALLBACK_POLICY", fallback_request=FALLBACK),
+            "GET_FALLBACK_POLICY": _acl("GET_FALLBACK_POLICY", rule_category="agent_workspace"),
+            "CLEANUP_EXPIRED": _acl("CLEANUP_EXPIRED"),
+            "CLEANUP_AUDIT_LOGS": _acl("CLEANUP_AUDIT_LOGS", retention_days=1),
+            "CREATE_GROUP": _acl("CREATE_GROUP", name="g"),
+            "GET_GROUP": _acl("GET_GROUP", name="g"),
+            "LIST_GROUPS": _acl("LIST_GROUPS"),
+            "ADD_GROUP_MEMBER": _acl("ADD_GROUP_MEMBER", name="g", member_request=MEMBER),
+            "LIST_GROUP_MEMBERS": _acl("LIST_GROUP_MEMBERS", name="g"),
+            "LIST_PRINCIPAL_GROUPS": _acl("LIST_PRINCIPAL_GROUPS", principal=OTHER),
+            "REMOVE_GROUP_MEMBER": _acl("REMOVE_GROUP_MEMBER", name="g", member_request=MEMBER),
+            "DELETE_GROUP": _acl("DELETE_GROUP", name="g"),
+            "CREATE_ROLE": _acl("CREATE_ROLE", name="g"),
+            "GET_ROLE": _acl("GET_ROLE", name="g"),
+            "LIST_ROLES": _acl("LIST_ROLES"),
+            "ASSIGN_ROLE": _acl("ASSIGN_ROLE", name="g", assignment_request=ASSIGNMENT),
+            "LIST_ROLE_ASSIGNMENTS": _acl("LIST_ROLE_ASSIGNMENTS", name="g"),
+            "LIST_PRINCIPAL_ROLES": _acl("LIST_PRINCIPAL_ROLES", principal=OTHER),
+            "UNASSIGN_ROLE": _acl("UNASSIGN_ROLE", name="g", assignment_request=ASSIGNMENT),
+            "DELETE_ROLE": _acl("DELETE_ROLE", name="g"),
+            "EXPLAIN_ACCESS": _acl("EXPLAIN_ACCESS", principal=OTHER, resource_type="workspace", resource_id="blue"),
+            "REVOKE": _acl("REVOKE", **RULE),
+        },
+        Access.OpType,
+    ),
+    "token_op": Foreign(
+        {
+            "LIST": _token("LIST"),
+            "GET": _token("GET", **TOKEN),
+            "CREATE": _token("CREATE", create_request=_new_token("blue")),
+            "CREATE all": _token("CREATE", create_request=_new_token("*")),
+            "REVOKE": _token("REVOKE", **TOKEN),
+            "DELETE": _token("DELETE", **TOKEN),
+        },
+        Tokens.OpType,
+        empty=frozenset({"LIST"}),  # of tokens that reach no more than red
+    ),
+    "access_check": Own("tells what the caller itself may do"),
+    "batch_access_check": Own("tells what the caller itself may do"),
     "workspace_op": Foreign(
         {
             "GET": _workspaces("GET"),
@@ -330,7 +418,15 @@ def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
         payload = getattr(message, message.WhichOneof("payload") or "error")
         text = getattr(payload, "message", "") if message.HasField("error") else getattr(payload, "error", "")
         text = text or getattr(payload, "message", "")
-        words = ("does not reach", "no session", "not found", "reach all workspaces", "reaches all", "not stored")
+        words = (
+            "does not reach",
+            "no session",
+            "not found",
+            "reach all workspaces",
+            "reaches all",
+            "not stored",
+            "no API token",
+        )
         if isinstance(text, str) and any(word in text for word in words):
             texts.append(text)
     return texts
@@ -350,7 +446,8 @@ async def test_no_operation_touches_a_workspace_that_the_key_does_not_reach(tran
             said = await everything(stream, EVE)
             if name in entry.empty:
                 (answer,) = said
-                assert answer.task_query == pb.TaskQueryResponse(success=True, request_id="r"), (case, name)
+                listed = getattr(answer, answer.WhichOneof("payload") or "error")
+                assert listed == type(listed)(success=True, request_id="r"), (case, name)
             else:
                 assert successes(said) == [], (case, name)
                 assert refusals(said), (case, name, said)

@@ -16,6 +16,7 @@ from aether_trio.client.operations.enums import TargetOfflinePolicy, TaskStatus,
 from aether_trio.client.operations.task_values import Hibernation, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
 from tests.client.gateways import QUICK
+from tests.helpers.core import give_all_rights
 from tests.security.tenants import SCHEMES, agent_of, key_of, open_tenants, orchestrator_of, record, user_of
 
 NOWHERE: Final = "00000000-0000-4000-8000-000000000000"
@@ -65,6 +66,7 @@ async def test_a_key_for_some_identities_makes_tokens_for_those(scheme: str) -> 
 
 async def test_a_service_is_let_in_by_a_token_of_someone_who_reaches_all(scheme: str) -> None:
     async with open_tenants() as gateway, agent_of(gateway, "red", "creator", key="all", scheme=scheme) as creator:
+        give_all_rights(gateway.core)
         made = await creator.tasks.create("t", target_identity="sv::worker::1")
         assert made.task_token
         address = f"{scheme}://{gateway.address}"

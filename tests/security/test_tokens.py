@@ -13,11 +13,18 @@ from aether_trio.services.tasks.transaction.sessions import WorkerJoined
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.testing.memory import MemoryLink, StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, barrier, connect, pump
+from tests.helpers.core import World, agent, barrier, connect, let_manage, pump
 from tests.services.agents.cast import ECHO, SetClock, assignment, echo, running, started_by, statuses, until
 from tests.services.tasks.peers import Op, create, get, operate
 
 SELF = pb.SELF_ASSIGN
+
+
+@pytest.fixture
+async def core(core: Core) -> Core:
+    """The core of this folder, on which agents may make tokens for their workspace."""
+    let_manage(core)
+    return core
 
 
 def worker(token: str, specifier: str = "1") -> pb.UpstreamMessage:
@@ -200,6 +207,7 @@ async def test_a_session_that_is_let_in_while_its_task_ends_goes(core: Core, cre
 async def test_nothing_is_kept_of_sessions_and_tokens_that_are_over(world: World) -> None:
     clock = SetClock(trio.current_time)
     async with world.open(clock=clock) as core, connect(core, agent("w", "c", "1")) as creator:
+        let_manage(core)
         database = core.tasks.engine.database
         _, token = await token_for(creator, "ag::w::i::1")
         async with connect(core, worker(token)) as peer:

@@ -13,7 +13,7 @@ from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks import nodes
 from tests.client.gateways import QUICK, open_test_gateway
-from tests.helpers.core import agent, barrier, connect
+from tests.helpers.core import agent, barrier, connect, let_manage
 from tests.helpers.engines import PostgresEngine
 from tests.security.tenants import LIMIT_S, SCHEMES, agent_of
 from tests.security.test_tokens import ended, refused, token_for, worker
@@ -28,6 +28,8 @@ async def test_a_session_on_another_node_ends(
     postgres_engine: PostgresEngine, told: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with two_nodes(postgres_engine) as (one, two), connect(one, agent("w", "c", "1")) as creator:
+        let_manage(one)
+        let_manage(two)
         if not told:
             _lose_hints(one, monkeypatch)
         task_id, token = await token_for(creator, "ag::w::i::1")
@@ -61,8 +63,8 @@ def _lose_hints(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_started_agent_is_gone_when_its_start_was_cancelled(scheme: str) -> None:
     with trio.fail_after(LIMIT_S):
         async with open_test_gateway() as gateway:
+            let_manage(gateway.core)
             address = f"{scheme}://{gateway.address}"
-
             clerk = partial(agent_of, gateway, "w", "clerk", scheme=scheme)
             async with OrchestratorClient(address, implementation="o", profiles=["p"], retry=QUICK) as orchestrator:
                 await orchestrator.registry.register(Registration(implementation="clerk", orchestrator_profile="p"))

@@ -7,7 +7,7 @@ import pytest
 from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, barrier, connect, orchestrator, service, switch_to, task, user
+from tests.helpers.core import agent, barrier, connect, let_manage, orchestrator, service, switch_to, task, user
 from tests.services.agents.cast import cast, launch
 from tests.services.tasks.peers import Op, create, get, given, operate
 
@@ -100,15 +100,17 @@ async def test_the_target_of_a_task_may_decline_it(core: Core, creator: MemoryLi
 async def test_an_operator_cancels_and_retries(core: Core, hello: pb.UpstreamMessage, creator: MemoryLink) -> None:
     async with connect(core, hello) as operator:
         task_id = (await create(creator)).task_id
-        for op in (Op.CANCEL, Op.RETRY):
+        if not hello.init.HasField("orchestrator"):
+            for op in (Op.CANCEL, Op.RETRY, *WORK):
+                assert (await work(operator, op, task_id)).error == NOT_FOUND
+            let_manage(core, "agent", "user")
+        for op in (Op.CANCEL, Op.RETRY, Op.COMPLETE):
             assert (await operate(operator, op, task_id)).success
-        system = hello.init.HasField("orchestrator")
-        assert (await operate(operator, Op.COMPLETE, task_id)).success is system
         assert not (await operate(operator, Op.CLAIM, task_id)).success
 
 
 async def test_no_worker_takes_a_start(core: Core) -> None:
-    async with cast(core) as (starter, asker):
+    async with cast(core, manage=False) as (starter, asker):
         starter.finish()
         await starter.wait_end()
         async with connect(core, orchestrator("o", "2")) as admin, connect(core, agent("w", "echo", "2")) as peer:
@@ -156,6 +158,7 @@ async def test_only_its_worker_lets_a_task_hibernate(core: Core, who: str, creat
 
 
 async def test_the_next_worker_reads_what_the_last_one_left_and_no_other_kind(core: Core, creator: MemoryLink) -> None:
+    let_manage(core)
     made = await create(creator, target_identity="ag::w::spy::1")
     async with connect(core, agent("w", "i", "1")) as worker:
         await checkpoint(worker, pb.CheckpointOperation.SAVE, data=b"state")

@@ -5,6 +5,9 @@ workspace, for the rules about it: to give READWRITE there at most takes MANAGE,
 ADMIN. A caller cannot give more than it has: a rule, a membership or a fallback is refused when it
 gives rights that the caller lacks (granting.py). `granted_by` is always the caller.
 
+A credential for some workspaces only administers the rules about these, whatever rights its holder
+has.
+
 A lock is a rule with the resource type "lock" on the wire: GRANT makes one, LIST_RULES with that
 resource type lists them, REVOKE ends one.
 """
@@ -158,6 +161,8 @@ class AccessService:
     # -- who may -----------------------------------------------------------------------------------
 
     def _administers(self, caller: _Caller, op: pb.ACLOperation) -> bool:
+        if not caller.session.reaches_everything:
+            return False
         level = AccessLevel.READ if op.op in _LOOKS else AccessLevel.ADMIN
         access = AccessQuestion(_word(op), "admin", Admin.ACL, "", level)
         return self._authorizer.decide(caller.session, access, caller.authority).allowed
@@ -167,6 +172,11 @@ class AccessService:
         level = AccessLevel.READ if op.op in _LOOKS else AccessLevel.ADMIN
         access = AccessQuestion(_word(op), "admin", Admin.ACL, "", level)
         self._authorizer.require(caller.session, access, caller.authority)
+        if not caller.session.reaches_everything:
+            raise RequestError(
+                Code.PERMISSION_DENIED,
+                "access is administered with a credential that reaches all workspaces; this one does not",
+            )
 
     def _check_may_rule(
         self, caller: _Caller, op: pb.ACLOperation, resource_type: str, resource_id: str, level: AccessLevel

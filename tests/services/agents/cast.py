@@ -85,9 +85,13 @@ async def create(peer: MemoryLink, **fields: Any) -> pb.CreateTaskResponse:
 
 
 @asynccontextmanager
-async def cast(core: Core, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
-    """Give (an orchestrator of "process", a sender); "echo" is registered."""
-    let_manage(core)
+async def cast(core: Core, *, manage: bool = True, **params: str) -> AsyncIterator[tuple[MemoryLink, MemoryLink]]:
+    """Give (an orchestrator of "process", a sender); "echo" is registered.
+
+    `manage`: agents may manage every workspace.
+    """
+    if manage:
+        let_manage(core)
     async with connect(core, starter("1", "process")) as orchestrator, connect(core, agent("w", "asker", "1")) as asker:
         await register(orchestrator, "echo", **params)
         yield orchestrator, asker
