@@ -28,7 +28,9 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "sessions": ("sessions", "Show connected participants; disconnect one."),
     "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
-    "keys": ("keys", "Make API keys."),
+    "init": ("init", "Make what a gateway for others needs: secrets, certificates, settings."),
+    "keys": ("keys", "Make API keys for the settings file."),
+    "tokens": ("tokens", "Make, list and revoke API tokens of the database."),
     "version": ("version_command", "Show the version."),
 }
 

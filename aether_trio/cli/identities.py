@@ -14,6 +14,9 @@ from aether_trio.model.identity import Identity, IdentityError, Kind
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+ADMINISTRATOR: Final = "admin"
+"""The user whose token `aether init` makes, and who is in the role of administrators."""
+
 
 def made_up(kind: Kind, workspace: str = "default") -> Identity:
     """Make a random identity of this kind, so that two commands do not collide."""
@@ -22,6 +25,8 @@ def made_up(kind: Kind, workspace: str = "default") -> Identity:
         return Identity.agent(workspace, "cli", specifier)
     if kind is Kind.ORCHESTRATOR:
         return Identity.orchestrator("cli", specifier)
+    if kind is Kind.USER:
+        return Identity.user(ADMINISTRATOR, f"cli-{specifier}")
     assert kind is Kind.SERVICE
     return Identity.service("cli", specifier)
 
@@ -53,3 +58,8 @@ administrator_options: Final = asking_options(
     Kind.ORCHESTRATOR, "Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]"
 )
 """The options of commands that administer the gateway."""
+
+access_options: Final = asking_options(
+    Kind.USER, f"Who asks.  [default: a window of the user {ADMINISTRATOR}, an administrator]"
+)
+"""The options of commands about access and credentials, which people give."""
