@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "agents": ("agents", "Show, register and start agents that can be started."),
     "orchestrate": ("orchestrate", "Start agents when they are needed."),
     "sessions": ("sessions", "Show connected participants; disconnect one."),
+    "audit": ("audit", "Search, follow, check and export the record of who did what."),
     "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
     "init": ("init", "Make what a gateway for others needs: secrets, certificates, settings."),
