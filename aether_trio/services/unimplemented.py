@@ -34,11 +34,10 @@ def _failed_reply(reply: str) -> Failure:
 
 FAILURES: Final[dict[str, Failure | None]] = {
     "workflow_op": _failed_reply("workflow_response"),
-    "authority_grant_op": _failed_reply("authority_grant"),
-    "resolve_authority_request": _failed_reply("resolve_authority_response"),
-    "authority_request_op": lambda op, text: pb.DownstreamMessage(
-        authority_request_response=pb.AuthorityRequestOperationResponse(
-            error=text, client_request_id=op.client_request_id
+    "audit_query": _failed_reply("audit_response"),
+    "submit_audit_event": lambda op, text: pb.DownstreamMessage(
+        submit_audit_event_response=pb.SubmitAuditEventResponse(
+            error_code=Code.NOT_IMPLEMENTED, error_message=text, client_request_id=op.client_request_id
         )
     ),
     "proxy_http_request": lambda op, text: pb.DownstreamMessage(

@@ -160,6 +160,10 @@ class SessionRegistry:
         windows = [self._by_identity[text].last_activity_ms for text in self._roster.windows(user_id)]
         return LastSeen(bool(windows), max(windows, default=0))
 
+    def windows(self, user_id: str) -> list[Session]:
+        """Return the live sessions of a user's windows on this node."""
+        return [self._by_identity[text] for text in self._roster.windows(user_id)]
+
     def moved(self, session: SessionRecord) -> None:
         """List a user's session under the workspace that the user has switched to."""
         if session.session_id in self._by_id:

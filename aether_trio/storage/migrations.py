@@ -15,14 +15,25 @@ from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
 from aether_trio.storage.errors import SchemaTooNewError
-from aether_trio.storage.schema import ForPostgres, access, agents, audit, cluster, commit_marks, log, state, tasks
+from aether_trio.storage.schema import (
+    ForPostgres,
+    access,
+    agents,
+    audit,
+    authority,
+    cluster,
+    commit_marks,
+    log,
+    state,
+    tasks,
+)
 
 Migration = tuple[str, ...]
 
 MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     "state": state.MIGRATIONS,
     "log": log.MIGRATIONS,
-    "tasks": (tasks.STATEMENTS + agents.STATEMENTS + access.STATEMENTS + audit.STATEMENTS,),
+    "tasks": (tasks.STATEMENTS + agents.STATEMENTS + access.STATEMENTS + authority.STATEMENTS + audit.STATEMENTS,),
 }
 
 ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {

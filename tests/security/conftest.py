@@ -16,7 +16,8 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent, ("test_credentials_tokens", "test_tokens", "test_workers"))
+    names = ("test_authority_attacks", "test_credentials_tokens", "test_tokens", "test_workers")
+    use_virtual_time(items, Path(__file__).parent, names)
 
 
 @pytest.fixture

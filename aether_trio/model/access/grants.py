@@ -393,25 +393,44 @@ def derive(
     now_ms: int,
 ) -> AuthorityGrant:
     """Make a grant below another one, which it narrows. Raises GrantError."""
+    above = parent[-1]
+    if not above.may_delegate:
+        raise GrantError(GrantProblem.CANNOT_DELEGATE)
+    if terms.hops >= above.terms.hops:
+        raise GrantError(GrantProblem.CANNOT_DELEGATE, f"remaining_hops is at most {above.terms.hops - 1}")
+    return reroot(parent, grant_id, delegate=delegate, issued_by=issued_by, terms=terms, now_ms=now_ms)
+
+
+def reroot(
+    parent: Lineage,
+    grant_id: str,
+    *,
+    delegate: PrincipalKey,
+    issued_by: PrincipalKey,
+    terms: GrantTerms,
+    now_ms: int,
+) -> AuthorityGrant:
+    """Make a grant below another one, though its hops are used up. Raises GrantError.
+
+    It takes a capability, authority_intermediary. All other limits hold, and MAX_DEPTH too.
+    """
     problem = state_problem(parent, now_ms)
     if problem is not None:
         raise GrantError(problem)
     above = parent[-1]
-    if not above.may_delegate or above.depth >= MAX_DEPTH:
-        raise GrantError(GrantProblem.CANNOT_DELEGATE)
+    if above.depth >= MAX_DEPTH:
+        raise GrantError(GrantProblem.CANNOT_DELEGATE, f"a lineage has at most {MAX_DEPTH} grants")
     terms = replace(
         terms,
         expires_ms=terms.expires_ms or above.terms.expires_ms,
         renewable_ms=terms.renewable_ms or above.terms.renewable_ms,
         while_active=terms.while_active or above.terms.while_active,
     )
+    if terms.expires_ms > above.terms.expires_ms or terms.renewable_ms > above.terms.renewable_ms:
+        raise GrantError(GrantProblem.BROADER, "it would last longer")
     check_terms(terms, now_ms)
     if more := above.terms.scope.broadened_by(terms.scope):
         raise GrantError(GrantProblem.BROADER, more)
-    if terms.expires_ms > above.terms.expires_ms or terms.renewable_ms > above.terms.renewable_ms:
-        raise GrantError(GrantProblem.BROADER, "it would last longer")
-    if terms.hops >= above.terms.hops:
-        raise GrantError(GrantProblem.CANNOT_DELEGATE, f"remaining_hops is at most {above.terms.hops - 1}")
     return AuthorityGrant(
         grant_id, above.root_id, above.grant_id, above.depth + 1, above.subject, delegate, issued_by, terms, now_ms
     )

@@ -107,6 +107,7 @@ class TaskRow:
     worked_ms: int = 0  # how long this attempt was worked on before the last wait
     excused_ms: int = 0  # until when no heartbeat is expected, as the gateway was away
     begun: int = 0  # 1: its worker never claims, has gone, and is presumed to have begun this task
+    grants: int = 0  # 1: authority grants end with it
     launched: int = 0  # of a start: the epoch whose token its agent has shown, 0 for none
 
     queue: str = ""  # where it waits for an assignment, "" if it does not wait

@@ -221,7 +221,7 @@ class _Reaction:
     settle: Callable[[], Awaitable[None]] | None
 
 
-class _OutdatedCheck(Exception):
+class OutdatedCheck(Exception):
     """A change was checked before a version that is committed now."""
 
     def __init__(self, version: int) -> None:
@@ -328,16 +328,16 @@ class AccessChanges:
                 draft = Draft(now_ms)
                 yield from begin(draft)
                 if known is not None and draft.version != known:
-                    raise _OutdatedCheck(draft.version)
+                    raise OutdatedCheck(draft.version)
                 result = yield from program(draft)
                 yield from finish(draft, self._audit)
                 return draft, result
 
             try:
                 draft, result = await self._queue.run(run, self._abandoned)
-            except _OutdatedCheck as outdated:
+            except OutdatedCheck as outdated:
                 self._look.set()
-                await self._wait_settled(outdated.version)
+                await self.wait_settled(outdated.version)
                 continue
             except StorageUnavailable:
                 self._look.set()  # the commit may be known later
@@ -345,7 +345,8 @@ class AccessChanges:
             self.apply(draft)
             return draft, result
 
-    async def _wait_settled(self, version: int) -> None:
+    async def wait_settled(self, version: int) -> None:
+        """Wait until this node has applied a committed version, and acted on it."""
         while self.settled_version < version:
             await self._settled.wait()
 
@@ -373,7 +374,7 @@ class AccessChanges:
         """Wait until all live nodes have applied `version`; name those that have not."""
         missing: list[str] = ["this node"]
         with trio.move_on_after(CONFIRM_S):
-            await self._wait_settled(version)
+            await self.wait_settled(version)
             while True:
                 try:
                     missing = await self._peers.unconfirmed(version)

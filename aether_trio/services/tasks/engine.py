@@ -35,6 +35,7 @@ from aether_trio.model.containment import report
 from aether_trio.model.errors import Status
 from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
+from aether_trio.services.access.changes import Draft
 from aether_trio.services.tasks import nodes
 from aether_trio.services.tasks.delivery import status_updates
 from aether_trio.services.tasks.delivery.assignment_push import AssignmentSender
@@ -46,7 +47,14 @@ from aether_trio.services.tasks.protobuf import descriptor
 from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
 from aether_trio.services.tasks.transaction import child_events, due, retention, sessions, startup, task_rows, tokens
-from aether_trio.services.tasks.transaction.interface import Context, LargeError, NewAssignment, Transaction
+from aether_trio.services.tasks.transaction.interface import (
+    NO_TASK_GRANTS,
+    Context,
+    LargeError,
+    NewAssignment,
+    TaskGrants,
+    Transaction,
+)
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
@@ -77,6 +85,29 @@ SETTLE_S: Final = 5.0
 RECOVER_PAGE: Final = 50
 STATUS_UPDATE_S: Final = 0.01
 """How long a status update waits to share a write with other updates."""
+
+
+class AppliedChanges(Protocol):
+    """Ends changes of access data that transactions on tasks make (AccessChanges)."""
+
+    def finish(self, draft: Draft) -> Program[None]:
+        """End a change in the current transaction: write version, items, audit rows."""
+
+    def apply(self, draft: Draft) -> None:
+        """Apply a change on this node after its commit, and notify the others."""
+
+
+class NoChanges:
+    """The AppliedChanges of a task engine without authority."""
+
+    def finish(self, draft: Draft) -> Program[None]:
+        yield from ()
+
+    def apply(self, draft: Draft) -> None:
+        """Do nothing: there are no changes."""
+
+
+NO_CHANGES: Final = NoChanges()
 
 
 class _Run(Protocol[T]):
@@ -111,8 +142,12 @@ class Engine:
         task_nodes: TaskNodes,
         agents: AgentHooks,
         random_bytes: Callable[[int], bytes],
+        grants: TaskGrants = NO_TASK_GRANTS,
+        access: AppliedChanges = NO_CHANGES,
     ) -> None:
         self._agents = agents
+        self._grants = grants
+        self._access = access
         self.database = database
         self.clock = clock
         self._locking: Database = database.separate_queue(locking=True)
@@ -170,6 +205,7 @@ class Engine:
             live_rows,
             self._uniform,
             self.started.add,
+            self._grants,
         )
 
     async def run_program(
@@ -202,6 +238,7 @@ class Engine:
         if live_rows is None and not self.database.shared:
             program = partial(self._forgetting, program)
         run = partial(run, abandoned=partial(self._abandoned, changed))
+        program = partial(self._finishing, program, changed)
         result: T = await self._run_until_known(program, run, small=small, live_rows=live_rows)
         tx = changed(result)
         if tx is not None:
@@ -262,6 +299,17 @@ class Engine:
         self._live_rows.forget()
         return (yield from program(context))
 
+    def _finishing(
+        self, program: Callable[[Context], Program[T]], changed: Callable[[T], TaskTransaction | None], context: Context
+    ) -> Program[T]:
+        """Run a program, and end the change of access data that it has begun."""
+        result = yield from program(context)
+        tx = changed(result)
+        if tx is not None:
+            for draft in tx.effects.access_changes:
+                yield from self._access.finish(draft)
+        return result
+
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
         """Commit a change of tasks and do its effects; `locking`: Database.separate_queue."""
 
@@ -321,6 +369,8 @@ class Engine:
             self._child_events_written.set()
         if tx.effects.outbox:
             self.outbox_publisher.wake()
+        for draft in tx.effects.access_changes:
+            self._access.apply(draft)
         for identity in tx.effects.lost_agents:
             self._agents.gateway_lost(identity)
         for identity in tx.effects.absent_targets:

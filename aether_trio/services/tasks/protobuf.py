@@ -31,9 +31,19 @@ CANCEL: Final = "cancel"
 _RESOLVED: Final = "_dead_letter_resolved"
 
 _KEPT: Final = frozenset({
-    "launch_param_overrides", "metadata", "authorization", "retry_policy", "completion_event", "originating_schedule_id",
+    "launch_param_overrides", "metadata", "retry_policy", "completion_event", "originating_schedule_id",
     "target_offline_policy",
 })  # fmt: skip
+_LINEAGE: Final = (
+    "authority_mode", "subject_type", "subject_id", "root_subject_type", "root_subject_id", "authority_grant_id",
+    "root_authority_grant_id", "parent_authority_grant_id",
+)  # fmt: skip
+"""Metadata keys that tell on whose behalf a task is done, as its row's columns do."""
+RESERVED: Final = frozenset({
+    *_LINEAGE, "authority_audience_type", "authority_audience_id", "authority_delegate_type", "authority_delegate_id",
+    "creator_type", "creator_id", "creator_actor_type", "creator_actor_id",
+})  # fmt: skip
+"""Metadata keys that only the gateway sets."""
 
 
 def kept_of(request: pb.CreateTaskRequest) -> bytes:
@@ -45,6 +55,8 @@ def kept_of(request: pb.CreateTaskRequest) -> bytes:
             continue
         if name in ("launch_param_overrides", "metadata"):
             getattr(kept, name).update(value)
+            for reserved in RESERVED if name == "metadata" else ():
+                kept.metadata.pop(reserved, None)
         elif isinstance(value, (str, int)):
             setattr(kept, name, value)
         else:
@@ -157,8 +169,14 @@ def assignment(task: TaskRow, payload: bytes, *, numbered: bool = False) -> pb.T
         checkpoint_key=task.checkpoint_key,
         resume_session_id=task.resume_session_id,
     )
-    if kept.HasField("authorization"):
-        given.authorization.CopyFrom(kept.authorization)
+    if task.authority_grant_id:
+        given.authorization.CopyFrom(
+            pb.AuthorizationContext(
+                authority_mode=task.authority_mode,
+                subject=pb.PrincipalRef(principal_type=task.subject_type, principal_id=task.subject_id),
+                grant_id=task.authority_grant_id,
+            )
+        )
     return given
 
 
@@ -176,9 +194,12 @@ def hibernation_of(task: TaskRow) -> dict[str, str]:
 
 
 def _metadata(task: TaskRow, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict[str, str]:
-    if kept is _NOTHING_KEPT and not (numbered or task.checkpoint_key or task.status is StoredStatus.DLQ):
+    lineage = task.authority_grant_id
+    if kept is _NOTHING_KEPT and not (numbered or task.checkpoint_key or lineage or task.status is StoredStatus.DLQ):
         return {}
     metadata = {**kept.metadata, **hibernation_of(task)}
+    if lineage:
+        metadata |= {name: getattr(task, name) for name in _LINEAGE}
     if numbered and task.epoch:
         metadata[ASSIGNMENT] = str(task.epoch)
     note = metadata.pop(_RESOLVED, "")

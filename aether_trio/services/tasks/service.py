@@ -13,6 +13,7 @@ from typing import Final
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.grants import NO_GRANT_MAKER, GrantMaker
 from aether_trio.services.tasks.handlers.create import TaskCreator
 from aether_trio.services.tasks.handlers.operate import TaskOperator
 from aether_trio.services.tasks.handlers.query import TaskReader
@@ -45,6 +46,7 @@ class TaskService:
         payload_bytes: Callable[[str], int],
         strict: bool,
         capacity: int,
+        grants: GrantMaker = NO_GRANT_MAKER,
     ) -> None:
         self.engine = engine
         self.sessions = TaskSessions(engine, capacity=capacity)
@@ -59,6 +61,7 @@ class TaskService:
             random_bytes=random_bytes,
             connected=connected,
             starter=starter,
+            grants=grants,
         )
         self.handlers: Final[Mapping[str, Handler]] = MappingProxyType(
             {

@@ -7,9 +7,9 @@ and 0 stand for "not", and the partial indexes have only the other rows. A long 
 there is none. `awaited` is 1 when another task waits for this one. `keeper` is the participant
 whose own task it is, with which the task ends. Deadlines count from `opened_ms`, `fresh_ms`,
 `running_ms`, `worked_ms` and `excused_ms`; `deliveries` counts assignments. `begun` is 1 when its
-worker, which does not say when it begins, has gone, and is taken to have begun it. `launched` is,
-of a start, the epoch of the assignment that its agent has come from: the one that its token was
-made for.
+worker, which does not say when it begins, has gone, and is taken to have begun it. `grants` is 1
+when authority grants end with the task. `launched` is, of a start, the epoch of the assignment that
+its agent has come from: the one that its token was made for.
 
 `input_offset` is the number in the log of the last input that was taken over, and `pause_key` the
 last PAUSE of the task. `task_inputs` are the inputs that no wait has used yet: `log_offset` is the
@@ -126,6 +126,7 @@ STATEMENTS: Final = (
         keeper TEXT {byte_order} NOT NULL DEFAULT '',
         has_children INTEGER NOT NULL DEFAULT 0,
         begun INTEGER NOT NULL DEFAULT 0,
+        grants INTEGER NOT NULL DEFAULT 0,
         launched {bigint} NOT NULL DEFAULT 0
     )""",
     "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",

@@ -225,7 +225,7 @@ async def test_many_changes_at_once_are_all_applied_in_order(database: Database,
             for number in range(30):
                 nursery.start_soon(nodes[number % 3].commit, put(f"k{number}", number), lambda: None)
         for node in nodes:
-            await node._wait_settled(30)
+            await node.wait_settled(30)
         assert [len(node.things) for node in nodes] == [30, 30, 30]
 
 

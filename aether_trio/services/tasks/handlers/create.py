@@ -35,6 +35,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.topics import TopicKind, resolve_target
 from aether_trio.services.access import DIRECT, Authorizer
 from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.grants import NO_GRANT_MAKER, GrantMaker, MintedGrant
 from aether_trio.services.tasks.handlers.sanitize import number_of
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import ABANDON, CANCEL, ON_PARENT_CANCELLED, kept_of, policy_of
@@ -103,6 +104,8 @@ class CreateResult(NamedTuple):
     started: bool = False
     absent: bool = False
     """Whether the problem is that the target is not among the connected workers."""
+    denied: bool = False
+    """Whether the problem is that the creator may not act on behalf of the subject any more."""
 
 
 @dataclass(slots=True)
@@ -120,6 +123,7 @@ class TaskCreator:
     connected: Callable[[str], Awaitable[bool]]
     """Returns whether a participant is connected to any node. Raises StorageUnavailable."""
     starter: Starter
+    grants: GrantMaker = NO_GRANT_MAKER
     _latest_us: int = 0
 
     async def handle(self, session: Session, request: pb.CreateTaskRequest) -> list[pb.DownstreamMessage]:
@@ -155,6 +159,9 @@ class TaskCreator:
             now_ms=now_ms,
             order_us=self._next_order_us(),
         )
+        granted = await self.grants.prepare(session, request, task, target)
+        if granted is not None:
+            granted.give(task)
         await self.sessions.wait_joined(session)
         if task.mode is Mode.SELF_ASSIGN:
             await self.sessions.register_owner(session)
@@ -163,7 +170,7 @@ class TaskCreator:
         asked = request_hash(request, workspace) if key else b""
         minted = IssuedToken(hash_token(token), owner, session.lineage) if token else None
 
-        tied = task.mode is not Mode.POOL or task.parent_task_id or key or minted
+        tied = task.mode is not Mode.POOL or task.parent_task_id or key or minted or granted
         separate = "" if tied else task.task_id
 
         async def run(offline: OfflinePolicy) -> CreateResult:
@@ -178,6 +185,8 @@ class TaskCreator:
                     start=self.starter.start,
                     target=target,
                     minted=minted,
+                    granted=granted,
+                    grants=self.grants,
                 ),
                 lambda created: created.tx,
                 key=separate,
@@ -186,8 +195,12 @@ class TaskCreator:
         created = await run(OfflinePolicy.REJECT if offline is OfflinePolicy.START else offline)
         if created.absent and target is not None:
             created = await self._retry_absent(run, created, target, offline)
+        if created.denied:
+            raise RequestError(Code.PERMISSION_DENIED, created.problem)
         if created.problem:
             raise _failed(created.problem)
+        if granted is not None:
+            await self.grants.created(granted)
         return self._answer(created, token)
 
     async def _retry_absent(
@@ -289,6 +302,7 @@ class TaskCreator:
         if task is not None:
             response.status = _word(task, started=created.started)
             response.task_token = token if task.tokens else ""
+            response.authority_grant_id = task.authority_grant_id
             if task.mode is not Mode.POOL and task.status is not StoredStatus.PENDING:
                 response.assigned_to = task.assigned_to
         return response
@@ -452,6 +466,8 @@ def create_in_transaction(
     start: Start,
     target: Identity | None,
     minted: IssuedToken | None,
+    granted: MintedGrant | None = None,
+    grants: GrantMaker = NO_GRANT_MAKER,
 ) -> Program[CreateResult]:
     """Create a task with the token `minted`, or find the task of its idempotency key."""
     if key:
@@ -461,6 +477,8 @@ def create_in_transaction(
                 return CreateResult("", problem=REUSED_KEY)
             return CreateResult(found[0][0])
     tx = TaskTransaction(context)
+    if granted is not None and (problem := (yield from grants.check(granted, context.now_ms))):
+        return CreateResult("", problem=problem, denied=True)
     if task.parent_task_id:
         parent = yield from child_events.load_parent(tx, task.parent_task_id)
         if (
@@ -482,6 +500,8 @@ def create_in_transaction(
         return CreateResult("", problem=f"{task.target} is connected already")
     task = task.changed({})  # a program may run again, so each run changes a copy
     task.tokens = int(minted is not None and (yield from insert(minted, task.task_id, context.now_ms)))
+    if granted is not None:
+        yield from grants.insert(granted, task.task_id)
     made = yield from tx.create(task, payload)
     if key:
         yield Execute(

@@ -282,6 +282,9 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if after.status is StoredStatus.WAITING_DEPENDENCY and request.wait is not None:
         yield from _wait_for(tx, after, request.wait)
         after = (yield from task_rows.load(task.task_id)) or after
+    if request.move is Move.PAUSE and after.status is StoredStatus.WAITING_AUTHORITY and request.wait is not None:
+        yield from context.grants.begin_wait(tx, after, storable(request.wait.authority_request_id))
+        after = (yield from task_rows.load(task.task_id)) or after
     if request.move is Move.PAUSE and after.status is StoredStatus.WAITING_INPUT and (yield from _use_input(tx, after)):
         after = (yield from task_rows.load(task.task_id)) or after
     return OperationResult(after, tx)
@@ -292,7 +295,7 @@ def _is_separate(task: TaskRow, caller: Caller) -> bool:
 
     But for the waiting tasks that its worker is assigned next.
     """
-    tied = task.has_children or task.awaited or task.tokens or task.input_offset
+    tied = task.has_children or task.awaited or task.tokens or task.input_offset or task.grants
     mine = task.assigned_to == caller.name and task.status in (StoredStatus.ASSIGNED, StoredStatus.RUNNING)
     return mine and not tied and task.task_type != AGENT_STARTUP
 

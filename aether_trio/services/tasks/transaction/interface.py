@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 from aether_trio.model.tasks import Facts, Move, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.model.tasks.transitions import Decision
+from aether_trio.services.access.changes import Draft
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Program
@@ -21,6 +22,44 @@ from aether_trio.storage.base import Program
 
 class LargeError(Exception):
     """A small transaction on tasks would read too many rows; it is run as a large one."""
+
+
+class TaskGrants(Protocol):
+    """What tasks do with grants, in their transactions (services/authority/).
+
+    A task that was created on behalf of a subject has a grant for its worker, which ends with it.
+    """
+
+    def assigned(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        """Give a pool's worker a grant, in the row `after`; end the last one."""
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Revoke the grants that end with a task."""
+
+    def begin_wait(self, tx: Transaction, task: TaskRow, request_id: str) -> Program[None]:
+        """Let a task wait for a request, unless it is decided already."""
+
+    def end_wait(self, task_id: str) -> Program[None]:
+        """Forget that a task waits for an authority request."""
+
+
+class NoTaskGrants:
+    """The TaskGrants of tasks without authority."""
+
+    def assigned(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        yield from ()
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        yield from ()
+
+    def begin_wait(self, tx: Transaction, task: TaskRow, request_id: str) -> Program[None]:
+        yield from ()
+
+    def end_wait(self, task_id: str) -> Program[None]:
+        yield from ()
+
+
+NO_TASK_GRANTS: Final = NoTaskGrants()
 
 
 class Context(NamedTuple):
@@ -41,6 +80,7 @@ class Context(NamedTuple):
     """Random numbers from 0 to 1, for the jitter of retries."""
     note_start: Callable[[str], None] = lambda identity: None
     """Is told of an agent before it gets a row in `agent_starts`. Any thread."""
+    grants: TaskGrants = NO_TASK_GRANTS
 
 
 class RecordedEvent(NamedTuple):
@@ -87,6 +127,8 @@ class Effects:
     """(node, session id): sessions whose token is revoked, as its task has ended."""
     follow_ups: list[Callable[[Transaction], Program[None]]] = field(default_factory=list)
     """Further pages of work, each for a separate transaction."""
+    access_changes: list[Draft] = field(default_factory=list)
+    """A change of access data in this transaction, to be applied after the commit."""
 
 
 class Transaction(Protocol):
@@ -98,6 +140,9 @@ class Transaction(Protocol):
     """Tasks whose rows say that they have children."""
     unwatched: set[str]
     """Tasks of which no other node follows the events."""
+
+    def access_change(self) -> Program[Draft]:
+        """Return the transaction's change of access data; it is begun if there is none."""
 
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
         """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""

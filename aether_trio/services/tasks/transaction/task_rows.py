@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Final
 
+from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.tasks.task import COLUMNS, TaskRow
 from aether_trio.services.tasks.transaction import payloads
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, Value, placeholders, rounded_up
@@ -14,7 +15,7 @@ FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = placeholders(len(COLUMNS))
 _OF_A_TASK: Final = (
     "tasks", "task_payloads", "task_attempts", "task_events", "task_child_events", "task_watchers", "task_dependents",
-    "task_tokens", "task_descents", "task_sessions", "task_inputs", "task_cancelled_parents",
+    "task_tokens", "task_descents", "authority_waits", "task_sessions", "task_inputs", "task_cancelled_parents",
 )  # fmt: skip
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608
@@ -112,6 +113,17 @@ def save(before: TaskRow, after: TaskRow, *, shared: bool = False) -> Program[No
         raise OvertakenError(
             f"the row of task {before.task_id} changed meanwhile: it is not {before.status} at epoch {before.epoch}"
         )
+
+
+def mark_granted(task_id: str) -> Program[bool]:
+    """Note that grants end with a task; return False if it has ended or is gone."""
+    ended = tuple(sorted(status.value for status in TERMINAL))
+    marks = placeholders(len(ended), 2)
+    count: int = yield Execute(
+        f"UPDATE tasks SET grants = 1 WHERE task_id = $1 AND (next_retry_ms > 0 OR status NOT IN ({marks}))",  # noqa: S608
+        (task_id, *ended),
+    )
+    return bool(count)
 
 
 def delete(task_id: str) -> Program[None]:

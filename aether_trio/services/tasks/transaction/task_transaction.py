@@ -25,6 +25,7 @@ from aether_trio.model.tasks.timed_transitions import next_due
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.waiting_queue import queue_of
 from aether_trio.model.topics import task_topic
+from aether_trio.services.access.changes import Draft, begin
 from aether_trio.services.tasks.protobuf import ends_with_parent
 from aether_trio.services.tasks.transaction import (
     child_events,
@@ -99,6 +100,14 @@ class TaskTransaction:
         if self.context.live_rows is not None:
             self.context.live_rows.writes(row.task_id, self)
 
+    def access_change(self) -> Program[Draft]:
+        changes = self.effects.access_changes
+        if not changes:
+            draft = Draft(self.context.now_ms)
+            yield from begin(draft)
+            changes.append(draft)
+        return changes[0]
+
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
         self.rows_read += rows + moved * MOVED_ROWS
         if self.context.small and self.rows_read > SMALL_ROWS:
@@ -136,6 +145,8 @@ class TaskTransaction:
             given = decide(task, Move.ASSIGN, self.facts(worker.identity))
             assert isinstance(given, MoveStep)
             row, reason = given.after, given.reason
+            if row.grants:
+                yield from self.context.grants.assigned(self, task, row)
             self._derive(task, row)
         left: tuple[str, int, bytes] | None = None
         if task.parent_task_id and self.context.shared:  # in one round trip with the row
@@ -177,6 +188,8 @@ class TaskTransaction:
     ) -> Program[None]:
         if before.has_children and _has_event(before, after):
             yield from self.collect_child_events(before)
+        if after.grants and after.assigned_to != before.assigned_to:
+            yield from self.context.grants.assigned(self, before, after)
         self._derive(before, after)
         yield from task_rows.save(before, after, shared=self.context.shared)
         self._note_written(after)
@@ -230,6 +243,8 @@ class TaskTransaction:
             yield from task_rows.resolve_dead_letter(after.task_id, self.context.now_ms, "", "tried again")
         if before.status is StoredStatus.WAITING_DEPENDENCY:
             yield Execute("DELETE FROM task_dependents WHERE task_id = $1", (after.task_id,))
+        if before.status is StoredStatus.WAITING_AUTHORITY:
+            yield from self.context.grants.end_wait(after.task_id)
         if after.status is StoredStatus.HIBERNATED:
             worker = yield from self.find_worker(after.assigned_to)
             if worker is not None:
@@ -252,6 +267,8 @@ class TaskTransaction:
         now_ms = self.context.now_ms
         if task.tokens:
             self.effects.sessions_to_end.extend((yield from tokens.revoke(task, now_ms)))
+        if task.grants:
+            yield from self.context.grants.ended(self, task)
         if task.status is StoredStatus.DLQ:
             yield Execute(
                 "INSERT INTO task_dead_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "

@@ -1,0 +1,139 @@
+"""Commits changes of authority with tasks; makes their audit events."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Protocol, TypeVar
+
+from aether_trio.model.access.grants import Lineage, PrincipalKey
+from aether_trio.model.access.requests import RequestRecord
+from aether_trio.model.audit import AuditEvent, EventType
+from aether_trio.services.access import Actor
+from aether_trio.services.access.changes import AccessChanges, Committed, Draft, OutdatedCheck
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.storage.base import Program
+
+T = TypeVar("T")
+
+
+class AuditSink(Protocol):
+    """Takes audit events that are not part of a change. Never waits."""
+
+    def put(self, event: AuditEvent) -> None:
+        """Queue an event to be written soon."""
+
+
+async def commit_with_tasks(
+    engine: Engine,
+    changes: AccessChanges,
+    program: Callable[[TaskTransaction, Draft], Program[T]],
+    check: Callable[[], None] | None = None,
+) -> Committed[T]:
+    """Commit a change that moves tasks too; `check` and result: AccessChanges.commit.
+
+    Raises StorageUnavailable, and what `check` raises.
+    """
+    while True:
+        known = None
+        if check is not None:
+            check()
+            known = changes.version
+
+        def page(tx: TaskTransaction, known: int | None = known) -> Program[tuple[Draft, T]]:
+            draft = yield from tx.access_change()
+            if known is not None and draft.version != known:
+                raise OutdatedCheck(draft.version)
+            return draft, (yield from program(tx, draft))
+
+        try:
+            draft, result = await engine.result(page, locking=True)
+        except OutdatedCheck as outdated:
+            await changes.wait_settled(outdated.version)
+            continue
+        missing = await changes.in_force(draft.version) if draft.version else ()
+        return Committed(result, draft.version, missing)
+
+
+def grant_event(
+    operation: str, actor: Actor, lineage: Lineage | None, now_ms: int, *, grant_id: str = "", error: str = ""
+) -> AuditEvent:
+    """Make the audit event of an operation on a grant, or of its refusal."""
+    who = PrincipalKey.of(actor.identity)
+    event = AuditEvent(
+        at_ms=now_ms,
+        event_type=EventType.AUTHORIZATION,
+        operation=operation,
+        actor_type=who.type_name,
+        actor_id=who.id,
+        resource_type="authority_grant",
+        resource_id=grant_id,
+        workspace=actor.identity.workspace,
+        session_id=actor.session_id,
+        success=not error,
+        error_message=error,
+    )
+    if lineage is None:
+        return event
+    grant = lineage[-1]
+    terms = grant.terms
+    return replace(
+        event,
+        resource_id=grant.grant_id,
+        subject_type=grant.subject.type_name,
+        subject_id=grant.subject.id,
+        root_subject_type=grant.subject.type_name,
+        root_subject_id=grant.subject.id,
+        authority_grant_id=grant.grant_id,
+        root_authority_grant_id=grant.root_id,
+        parent_authority_grant_id=grant.parent_id,
+        metadata={
+            "delegate": str(grant.delegate),
+            "max_access_level": int(terms.scope.level),
+            "audience": f"{terms.audience.type_name}:{terms.audience.id}",
+            "expires_at": terms.expires_ms // 1000,
+            "reason": terms.reason,
+            "exchange_mode": terms.metadata.get("exchange_mode", ""),
+        },
+    )
+
+
+def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int, *, error: str = "") -> AuditEvent:
+    """Make the audit event of an authority request's present state, or of a refusal."""
+    who = record.requester if actor is None else PrincipalKey.of(actor.identity)
+    word = "created" if record.status.value == "pending" else record.status.value
+    metadata: dict[str, object] = {
+        "request_lifecycle_event": word,
+        "request_id": record.request_id,
+        "status": record.status.value,
+        "requesting_actor_type": record.requester.type_name,
+        "requesting_actor_id": record.requester.id,
+        "routing_principal": str(record.route.principal or ""),
+        "routing_capability": record.route.capability,
+        "requested_access": record.wish.level.name,
+        "duration_seconds": record.duration_s,
+        "task_id": record.task_id,
+        "audience_type": record.audience.type_name,
+        "audience_id": record.audience.id,
+        "resolution_reason": record.resolution_reason,
+        "granted_grant_id": record.grant_id,
+        "expires_at": record.expires_ms // 1000,
+    }
+    subject = record.subject or record.requester
+    return AuditEvent(
+        at_ms=now_ms,
+        event_type=EventType.AUTHORITY_REQUEST,
+        operation=f"authority_request_{word}",
+        actor_type=who.type_name,
+        actor_id=who.id,
+        resource_type="authority_request",
+        resource_id=record.request_id,
+        workspace=record.wish.workspaces[0] if record.wish.workspaces else "",
+        session_id="" if actor is None else actor.session_id,
+        success=not error,
+        error_message=error,
+        metadata=metadata,
+        subject_type=subject.type_name,
+        subject_id=subject.id,
+    )
