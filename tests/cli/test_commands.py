@@ -32,7 +32,22 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 
 @pytest.mark.parametrize(
     "command",
-    ["dev", "serve", "send", "tail", "kv", "sessions", "tasks", "dlq", "agents", "orchestrate", "bench", "config"],
+    [
+        "dev",
+        "serve",
+        "send",
+        "tail",
+        "kv",
+        "sessions",
+        "tasks",
+        "dlq",
+        "agents",
+        "orchestrate",
+        "grants",
+        "requests",
+        "bench",
+        "config",
+    ],
 )
 def test_the_help_has_examples(command: str) -> None:
     assert f"aether {command}" in aether(command, "--help").stdout.partition("Examples:")[2]
