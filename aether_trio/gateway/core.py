@@ -208,7 +208,7 @@ async def open_core(
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
         tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
-        credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit, tokens.find)
+        credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit, tokens.find, tokens.has_key)
         credentials.use(credentials.prepare(settings.auth, settings.tls))
         credential_ends = CredentialEnds(credentials, registry)
         changes.when_applied(TOKEN, credential_ends.tokens_changed, tokens.load_live)

@@ -126,6 +126,8 @@ class ApiToken:
     updated_ms: int = 0
     last_used_ms: int = 0
     revoked_ms: int = 0
+    key_id: str = ""
+    """The secret key under which it is stored."""
     limits: Scopes = field(init=False, compare=False, repr=False)
     _workspaces: tuple[Pattern, ...] = field(init=False, compare=False, repr=False)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import grpc
 import pytest
 import trustme
+from scitrera_aether_client import Credentials
 
 from tests.helpers.forwarder import Forwarder
 from tests.helpers.gateway import GatewayProcess
+from tests.helpers.identity_provider import AUDIENCE, ISSUER, claims, jwk, key_set, rsa_key, signed
 from tests.helpers.sdk import LIMIT_S, World, run_async, sdk_log
 from tests.interop.keys import SERVE, new_key, serve_arguments
 
@@ -119,5 +123,26 @@ def test_28_a_bad_api_key_is_refused_once(own_gateway: Callable[..., GatewayProc
             async with World(path.address, credentials={"x-api-key": key}) as world:
                 await round_trip(world)
         assert key not in gateway.output()
+
+    run_async(scenario)
+
+
+def test_a_token_of_an_identity_provider(own_gateway: Callable[..., GatewayProcess], tmp_path: Path) -> None:
+    keys, settings = tmp_path / "keys.json", tmp_path / "aether.yaml"
+    keys.write_bytes(key_set(jwk(rsa_key())))
+    one = {"name": "idp", "issuer": ISSUER, "audience": AUDIENCE, "jwks_file": str(keys)}
+    document = {"gateway": {"host": "127.0.0.1"}, "auth": {"jwt": {"providers": [one]}}}
+    settings.write_text(json.dumps(document))
+    gateway = own_gateway(command=SERVE, extra_args=["--config", str(settings)])
+    token = signed(claims(int(time.time() * 1000), sub="u"))
+    other = signed(claims(int(time.time() * 1000), sub="other"))
+
+    async def scenario() -> None:
+        async with World(gateway.address) as world:
+            await world.open(world.user("w1", uid="u", credentials=Credentials.bearer_token(token)))
+            with sdk_log() as log:
+                second = await world.user("w2", uid="u", credentials=Credentials.bearer_token(other)).connect()
+                await second.refused()
+            assert "PERMISSION_DENIED" in log.text
 
     run_async(scenario)

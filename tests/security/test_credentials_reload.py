@@ -17,7 +17,10 @@ import trio
 from aether_trio.config import HmacKey, JwtSettings
 from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status
+from aether_trio.services.tokens.keys import new_key_text
 from aether_trio.testing.memory import agent
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import user
 from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.identity_provider import claims, jwk, key_set, provider, rsa_key, signed
 from tests.helpers.participants import admission, participant
@@ -158,6 +161,37 @@ async def test_an_identity_provider_comes_and_goes(tmp_path: Path) -> None:
         async with participant("grpc", gateway.address, hello) as session:
             reload(gateway, auth={"jwt": JwtSettings()})
             assert (await session.end())[0] is Status.UNAUTHENTICATED
+
+
+async def test_a_secret_key_that_is_taken_away_ends_the_sessions_of_its_tokens(tmp_path: Path) -> None:
+    keys = []
+    for name in ("old", "new"):
+        file = tmp_path / name
+        file.write_text(new_key_text(name.encode() * 16))
+        file.chmod(0o600)
+        keys.append(HmacKey(id=name, file=str(file)))
+    old, new = keys
+    async with (
+        gateway_with(auth={"token_hmac_keys": (old,), "allow_anonymous": True}) as gateway,
+        participant("framed", gateway.address, user("admin", "w")) as admin,
+    ):
+
+        async def create() -> pb.UpstreamMessage:
+            request = pb.TokenCreateRequest(name="ci", principal_type="agent")
+            await admin.send(
+                pb.UpstreamMessage(token_op=pb.TokenOperation(op=pb.TokenOperation.CREATE, create_request=request))
+            )
+            secret = (await admin.next("token")).token.plaintext_token
+            return agent("red", "worker", "1", credentials={"api_key": secret})
+
+        first = await create()
+        reload(gateway, auth={"token_hmac_keys": (new, old)})
+        async with participant("framed", gateway.address, first) as one:
+            reload(gateway, auth={"token_hmac_keys": (new,)})
+            status, text = await one.end()
+            assert (status, "the key of the API token 'ci'" in text) == (Status.UNAUTHENTICATED, True)
+        assert (await admission("framed", gateway.address, first))[0] is Status.UNAUTHENTICATED
+        assert (await admission("framed", gateway.address, await create()))[0] is Status.OK
 
 
 # -- by a signal -----------------------------------------------------------------------------------

@@ -275,8 +275,11 @@ class CredentialChecker:
         clock: Clock,
         check_token: TokenCheck = no_tokens,
         find_token: TokenLookup = no_api_tokens,
+        has_token_key: Callable[[str], bool] = bool,
     ) -> None:
         self._settings = settings
+        self._keys = frozenset(settings.api_keys)
+        self._has_token_key = has_token_key
         self._clock = clock
         self._check_token = check_token
         self._find_token = find_token
@@ -308,6 +311,7 @@ class CredentialChecker:
     def use(self, prepared: PreparedCredentials) -> None:
         """Check clients by these settings from now on; see `ended` for sessions."""
         self._settings = prepared.settings
+        self._keys = frozenset(prepared.settings.api_keys)
         self._revoked = prepared.revoked
         if prepared.jwt is not None:
             prepared.jwt.replace(prepared.sources)
@@ -338,10 +342,12 @@ class CredentialChecker:
             return "the client certificate of this session was revoked"
         if not isinstance(accepted, AcceptedCredential):
             return None
-        if accepted.key is not None and accepted.key not in self._settings.api_keys:
+        if accepted.key is not None and accepted.key not in self._keys:
             return f"the API key {accepted.key.id!r} of this session is not among the settings any more"
         if accepted.token is not None and accepted.token.token_id in self._ended_tokens:
             return f"the API token {accepted.token.name!r} of this session was revoked"
+        if accepted.token is not None and not self._has_token_key(accepted.token.key_id):
+            return f"the key of the API token {accepted.token.name!r} is not among the settings any more"
         if accepted.login is not None and accepted.login.provider not in self._settings.jwt.providers:
             return f"the identity provider {accepted.login.provider.name!r} is not among the settings any more"
         return None

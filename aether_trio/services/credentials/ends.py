@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any, Final
 
 import structlog
@@ -10,6 +10,7 @@ import structlog
 from aether_trio.model.errors import Status
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.session.registry import SessionRegistry
+from aether_trio.session.session import Session
 
 logger = structlog.get_logger("aether.credentials")
 
@@ -34,15 +35,19 @@ class CredentialEnds:
         for token_id in ended:
             self._credentials.token_ended(token_id)
         if ended:
-            self.end_sessions()
+            names = {f"{_TOKEN}{token_id}" for token_id in ended}
+            self._end(one for one in self._registry if one.credential in names)
 
     def end_sessions(self, untrusted: Collection[bytes] = ()) -> int:
         """End each session whose credential has ended; return how many.
 
         `untrusted` are names of authorities that are not trusted any more.
         """
+        return self._end(self._registry, untrusted)
+
+    def _end(self, sessions: Iterable[Session], untrusted: Collection[bytes] = ()) -> int:
         count = 0
-        for session in self._registry:
+        for session in sessions:
             certificate = session.link.peer.certificate
             problem = self._credentials.ended(session.accepted, certificate)
             if certificate is not None and certificate.issuer in untrusted:

@@ -29,7 +29,8 @@ class TokenRow:
 
 def _read(row: Row) -> TokenRow | None:
     """Return a row's token; None for a row that this gateway did not write."""
-    token_id, token_hash, key_id, name, kind, principal, patterns, scopes, maker, created, expires, seal, *times = row
+    token_id, token_hash, key_id, name, kind, principal, patterns, scopes, maker, created, expires, seal, *rest = row
+    updated, last_used, revoked = rest
     try:
         token = ApiToken(
             token_id,
@@ -41,7 +42,10 @@ def _read(row: Row) -> TokenRow | None:
             maker,
             created,
             expires,
-            *times,
+            updated,
+            last_used,
+            revoked,
+            key_id,
         )
     except (ValueError, TypeError, PatternError, TokenScopeError):
         return None

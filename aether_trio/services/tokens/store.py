@@ -40,6 +40,10 @@ class TokenStore:
         self.keys = keys
         """The secret keys; new settings may replace them."""
 
+    def has_key(self, key_id: str) -> bool:
+        """Whether the secret key with this id is among the settings."""
+        return self.keys.has(key_id)
+
     async def find(self, text: str) -> ApiToken | None:
         """Return the token with this text, used now; None for none. Raises StatusError.
 
