@@ -47,6 +47,9 @@ from aether_trio.model.access.rules import (
 
 MAX_REMEMBERED: Final = 4096  # principals and their groups, and places of names in one index
 _NEVER: Final = 1 << 62
+_KEY: Final = "kv_key"
+MAX_KEY_RULES: Final = 256
+"""Rules about keys that `may_have_key_rules` looks through."""
 _KV_SCOPE_OF_WORKSPACE: Final = ("kv_scope", "workspace")
 
 _REASONS: Final[Mapping[int, Mapping[AccessLevel, str]]] = MappingProxyType(
@@ -249,6 +252,8 @@ class AccessIndex:
         """By resource type and end; then by subject, or by its type if it is a pattern."""
         self._by_subject: _Places = ({}, {})
         """By principal type and end; then by resource, or by its type if it is a pattern."""
+        self._key_rules: dict[str, Rule] = {}
+        """The rules about keys, by id."""
         self._own: Rule | None = None
         self._fallbacks: dict[str, AccessLevel] = {}
         self._above: dict[str, dict[str, Member]] = {}
@@ -290,12 +295,15 @@ class AccessIndex:
             assert resource is not None
             self._put_exact(rule, f"{rule.principal_type}:{subject}", resource)
         self._rules[rule.rule_id] = rule
+        if rule.resource_type == _KEY:
+            self._key_rules[rule.rule_id] = rule
         self._note_expiry(rule)
 
     def _replace(self, rules: dict[str, Rule], subject: str, rule: Rule) -> None:
         known = rules.get(subject)
         if known is not None:
             del self._rules[known.rule_id]
+            self._key_rules.pop(known.rule_id, None)
         rules[sys.intern(subject)] = rule
 
     def _put_exact(self, rule: Rule, subject: str, resource: str) -> None:
@@ -337,6 +345,7 @@ class AccessIndex:
         rule = self._rules.pop(rule_id, None)
         if rule is None:
             return
+        self._key_rules.pop(rule_id, None)
         if rule is self._own:
             self._own = None
             return
@@ -368,6 +377,29 @@ class AccessIndex:
     def rule(self, rule_id: str) -> Rule | None:
         """Return the rule with this id."""
         return self._rules.get(rule_id)
+
+    def may_have_key_rules(
+        self, principal_type: str, principal_id: str, now_ms: int, groups: tuple[str, ...] = ()
+    ) -> bool:
+        """Whether a rule about some key may apply to a principal: if not, none does.
+
+        The answer holds until rules or memberships change.
+        """
+        if len(self._key_rules) > MAX_KEY_RULES:
+            return True
+        subjects = self._subjects_of(principal_type, principal_id, now_ms, groups)
+        for rule in self._key_rules.values():
+            if rule.principal_type == WILDCARD:
+                if rule.subject == subjects.wildcard:
+                    return True
+            elif (literal := literal_of(rule.principal_id)) is not None:
+                if f"{rule.principal_type}:{literal}" in subjects.reached:
+                    return True
+            elif rule.principal_type in subjects.types:
+                pattern = self._pattern_rules[_key_of(rule)].subject
+                if pattern is None or any(pattern.matches(one) for one in subjects.reached):
+                    return True
+        return False
 
     # Memberships.
 

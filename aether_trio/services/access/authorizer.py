@@ -274,13 +274,22 @@ class Authorizer(Protocol):
         """Whether `actor` may report negative quantities. Never waits."""
 
 
+@dataclass(slots=True)
+class DecisionCount:
+    """How often a decision was made again; its maker may count further ones here."""
+
+    times: int = 0
+    is_open: bool = True
+    """Whether it is still read; else the decision is to be reported anew."""
+
+
 class DecisionSink(Protocol):
     """Records access decisions for the audit. Never waits."""
 
     def decided(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
-    ) -> None:
-        """Note that a decision was made, `times` times."""
+    ) -> DecisionCount:
+        """Note that a decision was made, `times` times; return the count of the same ones."""
 
     def receipt(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
@@ -293,8 +302,8 @@ class NoDecisions:
 
     def decided(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
-    ) -> None:
-        """Do nothing."""
+    ) -> DecisionCount:
+        return DecisionCount()
 
     def receipt(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str

@@ -19,7 +19,7 @@ import trio
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.audit import AuditEvent, EventType
 from aether_trio.model.clock import Clock
-from aether_trio.services.access.authorizer import AccessDecision, AccessQuestion, Actor, Authority
+from aether_trio.services.access.authorizer import AccessDecision, AccessQuestion, Actor, Authority, DecisionCount
 
 FOLD_S: Final = 60.0
 MAX_OPEN: Final = 65_536
@@ -43,10 +43,10 @@ class _Kind(NamedTuple):
 
 @dataclass(slots=True)
 class _Repeats:
-    """How often a decision was made again since its last row, and that row."""
+    """A decision's last row, and how often it was made again since."""
 
     event: AuditEvent
-    times: int = 0
+    count: DecisionCount
 
 
 class DecisionLog:
@@ -60,17 +60,19 @@ class DecisionLog:
 
     def decided(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
-    ) -> None:
+    ) -> DecisionCount:
         kind = _kind(actor, access, decision, authority)
         known = self._open.get(kind)
         if known is not None:
-            known.times += times
-            return
+            known.count.times += times
+            return known.count
         if len(self._open) >= MAX_OPEN:
             self.fold()
         event = decision_event(kind, decision, authority, self._clock.now_ms())
-        self._open[kind] = _Repeats(event, times - 1)
+        count = DecisionCount(times - 1)
+        self._open[kind] = _Repeats(event, count)
         self._put(event)
+        return count
 
     def receipt(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
@@ -86,10 +88,13 @@ class DecisionLog:
         now_ms = self._clock.now_ms()
         kept: dict[_Kind, _Repeats] = {}
         for kind, repeats in self._open.items():
-            if repeats.times:
-                event = _again(repeats.event, now_ms, repeats.times)
-                self._put(event)
-                kept[kind] = _Repeats(repeats.event)
+            count = repeats.count
+            if count.times:
+                self._put(_again(repeats.event, now_ms, count.times))
+                count.times = 0
+                kept[kind] = repeats
+            else:
+                count.is_open = False
         self._open = kept
 
     async def run(self) -> None:

@@ -13,7 +13,7 @@ Every decision is reported to a DecisionSink, with what was asked.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from aether_trio.model.access import AccessLevel
@@ -33,6 +33,7 @@ from aether_trio.services.access.authorizer import (
     Admin,
     Authority,
     Capability,
+    DecisionCount,
     DecisionSink,
     GrantMissing,
     GrantSource,
@@ -57,6 +58,19 @@ _OF_USERS: Final = frozenset({"user-shared", "user-workspace-shared"})
 """The shared KV scopes that belong to a user."""
 
 
+@dataclass(slots=True)
+class _KvDecision:
+    """An allowed access to all keys of a place."""
+
+    decision: AccessDecision
+    until_ms: int
+    """When it may change by the expiry of something; 0: never."""
+    count: DecisionCount
+
+    def is_current(self, clock: Clock) -> bool:
+        return self.count.is_open and (not self.until_ms or self.until_ms > clock.now_ms())
+
+
 class RuleAuthorizer:
     """Decides by an AccessIndex, which the changes of all nodes keep up to date."""
 
@@ -66,6 +80,8 @@ class RuleAuthorizer:
         self._grants = grants
         self._decisions = decisions
         self._cache: dict[tuple[str, str, str, str, str, tuple[str, ...]], Verdict] = {}
+        self._kv_decisions: dict[tuple[str, str, str, str, AccessLevel, bool], _KvDecision] = {}
+        """What sessions may do with all keys of a place, in their own name."""
 
     def follow(self, changes: AccessChanges) -> None:
         """Keep the index up to date with the changes of all nodes."""
@@ -131,17 +147,55 @@ class RuleAuthorizer:
         *,
         exclusive: bool = False,
     ) -> AccessDecision:
+        question = (actor.session_id, scope, workspace, user_id, level, exclusive)
+        is_direct = authority.grant is None
+        if is_direct:
+            known = self._kv_decisions.get(question)
+            if known is not None and known.is_current(self._clock):
+                known.count.times += 1
+                return known.decision
+        access, decision, until_ms = self._decide_kv(
+            actor, scope, key, workspace, user_id, level, authority, exclusive=exclusive
+        )
+        count = self._decisions.decided(actor, access, decision, authority)
+        if is_direct and decision.allowed and actor.session_id and (exclusive or not self._may_have_key_rules(actor)):
+            # It is the same for all keys.
+            if len(self._kv_decisions) >= MAX_CACHED:
+                self._kv_decisions.clear()
+            self._kv_decisions[question] = _KvDecision(decision, until_ms, count)
+        return decision
+
+    def _may_have_key_rules(self, actor: Actor) -> bool:
+        identity = actor.identity
+        return self._index.may_have_key_rules(
+            identity.type_name, identity.canonical_id, self._clock.now_ms(), actor.groups
+        )
+
+    def _decide_kv(
+        self,
+        actor: Actor,
+        scope: str,
+        key: str,
+        workspace: str,
+        user_id: str,
+        level: AccessLevel,
+        authority: Authority,
+        *,
+        exclusive: bool,
+    ) -> tuple[AccessQuestion, AccessDecision, int]:
+        """Return what decides on a key, the decision, and until when it holds."""
         operation = "kv_read" if level is AccessLevel.READ else "kv_write"
-        decision: AccessDecision | None = None
+        until_ms = 0
         if scope in _OF_WORKSPACES:
             # A rule about a key opens no workspace, so this is asked first.
             access = AccessQuestion(operation, "workspace", workspace, workspace, level)
             decision = self.decide(actor, access, authority)
+            until_ms = decision.until_ms
             if not decision.allowed or (exclusive and authority.is_direct):
-                return self._report(actor, access, authority, decision)
+                return access, decision, until_ms
         elif exclusive and authority.is_direct:
             access = AccessQuestion(operation, "kv_scope", scope, workspace, level)
-            return self._report(actor, access, authority, self._own_space(actor, level))
+            return access, self._own_space(actor, level), until_ms
         else:
             workspace = ""
         asked = [("kv_key", key)] if key else []
@@ -150,10 +204,12 @@ class RuleAuthorizer:
         for resource_type, resource_id in asked:
             access = AccessQuestion(operation, resource_type, resource_id, workspace, level)
             decision = self.decide(actor, access, authority)
+            until_ms = _earlier(until_ms, decision.until_ms)
             if not decision.is_fallback:
-                return self._report(actor, access, authority, decision)
+                return access, decision, until_ms
         access = AccessQuestion(operation, "kv_scope", scope, workspace, level)
-        return self._report(actor, access, authority, self.decide(actor, access, authority))
+        decision = self.decide(actor, access, authority)
+        return access, decision, _earlier(until_ms, decision.until_ms)
 
     async def authority(self, actor: Actor, context: pb.AuthorizationContext | None) -> Authority:
         if context is None:
@@ -298,6 +354,7 @@ class RuleAuthorizer:
     def forget_verdicts(self) -> None:
         """Ask the index anew for every verdict."""
         self._cache.clear()
+        self._kv_decisions.clear()
 
     def now_ms(self) -> int:
         """Return the time by which this authorizer decides, in Unix ms."""
@@ -447,7 +504,7 @@ class RuleAuthorizer:
 
     def _rules_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         index = self._index
-        self._cache.clear()
+        self.forget_verdicts()
         if everything:
             kept = {rule_id for rule_id, _ in items}
             for rule in [one for one in index.rules() if one.rule_id not in kept]:
@@ -459,7 +516,7 @@ class RuleAuthorizer:
                 index.put_rule(records.rule_of(rule_id, value))
 
     def _fallbacks_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
-        self._cache.clear()
+        self.forget_verdicts()
         if everything:
             for category in list(self._index.fallbacks()):
                 self._index.set_fallback(category, None)
@@ -468,7 +525,7 @@ class RuleAuthorizer:
 
     def _members_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         index = self._index
-        self._cache.clear()
+        self.forget_verdicts()
         gone = list(index.memberships()) if everything else []
         gone += [records.member_of(key, None) for key, value in items if value is None]
         for one in gone:
@@ -479,7 +536,7 @@ class RuleAuthorizer:
 
     def _locks_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         index = self._index
-        self._cache.clear()
+        self.forget_verdicts()
         if everything:
             for lock in list(index.locks()):
                 index.remove_lock(lock.lock_id)
@@ -492,6 +549,11 @@ class RuleAuthorizer:
 
 def _ref(principal: tuple[str, str]) -> pb.PrincipalRef:
     return pb.PrincipalRef(principal_type=principal[0], principal_id=principal[1])
+
+
+def _earlier(until_ms: int, other_ms: int) -> int:
+    """Return the earlier of two moments, of which 0 is never."""
+    return min(until_ms, other_ms) if until_ms and other_ms else until_ms or other_ms
 
 
 def _workspace_of(principal_type: str, principal_id: str) -> str:

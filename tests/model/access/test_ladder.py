@@ -355,6 +355,7 @@ SUBJECTS = st.sampled_from(
 RESOURCES = st.sampled_from(
     [
         *("workspace:w", "workspace:v", "workspace:w/x", r"workspace:\*", r"workspace:\w", "kv_scope:workspace"),
+        *("kv_key:k", "kv_key:*", "kv_key:k*", r"kv_key:\k"),
         *(
             "workspace:*",
             "workspace:?",
@@ -393,7 +394,7 @@ QUESTIONS = [
     Question(*principal, *resource, own)
     for principal, resource, own in product(
         [("agent", "a"), ("agent", "a/b"), ("agent", "*"), ("user", "a"), ("bridge", "b")],
-        [("workspace", "w"), ("workspace", "w/x"), ("workspace", "*"), ("kv_scope", "workspace")],
+        [("workspace", "w"), ("workspace", "w/x"), ("workspace", "*"), ("kv_scope", "workspace"), ("kv_key", "k")],
         ["", "w"],
     )
 ]
@@ -458,6 +459,8 @@ def compare(question: Question, now_ms: int, access: AccessIndex, plain: NaiveAc
         answer.rule_id,
         answer.via,
     )
+    if question.resource_type == "kv_key" and verdict.tier < 6:
+        assert access.may_have_key_rules(question.principal_type, question.principal_id, now_ms)
     assert verdict.reason.endswith(f"(via {verdict.via})") is bool(verdict.via)
     for later_ms in (10, 20, 30, 40):
         if now_ms < later_ms and (not verdict.until_ms or later_ms < verdict.until_ms):
@@ -529,7 +532,7 @@ def test_the_index_answers_as_the_table_says(operations: list[tuple[Any, ...]]) 
 
 def assert_empty(access: AccessIndex) -> None:
     """Nothing is left behind: not in the indexes by prefix either."""
-    left = (access._rules, access._exact, access._any, access._pattern_rules, access._own)
+    left = (access._rules, access._exact, access._any, access._pattern_rules, access._key_rules, access._own)
     assert not any(left)
     assert not any((access._above, access._members, access._locks, access._fallbacks))
     assert len(access._locks_by_prefix) == 0
