@@ -209,7 +209,7 @@ LIMIT_TEXTS: Final[Mapping[str, str]] = {
     "task_payload_bytes": "Payload of a created task; beyond it TASK_PAYLOAD_TOO_LARGE. At most 3144704.",
     "send_rate_per_s": "Messages and progress reports of one connection; 0 is unlimited, as in development mode.",
     "send_burst": "Messages that a connection may send at once before its rate counts.",
-    "workspace_rate_per_s": "Messages of one workspace through one gateway; 0 is unlimited.",
+    "workspace_rate_per_s": "Messages of one workspace, over all nodes; 0 is unlimited.",
     "identity_rate_per_s": "Messages of one identity; 0 is unlimited (the reference: 100 when quotas are on).",
     "request_rate_per_s": "Requests of one connection (KV, checkpoints, tasks, sessions, ...); 0 is unlimited, as in development mode.",
     "request_burst": "Requests that a connection may make at once before their rate counts.",

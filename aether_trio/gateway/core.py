@@ -240,7 +240,13 @@ async def open_core(
             cluster.peers.when_dead(queues.node_left)
             cluster.when_renewed(queues.node_left)
             cluster.when_renewed(hooks.node_renewed)
-        rates = Rates(settings.limits, clock, quotas)
+        leased_rates: LeasedRates | None = None
+        if cluster is not None:
+            from aether_trio.cluster.rate_leases import LeasedRates
+
+            leased_rates = LeasedRates(tasks_database, cluster.bus, cluster.lease, clock)
+            nursery.start_soon(keep_running, "rate-leases", leased_rates.run, name="rate-leases")
+        rates = Rates(settings.limits, clock, quotas, leased_rates)
         router = Router(
             log,
             rates,
@@ -370,6 +376,8 @@ async def open_core(
                     with trio.CancelScope(shield=True, deadline=trio.current_time() + 5):
                         await presence.flush_at_end()
                         await tokens.flush_at_end()
+                        if leased_rates is not None:
+                            await leased_rates.give_back()
         finally:
             nursery.cancel_scope.cancel()
 

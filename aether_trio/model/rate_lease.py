@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-ROOM: Final = 1.1
+ROOM: Final = 1.05
 """A node is leased so much more than its demand, as demand is not the same each second."""
 TOLERANCE: Final = 1e-9
 TOLERANCE_TOKENS: Final = 1e-6

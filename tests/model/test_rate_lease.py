@@ -35,7 +35,7 @@ def test_shares_are_the_whole_rate_and_fair(rate: float, demanded: dict[str, flo
         (100.0, {"a": 5.0}, {"a": 100.0}),
         (100.0, {"a": 1000.0, "b": 1000.0}, {"a": 50.0, "b": 50.0}),
         (100.0, {"a": 1000.0, "b": 10.0}, {"a": 100 - 10 * ROOM, "b": 10 * ROOM}),
-        (100.0, {"a": 10.0, "b": 20.0}, {"a": 10 * ROOM + 33.5, "b": 20 * ROOM + 33.5}),
+        (100.0, {"a": 10.0, "b": 20.0}, {"a": 50 - 5 * ROOM, "b": 50 + 5 * ROOM}),
     ],
 )
 def test_examples_of_shares(rate: float, demanded: dict[str, float], shares: dict[str, float]) -> None:
