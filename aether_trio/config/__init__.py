@@ -10,6 +10,7 @@ from aether_trio.config.keys import Key, SettingsError, all_keys
 from aether_trio.config.loading import Loaded, load_settings, load_settings_with_origins
 from aether_trio.config.settings import (
     ApiKey,
+    AuditSettings,
     AuthSettings,
     ClaimsMapping,
     GatewaySettings,
@@ -29,6 +30,7 @@ from aether_trio.config.settings import (
 
 __all__ = [
     "ApiKey",
+    "AuditSettings",
     "AuthSettings",
     "ClaimsMapping",
     "GatewaySettings",

@@ -454,6 +454,49 @@ class TaskSettings(Section, frozen=True):
     ] = 30 * DAYS
 
 
+AuditEventType = Literal[
+    "connection",
+    "auth",
+    "message",
+    "kv",
+    "task",
+    "authorization",
+    "authority_request",
+    "admin",
+    "acl",
+    "custom",
+]
+
+
+class AuditSettings(Section, frozen=True):
+    enabled: Annotated[
+        bool, about("Record what participants do. Changes of access rules are recorded in any case.")
+    ] = True
+    event_types: Annotated[
+        tuple[AuditEventType, ...], about("Types of events that are recorded; none: all of them.")
+    ] = ()
+    verbosity: Annotated[
+        Literal["low", "medium", "high"],
+        about("medium: also the sizes of messages and values; high: also the begin of the payloads of new tasks."),
+    ] = "low"
+    retention_days: Annotated[int, about("Rows are kept this long; 0 is for ever.", ge=0)] = 90
+    queue_bytes: Annotated[
+        int, about("Rows that wait while the database fails; what does not fit is one row with its count.", ge=MIB)
+    ] = 64 * MIB
+    submits_per_s: Annotated[
+        float, about("Entries that a participant may add; one second's worth at once. 0 is unlimited.", ge=0)
+    ] = 100.0
+    head_s: Annotated[float, about("Between two signed heads of the audit log.", gt=0)] = 60.0
+    signing_key: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        about("File of the key that signs the heads, made when missing; unset: audit.key in gateway.data_dir."),
+    ] = None
+    heads_file: Annotated[
+        Annotated[str, Meta(min_length=1)] | None,
+        about("File to which each signed head is appended, for a witness on another machine; unset: none."),
+    ] = None
+
+
 class LoggingSettings(Section, frozen=True):
     format: Annotated[
         Literal["console", "json"], about("For people, or one JSON object a line. Alias AETHER_LOG_FORMAT.")
@@ -478,6 +521,7 @@ class Settings(Section, frozen=True):
     storage: Annotated[StorageSettings, about("Where data is kept.")] = StorageSettings()
     log: Annotated[LogSettings, about("The durable message log.")] = LogSettings()
     tasks: Annotated[TaskSettings, about("Tasks and their workers.")] = TaskSettings()
+    audit: Annotated[AuditSettings, about("The record of who did what.")] = AuditSettings()
     logging: Annotated[LoggingSettings, about("The gateway's own log.")] = LoggingSettings()
 
     @property

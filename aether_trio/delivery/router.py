@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeAlias
 
 from google.protobuf.message import DecodeError
 
@@ -171,6 +171,11 @@ class ResolvedTarget:
     """Whether it is the input topic of a task."""
     is_startable: bool = False
     """Whether its receiver may be started when a message for it arrives."""
+    sent: int = 0
+    """Messages that `take_counts` has not reported yet; their payloads have `sent_bytes`."""
+    sent_bytes: int = 0
+    reported: bool = False
+    """Whether `take_counts` has reported messages to this target before."""
 
 
 _NOTHING_SENT: Final[dict[Any, Any]] = {}
@@ -194,6 +199,8 @@ class Sender:
         default_factory=lambda: _NOTHING_SENT
     )
     """By type and workspace, and by the grant of such messages."""
+
+    session_id: str = ""
 
     def forget_decisions(self) -> None:
         """Forget all decisions about targets, as access data have changed."""
@@ -221,13 +228,39 @@ class RouterStatistics:
     refused: dict[tuple[str, str], int]
 
 
+@dataclass(frozen=True, slots=True)
+class RouteCount:
+    """How many messages a session has sent to a topic, or was refused; for audits.
+
+    `refusal` is the code of refused ones, of which no bytes are counted. `grant_id` and `subject`
+    are of messages in the name of another principal, which are in counts of their own.
+    """
+
+    identity: Identity
+    session_id: str
+    workspace: str
+    target: str
+    messages: int
+    payload_bytes: int
+    refusal: str = ""
+    grant_id: str = ""
+    subject: tuple[str, str] = ("", "")
+
+
+_Route: TypeAlias = tuple[Identity, str, str, ResolvedTarget]
+"""A sender's identity, session and workspace when it sent, and the target."""
+
+
 class Router:
     """Checks messages of clients and appends them to the log.
 
     * `pick_service(implementation)` returns the topic of a live instance of a service, by turns.
     * `on_task_input(topic, number)` is called after each append to the input topic of a task.
     * `on_absent(topic)` is called after each append for an agent or unique task that is not
-      connected to this node. Neither of the two may block.
+      connected to this node.
+    * `on_counts()` is called when `take_counts` has something that is to be known soon.
+
+    None of them may block.
     """
 
     def __init__(
@@ -241,6 +274,7 @@ class Router:
         strict: bool = True,
         on_task_input: Callable[[str, int], None],
         on_absent: Callable[[str], None],
+        on_counts: Callable[[], None] = lambda: None,
     ) -> None:
         self._log = log
         self._topics = log.topics
@@ -251,10 +285,17 @@ class Router:
         self._strict = strict
         self._on_task_input = on_task_input
         self._on_absent = on_absent
+        self._on_counts = on_counts
         self._accepted: dict[tuple[int, str], SendCount] = {}
         self._refused: dict[tuple[str, str], int] = {}
         self._flows: dict[str, dict[tuple[str, str], MessageFlowCount]] = {}
         self._flow_count = 0
+        # Routes with messages that are not reported. They are kept here until they are, also when
+        # their sender has dropped them or is gone.
+        self._fresh_routes: list[_Route] = []
+        self._known_routes: list[_Route] = []
+        self._denied: dict[tuple[Identity, str, str, str, str], int] = {}
+        self._delegated: dict[tuple[Identity, str, str, str, str, tuple[str, str]], tuple[int, int]] = {}
 
     def send(self, sender: Sender, message: pb.SendMessage) -> None:
         """Check one message of a client and append it to the log. Raises RequestError."""
@@ -305,8 +346,15 @@ class Router:
             if rest is not None and rest.HasField("checked_access"):
                 suffix += self._receipt(sender, rest.checked_access, authority, topic.name)
         except RequestError as error:
-            self._count_refusal(sender.workspace, error.code)
+            self._count_refusal(sender, target, error.code)
             raise
+        if authority is not None:
+            self._count_delegated(sender, resolved, authority, len(payload))
+        else:
+            if not resolved.sent:
+                self._begin_count(sender, resolved)
+            resolved.sent += 1
+            resolved.sent_bytes += len(payload)
         count.messages += 1
         count.payload_bytes += len(payload)
         resolved.flow.messages += 1
@@ -317,7 +365,56 @@ class Router:
         elif resolved.is_startable and len(topic.subscribers) == topic.watchers:
             self._on_absent(topic.name)
 
-    def _count_refusal(self, workspace: str, code: Code) -> None:
+    def _begin_count(self, sender: Sender, resolved: ResolvedTarget) -> None:
+        """Keep a route until the messages that are counted on it are reported."""
+        route = sender.identity, sender.session_id, sender.workspace, resolved
+        if resolved.reported:
+            self._known_routes.append(route)
+            return
+        if not self._fresh_routes:
+            self._on_counts()
+        self._fresh_routes.append(route)
+
+    def _count_delegated(
+        self, sender: Sender, resolved: ResolvedTarget, authority: SendAuthority, payload_bytes: int
+    ) -> None:
+        route = sender.identity, sender.session_id, sender.workspace, resolved.topic.text
+        if not self._delegated:
+            self._on_counts()
+        messages, total = self._delegated.get((*route, authority.grant_id, authority.subject), (0, 0))
+        self._delegated[*route, authority.grant_id, authority.subject] = messages + 1, total + payload_bytes
+
+    def take_counts(self, *, all_routes: bool) -> list[RouteCount]:
+        """Return how many messages went to each target since they were taken last.
+
+        Each message is in one count of one call. Without `all_routes` only targets are looked at
+        that have never been reported, so that the first messages to one show soon.
+        """
+        taken, self._fresh_routes = self._fresh_routes, []
+        if all_routes:
+            taken += self._known_routes
+            self._known_routes = []
+        counts: list[RouteCount] = []
+        for identity, session_id, workspace, resolved in taken:
+            name = resolved.topic.text
+            counts.append(RouteCount(identity, session_id, workspace, name, resolved.sent, resolved.sent_bytes))
+            resolved.sent = resolved.sent_bytes = 0
+            resolved.reported = True
+        delegated, self._delegated = self._delegated, {}
+        for key, (messages, payload_bytes) in delegated.items():
+            counts.append(RouteCount(*key[:4], messages, payload_bytes, "", key[4], key[5]))
+        denied, self._denied = self._denied, {}
+        counts += [RouteCount(*key[:4], times, 0, key[4]) for key, times in denied.items()]
+        return counts
+
+    def _count_refusal(self, sender: Sender, target: str, code: Code) -> None:
+        workspace = sender.workspace
+        denied = (sender.identity, sender.session_id, workspace, target, code.value)
+        if not self._denied:
+            self._on_counts()
+        if denied not in self._denied and len(self._denied) >= MAX_SERIES:
+            denied = (*denied[:3], OTHER, code.value)
+        self._denied[denied] = self._denied.get(denied, 0) + 1
         key = (workspace, code.value)
         if key not in self._refused and len(self._refused) >= MAX_SERIES:
             key = (OTHER, code.value)

@@ -21,6 +21,7 @@ from aether_trio.delivery.rates import Rates
 from aether_trio.delivery.router import Router
 from aether_trio.delivery.topic_watcher import TopicWatcher
 from aether_trio.gateway import limits, metrics
+from aether_trio.gateway.audit import AuditTrail, fold_forever, open_audit
 from aether_trio.gateway.databases import open_databases, probe_while_failing, starting
 from aether_trio.gateway.membership import open_membership
 from aether_trio.gateway.session_hooks import ServiceHooks, WorkspaceMoves
@@ -34,16 +35,17 @@ from aether_trio.model.quotas import WorkspaceQuotas
 from aether_trio.queues import open_work_queues
 from aether_trio.services import quotas as quota_records
 from aether_trio.services import unimplemented
-from aether_trio.services.access.authorizer import NoDecisions
-from aether_trio.services.access.changes import AccessChanges, ChangePeers, NoAudit, NoPeers
+from aether_trio.services.access.changes import AccessChanges, ChangePeers, NoPeers
 from aether_trio.services.access.checks import AccessChecks
+from aether_trio.services.access.decision_log import DecisionLog
 from aether_trio.services.access.enforcement import Enforcement
 from aether_trio.services.access.records import DECISIVE
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.access.seeding import seed
-from aether_trio.services.access.service import AccessService, NoHistory
+from aether_trio.services.access.service import AccessService
 from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
-from aether_trio.services.authority import AuthorityService, KnownGrants, NoAuditSink, TaskTransactions
+from aether_trio.services.audit.service import AuditService
+from aether_trio.services.authority import AuthorityService, KnownGrants, TaskTransactions
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.credentials.ends import CredentialEnds
@@ -94,6 +96,7 @@ class Core:
     credentials: CredentialChecker
     credential_ends: CredentialEnds
     tokens: TokenStore
+    audit: AuditTrail
     sessions: SessionServer
     tail: TopicWatcher
 
@@ -132,20 +135,22 @@ async def open_core(
             open_membership(settings, clock, databases, log, ephemeral_topics, quotas)
         )
         registry, directory, cluster = membership.registry, membership.directory, membership.cluster
+        audit = await stack.enter_async_context(open_audit(settings, clock, tasks_database, randomness))
         nursery = await stack.enter_async_context(trio.open_nursery())
         queues = open_work_queues(log, nursery, None if cluster is None else cluster.lease)
         framed = settings.framed
         publishers = PublisherStore(databases.log, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
 
         # Services.
+        decisions = DecisionLog(audit.writer.put, clock, ids.unique)
         grants = KnownGrants(tasks_database, clock, registry, directory, strict=strict)
-        authorizer = RuleAuthorizer(AccessIndex(), clock, grants, NoDecisions())
+        authorizer = RuleAuthorizer(AccessIndex(), clock, grants, decisions)
         peers: ChangePeers = NoPeers()
         if cluster is not None:
             from aether_trio.cluster.access import ClusterPeers
 
             peers = ClusterPeers(cluster)
-        changes = AccessChanges(tasks_database, clock, peers, membership.gate, NoAudit())
+        changes = AccessChanges(tasks_database, clock, peers, membership.gate, audit.writer)
         authorizer.follow(changes)
         quota_records.follow(changes, quotas)
         grants.follow(changes)
@@ -178,7 +183,7 @@ async def open_core(
             directory,
             ids,
             clock,
-            NoAuditSink(),
+            audit.writer,
             strict=strict,
         )
         agents = AgentRegistry(
@@ -234,6 +239,7 @@ async def open_core(
             conversations=conversations,
             starter=starter,
             autostart_queue=autostart_queue,
+            audit=audit,
         )
         if cluster is not None:
             # A renewal frees what this node itself had leased before.
@@ -256,12 +262,22 @@ async def open_core(
             strict=strict,
             on_task_input=engine.input_consumer.put,
             on_absent=autostart_queue.target_absent,
+            on_counts=audit.counted.set,
         )
         token_service = TokenService(tasks_database, tokens, changes, authorizer, ids, clock, randomness.randbytes)
         session_service = SessionService(directory, presence, authorizer, clock)
         checks = AccessChecks(authorizer)
         workspaces = WorkspaceService(
             tasks_database, authorizer, changes, directory, quotas, router, clock, strict=strict
+        )
+        audit_service = AuditService(
+            tasks_database,
+            clock,
+            authorizer,
+            audit.writer if settings.audit.enabled else None,
+            partial(audit.fold_routes, router, all_routes=True),
+            audit.upkeep.forget,
+            submits_per_s=settings.audit.submits_per_s,
         )
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
@@ -271,15 +287,17 @@ async def open_core(
             "access_check": checks.check,
             "batch_access_check": checks.check_all,
             "workspace_op": workspaces.handle,
-            "acl_op": AccessService(tasks_database, authorizer, changes, NoHistory(), ids, clock).handle,
-            "session_op": session_service.operate,
+            "acl_op": AccessService(tasks_database, authorizer, changes, audit_service, ids, clock).handle,
+            "session_op": audit.disconnects(session_service.operate),
             "token_op": token_service.handle,
             "connection_status_request": session_service.status,
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
             **tasks.handlers,
+            "create_task": audit.created_tasks(tasks.handlers["create_task"]),
+            **audit_service.handlers,
             **authority.handlers,
         }
-        dispatcher = Dispatcher(log, handlers, {"kv_op": KvHandler(kv, metric_families, clock).handle_some})
+        dispatcher = Dispatcher(log, handlers, {"kv_op": audit.kv(KvHandler(kv, metric_families, clock).handle_some)})
         sessions = SessionServer(
             SessionDependencies(
                 clock=clock,
@@ -307,6 +325,7 @@ async def open_core(
         health.add_probe("log", _probe(lambda: log.statistics().storage_failing))
         health.add_probe("state", _probe(lambda: state.statistics().failing))
         health.add_probe("tasks", _probe(lambda: tasks_database.statistics().failing))
+        health.add_probe("audit", lambda: audit.problem)
         retention = Retention(log, limits.retention_limits(settings))
         metrics.watch_databases(metric_families, databases)
         metrics.watch_log(metric_families, log, retention)
@@ -337,6 +356,7 @@ async def open_core(
             credentials=credentials,
             credential_ends=credential_ends,
             tokens=tokens,
+            audit=audit,
             sessions=sessions,
             tail=TopicWatcher(log, ephemeral_topics, clock),
         )
@@ -354,6 +374,8 @@ async def open_core(
             "session-expiry": expiry.run,
             "identity-providers": credentials.run,
             "token-uses": tokens.run,
+            "audit-counts": fold_forever(audit, router),
+            "decisions": decisions.run,
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
             **authority.background,
@@ -378,6 +400,8 @@ async def open_core(
                         await tokens.flush_at_end()
                         if leased_rates is not None:
                             await leased_rates.give_back()
+                    audit.fold_routes(router, all_routes=True)
+                    decisions.fold()
         finally:
             nursery.cancel_scope.cancel()
 

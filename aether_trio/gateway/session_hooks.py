@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from aether_trio.gateway.audit import AuditTrail
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import tell_all
-from aether_trio.model.errors import Status
+from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.services.access.enforcement import Enforcement
@@ -67,10 +68,19 @@ class ServiceHooks:
     conversations: Conversations
     starter: AgentStarter
     autostart_queue: AutostartQueue
+    audit: AuditTrail
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Check the credentials of a client's first message. Raises StatusError."""
-        return await self.credentials.admit(claim, peer)
+        if self.audit.writer.failing:
+            raise StatusError(Status.UNAVAILABLE, "this gateway cannot record who connects; try again")
+        try:
+            admitted = await self.credentials.admit(claim, peer)
+        except StatusError as error:
+            self.audit.authenticated(claim, peer, None, error)
+            raise
+        self.audit.authenticated(claim, peer, admitted, None)
+        return admitted
 
     def authorize(self, session: Session) -> None:
         """Check that a client may be connected now. Raises StatusError.
@@ -115,6 +125,7 @@ class ServiceHooks:
 
     def joined(self, session: Session, claim: Claim) -> None:
         """Tell the services of a session that was acknowledged."""
+        self.audit.connected(session, resumed=bool(claim.resume_session_id))
         self._join(session, resumed=bool(claim.resume_session_id))
 
     def node_renewed(self) -> None:
@@ -139,6 +150,7 @@ class ServiceHooks:
             self.tasks.ended,
             self.conversations.ended,
             self._agent_ended,
+            self.audit.disconnected,
         )
         self.metrics.connection_duration.observe(
             (self.clock.now_ms() - session.connected_ms) / 1000,

@@ -114,7 +114,8 @@ OPERATIONS: Final[Mapping[EventType, frozenset[str]]] = {
             "admin_state_query",
             "admin_session_disconnect",
             "admin_config_change",
-            "audit_tree_started",
+            "audit_started",
+            "audit_stopped",
             "audit_retention",
             "audit_gap",
         }
@@ -227,12 +228,19 @@ def stored_text(text: str) -> bytes:
 
 def metadata_text(metadata: Mapping[str, object]) -> str:
     """Return redacted metadata as a JSON object in ASCII, with its keys in order."""
-    if not metadata:
-        return "{}"
-    text = json.dumps(redacted(metadata), ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    text = _as_json(metadata) if metadata else "{}"
     if len(text) > METADATA_BYTES:
         return json.dumps({"omitted": "the metadata is too long", "bytes": len(text)}, separators=(",", ":"))
     return text
+
+
+def metadata_fits(metadata: Mapping[str, object]) -> bool:
+    """Whether metadata is stored as it is, but for what is redacted."""
+    return len(_as_json(metadata)) <= METADATA_BYTES
+
+
+def _as_json(metadata: Mapping[str, object]) -> str:
+    return json.dumps(redacted(metadata), ensure_ascii=True, sort_keys=True, separators=(",", ":"))
 
 
 _SECRET: Final = re.compile("password|passwd|apikey|secret|token|bearer|authorization|credential|privatekey")

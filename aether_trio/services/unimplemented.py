@@ -34,12 +34,6 @@ def _failed_reply(reply: str) -> Failure:
 
 FAILURES: Final[dict[str, Failure | None]] = {
     "workflow_op": _failed_reply("workflow_response"),
-    "audit_query": _failed_reply("audit_response"),
-    "submit_audit_event": lambda op, text: pb.DownstreamMessage(
-        submit_audit_event_response=pb.SubmitAuditEventResponse(
-            error_code=Code.NOT_IMPLEMENTED, error_message=text, client_request_id=op.client_request_id
-        )
-    ),
     "proxy_http_request": lambda op, text: pb.DownstreamMessage(
         proxy_http_response=pb.ProxyHttpResponse(
             request_id=op.request_id, error=pb.ProxyError(kind=pb.ProxyError.SIDECAR_UNAVAILABLE, message=text)

@@ -34,6 +34,8 @@ CHECKED_BY_OPERATION: Final = frozenset(
         # (services/tasks/handlers/sanitize.py, cluster/locks/remote_disconnects.py).
         "aether.v1.TaskOperation.reason",
         "aether.v1.SessionOperation.reason",
+        # A policy's document (services/access/policy_service.py), or the short reason of a rule.
+        "aether.v1.ACLGrantRequest.reason",
         # A header of HTTP, and a credential.
         "aether.v1.ProxyHttpRequest.path",
         "aether.v1.TunnelOpen.session_token",

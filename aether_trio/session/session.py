@@ -116,6 +116,7 @@ class Session:
             rates.connection_bucket(),
             delivery_prefix(identity.topic or identity.text),
             self,
+            session_id=session_id,
         )
         self.subscriptions: Subscriptions | None = None
         self.nursery: trio.Nursery | None = None

@@ -48,6 +48,7 @@ ANOTHER: dict[str, Any] = {
     "auth.api_keys": [{"id": "k", "sha256": "ab" * 32, "principal": "agent"}],
     "auth.token_hmac_keys": [{"id": "2026", "file": "hmac.key"}],
     "auth.jwt.providers": [{"name": "idp", "issuer": "i", "audience": "a", "jwks_file": "keys.json"}],
+    "audit.event_types": ["auth", "task"],
     "websocket.principals": ["agent", "user"],
     "websocket.allowed_origins": ["https://app.example.com"],
     "storage.database": "postgresql://aether:secret@db.example.com/aether",

@@ -370,6 +370,25 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             "UNSUBSCRIBE": "ends what the connection itself has subscribed to",
         },
     ),
+    "audit_query": Foreign(
+        {
+            "of a workspace": _ask("audit_query", pb.AuditQuery, workspace="blue"),
+            "of all workspaces": _ask("audit_query", pb.AuditQuery),
+        }
+    ),
+    "submit_audit_event": Foreign(
+        {
+            "in a workspace": _ask(
+                "submit_audit_event",
+                pb.SubmitAuditEventRequest,
+                id_field="client_request_id",
+                event_type="custom",
+                operation="did",
+                success=True,
+                workspace="blue",
+            )
+        }
+    ),
     "switch_workspace": Own("agents cannot, and test_a_user_enters_no_workspace_beyond_its_key has users"),
     "checkpoint_op": Own("checkpoints belong to the caller's whole identity"),
     "progress": Own("goes to the caller's workspace or to a user; tests/security/test_reach_of_tasks.py has the tasks"),
@@ -417,7 +436,7 @@ def refusals(said: Sequence[pb.DownstreamMessage]) -> list[str]:
     for message in said:
         payload = getattr(message, message.WhichOneof("payload") or "error")
         text = getattr(payload, "message", "") if message.HasField("error") else getattr(payload, "error", "")
-        text = text or getattr(payload, "message", "")
+        text = text or getattr(payload, "message", "") or getattr(payload, "error_message", "")
         words = (
             "does not reach",
             "no session",

@@ -21,7 +21,7 @@ VIRTUAL_AGENTS = ("agents_that_end", "orchestrators", "random", "registry", "sta
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     use_virtual_time(items, Path(__file__).parent, VIRTUAL, subfolders=False)
     use_virtual_time(items, Path(__file__).parent / "agents", [f"test_{name}" for name in VIRTUAL_AGENTS])
-    use_virtual_time(items, Path(__file__).parent / "audit", ["test_writer"])
+    use_virtual_time(items, Path(__file__).parent / "audit", ["test_trail", "test_writer"])
     use_virtual_time(items, Path(__file__).parent / "workspaces")
 
 

@@ -27,7 +27,7 @@ same whenever it is read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from aether_trio.model.access.levels import AccessLevel
@@ -42,9 +42,11 @@ from aether_trio.model.access.policy import (
     PolicyMember,
     PolicyRule,
     PolicyTest,
+    rule_key,
 )
 from aether_trio.model.access.rules import (
     GROUP,
+    MAX_NAME_BYTES,
     MEMBER_TYPES,
     RESOURCE_TYPES,
     ROLE,
@@ -252,17 +254,7 @@ class _Reader:
             if len(words) != 3:
                 raise SpellingError(f"{shown(' '.join(words))}: {_RULE_FORM}")
             principal, level, resource = self._principal_of(words[0]), parse_level(words[1]), parse_resource(words[2])
-        rule = normalised(Rule("", *principal, *resource, level, expires_ms=expires_ms, reason=reason))
-        return PolicyRule(
-            rule.principal_type,
-            rule.principal_id,
-            rule.resource_type,
-            rule.resource_id,
-            rule.level,
-            rule.expires_ms,
-            rule.reason,
-            node.line,
-        )
+        return _checked_rule(PolicyRule(*principal, *resource, level, expires_ms, reason, node.line))
 
     def _fallback(self, name: PolicyKey, node: PolicyNode) -> tuple[str, AccessLevel] | None:
         if not is_category(name.text):
@@ -412,6 +404,47 @@ def _one(text: str, named: tuple[str, str]) -> tuple[str, str]:
     if several:
         raise SpellingError(f"a test is about one principal and one resource, and {shown(text)} may be several")
     return named[0], literal_of(named[1]) or ""
+
+
+def checked_policy(policy: Policy) -> Policy:
+    """Return a policy of another program as it is stored.
+
+    Raises RuleError, TextError.
+    """
+    unknown = set(policy.sections) - set(SECTIONS)
+    if policy.base not in BASES or unknown:
+        raise RuleError("policy", f"unknown base {shown(policy.base)} or sections {sorted(map(shown, unknown))}")
+    groups = []
+    for kind, name, description in policy.groups:
+        if kind not in {GROUP, ROLE}:
+            raise RuleError("kind", f"unknown kind {shown(kind)} of a group")
+        text = check_text(description, "the description", MAX_DESCRIPTION_BYTES, lines=True)
+        groups.append(PolicyGroup(kind, checked_name(kind, name), text))
+    members = []
+    for one in policy.members:
+        member = normalised_member(Member(*one[:4], expires_ms=one.expires_ms))
+        members.append(PolicyMember(*one[:2], member.member_type, member.member_id, one.expires_ms))
+    for category, _ in policy.fallbacks:
+        if not is_category(category) or len(category) > MAX_NAME_BYTES:
+            raise RuleError("fallbacks", f"{shown(category)} is no category{nearest_hint(category, CATEGORIES)}")
+    locks = [
+        normalised_lock(Lock("", pattern, reason, expires_ms=expires_ms))
+        for pattern, reason, expires_ms in policy.locks
+    ]
+    if len(policy.tests) > MAX_TESTS:
+        raise RuleError("tests", f"there are {len(policy.tests)} tests; at most {MAX_TESTS} are allowed")
+    return replace(
+        policy,
+        groups=tuple(groups),
+        members=tuple(members),
+        rules=tuple(map(_checked_rule, policy.rules)),
+        locks=tuple(PolicyLock(one.pattern, one.reason, one.expires_ms) for one in locks),
+    )
+
+
+def _checked_rule(rule: PolicyRule) -> PolicyRule:
+    checked = normalised(Rule("", *rule.key, rule.level, expires_ms=rule.expires_ms, reason=rule.reason))
+    return PolicyRule(*rule_key(checked), checked.level, checked.expires_ms, checked.reason, rule.line)
 
 
 class PolicyKey(NamedTuple):

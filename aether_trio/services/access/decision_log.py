@@ -39,6 +39,8 @@ class _Kind(NamedTuple):
     allowed: bool
     level: AccessLevel
     rule_id: str
+    required: AccessLevel
+    groups: tuple[str, ...]
 
 
 @dataclass(slots=True)
@@ -122,6 +124,8 @@ def _kind(actor: Actor, access: AccessQuestion, decision: AccessDecision, author
         decision.allowed,
         decision.level,
         decision.rule_id,
+        access.level,
+        actor.groups,
     )
 
 
@@ -147,6 +151,9 @@ def decision_event(kind: _Kind, decision: AccessDecision, authority: Authority, 
             "access_level": int(kind.level),
             "rule_id": kind.rule_id,
             "fallback_applied": decision.is_fallback,
+            "required_level": int(kind.required),
+            **({"groups": kind.groups} if kind.groups else {}),
+            **({} if grant is None else {"subject": f"{subject[0]}:{subject[1]}"}),
             **({} if kind.allowed else {"reason": decision.reason}),
         },
         subject_type=subject[0],

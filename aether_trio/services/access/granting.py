@@ -13,7 +13,8 @@ counts as not held.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from typing import Final
 
@@ -32,6 +33,15 @@ _FALLBACK_TIER: Final = 6
 @lru_cache(maxsize=4096)
 def _compiled(text: str) -> Pattern:
     return compile_pattern(text)
+
+
+def check_reach(actor: Actor) -> None:
+    """Raise RequestError unless the actor's credential reaches all workspaces."""
+    if not actor.reaches_everything:
+        raise RequestError(
+            Code.PERMISSION_DENIED,
+            "access is administered with a credential that reaches all workspaces; this one does not",
+        )
 
 
 class Granting:
@@ -168,14 +178,14 @@ class Granting:
         self, actor: Actor, resource_type: str, resource_id: str, authority: Authority = DIRECT
     ) -> AccessLevel:
         """Return the level that an actor is sure to have on all that a pattern names."""
-        literal = None if resource_id == ANY else literal_of(resource_id)
-        if literal is not None:
-            workspace = literal if resource_type == "workspace" else ""
-            access = AccessQuestion("acl_grant", resource_type, literal, workspace, AccessLevel.READ)
-            return self._authorizer.decide(actor, access, authority).level
+        if resource_id != ANY and literal_of(resource_id) is not None:
+            return _level_on(self._authorizer, actor, resource_type, resource_id, authority)
+        return self.held(actor, authority).level_over(resource_type, resource_id)
+
+    def held(self, actor: Actor, authority: Authority = DIRECT) -> HeldRights:
+        """Return what an actor has now, to be compared with many rules."""
         grant = authority.grant
         principal = (actor.identity.type_name, actor.identity.canonical_id) if grant is None else grant.subject
-        cap = actor.cap if grant is None else min(actor.cap, grant.max_level)
         subjects = {*self._index.subjects(*principal, self._authorizer.now_ms())}
         if grant is None:
             for group in actor.groups:
@@ -183,25 +193,67 @@ class Granting:
         wildcard = WILDCARDS.get(principal[0])
         if wildcard is not None:
             subjects.add(f"{WILDCARD}:{wildcard}")
-        mine = [one for one in self._rules_of(subjects) if one.resource_type == resource_type]
-        fallback = self._index.fallbacks().get(f"{principal[0]}_{resource_type}", AccessLevel.NONE)
-        return min(cap, _sure_level(mine, resource_id, fallback))
+        return HeldRights(self._authorizer, actor, authority, principal[0], self._rules_of(subjects))
 
     def _rules_of(self, subjects: set[str]) -> Sequence[Rule]:
         """Return the live rules of these subjects, by their names or by patterns."""
-        now_ms = self._authorizer.now_ms()
-        found: list[Rule] = []
-        for rule in self._index.rules():
-            subject = rule.subject
-            named = subject in subjects
-            if not named and rule.principal_type != WILDCARD and (literal := literal_of(rule.principal_id)) is None:
-                pattern = _compiled(subject)
-                named = any(pattern.matches(one) for one in subjects)
-            elif not named and rule.principal_type != WILDCARD and literal != rule.principal_id:
-                named = f"{rule.principal_type}:{literal}" in subjects
-            if named and rule.is_live(now_ms):
-                found.append(rule)
-        return found
+        return rules_of(self._index.rules(), subjects, self._authorizer.now_ms())
+
+
+class HeldRights:
+    """What an actor has by the rules of a moment; keep it no longer than a step."""
+
+    def __init__(
+        self,
+        authorizer: RuleAuthorizer,
+        actor: Actor,
+        authority: Authority,
+        principal_type: str,
+        rules: Iterable[Rule],
+    ) -> None:
+        self._authorizer = authorizer
+        self._actor = actor
+        self._authority = authority
+        self._principal_type = principal_type
+        self._cap = actor.cap if authority.grant is None else min(actor.cap, authority.grant.max_level)
+        self._rules: dict[str, list[Rule]] = defaultdict(list)
+        for rule in rules:
+            self._rules[rule.resource_type].append(rule)
+
+    def level_over(self, resource_type: str, resource_id: str) -> AccessLevel:
+        """Return the level that is sure on all that a pattern names."""
+        if resource_id != ANY and literal_of(resource_id) is not None:
+            return _level_on(self._authorizer, self._actor, resource_type, resource_id, self._authority)
+        fallbacks = self._authorizer.index.fallbacks()
+        fallback = fallbacks.get(f"{self._principal_type}_{resource_type}", AccessLevel.NONE)
+        return min(self._cap, _sure_level(self._rules.get(resource_type, ()), resource_id, fallback))
+
+
+def rules_of(rules: Iterable[Rule], subjects: Collection[str], now_ms: int) -> list[Rule]:
+    """Return the live rules of these subjects, by their names or by patterns."""
+    found: list[Rule] = []
+    for rule in rules:
+        subject = rule.subject
+        named = subject in subjects
+        if not named and rule.principal_type != WILDCARD and (literal := literal_of(rule.principal_id)) is None:
+            pattern = _compiled(subject)
+            named = any(pattern.matches(one) for one in subjects)
+        elif not named and rule.principal_type != WILDCARD and literal != rule.principal_id:
+            named = f"{rule.principal_type}:{literal}" in subjects
+        if named and rule.is_live(now_ms):
+            found.append(rule)
+    return found
+
+
+def _level_on(
+    authorizer: RuleAuthorizer, actor: Actor, resource_type: str, resource_id: str, authority: Authority
+) -> AccessLevel:
+    """Return the level that an actor has on one resource; its id may be escaped."""
+    name = literal_of(resource_id)
+    assert name is not None
+    workspace = name if resource_type == "workspace" else ""
+    access = AccessQuestion("acl_grant", resource_type, name, workspace, AccessLevel.READ)
+    return authorizer.decide(actor, access, authority).level
 
 
 def _tier(rule: Rule) -> int:

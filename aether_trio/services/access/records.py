@@ -18,7 +18,7 @@ import msgspec
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.rules import Lock, Member, Rule
 from aether_trio.services.access.changes import Draft
-from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
 
 RULE: Final = "rule"
 FALLBACK: Final = "fallback"
@@ -218,6 +218,29 @@ def put_rule(draft: Draft, rule: Rule) -> Program[Rule | None]:
     return stored
 
 
+def insert_rules(draft: Draft, rules: Sequence[Rule]) -> Program[None]:
+    """Write rules for principals and resources that have none."""
+    if rules:
+        yield ExecuteMany(
+            f"INSERT INTO access_rules ({_RULE}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)",
+            [(one.rule_id, *rule_value(one)) for one in rules],
+        )
+    for one in rules:
+        draft.record(RULE, one.rule_id, rule_value(one))
+
+
+def update_rules(draft: Draft, rules: Sequence[Rule]) -> Program[None]:
+    """Write new terms of rules that exist, by their ids."""
+    if rules:
+        yield ExecuteMany(
+            "UPDATE access_rules SET level = $2, granted_by = $3, granted_ms = $4, expires_ms = $5, reason = $6 "
+            "WHERE rule_id = $1",
+            [(one.rule_id, *rule_value(one)[4:]) for one in rules],
+        )
+    for one in rules:
+        draft.record(RULE, one.rule_id, rule_value(one))
+
+
 def delete_rules(draft: Draft, rule_ids: Sequence[str]) -> Program[None]:
     """Delete rules, which exist."""
     for rule_id in rule_ids:
@@ -311,6 +334,12 @@ def find_group(kind: str, name: str) -> Program[GroupRecord | None]:
     return _group(rows[0]) if rows else None
 
 
+def all_groups() -> Program[list[GroupRecord]]:
+    """Read all groups and roles."""
+    rows = yield Fetch(f"SELECT {_GROUP} FROM access_groups ORDER BY kind, name")
+    return [_group(row) for row in rows]
+
+
 def list_groups(kind: str) -> Program[list[GroupRecord]]:
     """Read all groups, or all roles, by name."""
     rows = yield Fetch(f"SELECT {_GROUP} FROM access_groups WHERE kind = $1 ORDER BY name", (kind,))
@@ -347,6 +376,15 @@ def delete_group(draft: Draft, kind: str, name: str) -> Program[bool]:
     return True
 
 
+def describe_group(draft: Draft, kind: str, name: str, description: str) -> Program[None]:
+    """Write the description of a group or role."""
+    yield Execute(
+        "UPDATE access_groups SET description = $3 WHERE kind = $1 AND name = $2",
+        (kind, name, description),
+    )
+    draft.record(GROUP, f"{kind}:{name}", True)
+
+
 def list_members(kind: str, name: str) -> Program[list[Member]]:
     """Read the members of a group, or the assignments of a role."""
     rows = yield Fetch(
@@ -366,23 +404,33 @@ def list_memberships(kind: str, member_type: str, member_id: str) -> Program[lis
 
 
 def all_members() -> Program[list[Member]]:
-    """Read all memberships."""
-    rows = yield Fetch(f"SELECT {_MEMBER} FROM access_members")
+    """Read all memberships, by their groups."""
+    rows = yield Fetch(
+        f"SELECT {_MEMBER} FROM access_members ORDER BY kind, name, member_type, member_id",
+    )
     return [Member(*row) for row in rows]
 
 
 def put_member(draft: Draft, member: Member) -> Program[None]:
     """Write a membership; the group and the absence of a cycle are checked before."""
-    yield Execute(
+    yield from put_members(draft, [member])
+
+
+def put_members(draft: Draft, members: Sequence[Member]) -> Program[None]:
+    """Write memberships; groups and the absence of cycles are checked before."""
+    if not members:
+        return
+    yield ExecuteMany(
         f"INSERT INTO access_members ({_MEMBER}) VALUES ($1, $2, $3, $4, $5, $6, $7) "
         "ON CONFLICT (kind, name, member_type, member_id) DO UPDATE SET granted_by = excluded.granted_by, "
         "granted_ms = excluded.granted_ms, expires_ms = excluded.expires_ms",
-        (
-            member.kind, member.name, member.member_type, member.member_id, member.granted_by, member.granted_ms,
-            member.expires_ms,
-        ),
-    )  # fmt: skip
-    draft.record(MEMBER, member_key(member), [member.granted_by, member.granted_ms, member.expires_ms])
+        [
+            (one.kind, one.name, one.member_type, one.member_id, one.granted_by, one.granted_ms, one.expires_ms)
+            for one in members
+        ],
+    )
+    for one in members:
+        draft.record(MEMBER, member_key(one), [one.granted_by, one.granted_ms, one.expires_ms])
 
 
 def delete_member(draft: Draft, kind: str, name: str, member_type: str, member_id: str) -> Program[bool]:
@@ -405,9 +453,14 @@ def _delete_member(draft: Draft, member: Member) -> Program[bool]:
 
 
 def put_lock(draft: Draft, lock: Lock) -> Program[None]:
-    """Write a new lock."""
+    """Write a lock, or new terms of the one with its id."""
     fields: list[Value] = [lock.pattern, lock.reason, lock.locked_by, lock.locked_ms, lock.expires_ms]
-    yield Execute(f"INSERT INTO access_locks ({_LOCK}) VALUES ($1, $2, $3, $4, $5, $6)", (lock.lock_id, *fields))
+    yield Execute(
+        f"INSERT INTO access_locks ({_LOCK}) VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (lock_id) DO UPDATE SET "
+        "reason = excluded.reason, locked_by = excluded.locked_by, locked_ms = excluded.locked_ms, "
+        "expires_ms = excluded.expires_ms",
+        (lock.lock_id, *fields),
+    )
     draft.record(LOCK, lock.lock_id, fields)
 
 

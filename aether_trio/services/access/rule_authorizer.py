@@ -37,6 +37,7 @@ from aether_trio.services.access.authorizer import (
     DecisionSink,
     GrantMissing,
     GrantSource,
+    NoDecisions,
 )
 from aether_trio.services.access.changes import AccessChanges
 from aether_trio.services.access.questions import question
@@ -95,6 +96,10 @@ class RuleAuthorizer:
     def index(self) -> AccessIndex:
         """The rules, memberships, fallbacks and locks in memory."""
         return self._index
+
+    def by(self, index: AccessIndex) -> RuleAuthorizer:
+        """Return an authorizer that decides by another index, and reports nothing."""
+        return type(self)(index, self._clock, self._grants, NoDecisions())
 
     # -- the Authorizer ----------------------------------------------------------------------------
 

@@ -9,7 +9,9 @@ A credential for some workspaces only administers the rules about these, whateve
 has.
 
 A lock is a rule with the resource type "lock" on the wire: GRANT makes one, LIST_RULES with that
-resource type lists them, REVOKE ends one.
+resource type lists them, REVOKE ends one. LIST_RULES lists fallbacks with the resource type
+"fallback", and memberships of all groups and roles with "member". GRANT with the resource type
+"policy" plans or applies a whole policy (policy_service.py).
 """
 
 from __future__ import annotations
@@ -18,6 +20,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, Protocol, TypeVar
+
+import msgspec
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.patterns import escape, literal_of
@@ -44,12 +48,12 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.services.access import records
 from aether_trio.services.access.audit_events import change_event
-from aether_trio.services.access.authorizer import AccessQuestion, Admin, Authority
+from aether_trio.services.access.authorizer import AccessQuestion, Actor, Admin, Authority
 from aether_trio.services.access.changes import AccessChanges, Committed, Draft
-from aether_trio.services.access.granting import Granting
+from aether_trio.services.access.granting import Granting, check_reach
+from aether_trio.services.access.policy_service import PolicyService
 from aether_trio.services.access.records import FallbackRecord, GroupRecord
 from aether_trio.services.access.rule_authorizer import FALLBACK_TIER, RuleAuthorizer
-from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
 from aether_trio.wire.error_response import error_response
@@ -65,6 +69,12 @@ MAX_CATEGORY_BYTES: Final = 128
 MAX_UNIX_S: Final = 2**40
 LOCK: Final = "lock"
 """The resource type under which locks are rules on the wire."""
+FALLBACK: Final = "fallback"
+"""The resource type under which LIST_RULES lists the fallbacks, with the category as their id."""
+MEMBER: Final = "member"
+"""The resource type under which LIST_RULES lists memberships, with "group:NAME" as their id."""
+POLICY: Final = "policy"
+"""The resource type with which GRANT plans or applies a policy; the id says which."""
 
 _LOOKS: Final = frozenset(
     {
@@ -83,9 +93,9 @@ _ROLES: Final = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Caller:
-    """A session that asks for something, and in whose name."""
+    """A participant that asks for something, and in whose name."""
 
-    session: Session
+    session: Actor
     authority: Authority
 
     @property
@@ -133,8 +143,9 @@ class AccessService:
         self._ids = ids
         self._clock = clock
         self._granting = Granting(authorizer)
+        self._policies = PolicyService(database, authorizer, changes, ids, clock)
 
-    async def handle(self, session: Session, op: pb.ACLOperation) -> Sequence[pb.DownstreamMessage]:
+    async def handle(self, session: Actor, op: pb.ACLOperation) -> Sequence[pb.DownstreamMessage]:
         """Perform one operation; a refusal is a typed answer and an ErrorResponse."""
         reply = pb.ACLResponse(request_id=op.request_id)
         try:
@@ -148,7 +159,7 @@ class AccessService:
             return _refused(op, outage(error))
         return [pb.DownstreamMessage(acl=reply)]
 
-    async def _perform(self, session: Session, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
+    async def _perform(self, session: Actor, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
         authority = await self._authorizer.authority(
             session, op.authorization if op.HasField("authorization") else None
         )
@@ -172,11 +183,7 @@ class AccessService:
         level = AccessLevel.READ if op.op in _LOOKS else AccessLevel.ADMIN
         access = AccessQuestion(_word(op), "admin", Admin.ACL, "", level)
         self._authorizer.require(caller.session, access, caller.authority)
-        if not caller.session.reaches_everything:
-            raise RequestError(
-                Code.PERMISSION_DENIED,
-                "access is administered with a credential that reaches all workspaces; this one does not",
-            )
+        check_reach(caller.session)
 
     def _check_may_rule(
         self, caller: _Caller, op: pb.ACLOperation, resource_type: str, resource_id: str, level: AccessLevel
@@ -195,10 +202,10 @@ class AccessService:
         self._check_may_rule(caller, op, wanted.resource_type, wanted.resource_id, AccessLevel.READ)
         limit = min(wanted.limit, records.MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
         offset = max(wanted.offset, 0)
-        if wanted.resource_type == LOCK:
-            locks = await self._database.read(records.list_locks)
-            reply.rules.extend(_lock_info(lock) for lock in locks[offset : offset + limit])
-            reply.total_rules = len(locks)
+        if wanted.resource_type in {LOCK, FALLBACK, MEMBER}:
+            others = await self._database.read(partial(_others, wanted.resource_type))
+            reply.rules.extend(others[offset : offset + limit])
+            reply.total_rules = len(others)
             return
         names = (wanted.principal_type, wanted.principal_id, wanted.resource_type, wanted.resource_id)
         if any("\0" in name for name in names):
@@ -256,6 +263,9 @@ class AccessService:
         asked = op.grant_request
         if asked.resource_type == LOCK:
             await self._lock(caller, op, reply)
+            return
+        if asked.resource_type == POLICY:
+            await self._policy(caller, op, reply)
             return
         level = checked_level(asked.access_level)
         rule = normalised(
@@ -323,6 +333,17 @@ class AccessService:
             raise _no_rule(op)
         reply.rule.CopyFrom(_rule_info(rule))
         reply.message = _told("the rule is revoked", done)
+
+    async def _policy(self, caller: _Caller, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
+        """Plan or apply a policy; the documents are the reasons of request and answer."""
+        asked = op.grant_request
+        found = await self._policies.operate(caller.session, caller.authority, asked.resource_id, asked.reason)
+        text = f"{found.added} added, {found.changed} changed, {found.removed} removed"
+        reply.rule.resource_type = POLICY
+        reply.rule.resource_id = asked.resource_id
+        reply.rule.rule_id = found.digest
+        reply.rule.reason = msgspec.json.encode(found).decode()
+        reply.message = f"{text}; {found.caveat}" if found.caveat else text
 
     # -- locks -------------------------------------------------------------------------------------
 
@@ -753,6 +774,41 @@ def _lock_info(lock: Lock) -> pb.ACLRuleInfo:
         granted_at=lock.locked_ms // 1000,
         expires_at=lock.expires_ms // 1000,
         reason=lock.reason,
+    )
+
+
+def _others(resource_type: str) -> Program[list[pb.ACLRuleInfo]]:
+    """Read what is listed as rules, and is not stored as such."""
+    if resource_type == LOCK:
+        return [_lock_info(one) for one in (yield from records.list_locks())]
+    if resource_type == MEMBER:
+        return [_member_info(one) for one in (yield from records.all_members())]
+    return [_fallback_rule(one) for one in (yield from records.list_fallbacks())]
+
+
+def _member_info(member: Member) -> pb.ACLRuleInfo:
+    return pb.ACLRuleInfo(
+        principal_type=member.member_type,
+        principal_id=member.member_id,
+        resource_type=MEMBER,
+        resource_id=member.container,
+        granted_by=member.granted_by,
+        granted_at=member.granted_ms // 1000,
+        expires_at=member.expires_ms // 1000,
+    )
+
+
+def _fallback_rule(found: FallbackRecord) -> pb.ACLRuleInfo:
+    return pb.ACLRuleInfo(
+        rule_id=found.category,
+        principal_type="*",
+        principal_id="*",
+        resource_type=FALLBACK,
+        resource_id=found.category,
+        access_level=int(found.level),
+        access_level_name=found.level.name,
+        granted_by=found.updated_by,
+        granted_at=found.updated_ms // 1000,
     )
 
 

@@ -130,8 +130,8 @@ class StoredLog:
         self._snapshot = snapshot
         self._place = place
         self._pool: ProcessPoolExecutor | None = None
-        self.trees = [TreeRecord(*row) for row in snapshot.query(_TREES)]
-        self.heads = [StoredHead(*row) for row in snapshot.query(_HEADS)]
+        self.trees: Sequence[TreeRecord] = [TreeRecord(*row) for row in snapshot.query(_TREES)]
+        self.heads: Sequence[StoredHead] = [StoredHead(*row) for row in snapshot.query(_HEADS)]
 
     def tree_numbers(self) -> list[int]:
         """Return the numbers of all trees that have rows."""

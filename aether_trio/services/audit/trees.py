@@ -74,19 +74,22 @@ class AuditTree:
 
 
 def begin_tree(node: str, origin: str, public_key: bytes, now_ms: int) -> Program[AuditTree]:
-    """Find the tree of a public key, or begin one with this origin."""
-    rows: list[Row] = yield Fetch(
-        "SELECT tree, origin, node, public_key FROM audit_trees WHERE public_key = $1", (public_key,)
-    )
-    if not rows:
+    """Find the tree of a public key, or begin one with this origin.
+
+    For a queue that is `locking`: nodes that begin at once get different numbers.
+    """
+    while True:
+        rows: list[Row] = yield Fetch(
+            "SELECT tree, origin, node, public_key FROM audit_trees WHERE public_key = $1", (public_key,)
+        )
+        if rows:
+            return AuditTree(*rows[0])
         [[number]] = yield Fetch("SELECT COALESCE(MAX(tree) + 1, 0) FROM audit_trees")
         yield Execute(
             "INSERT INTO audit_trees (tree, origin, node, public_key, began_ms, frontier, floor_frontier) "
-            "VALUES ($1, $2, $3, $4, $5, $6, $6)",
+            "VALUES ($1, $2, $3, $4, $5, $6, $6) ON CONFLICT (tree) DO NOTHING",
             (number, origin, node, public_key, now_ms, b""),
         )
-        return AuditTree(number, origin, node, public_key)
-    return AuditTree(*rows[0])
 
 
 def append(tree: str, events: Sequence[AuditEvent], now_ms: int) -> Program[list[int]]:

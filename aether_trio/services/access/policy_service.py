@@ -1,0 +1,398 @@
+"""Applies access policies: all changes of a document in one transaction, or none.
+
+A policy is planned on this node: its difference from the rules in memory, the state after it, and
+its tests against that state, in a thread, as 100,000 rules take seconds. It is then checked as if
+its changes came one by one: a caller gives no more than it has (granting.py). The transaction makes
+the changes if no other change came between; otherwise the policy is planned anew.
+
+On the wire: `acl_op` GRANT with the resource type "policy" (docs/wire.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+import msgspec
+import trio
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.ladder import AccessIndex
+from aether_trio.model.access.policy import (
+    AccessState,
+    Action,
+    ChangeLine,
+    Difference,
+    FallbackLevel,
+    Policy,
+    PolicyChange,
+    PolicyGroup,
+    PolicyOutcome,
+    apply_changes,
+    difference,
+    run_tests,
+    state_problems,
+)
+from aether_trio.model.access.policy_reading import checked_policy
+from aether_trio.model.access.rules import GROUP, ROLE, Lock, Member, Rule, RuleError
+from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Code, RequestError
+from aether_trio.model.ids import IdFactory
+from aether_trio.model.text import TextError
+from aether_trio.services.access import records
+from aether_trio.services.access.audit_events import change_event
+from aether_trio.services.access.authorizer import AccessQuestion, Actor, Admin, Authority
+from aether_trio.services.access.changes import AccessChanges, Draft
+from aether_trio.services.access.granting import Granting, HeldRights, check_reach, rules_of
+from aether_trio.services.access.records import GroupRecord
+from aether_trio.services.access.rule_authorizer import RuleAuthorizer
+from aether_trio.storage.base import Database, Program
+
+T = TypeVar("T")
+E = TypeVar("E", Rule, Member, Lock, PolicyGroup, FallbackLevel)
+
+PLAN: Final = "plan"
+APPLY: Final = "apply"
+APPLY_POLICY: Final = "acl_apply_policy"
+
+ATTEMPTS: Final = 5
+"""Plans that are made, while others change rules, before the caller is asked to try again."""
+MAX_DOCUMENT_BYTES: Final = 8 * 1024 * 1024
+"""Of a policy as a document, some 80,000 rules; a message has 10 MiB at most."""
+SHOWN_BYTES: Final = 512 * 1024
+"""Of changes, and of failed tests, in an answer: it has to fit into a message to any client."""
+AUDITED_LINES: Final = 100
+SHOWN_FAILURES: Final = 5
+STEPS: Final = 200
+"""Comparisons of rights between two checkpoints."""
+
+
+class PolicyOrder(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What a client sends: a policy, and how it is to be applied.
+
+    `expected`: the version of the state that the plan was made of; -1: any.
+    """
+
+    version: int
+    policy: Policy
+    prune: bool = False
+    expected: int = -1
+
+
+class PolicyAnswer(msgspec.Struct, frozen=True):
+    """What a plan found: its changes and failed tests, of each SHOWN_BYTES at most."""
+
+    state: int
+    """The version of the access data that it was compared with."""
+    digest: str
+    added: int
+    changed: int
+    removed: int
+    unnamed: int
+    lines: tuple[ChangeLine, ...]
+    tests: int
+    failed: int
+    failures: tuple[PolicyOutcome, ...]
+    caveat: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """A policy compared with the state of one version."""
+
+    version: int
+    found: Difference
+    index: AccessIndex
+    problems: list[str]
+    outcomes: list[PolicyOutcome]
+
+
+class _OutdatedPlan(Exception):
+    """Access data have changed since a policy was planned."""
+
+
+def decoded(document: str) -> PolicyOrder:
+    """Return the order in a client's document. Raises RequestError."""
+    try:
+        order = msgspec.json.decode(document, type=PolicyOrder)
+    except (msgspec.DecodeError, UnicodeError) as error:
+        raise RequestError(Code.INVALID_ARGUMENT, f"the policy document is malformed: {error}") from None
+    if order.version != 1:
+        raise RequestError(Code.INVALID_ARGUMENT, f"unknown version {order.version} of policy documents; 1 is known")
+    try:
+        return msgspec.structs.replace(order, policy=checked_policy(order.policy))
+    except (RuleError, TextError) as error:
+        raise RequestError(Code.INVALID_ARGUMENT, str(error)) from None
+
+
+class PolicyService:
+    """Plans and applies policies for clients."""
+
+    def __init__(
+        self, database: Database, authorizer: RuleAuthorizer, changes: AccessChanges, ids: IdFactory, clock: Clock
+    ) -> None:
+        self._database = database
+        self._authorizer = authorizer
+        self._changes = changes
+        self._ids = ids
+        self._clock = clock
+        self._granting = Granting(authorizer)
+
+    async def operate(self, actor: Actor, authority: Authority, action: str, document: str) -> PolicyAnswer:
+        """Plan a policy ("plan") or apply it ("apply"). Raises RequestError."""
+        if action not in {PLAN, APPLY}:
+            raise RequestError(Code.INVALID_ARGUMENT, f"a policy is for {PLAN} or {APPLY}, not {action[:80]!r}")
+        self._check_may(actor, authority, AccessLevel.READ if action == PLAN else AccessLevel.ADMIN)
+        if len(document) > MAX_DOCUMENT_BYTES:
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f"the policy has {len(document)} characters as a document; at most {MAX_DOCUMENT_BYTES} are allowed: "
+                "divide it, or use groups and patterns",
+            )
+        order = await trio.to_thread.run_sync(decoded, document)
+        digest = hashlib.sha256(document.encode()).hexdigest()
+        for _ in range(ATTEMPTS):
+            plan = await self._plan(actor, order)
+            if plan is None:
+                continue
+            answer = _answer(plan, digest)
+            if action == PLAN:
+                return answer
+            _check_plan(plan, order)
+            await self._check_rights(actor, authority, plan)
+            if not plan.found.changes:
+                return answer
+            try:
+                caveat = await self._commit(actor, authority, plan, digest)
+            except _OutdatedPlan:
+                continue
+            return msgspec.structs.replace(answer, caveat=caveat)
+        raise RequestError(
+            Code.CIRCUIT_OPEN, "access data change faster than the policy can be compared with them; try again"
+        )
+
+    def _check_may(self, actor: Actor, authority: Authority, level: AccessLevel) -> None:
+        self._authorizer.require(actor, AccessQuestion(APPLY_POLICY, "admin", Admin.ACL, "", level), authority)
+        check_reach(actor)
+
+    # -- planning ----------------------------------------------------------------------------------
+
+    async def _plan(self, actor: Actor, order: PolicyOrder) -> _Plan | None:
+        """Compare a policy with what this node knows; None if that changes meanwhile."""
+        version = self._changes.version
+        groups = await self._database.read(records.all_groups)
+        if version != self._changes.version:
+            return None
+        index = self._authorizer.index
+        rules, members, locks = list(index.rules()), list(index.memberships()), list(index.locks())
+        fallbacks = dict(index.fallbacks())
+        now_ms = self._clock.now_ms()
+        descriptions = {(one.kind, one.name): one.description for one in groups}
+
+        def plan() -> _Plan:
+            state = AccessState.of(rules, descriptions, members, fallbacks, locks)
+            found = difference(
+                order.policy,
+                state,
+                now_ms=now_ms,
+                by=actor.identity.canonical_id,
+                new_id=self._ids.unique,
+                prune=order.prune,
+            )
+            after = apply_changes(state, found.changes)
+            problems = state_problems(after)
+            if len(after.rules) > records.MAX_RULES:
+                problems.append(f"there would be {len(after.rules)} rules; at most {records.MAX_RULES} are allowed")
+            trial = after.index()
+            return _Plan(version, found, trial, problems, run_tests(order.policy.tests, trial, now_ms))
+
+        return await trio.to_thread.run_sync(plan)
+
+    # -- what the caller may -----------------------------------------------------------------------
+
+    async def _check_rights(self, actor: Actor, authority: Authority, plan: _Plan) -> None:
+        """Raise RequestError if the caller gives more than it has, or gains by it."""
+        before = self._granting.held(actor, authority)
+        trial = self._authorizer.by(plan.index)
+        after = Granting(trial).held(actor, authority)
+        now_ms = self._clock.now_ms()
+        given: dict[tuple[str, str], Rule] = {}
+        touched: dict[tuple[str, str], None] = {}
+        joined: set[tuple[str, str]] = set()
+        left: set[tuple[str, str]] = set()
+        for old, new in plan.found.changes:
+            if isinstance(new, Rule):
+                _raise_to(given, new)
+            if isinstance(old, Rule):
+                touched[old.resource_type, old.resource_id] = None
+            if isinstance(new, Member):
+                joined.add((new.kind, new.name))
+            elif isinstance(old, Member):
+                left.add((old.kind, old.name))
+            if isinstance(new, FallbackLevel):
+                self._granting.check_fallback(actor, new.category, new.level, authority)
+            if isinstance(new, Lock):
+                self._granting.check_lock(actor, new)
+        for rule in _rules_through(plan.index, joined, now_ms):
+            _raise_to(given, rule)
+        for rule in _rules_through(self._authorizer.index, left, now_ms):
+            touched[rule.resource_type, rule.resource_id] = None
+        await self._compare(before, after, given, touched)
+        access = AccessQuestion(APPLY_POLICY, "admin", Admin.ACL, "", AccessLevel.ADMIN)
+        if not trial.decide(actor, access, authority).allowed:
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f"after it you would not have ADMIN on {Admin.ACL} any more: another administrator may apply it",
+            )
+
+    async def _compare(
+        self,
+        before: HeldRights,
+        after: HeldRights,
+        given: Mapping[tuple[str, str], Rule],
+        touched: Iterable[tuple[str, str]],
+    ) -> None:
+        steps = 0
+        for (resource_type, resource_id), rule in given.items():
+            held = before.level_over(resource_type, resource_id)
+            if held < rule.level:
+                raise RequestError(
+                    Code.PERMISSION_DENIED,
+                    f"you cannot give more than you have: the policy gives {rule.subject} {rule.level.name} on "
+                    f"{rule.resource}, and you have {held.name}",
+                )
+            steps += 1
+            if steps % STEPS == 0:
+                await trio.lowlevel.checkpoint()
+        for resource_type, resource_id in touched:
+            old, new = before.level_over(resource_type, resource_id), after.level_over(resource_type, resource_id)
+            if new > old:
+                raise RequestError(
+                    Code.PERMISSION_DENIED,
+                    f"by the policy you would have {new.name} instead of {old.name} on {resource_type}:{resource_id}: "
+                    "another administrator may apply it",
+                )
+            steps += 1
+            if steps % STEPS == 0:
+                await trio.lowlevel.checkpoint()
+
+    # -- the change --------------------------------------------------------------------------------
+
+    async def _commit(self, actor: Actor, authority: Authority, plan: _Plan, digest: str) -> str:
+        """Make the changes of a plan; return the caveat. Raises _OutdatedPlan."""
+
+        def check() -> None:
+            self._check_may(actor, authority, AccessLevel.ADMIN)
+            if self._changes.version != plan.version:
+                raise _OutdatedPlan
+
+        def program(draft: Draft) -> Program[None]:
+            by = actor.identity.canonical_id
+            yield from _write(draft, plan.found.changes, by, self._ids.unique)
+            draft.audit(
+                change_event(
+                    actor,
+                    authority,
+                    APPLY_POLICY,
+                    "policy",
+                    digest,
+                    now_ms=draft.now_ms,
+                    added=plan.found.count("add"),
+                    changed=plan.found.count("change"),
+                    removed=plan.found.count("remove"),
+                    changes=[str(one.line()) for one in plan.found.changes[:AUDITED_LINES]],
+                )
+            )
+
+        done = await self._changes.commit(program, check)
+        return done.caveat
+
+
+def _check_plan(plan: _Plan, order: PolicyOrder) -> None:
+    """Raise RequestError if a plan may not be applied."""
+    if order.expected not in {-1, plan.version}:
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            "access data have changed since the policy was compared with them; look at the differences again",
+        )
+    if plan.problems:
+        raise RequestError(Code.INVALID_ARGUMENT, "; ".join(plan.problems[:SHOWN_FAILURES]))
+    failed = [one for one in plan.outcomes if not one.passed]
+    if failed:
+        shown = "; ".join(f"line {one.test.line}: {one.test.text} ({one.why})" for one in failed[:SHOWN_FAILURES])
+        raise RequestError(Code.INVALID_ARGUMENT, f"{len(failed)} of {len(plan.outcomes)} tests fail: {shown}")
+
+
+def _answer(plan: _Plan, digest: str) -> PolicyAnswer:
+    changes = plan.found.changes
+    failed = [one for one in plan.outcomes if not one.passed]
+    return PolicyAnswer(
+        plan.version,
+        digest,
+        plan.found.count("add"),
+        plan.found.count("change"),
+        plan.found.count("remove"),
+        plan.found.unnamed,
+        _first([one.line() for one in changes]),
+        len(plan.outcomes),
+        len(failed),
+        _first(failed),
+    )
+
+
+def _first(entries: Sequence[T]) -> tuple[T, ...]:
+    """Return as many entries as have SHOWN_BYTES together, as JSON."""
+    left = SHOWN_BYTES
+    for number, one in enumerate(entries):
+        left -= len(msgspec.json.encode(one))
+        if left < 0:
+            return tuple(entries[:number])
+    return tuple(entries)
+
+
+def _raise_to(given: dict[tuple[str, str], Rule], rule: Rule) -> None:
+    """Keep, of the rules for a resource, the one with the highest level."""
+    known = given.get((rule.resource_type, rule.resource_id))
+    if known is None or known.level < rule.level:
+        given[rule.resource_type, rule.resource_id] = rule
+
+
+def _rules_through(index: AccessIndex, containers: Iterable[tuple[str, str]], now_ms: int) -> Iterator[Rule]:
+    """Yield the live rules that members of these groups and roles have by them."""
+    subjects = {text for kind, name in containers for text in index.subjects(kind, name, now_ms)}
+    if not subjects:
+        return
+    of_groups = [one for one in index.rules() if one.principal_type in {GROUP, ROLE}]
+    yield from rules_of(of_groups, subjects, now_ms)
+
+
+def _entries(changes: Iterable[PolicyChange], of: type[E], *actions: Action) -> list[E]:
+    """Return what changes add, change or remove, of one type of things."""
+    return [one.entry for one in changes if one.action in actions and isinstance(one.entry, of)]
+
+
+def _write(draft: Draft, changes: Sequence[PolicyChange], by: str, new_id: Callable[[], str]) -> Program[None]:
+    """Write the changes of a policy: removals first, then groups, then what they hold."""
+    for member in _entries(changes, Member, "remove"):
+        yield from records.delete_member(draft, member.kind, member.name, member.member_type, member.member_id)
+    yield from records.delete_rules(draft, [one.rule_id for one in _entries(changes, Rule, "remove")])
+    for group in _entries(changes, PolicyGroup, "remove"):
+        yield from records.delete_group(draft, group.kind, group.name)
+    for group in _entries(changes, PolicyGroup, "add"):
+        new = GroupRecord(group.kind, group.name, new_id(), group.description, by, draft.now_ms, {})
+        yield from records.create_group(draft, new)
+    for group in _entries(changes, PolicyGroup, "change"):
+        yield from records.describe_group(draft, group.kind, group.name, group.description)
+    yield from records.put_members(draft, _entries(changes, Member, "add", "change"))
+    yield from records.insert_rules(draft, _entries(changes, Rule, "add"))
+    yield from records.update_rules(draft, _entries(changes, Rule, "change"))
+    for category, _ in _entries(changes, FallbackLevel, "remove"):
+        yield from records.delete_fallback(draft, category)
+    for category, level in _entries(changes, FallbackLevel, "add", "change"):
+        yield from records.put_fallback(draft, category, level, by)
+    for lock in _entries(changes, Lock, "remove"):
+        yield from records.delete_lock(draft, lock.lock_id)
+    for lock in _entries(changes, Lock, "add", "change"):
+        yield from records.put_lock(draft, lock)

@@ -1,0 +1,63 @@
+"""Counts repeated events, so that one row a minute stands for all of them.
+
+The first event of a kind is a row at once, so that it can be found soon. What repeats it within the
+minute costs an integer, and becomes one row with `count` at the end of the minute. Nothing is
+dropped: a kind that does not fit into the table is written event by event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from typing import Final
+
+from aether_trio.model.audit import AuditEvent
+from aether_trio.model.clock import Clock
+
+MAX_KINDS: Final = 20_000
+
+
+@dataclass(slots=True)
+class CountedEvent:
+    """The first event of a kind within this minute, and how often it was repeated."""
+
+    event: AuditEvent
+    count: int = 0
+
+
+class EventCounts:
+    """Puts the first event of each kind to `put`, and counts its repeats."""
+
+    def __init__(self, put: Callable[[AuditEvent], None], clock: Clock, *, most: int = MAX_KINDS) -> None:
+        self._put = put
+        self._clock = clock
+        self._most = most
+        self._kinds: dict[Hashable, CountedEvent] = {}
+
+    def __contains__(self, kind: Hashable) -> bool:
+        return kind in self._kinds
+
+    def count(self, kind: Hashable, make: Callable[[], AuditEvent], times: int = 1) -> None:
+        """Note `times` events of a kind; `make` is called for the first one of a minute."""
+        known = self._kinds.get(kind)
+        if known is not None:
+            known.count += times
+            return
+        event = _counted(make(), times)
+        self._put(event)
+        if len(self._kinds) < self._most:
+            self._kinds[kind] = CountedEvent(event)
+
+    def fold(self) -> None:
+        """Put a row for the repeats of each kind; begin anew."""
+        kinds, self._kinds = self._kinds, {}
+        now_ms = self._clock.now_ms()
+        for repeats in kinds.values():
+            if repeats.count:
+                self._put(replace(_counted(repeats.event, repeats.count), at_ms=now_ms))
+
+
+def _counted(event: AuditEvent, times: int) -> AuditEvent:
+    if times == 1 and "count" not in event.metadata:
+        return event
+    return replace(event, metadata={**event.metadata, "count": times})
