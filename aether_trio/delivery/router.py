@@ -47,6 +47,8 @@ MAX_WORKSPACE_FLOWS = 1000
 MAX_SUFFIXES = 64
 """Remembered (type, workspace) suffixes of frames per sender: more than a well-behaved one has."""
 
+_DECLARED = frozenset({TopicKind.EVENT, TopicKind.METRIC})
+"""Topics whose messages are about a workspace that their sender declares."""
 _STARTABLE = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
 """Receivers that may be started when a message for them arrives."""
 
@@ -334,6 +336,8 @@ class Router:
                     "a negative quantity needs the capability metric_credit at level ADMIN",
                 )
             named = workspace
+            if named and resolved.topic.kind in _DECLARED and named != resolved.declared_workspace:
+                self._check_declared(sender, resolved.topic, named, authority)
             if not workspace:
                 workspace = resolved.declared_workspace or sender.workspace
             if authority is None:
@@ -447,6 +451,15 @@ class Router:
         if workspace:
             _check_app_workspace(workspace)
         return workspace
+
+    def _check_declared(self, sender: Sender, topic: Topic, workspace: str, authority: SendAuthority | None) -> None:
+        """Check an event or metric whose `app_workspace` says what it is about.
+
+        That is the same as to name the workspace in the topic. Raises RequestError.
+        """
+        why = _rule_refusal(self._rules, sender.actor, Target(topic, workspace), sender.workspace, authority)
+        if why is not None:
+            raise RequestError(Code.PERMISSION_DENIED, why)
 
     def _receipt(
         self, sender: Sender, asked: pb.ResourceAccessRequest, authority: SendAuthority | None, target: str

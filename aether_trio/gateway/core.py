@@ -30,6 +30,7 @@ from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog, open_log
 from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.clock import Clock, SystemClock
+from aether_trio.model.identity import Identity
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.quotas import WorkspaceQuotas
 from aether_trio.queues import open_work_queues
@@ -172,6 +173,7 @@ async def open_core(
             randomness.randbytes,
             TaskTransactions(),
             changes,
+            lambda service, workspace: authorizer.may_read(Identity.parse(service, strict=False), workspace),
         )
         authority = AuthorityService(
             engine,
@@ -221,6 +223,7 @@ async def open_core(
         moves = WorkspaceMoves(directory, conversations)
         enforcement = Enforcement(registry, authorizer, moves.moved)
         changes.react(DECISIVE, enforcement.applied, enforcement.settle)
+        changes.react(DECISIVE, engine.pools.forget, partial(tasks.access_changed, enforcement.may_read))
         await changes.start()
         nursery.start_soon(keep_running, "access", changes.run, name="access")
         await seed(changes, settings.access.default)
@@ -282,7 +285,7 @@ async def open_core(
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
             "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
-            "progress": ProgressService(ephemeral_topics, rates, clock, tasks.sessions.reported).handle,
+            "progress": ProgressService(ephemeral_topics, rates, clock, authorizer, tasks.sessions.reported).handle,
             "switch_workspace": WorkspaceSwitch(authorizer, moves.moved, strict=strict).handle,
             "access_check": checks.check,
             "batch_access_check": checks.check_all,

@@ -1,7 +1,8 @@
 """Publishes progress reports to ephemeral topics (reference: core.md section 8).
 
 A report for a user (`us::uid` or `us::uid::window`) goes to that user's topic, any other report to
-the topic of the reporter's workspace. A report that is published gets no reply.
+the topic of the reporter's workspace. It needs the access that a message to that user, or to the
+participants of the workspace, needs. A report that is published gets no reply.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ from collections.abc import Callable, Sequence
 
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.rates import Rates
+from aether_trio.delivery.router import TargetRules
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
-from aether_trio.model.topics import progress_of, progress_of_user
+from aether_trio.model.topics import agents_of, parse_topic, progress_of, progress_of_user, user_everywhere
 from aether_trio.session.dispatch import NO_ANSWER
 from aether_trio.session.session import Session
 from aether_trio.wire.delivery import encode_progress
@@ -32,11 +34,13 @@ class ProgressService:
         ephemeral_topics: EphemeralTopics,
         rates: Rates,
         clock: Clock,
+        rules: TargetRules,
         reported: Callable[[Session, pb.ProgressReport], None],
     ) -> None:
         self._ephemeral_topics = ephemeral_topics
         self._rates = rates
         self._clock = clock
+        self._rules = rules
         self._reported = reported
 
     async def handle(self, session: Session, report: pb.ProgressReport) -> Sequence[pb.DownstreamMessage]:
@@ -68,16 +72,24 @@ class ProgressService:
         self._reported(session, report)
         return NO_ANSWER
 
-    @staticmethod
-    def _topic(session: Session, recipient: str) -> str:
+    def _topic(self, session: Session, recipient: str) -> str:
+        """Return the ephemeral topic of a report. Raises RequestError."""
         if recipient and (user_id := _user_of(recipient)) is not None:
+            self._require_access(session, user_everywhere(user_id))
             return progress_of_user(user_id)
         if not session.workspace:
             raise RequestError(
                 Code.INVALID_ARGUMENT,
                 f"{session.identity.kind.with_article} has no workspace to report to; name a recipient such as us::USER",
             )
+        self._require_access(session, agents_of(session.workspace))
         return progress_of(session.workspace)
+
+    def _require_access(self, session: Session, target: str) -> None:
+        topic = parse_topic(target, strict=False)
+        decision = self._rules.check_send(session, topic, workspace=session.workspace, declared_workspace="")
+        if not decision.allowed:
+            raise RequestError(Code.PERMISSION_DENIED, decision.reason)
 
 
 def _user_of(recipient: str) -> str | None:

@@ -16,7 +16,14 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    names = ("test_authority_attacks", "test_credentials_tokens", "test_tokens", "test_workers")
+    names = (
+        "test_authority_attacks",
+        "test_credentials_tokens",
+        "test_rules",
+        "test_rules_of_tasks",
+        "test_tokens",
+        "test_workers",
+    )
     use_virtual_time(items, Path(__file__).parent, names)
 
 

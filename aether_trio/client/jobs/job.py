@@ -433,13 +433,22 @@ class Job:
             self.id, completion=completion, summary=summary, state=state, step=step, metadata=metadata
         )
 
-    async def wait_for_input(self, match: Mapping[str, str] | None = None, *, timeout: float | None = None) -> None:
+    async def wait_for_input(
+        self, match: Mapping[str, str] | None = None, *, expected_principal: str = "", timeout: float | None = None
+    ) -> None:
         """Pause the task until it is resumed, or is sent an input that has all of `match`.
 
-        Each input is used once, the oldest first, also one that has come before. After `timeout`
-        seconds the task fails ("wait timeout"). A cancelled wait goes on without the input.
+        With an `expected_principal` (a user's id or an identity) only that participant's inputs
+        count. Each input is used once, the oldest first, also one that has come before. After
+        `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
+        input.
         """
-        wait = WaitSpec(reason=WaitReason.INPUT, input_match=dict(match or {}), timeout_ms=_ms(timeout))
+        wait = WaitSpec(
+            reason=WaitReason.INPUT,
+            expected_principal=expected_principal,
+            input_match=dict(match or {}),
+            timeout_ms=_ms(timeout),
+        )
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:

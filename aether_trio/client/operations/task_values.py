@@ -57,7 +57,7 @@ class WaitSpec:
 
     reason: WaitReason = WaitReason.UNSPECIFIED
     expected_principal: str = ""
-    """Whose input is awaited; informational."""
+    """Who alone ends the wait: a user's id or an identity; "" for any participant."""
     input_match: Mapping[str, str] = field(default_factory=dict)
     authority_request_id: str = ""
     depends_on: tuple[str, ...] = ()

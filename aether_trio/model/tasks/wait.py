@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
+from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.tasks.status import StoredStatus
 
 
@@ -74,9 +75,21 @@ class Wait:
             return True
         return ended > 0 if self.wake_on_any else ended >= len(set(self.depends_on))
 
-    def takes(self, metadata: Mapping[str, str]) -> bool:
-        """Return whether an input with this metadata ends the wait."""
+    def takes(self, metadata: Mapping[str, str], sender: str = "") -> bool:
+        """Return whether an input with this metadata and sender ends the wait."""
+        if self.expected_principal and not self._is_expected_name(sender):
+            return False
         return all(metadata.get(key) == value for key, value in self.input_match.items())
+
+    def is_expected(self, identity: Identity) -> bool:
+        """Return whether a participant may end the wait."""
+        return not self.expected_principal or self.expected_principal in spellings_of(identity)
+
+    def _is_expected_name(self, name: str) -> bool:
+        try:
+            return self.is_expected(Identity.parse(name, strict=False))
+        except IdentityError:
+            return False
 
     def to_json(self) -> str:
         """Encode the wait for storage."""
@@ -93,3 +106,18 @@ class Wait:
         for name in ("depends_on", "wake_event_types"):
             fields[name] = tuple(fields[name])
         return cls(**fields)
+
+
+def spellings_of(identity: Identity) -> frozenset[str]:
+    """Return all names by which an `expected_principal` can mean a participant.
+
+    A user is meant in all its windows, unless the name is that of one window. An id with a colon is
+    spelled with its type, or it could be taken for the name of another principal.
+    """
+    spellings = {identity.text, f"{identity.type_name}:{identity.canonical_id}"}
+    if identity.kind is Kind.USER:
+        user_id = identity.user_id
+        spellings.add(f"us::{user_id}")
+        if ":" not in user_id:
+            spellings.add(user_id)
+    return frozenset(spellings)

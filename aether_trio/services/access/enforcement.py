@@ -60,7 +60,7 @@ class Enforcement:
             session.end(status, reason)
             return
         workspace = session.workspace
-        if session.identity.kind is Kind.USER and workspace and not self._may_read(session, workspace):
+        if session.identity.kind is Kind.USER and workspace and not self.may_read(session, workspace):
             self._leaving.append(session)
 
     def refusal(self, session: Session) -> tuple[Status, str] | None:
@@ -76,7 +76,8 @@ class Enforcement:
                 return Status.PERMISSION_DENIED, decision.reason
         return None
 
-    def _may_read(self, session: Session, workspace: str) -> bool:
+    def may_read(self, session: Session, workspace: str) -> bool:
+        """Return whether a session may read a workspace now. Reports no decision."""
         access = AccessQuestion("connect", "workspace", workspace, workspace, AccessLevel.READ)
         return self._authorizer.decide(session, access).allowed
 
@@ -91,7 +92,7 @@ class Enforcement:
         while self._leaving:
             session = self._leaving.pop()
             workspace = session.workspace
-            if session.detached or not workspace or self._may_read(session, workspace):
+            if session.detached or not workspace or self.may_read(session, workspace):
                 continue
             assert session.subscriptions is not None
             await session.subscriptions.switch("")

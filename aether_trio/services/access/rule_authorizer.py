@@ -203,18 +203,39 @@ class RuleAuthorizer:
             return access, self._own_space(actor, level), until_ms
         else:
             workspace = ""
-        asked = [("kv_key", key)] if key else []
+        scopes = [("kv_scope", scope)]
         if scope in _OF_USERS and user_id:
-            asked.append(("kv_scope", f"{scope}/{user_id}"))
-        for resource_type, resource_id in asked:
-            access = AccessQuestion(operation, resource_type, resource_id, workspace, level)
+            scopes.insert(0, ("kv_scope", f"{scope}/{user_id}"))
+            # A rule about a key does not open the keys of a user either.
+            access, decision, entered_until_ms = self._first_rule(
+                actor, operation, scopes, workspace, AccessLevel.READ, authority
+            )
+            until_ms = _earlier(until_ms, entered_until_ms)
+            if not decision.allowed:
+                return access, decision, until_ms
+        asked = [("kv_key", key), *scopes] if key else scopes
+        access, decision, decided_until_ms = self._first_rule(actor, operation, asked, workspace, level, authority)
+        return access, decision, _earlier(until_ms, decided_until_ms)
+
+    def _first_rule(
+        self,
+        actor: Actor,
+        operation: str,
+        resources: Sequence[tuple[str, str]],
+        workspace: str,
+        level: AccessLevel,
+        authority: Authority,
+    ) -> tuple[AccessQuestion, AccessDecision, int]:
+        """Decide by the first of these resources that has a rule, else by the last."""
+        until_ms = 0
+        *others, last = [AccessQuestion(operation, *one, workspace, level) for one in resources]
+        for access in others:
             decision = self.decide(actor, access, authority)
             until_ms = _earlier(until_ms, decision.until_ms)
             if not decision.is_fallback:
                 return access, decision, until_ms
-        access = AccessQuestion(operation, "kv_scope", scope, workspace, level)
-        decision = self.decide(actor, access, authority)
-        return access, decision, _earlier(until_ms, decision.until_ms)
+        decision = self.decide(actor, last, authority)
+        return last, decision, _earlier(until_ms, decision.until_ms)
 
     async def authority(self, actor: Actor, context: pb.AuthorizationContext | None) -> Authority:
         if context is None:
@@ -355,6 +376,19 @@ class RuleAuthorizer:
         """Return the lock that bars an actor, or None."""
         identity = actor.identity
         return self._index.locked(identity.type_name, identity.canonical_id, identity.text, self._clock.now_ms())
+
+    def may_read(self, identity: Identity, workspace: str) -> bool:
+        """Return whether rules let a participant read a workspace, connected or not.
+
+        Its credential counts for nothing here, nor do groups that the credential names. Reports no
+        decision.
+        """
+        now_ms = self._clock.now_ms()
+        if self._index.locked(identity.type_name, identity.canonical_id, identity.text, now_ms) is not None:
+            return False
+        access = AccessQuestion("connect", "workspace", workspace, workspace, AccessLevel.READ)
+        principal = identity.type_name, identity.canonical_id
+        return self._verdict(principal, access, identity.workspace, (), now_ms).level >= AccessLevel.READ
 
     def forget_verdicts(self) -> None:
         """Ask the index anew for every verdict."""

@@ -43,6 +43,7 @@ from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscri
 from aether_trio.services.tasks.delivery.input_consumer import InputConsumer
 from aether_trio.services.tasks.delivery.outbox_publisher import OutboxPublisher
 from aether_trio.services.tasks.nodes import TaskNodes
+from aether_trio.services.tasks.pool_access import PoolAccess
 from aether_trio.services.tasks.protobuf import descriptor
 from aether_trio.services.tasks.starter import AgentHooks
 from aether_trio.services.tasks.timer import TaskTimer
@@ -58,7 +59,12 @@ from aether_trio.services.tasks.transaction.interface import (
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.session_batch import merge
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
-from aether_trio.services.tasks.transaction.worker_choice import COLLECT_PAGE, send_again, send_of_other_nodes
+from aether_trio.services.tasks.transaction.worker_choice import (
+    COLLECT_PAGE,
+    fill_service,
+    send_again,
+    send_of_other_nodes,
+)
 from aether_trio.services.tasks.write_batcher import WriteBatcher
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.storage.base import (
@@ -144,10 +150,12 @@ class Engine:
         random_bytes: Callable[[int], bytes],
         grants: TaskGrants = NO_TASK_GRANTS,
         access: AppliedChanges = NO_CHANGES,
+        may_read: Callable[[str, str], bool] = lambda service, workspace: True,
     ) -> None:
         self._agents = agents
         self._grants = grants
         self._access = access
+        self.pools = PoolAccess(may_read)
         self.database = database
         self.clock = clock
         self._locking: Database = database.separate_queue(locking=True)
@@ -206,6 +214,7 @@ class Engine:
             self._uniform,
             self.started.add,
             self._grants,
+            self.pools.may_serve,
         )
 
     async def run_program(
@@ -343,6 +352,11 @@ class Engine:
         self._child_events_written.set()
         self.outbox_publisher.wake()
 
+    def fill_services(self) -> None:
+        """Assign services tasks of pools that they may serve from now on. Never blocks."""
+        for service in self.pools.newly_allowed():
+            self.writes.put(partial(fill_service, identity=service))
+
     def after_commit(self, tx: TaskTransaction) -> None:
         """Send assignments, events and notifications of a committed transaction on tasks."""
         # Compare with the lease of the transaction: this node may have another one by now.
@@ -365,6 +379,8 @@ class Engine:
         for task, node in tx.effects.hibernated:
             self._tell_hibernated(task, node, here)
         self.timer.note(tx.due_ms)
+        if self.pools.waiting:
+            self.fill_services()
         if tx.effects.child_events:
             self._child_events_written.set()
         if tx.effects.outbox:

@@ -72,6 +72,11 @@ class TaskService:
             }
         )
 
+    async def access_changed(self, may_read: Callable[[Session, str], bool]) -> None:
+        """Let services and subscribers follow a change of access rules."""
+        self.engine.fill_services()
+        await self._subscriber.end_hidden(may_read)
+
     def ended(self, session: Session) -> None:
         """End the task subscriptions of a session that has ended, and write its end."""
         self._subscriber.ended(session)

@@ -13,7 +13,7 @@ its agent has come from: the one that its token was made for.
 
 `input_offset` is the number in the log of the last input that was taken over, and `pause_key` the
 last PAUSE of the task. `task_inputs` are the inputs that no wait has used yet: `log_offset` is the
-number in the log of the task's topic, `metadata` is JSON.
+number in the log of the task's topic, `metadata` is JSON, `sender` an identity.
 
 `task_workers` are the connected participants that may be given work; `free` is 1 while `live` is
 below `capacity`, so that the index of a pool begins with its least busy worker and has no full
@@ -257,6 +257,7 @@ STATEMENTS: Final = (
         task_id TEXT {byte_order} NOT NULL,
         log_offset {bigint} NOT NULL,
         metadata {blob} NOT NULL,
+        sender TEXT {byte_order} NOT NULL,
         PRIMARY KEY (task_id, log_offset)
     ) {clustered}""",
     "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",

@@ -63,6 +63,8 @@ class EventSubscription:
     """Whether its client was told that there are more tasks than it follows."""
     reading: bool = False
     closed: bool = False
+    read_by_rule: str = ""
+    """The workspace that its session must be allowed to read; "": it has a part in the task."""
 
 
 class EventSubscriptions:
@@ -83,6 +85,10 @@ class EventSubscriptions:
     def watches(self, task_id: str) -> bool:
         """Return whether a subscription of this node follows a task."""
         return task_id in self._by_task
+
+    def by_rule(self) -> list[EventSubscription]:
+        """Return the subscriptions that rest on a right to read a workspace."""
+        return [one for mine in self._by_session.values() for one in mine.values() if one.read_by_rule]
 
     def count(self, session: Session) -> int:
         """Return the number of a session's task subscriptions."""

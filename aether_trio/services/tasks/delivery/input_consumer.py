@@ -3,8 +3,10 @@
     sender ──▶ topic log ──▶ rows of the database (unused_inputs.py) ──▶ the wait that takes it
 
 The payload is JSON with `metadata`, an object of strings. A task that waits for input goes on if
-every pair of its `input_match` is in the metadata (tasks.md 1.8). Any other payload has no
-metadata, and only a wait for any input takes it.
+every pair of its `input_match` is in the metadata (tasks.md 1.8), and the sender is its
+`expected_principal`, if it names one. Any other payload has no metadata, and only a wait for any
+input takes it. Who counts as the sender is the participant that sent, also when it sent in the name
+of another principal.
 
 The task stores up to which number of the log its inputs are copied (`input_offset`): no crash,
 outage or second node copies an input twice. Names of topics with new messages are in memory only,
@@ -26,11 +28,13 @@ import trio
 
 from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.log.topic_log import TopicLog
+from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import StoredStatus, TaskRow, Wait
+from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
-from aether_trio.services.tasks.transaction.unused_inputs import Metadata
+from aether_trio.services.tasks.transaction.unused_inputs import Metadata, TaskInput
 from aether_trio.storage.base import Database, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 from aether_trio.storage.retry import RETRY_DELAY_S
@@ -50,6 +54,7 @@ PAGE_BYTES: Final = MIB
 """Size of the messages that are read for one transaction."""
 STEP_BYTES: Final = 64 * KIB
 """Size of payloads that are decoded before other tasks of the event loop run."""
+WORKFLOW_ENGINE: Final = Identity(Kind.WORKFLOW_ENGINE).text
 
 
 class _Place(NamedTuple):
@@ -61,10 +66,10 @@ class _Place(NamedTuple):
 
 
 class _Page(NamedTuple):
-    """New inputs of a task, from its topic: (number in the log, metadata) of each."""
+    """New inputs of a task, from its topic."""
 
     place: _Place
-    inputs: Sequence[tuple[int, Metadata]]
+    inputs: Sequence[TaskInput]
 
 
 class _Waiting:
@@ -225,7 +230,7 @@ def _workspace_of(topic: str) -> str:
     return topic.split("::", 2)[1]
 
 
-async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metadata]]:
+async def _read(messages: Sequence[tuple[int, bytes]]) -> list[TaskInput]:
     """Decode inputs from the log; large ones take time, so other tasks run in between."""
     inputs = []
     size = 0
@@ -234,8 +239,14 @@ async def _read(messages: Sequence[tuple[int, bytes]]) -> list[tuple[int, Metada
         if size > STEP_BYTES:
             size = len(frame)
             await trio.lowlevel.checkpoint()
-        inputs.append((offset, metadata_of(pb.DownstreamMessage.FromString(frame).msg.payload)))
+        message = pb.DownstreamMessage.FromString(frame).msg
+        inputs.append(TaskInput(offset, metadata_of(message.payload), _sender_of(message.source_topic)))
     return inputs
+
+
+def _sender_of(source_topic: str) -> str:
+    """Return the identity of a message's sender: its topic, but for the engine."""
+    return WORKFLOW_ENGINE if source_topic == EVENT_INTAKE else source_topic
 
 
 def _positions(places: Sequence[_Place]) -> Program[list[tuple[_Place, int]]]:
@@ -256,24 +267,24 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
     task = yield from task_rows.load(page.place.task_id)
     if task is None:
         return dropped
-    fresh = [one for one in page.inputs if one[0] > task.input_offset]
+    fresh = [one for one in page.inputs if one.offset > task.input_offset]
     if not fresh:
         return dropped  # another node has copied them, or this one in a commit without an answer
-    before, task = task, task.changed({"input_offset": fresh[-1][0]})
+    before, task = task, task.changed({"input_offset": fresh[-1].offset})
     yield from task_rows.save(before, task)
     wait = _wait_of(task)
     room = None
-    for offset, metadata in fresh:
+    for one in fresh:
         if task.is_final:
             break
-        if wait is not None and wait.takes(metadata):
+        if wait is not None and wait.takes(one.metadata, one.sender):
             yield from tx.wake(task)
             task = (yield from task_rows.load(task.task_id)) or task
             wait = _wait_of(task)
             continue
         room = room or (yield from unused_inputs.room(task.task_id))
-        if room.take(metadata):
-            yield from unused_inputs.keep(task.task_id, offset, metadata)
+        if room.take(one.metadata):
+            yield from unused_inputs.keep(task.task_id, one)
         else:
             dropped.append(page.place)
     return dropped

@@ -13,11 +13,13 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Mode, Move, MoveStep, Reason, RefusedMove, StoredStatus, TaskRow, Wait, decide
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.tasks.transitions import RULES, Decision
+from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.permissions import (
@@ -36,6 +38,7 @@ from aether_trio.services.tasks.protobuf import named, show
 from aether_trio.services.tasks.transaction import startup, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.worker_choice import may_not_serve
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Alone, Execute, Fetch, Program, Row, StorageUnavailable, placeholders
 from aether_trio.storage.outages import outage
@@ -109,13 +112,15 @@ class OperationResult(NamedTuple):
     """The result of an operation on a task: the task's row, or why it is refused.
 
     `tx` is None when nothing was written; `task` is None when the caller may not know of the task.
-    `needs`: nothing was done, and an access rule of this workspace has to allow it first.
+    `needs`: nothing was done, and an access rule of this workspace has to allow it first, at the
+    level `level`; without one `refusal` is the answer to a caller that may know of the task.
     """
 
     task: TaskRow | None = None
     tx: TaskTransaction | None = None
     refusal: str = ""
     needs: str = ""
+    level: AccessLevel = AccessLevel.MANAGE
 
 
 class TaskOperator:
@@ -178,10 +183,9 @@ class TaskOperator:
         result = await self._run(caller, request)
         if result.needs:
             needed = WORK if RULES[request.move].by_worker else MANAGE
-            if await may(self._authorizer, caller, result.needs, needed):
-                result = await self._run(replace(caller, allowed=True), request)
-            else:
-                result = OperationResult()
+            if await may(self._authorizer, caller, result.needs, needed, result.level):
+                manages = result.level is AccessLevel.MANAGE
+                result = await self._run(replace(caller, allowed=manages, may_answer=True), request)
         if result.task is None:
             response.error = NOT_FOUND
         elif result.refusal:
@@ -238,9 +242,23 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         epoch = request.number
     # A worker that has lost the task is told so; that gives it no right to cancel the task.
     had_it = epoch is not None and RULES[request.move].by_worker
-    its_turn = RULES[request.move].by_worker and (waits_for(task, caller) or task.ended_by == caller.name)
-    if not (caller.allowed or is_party(task, caller) or had_it or its_turn):
-        return OperationResult(needs=task.workspace)
+    its_turn = RULES[request.move].by_worker and (
+        task.ended_by == caller.name
+        or (waits_for(task, caller) and not may_not_serve(context, caller.name, caller.identity.workspace, task))
+    )
+    if not caller.allowed:
+        party = is_party(task, caller)
+        wait = None if had_it else _wait_for_principal(task, request.move)
+        if wait is not None and not wait.is_expected(caller.identity):
+            why = f"the task waits for {shown(wait.expected_principal)}"
+            return OperationResult(task if party else None, refusal=why, needs=task.workspace)
+        if not (party or had_it or its_turn):
+            answers = wait is not None and request.move is Move.RESUME
+            if since_ms and caller.may_answer and (yield from _was_made(tx, task, request, since_ms)):
+                return OperationResult(task, tx)
+            if not (answers and caller.may_answer):
+                level = AccessLevel.READWRITE if answers else AccessLevel.MANAGE
+                return OperationResult(needs=task.workspace, level=level)
     if since_ms and (yield from _was_made(tx, task, request, since_ms)):
         return OperationResult(task, tx)
     if refusal := _check_claim(task, caller, request) or (yield from _check_wait(tx, task, caller, request)):
@@ -290,6 +308,12 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     return OperationResult(after, tx)
 
 
+def _wait_for_principal(task: TaskRow, move: Move) -> Wait | None:
+    """Return the wait for a certain principal that a move would end or replace."""
+    wait = task.waits_for if move in (Move.RESUME, Move.PAUSE) else None
+    return wait if wait is not None and wait.expected_principal else None
+
+
 def _is_separate(task: TaskRow, caller: Caller) -> bool:
     """Return whether a worker's move of its task leaves other tasks' rows alone.
 
@@ -315,9 +339,9 @@ def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
         return False
     kept = yield from unused_inputs.kept(task.task_id)
     tx.charge(len(kept))
-    for offset, metadata in kept:
-        if task.waits_for.takes(metadata):
-            yield from unused_inputs.use(task.task_id, offset)
+    for one in kept:
+        if task.waits_for.takes(one.metadata, one.sender):
+            yield from unused_inputs.use(task.task_id, one.offset)
             yield from tx.wake(task)
             return True
     return False

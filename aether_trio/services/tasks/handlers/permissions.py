@@ -32,11 +32,15 @@ WORK = "task_work"
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A participant with a request on a task; `allowed`: an access rule permits it."""
+    """A participant with a request on a task.
+
+    `allowed`: it manages the workspace; `may_answer`: it may send inputs to the workspace's tasks.
+    """
 
     identity: Identity
     workspace: str
     allowed: bool = False
+    may_answer: bool = False
     reaches: Callable[[str], bool] | None = None
     """Whether the credential is good for a workspace; None: only for the caller's."""
     actor: Actor | None = None

@@ -6,10 +6,13 @@ follow; the other nodes notify it of new events of these tasks.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final
 
+import trio
+
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import TaskRow
@@ -18,7 +21,7 @@ from aether_trio.services.tasks.delivery import event_subscriptions
 from aether_trio.services.tasks.delivery.event_subscriptions import MAX_SUBSCRIPTIONS, Beginning, EventSubscription
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import query
-from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, load_visible
+from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, Caller, is_party, load_visible, may
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.session.session import Session
 from aether_trio.storage.base import ExecuteMany, Program, StorageUnavailable
@@ -27,6 +30,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 UNWATCH_PAGE: Final = 100
 """Tasks that one transaction removes from `task_watchers`."""
+OPERATION: Final = "task_subscribe"
+"""The operation in access rules."""
+SLICE: Final = 64
+"""Subscriptions that are looked at in one step after a change of access data."""
 
 Op = pb.TaskSubscriptionOperation
 
@@ -63,6 +70,17 @@ class TaskSubscriber:
             response.error = error.message
         return [answer]
 
+    async def end_hidden(self, may_read: Callable[[Session, str], bool]) -> None:
+        """End subscriptions that rest on a right to read which their session has lost."""
+        subscriptions = self._engine.event_subscriptions
+        for count, one in enumerate(subscriptions.by_rule(), 1):
+            if not one.closed and not may_read(one.session, one.read_by_rule):
+                self._unwatch(subscriptions.close(one.session, one.subscription_id))
+                why = f"subscription {one.subscription_id} has ended: you may not read task {one.task_id} any more"
+                one.session.put_error(RequestError(Code.PERMISSION_DENIED, why), one.request_id)
+            if count % SLICE == 0:
+                await trio.lowlevel.checkpoint()
+
     def ended(self, session: Session) -> None:
         """End the task subscriptions of a session that has ended. Never blocks."""
         self._unwatch(self._engine.event_subscriptions.close_all(session))
@@ -73,22 +91,29 @@ class TaskSubscriber:
         subscriptions = self._engine.event_subscriptions
         if subscriptions.count(session) >= MAX_SUBSCRIPTIONS:
             raise RequestError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
-        task = await load_visible(
-            self._engine.database, self._authorizer, session, op.task_id, operation="task_subscribe"
-        )
+        task = await load_visible(self._engine.database, self._authorizer, session, op.task_id, operation=OPERATION)
         if task is None:
             raise RequestError(Code.INVALID_ARGUMENT, NOT_FOUND)
-        # A worker of another workspace sees its own task, and nothing else of the task's workspace.
-        recursive = op.recursive and session.allows_workspace(task.workspace)
+        # One with a part in a task sees that task, and others of the workspace if it may read it.
+        recursive = op.recursive and await self._may_read(session, task)
         since_ms = max(op.start_timestamp_unix_ms, 0)
         subscription = EventSubscription(
-            self._ids.unique(), session, task.task_id, recursive, request_id=op.client_request_id
+            self._ids.unique(),
+            session,
+            task.task_id,
+            recursive,
+            request_id=op.client_request_id,
+            read_by_rule=task.workspace if recursive or not is_party(task, Caller.of(session)) else "",
         )
         if task.has_children:
             await self._engine.collect_child_events("" if recursive else task.task_id)
         subscriptions.open(subscription, [task.task_id])
         try:
+            if subscription.read_by_rule and not await self._may_read(session, task):
+                raise RequestError(Code.INVALID_ARGUMENT, NOT_FOUND)  # lost meanwhile
             positions = await self._begin(subscription, task, since_ms)
+            if subscription.closed and not session.detached:
+                raise RequestError(Code.INVALID_ARGUMENT, NOT_FOUND)
         except BaseException:
             self._unwatch(subscriptions.close(session, subscription.subscription_id))
             raise
@@ -97,6 +122,9 @@ class TaskSubscriber:
         response.subscription_id = subscription.subscription_id
         session.put(answer)
         subscriptions.start(subscription, positions, replay=since_ms > 0)
+
+    async def _may_read(self, session: Session, task: TaskRow) -> bool:
+        return await may(self._authorizer, Caller.of(session), task.workspace, OPERATION, AccessLevel.READ)
 
     async def _begin(self, subscription: EventSubscription, task: TaskRow, since_ms: int) -> dict[str, int]:
         """Return the tasks of a new subscription, with the last event before it of each."""

@@ -81,6 +81,8 @@ class Context(NamedTuple):
     note_start: Callable[[str], None] = lambda identity: None
     """Is told of an agent before it gets a row in `agent_starts`. Any thread."""
     grants: TaskGrants = NO_TASK_GRANTS
+    may_serve: Callable[[str, str], bool] = lambda identity, workspace: True
+    """Whether a service may be given tasks of a workspace's pools. Any thread."""
 
 
 class RecordedEvent(NamedTuple):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.limits import KIB
 from aether_trio.storage.base import Execute, Fetch, Program, Row
@@ -20,12 +20,20 @@ KEPT_BYTES: Final = 256 * KIB
 Metadata = Mapping[str, str]
 
 
-def kept(task_id: str) -> Program[list[tuple[int, Metadata]]]:
-    """Return (number in the log, metadata) of a task's unused inputs, oldest first."""
+class TaskInput(NamedTuple):
+    """An input of a task: number in the log, metadata, identity of the sender."""
+
+    offset: int
+    metadata: Metadata
+    sender: str = ""
+
+
+def kept(task_id: str) -> Program[list[TaskInput]]:
+    """Return a task's unused inputs, oldest first."""
     found: list[Row] = yield Fetch(
-        "SELECT log_offset, metadata FROM task_inputs WHERE task_id = $1 ORDER BY log_offset", (task_id,)
+        "SELECT log_offset, metadata, sender FROM task_inputs WHERE task_id = $1 ORDER BY log_offset", (task_id,)
     )
-    return [(offset, json.loads(metadata)) for offset, metadata in found]
+    return [TaskInput(offset, json.loads(metadata), sender) for offset, metadata, sender in found]
 
 
 class Room:
@@ -52,11 +60,11 @@ def room(task_id: str) -> Program[Room]:
     return Room(count, size)
 
 
-def keep(task_id: str, offset: int, metadata: Metadata) -> Program[None]:
+def keep(task_id: str, one: TaskInput) -> Program[None]:
     """Insert an input of a task for a later wait; `Room` has counted it."""
     yield Execute(
-        "INSERT INTO task_inputs (task_id, log_offset, metadata) VALUES ($1, $2, $3)",
-        (task_id, offset, _encoded(metadata)),
+        "INSERT INTO task_inputs (task_id, log_offset, metadata, sender) VALUES ($1, $2, $3, $4)",
+        (task_id, one.offset, _encoded(one.metadata), one.sender),
     )
 
 

@@ -17,6 +17,7 @@ than its worker's; one that frees a worker has waited for the row of its task, o
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Final
 
@@ -26,11 +27,13 @@ from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.tasks.waiting_queue import pool_queue
 from aether_trio.services.tasks.protobuf import may_start_target
 from aether_trio.services.tasks.transaction import task_rows
-from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
+from aether_trio.services.tasks.transaction.interface import Context, NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, find_workers, read_worker
-from aether_trio.storage.base import Deferred, Fetch, FetchOne, Program, Row
+from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
 
 COLLECT_PAGE: Final = 100
+MAX_SERVICES: Final = 1_000
+"""Services of one implementation among which one is looked for that may serve a workspace."""
 AGAIN_PAGE: Final = 200
 """Tasks whose assignments one transaction sends again; those of one worker stay together."""
 
@@ -43,6 +46,8 @@ _OF_POOL: Final = """(SELECT identity FROM task_workers
 _TAKE_OF_POOL: Final = f"""{_MORE.replace("$1", "$2")} identity = COALESCE(
     {_OF_POOL.format("$3")}, {_OF_POOL.format("''")})
     RETURNING CAST($1 AS TEXT), {WORKER_FIELDS}"""
+_SERVICES: Final = """SELECT identity FROM task_workers
+    WHERE pooled = 1 AND free = 1 AND workspace = '' AND implementation = $1 ORDER BY live, turn LIMIT $2"""
 _LESS: Final = f"UPDATE task_workers SET {_ROOM.format('-')} WHERE identity = $1 AND live > 0"  # noqa: S608
 # By the index: of an EXISTS, PostgreSQL reads all rows and hashes them.
 _WAITS: Final = """(SELECT 1 FROM tasks WHERE queue = {0} AND queue <> ''
@@ -77,7 +82,11 @@ def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
         # One statement: between two, another program could free a worker and not see this task.
         args = task.task_id, turn, task.workspace, task.target_implementation
         found: list[Row] = yield FetchOne(_TAKE_OF_POOL, args)
-        return Worker._make(found[0][1:]) if found else None
+        worker = Worker._make(found[0][1:]) if found else None
+        if worker is not None and not worker.workspace and not tx.context.may_serve(worker.identity, task.workspace):
+            yield Execute(_LESS, (worker.identity,))
+            worker = yield from _take_service(tx, task)
+        return worker
     if task.mode is Mode.SELF_ASSIGN:
         # The task takes no room, but is not assigned while its creator has none.
         worker = yield from tx.find_worker(task.queue)
@@ -86,6 +95,17 @@ def reserve_worker(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
     if worker is None and may_start_target(task) and (yield from tx.find_worker(task.queue)) is None:
         tx.effects.absent_targets.append(task.target)
     return worker
+
+
+def _take_service(tx: Transaction, task: TaskRow) -> Program[Worker | None]:
+    """Find a service with room that may serve a task's workspace."""
+    found: list[Row] = yield Fetch(_SERVICES, (task.target_implementation, MAX_SERVICES))
+    for (identity,) in found:
+        if tx.context.may_serve(identity, task.workspace):
+            worker = read_worker((yield Fetch(_TAKE, (tx.context.now_ms * 1000, identity))))
+            if worker is not None:
+                return worker
+    return None
 
 
 def release_reservation(tx: Transaction, task: TaskRow, worker: Worker) -> Program[None]:
@@ -109,7 +129,7 @@ def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
     """Assign a worker the first tasks of its queues, as many as it has room for."""
     room = worker.capacity - worker.live
     while room > 0:
-        task = yield from _first_for(worker)
+        task = yield from _first_for(tx, worker)
         if task is None:
             return
         given = yield from tx.apply(task, Move.ASSIGN, tx.facts(worker.identity))
@@ -117,15 +137,41 @@ def fill_worker(tx: Transaction, worker: Worker) -> Program[None]:
         room -= bool(given.after.holder)  # a task that it has assigned to itself takes no room
 
 
-def _first_for(worker: Worker) -> Program[TaskRow | None]:
+def fill_service(tx: Transaction, identity: str) -> Program[None]:
+    """Assign a service waiting tasks of workspaces that it may serve from now on."""
+    worker = yield from tx.find_worker(identity)
+    if worker is not None and worker.pooled:
+        yield from fill_worker(tx, worker)
+
+
+def _first_for(tx: Transaction, worker: Worker) -> Program[TaskRow | None]:
+    barred: list[str] = []
+    while True:
+        found = yield from _next_for(worker, barred)
+        task = min(found, key=lambda task: (-task.priority, task.order_us), default=None)
+        if task is None or not may_not_serve(tx.context, worker.identity, worker.workspace, task):
+            return task
+        barred.append(task.workspace)
+
+
+def may_not_serve(context: Context, identity: str, workspace: str, task: TaskRow) -> bool:
+    """Return whether a participant is in no workspace and barred from a pool's task."""
+    return task.mode is Mode.POOL and not workspace and not context.may_serve(identity, task.workspace)
+
+
+def _next_for(worker: Worker, barred: Sequence[str]) -> Program[list[TaskRow]]:
+    """Read the first tasks of a worker's queues, but for pools of `barred` workspaces."""
     if not worker.pooled:
         found = yield from task_rows.select(_QUEUED, (worker.identity,))
     elif worker.workspace:
         queue = pool_queue(worker.workspace, worker.implementation)
         found = yield from task_rows.select_either(_QUEUED, _ALSO_QUEUED, (worker.identity, queue))
     else:
-        found = yield from task_rows.select_either(_QUEUED, _POOLED, (worker.identity, worker.implementation))
-    return min(found, key=lambda task: (-task.priority, task.order_us), default=None)
+        pooled = _POOLED
+        if barred:
+            pooled = pooled.replace("$2", f"$2 AND workspace NOT IN ({placeholders(len(barred), first=3)})")
+        found = yield from task_rows.select_either(_QUEUED, pooled, (worker.identity, worker.implementation, *barred))
+    return found
 
 
 def update_workers(

@@ -252,7 +252,7 @@ async def test_large_inputs_let_others_have_their_turn() -> None:
         await trio.lowlevel.checkpoint()
         before = turns
         read = await input_consumer._read([(number, frame) for number in range(5)])
-        assert read == [(number, {}) for number in range(5)]
+        assert read == [unused_inputs.TaskInput(number, {}) for number in range(5)]
         assert turns - before >= 3  # of four, as the order within a turn of the loop is by chance
         nursery.cancel_scope.cancel()
 
