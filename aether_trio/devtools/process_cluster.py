@@ -323,6 +323,7 @@ async def open_process_cluster(
                     f"storage.database={dsn}",
                     f"storage.schema={SCHEMA}",
                     f"gateway.node_name=node-{number}",
+                    f"gateway.data_dir={home / f'node-{number}'}",
                 ]
                 arguments = [
                     *command,

@@ -332,6 +332,7 @@ async def open_core(
         retention = Retention(log, limits.retention_limits(settings))
         metrics.watch_databases(metric_families, databases)
         metrics.watch_log(metric_families, log, retention)
+        metrics.watch_audit(metric_families, audit)
         metrics.watch_delivery(metric_families, router, ephemeral_topics, queues)
         metrics.watch_sessions(metric_families, registry, dispatcher)
         metrics.watch_tasks(metric_families, engine, autostarter)

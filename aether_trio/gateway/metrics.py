@@ -12,6 +12,7 @@ from typing import Any
 
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.delivery.router import Router
+from aether_trio.gateway.audit import AuditTrail
 from aether_trio.gateway.databases import Databases
 from aether_trio.gateway.membership import ClusterMembership
 from aether_trio.log.retention import Retention
@@ -47,6 +48,18 @@ def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
         "Subscriptions of connected participants to durable topics",
         (),
         lambda: {(): log.statistics().subscriptions},
+    )
+
+
+def watch_audit(metrics: Metrics, audit: AuditTrail) -> None:
+    """Register metrics of the audit log."""
+    metrics.watch("audit", audit.writer.statistics, counters={"written", "lost"})
+    metrics.counter("aether_audit_heads", "Signed heads of the audit log", (), lambda: {(): audit.signer.signed})
+    metrics.gauge(
+        "aether_audit_tampered",
+        "1 while nothing is signed, as stored audit rows were changed",
+        (),
+        lambda: {(): int(audit.signer.problem is not None)},
     )
 
 

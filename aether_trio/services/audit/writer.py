@@ -29,7 +29,7 @@ from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, Sto
 from aether_trio.storage.partitions import UNLIMITED_S, PartitionKeeper
 from aether_trio.storage.retry import RETRY_DELAY_S
 
-__all__ = ["AuditPolicy", "AuditWriter", "append"]
+__all__ = ["AuditPolicy", "AuditStatistics", "AuditWriter", "append"]
 
 logger = structlog.get_logger("aether.audit")
 
@@ -75,6 +75,16 @@ class RowBatch:
     number: int
     records: Sequence[AuditRecord]
     gap: _Gap | None
+
+
+@dataclass(frozen=True, slots=True)
+class AuditStatistics:
+    """The counters of an audit writer since the start; `failing` as its attribute."""
+
+    written: int
+    lost: int
+    waiting: int
+    failing: bool
 
 
 class AuditWriter:
@@ -155,6 +165,10 @@ class AuditWriter:
     def waiting(self) -> int:
         """The number of events that are not in the database yet."""
         return len(self._queue) + (len(self._batch.records) if self._batch is not None else 0)
+
+    def statistics(self) -> AuditStatistics:
+        """Return the counters, for metrics."""
+        return AuditStatistics(self.written, self.lost, self.waiting, self.failing)
 
     async def flush(self) -> None:
         """Wait until all events that are queued now are written, or counted as lost."""
