@@ -70,6 +70,7 @@ class Question:
     resource_type: str
     resource_id: str
     own_workspace: str = ""
+    groups: tuple[str, ...] = ()
 
     @property
     def arguments(self) -> tuple[str, str, str, str]:
@@ -125,9 +126,9 @@ class NaiveAccess:
     def remove_lock(self, lock_id: str) -> None:
         self.locks = [one for one in self.locks if one.lock_id != lock_id]
 
-    def subjects(self, text: str, now_ms: int) -> set[str]:
-        found = {text}
-        latest = {text}
+    def subjects(self, text: str, now_ms: int, groups: tuple[str, ...] = ()) -> set[str]:
+        found = {text} | {f"group:{one}" for one in groups}
+        latest = set(found)
         for _ in range(MAX_DEPTH):
             latest = {one.container for one in self.members if one.member in latest and live(one, now_ms)}
             found |= latest
@@ -137,7 +138,7 @@ class NaiveAccess:
         """Return tier, subject and rule of all that match, expired rules too."""
         found: list[tuple[int, str, Rule]] = []
         resource = f"{question.resource_type}:{question.resource_id}"
-        subjects = self.subjects(f"{question.principal_type}:{question.principal_id}", now_ms)
+        subjects = self.subjects(f"{question.principal_type}:{question.principal_id}", now_ms, question.groups)
         wildcard = f"wildcard:{WILDCARDS.get(question.principal_type)}"
         for rule in self.rules:
             subject_is_pattern, resource_is_pattern = is_pattern(rule.principal_id), is_pattern(rule.resource_id)

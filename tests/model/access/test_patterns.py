@@ -197,6 +197,7 @@ def test_malformed_patterns_name_the_place(pattern: str, position: int, reason: 
     with pytest.raises(PatternError, match=re.escape(reason)) as caught:
         compile_pattern(pattern)
     assert caught.value.position == position
+    assert reason in caught.value.reason
     assert f"character {position + 1}:" in str(caught.value)
 
 
@@ -291,6 +292,13 @@ def test_a_class_that_may_match_a_slash_costs_one_step_for_each_character(monkey
     assert len(steps) == 128
 
 
+@pytest.mark.parametrize("pattern", ["*[/]b*", "*[^a]*/*[//]*", "[^a]*b*", "*b*[^a]", "*a/[^a]*"])
+def test_other_classes_need_no_steps(pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    certain = pattern != "*[^a]*/*[//]*"
+    monkeypatch.setattr(patterns._Automaton, "step", lambda *_: pytest.fail("a step") if certain else 0)
+    assert compile_pattern(pattern).matches("zz") is naive(pattern, "zz")
+
+
 def dynamic(pattern: str, text: str) -> bool:
     """The documentation again, by the set of reached positions; for long texts."""
     parts = re.findall(r"\[[^\]]*\]|\\.|.", pattern, re.DOTALL)
@@ -371,3 +379,4 @@ def test_a_counterexample_is_readable() -> None:
     found = counterexample(compile_pattern("a?"), compile_pattern("a*"))
     assert found is not None
     assert found.isprintable()
+    assert counterexample(compile_pattern("[a-y]"), compile_pattern("?")) in {"0", "z"}

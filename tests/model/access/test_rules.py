@@ -54,6 +54,7 @@ MEMBER = Member("group", "ops", "user", "alice")
         ({"resource_id": "a[bc]*"}, {"resource_id": "a[bc]*"}),
         ({"resource_type": "acme.io/invoice"}, {"resource_type": "acme.io/invoice"}),
         ({"level": 40}, {"level": AccessLevel.ADMIN}),
+        ({"reason": "two\nlines"}, {"reason": "two\nlines"}),
         (
             {"resource_type": "permission", "resource_id": "_perm:metric_credit"},
             {"resource_type": "capability", "resource_id": "capability/metric_credit"},
