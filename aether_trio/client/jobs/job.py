@@ -24,7 +24,7 @@ from typing import Final, NoReturn, Protocol, Self
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError, ConnectionLost, NotImplementedByGateway, RequestTimeout
+from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout
 from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, ProgressStep
@@ -452,13 +452,13 @@ class Job:
         await self._wait_as(wait)
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
-        """Raise NotImplementedByGateway: gateways serve no authority requests yet."""
-        await self._checked()
-        await anyio.lowlevel.checkpoint()
-        raise NotImplementedByGateway(
-            "ERR_NOT_IMPLEMENTED",
-            f"no gateway serves authority requests yet, so the wait for {request_id!r} would never end",
-        )
+        """Pause the task until a request for authority is approved.
+
+        The task fails, and the block is cancelled, when the request is denied, cancelled or
+        expires, or after `timeout` seconds. The request is one that this participant has made.
+        """
+        wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_ms=_ms(timeout))
+        await self._wait_as(wait)
 
     async def wait_for_tasks(
         self, task_ids: Sequence[str], *, any_of_them: bool = False, timeout: float | None = None

@@ -17,14 +17,14 @@ from aether_trio.client import (
     InvalidArgument,
     Job,
     JobEnd,
-    NotImplementedByGateway,
     PayloadTooLarge,
     Refused,
     TaskOver,
 )
 from aether_trio.client.jobs import job as job_module
 from aether_trio.client.jobs.job import REASON_CHARS, STOPPED, describe
-from aether_trio.client.operations import TaskStatus
+from aether_trio.client.operations import AccessLevel, Principal, TaskStatus
+from aether_trio.client.operations.requests import AuthorityRoute, AuthorityWish
 from aether_trio.client.operations.task_values import Hibernation, RetryPolicy
 from tests.client.jobs.shop import one_of, order, ordered, wait_for, wait_until_over, with_shop
 
@@ -404,13 +404,36 @@ async def test_a_cancelled_wait_lets_the_block_go_on(boss: AgentClient, one: Age
 
 
 @with_shop()
-async def test_a_wait_for_authority_is_not_served_yet(boss: AgentClient, one: AgentClient) -> None:
-    job = await ordered(boss, one)
-    async with job:
-        with pytest.raises(NotImplementedByGateway, match="authority"):
-            await job.wait_for_authority("r", timeout=30)
-        assert (await boss.tasks.get(job.id)).status is TaskStatus.RUNNING
-    assert job.end is JobEnd.COMPLETED
+async def test_a_job_waits_until_its_request_is_approved(boss: AgentClient, one: AgentClient) -> None:
+    for approved in (True, False):
+        job = await ordered(boss, one)
+        request = await one.authority_requests.create(asked_of(boss))
+
+        async def decide(request_id: str = request.request_id, approved: bool = approved, job: Job = job) -> None:
+            await wait_for(boss, job.id, TaskStatus.WAITING_AUTHORITY)
+            if approved:
+                await boss.authority_requests.approve(request_id)
+            else:
+                await boss.authority_requests.deny(request_id, reason="no")
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(decide)
+            async with job:
+                await job.wait_for_authority(request.request_id)
+                assert approved
+        assert job.end is (JobEnd.COMPLETED if approved else JobEnd.FAILED)
+    assert (await boss.tasks.get(job.id)).error == "authority request denied: no"
+
+
+def asked_of(approver: AgentClient) -> AuthorityWish:
+    """A request for what another agent may do."""
+    who = Principal.of(approver.topic)
+    return AuthorityWish(
+        target_subject=who,
+        requested_access_level=AccessLevel.READ,
+        requested_duration_seconds=60,
+        route=AuthorityRoute(principal=who),
+    )
 
 
 @with_shop()

@@ -1,4 +1,4 @@
-"""A core in virtual time for the tests of this folder."""
+"""A core in virtual time for the tests of this folder that want one."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent)
+    use_virtual_time(items, Path(__file__).parent, ("test_grants", "test_requests", "test_tasks"))

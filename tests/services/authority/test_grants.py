@@ -301,6 +301,24 @@ async def test_the_limits_of_a_grant_hold(core: Core) -> None:
             assert text in await kv(agent_, context)
 
 
+async def test_a_message_is_sent_on_behalf_until_the_grant_is_revoked(core: Core) -> None:
+    async with (
+        connect(core, user("ann", "w1")) as ann,
+        connect(core, planner()) as agent_,
+        connect(core, agent("prod", "helper", "1")) as helper,
+    ):
+        grant_id = await delegated(core, ann, PLANNER)
+        message = pb.SendMessage(target_topic=HELPER[1], payload=b"1", authorization=acting_for("ann", grant_id))
+        agent_.send(pb.UpstreamMessage(send=message))
+        arrived = (await helper.next("msg")).msg
+        assert (arrived.payload, arrived.on_behalf_subject.principal_id) == (b"1", "ann")
+        assert (await grant_op(ann, GrantOp.REVOKE, grant_id=grant_id)).success
+        agent_.send(pb.UpstreamMessage(send=message))
+        agent_.send(pb.UpstreamMessage(send=pb.SendMessage(target_topic=HELPER[1], payload=b"2")))
+        assert (await helper.next("msg")).msg.payload == b"2"
+        assert "revoked" in errors(agent_)[-1].message
+
+
 # -- revocation ------------------------------------------------------------------------------------
 
 
