@@ -6,7 +6,6 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from aether_trio.model.audit import AuditEvent
 from aether_trio.model.clock import Clock
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access import Authorizer
@@ -24,13 +23,6 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.dispatch import Handler
 from aether_trio.session.registry import SessionRegistry
-
-
-class NoAuditSink:
-    """An AuditSink that keeps nothing."""
-
-    def put(self, event: AuditEvent) -> None:
-        """Do nothing."""
 
 
 class AuthorityService:

@@ -1,4 +1,4 @@
-"""Grants and requests on two nodes: what one node decides is in force on the other."""
+"""Grants and requests on two nodes: one decides, and it is in force on both."""
 
 from __future__ import annotations
 

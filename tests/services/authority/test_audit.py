@@ -1,0 +1,76 @@
+"""Each change of authority has its row in the audit log, and so has a refusal."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import trio
+
+from aether_trio.gateway.core import Core
+from tests.helpers.core import agent, connect, user
+from tests.services.authority.people import (
+    Decision,
+    GrantOp,
+    RequestOp,
+    asked,
+    decide,
+    delegated,
+    derive,
+    exchange,
+    grant_op,
+    request_op,
+)
+
+PLANNER = ("agent", "ag::prod::planner::1")
+
+
+async def rows(core: Core, operation: str) -> list[dict[str, Any]]:
+    """The audit rows of an operation, the oldest first."""
+    await trio.sleep(5)  # refusals are written in batches
+    columns = "actor_id, subject_id, success, resource_id, error_message, parent_authority_grant_id, metadata"
+    found = await core.tasks.engine.database.fetch(
+        f"SELECT {columns} FROM audit_log WHERE operation = $1 ORDER BY audit_id", operation
+    )
+    names = columns.split(", ")
+    return [{**dict(zip(names, row, strict=True)), "metadata": json.loads(row[-1])} for row in found]
+
+
+async def test_operations_on_grants_have_rows(core: Core) -> None:
+    async with connect(core, user("ann", "w1")) as ann, connect(core, agent("prod", "planner", "1")):
+        grant_id = await delegated(core, ann, PLANNER)
+        await exchange(core, ann, max_access_level=0)
+        await derive(ann, grant_id, PLANNER)
+        await grant_op(ann, GrantOp.REVOKE, grant_id=grant_id)
+        made, refused = await rows(core, "authority_grant_exchange")
+        assert (made["actor_id"], made["subject_id"], made["success"]) == ("ann", "ann", 1)
+        assert made["metadata"]["exchange_mode"] == "self"
+        assert (refused["success"], "max_access_level" in refused["error_message"]) == (0, True)
+        made, refused = await rows(core, "authority_grant_derive")
+        assert (made["resource_id"], made["parent_authority_grant_id"] != "") == (grant_id, True)
+        assert made["metadata"]["delegate"] == f"agent:{PLANNER[1]}"
+        assert (refused["success"], refused["resource_id"]) == (0, grant_id)
+        (revoked,) = await rows(core, "authority_grant_revoke")
+        assert (revoked["success"], revoked["resource_id"]) == (1, grant_id)
+
+
+async def test_steps_of_requests_have_rows(core: Core) -> None:
+    async with connect(core, agent("prod", "planner", "1")) as agent_, connect(core, user("ann", "w1")) as ann:
+        first, second, third = [await asked(agent_) for _ in range(3)]
+        await decide(ann, first)
+        await decide(ann, second, Decision.DENY, reason="no")
+        await request_op(agent_, RequestOp.CANCEL, request_id=third)
+        await asked(agent_)
+        await trio.sleep(1805)
+        for word, actor, request_id in (
+            ("approved", "ann", first),
+            ("denied", "ann", second),
+            ("cancelled", PLANNER[1], third),
+        ):
+            (row,) = await rows(core, f"authority_request_{word}")
+            assert (row["actor_id"], row["subject_id"], row["resource_id"]) == (actor, "ann", request_id)
+            assert row["metadata"]["request_lifecycle_event"] == word
+        assert len(await rows(core, "authority_request_created")) == 4
+        assert len(await rows(core, "authority_request_expired")) == 1
+        (minted,) = await rows(core, "authority_grant_exchange")
+        assert minted["actor_id"] == "ann"
