@@ -33,10 +33,16 @@ class HmacKeys:
     """Keys by their id; the first is for new tokens."""
 
     def __init__(self, keys: Mapping[str, bytes]) -> None:
-        self._keys = dict(keys)
+        # Copied for each use. hmac.digest gives up the interpreter's lock and waits for it.
+        self._keys = {key_id: hmac.new(key, digestmod="sha256") for key_id, key in keys.items()}
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def _mac(self, key_id: str, message: bytes) -> bytes:
+        mac = self._keys[key_id].copy()
+        mac.update(message)
+        return mac.digest()
 
     @property
     def newest(self) -> str | None:
@@ -45,7 +51,7 @@ class HmacKeys:
 
     def hash(self, key_id: str, text: str) -> bytes:
         """Return the hash of a token's text under a key."""
-        return hmac.digest(self._keys[key_id], _HASH + text.encode(), "sha256")
+        return self._mac(key_id, _HASH + text.encode())
 
     def hashes(self, text: str) -> dict[bytes, str]:
         """Return the ids of all keys by the hash of a token's text under each."""
@@ -65,7 +71,7 @@ class HmacKeys:
             token.created_ms,
             token.expires_ms,
         ]
-        return hmac.digest(self._keys[key_id], _SEAL + json.dumps(said).encode(), "sha256")
+        return self._mac(key_id, _SEAL + json.dumps(said).encode())
 
     def has(self, key_id: str) -> bool:
         """Whether a key with this id is known."""

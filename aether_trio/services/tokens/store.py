@@ -1,5 +1,8 @@
 """Finds API tokens for connecting clients, and notes when each was last used.
 
+Tokens that were found are remembered, and forgotten with each change of them on any node, before
+the change is answered. So a client that reconnects costs no query.
+
 Last uses are written each FLUSH_S. What was noted since is lost in a crash: the time is
 information, and never a right.
 """
@@ -7,8 +10,10 @@ information, and never a right.
 from __future__ import annotations
 
 import hmac
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -25,6 +30,8 @@ from aether_trio.storage.retry import retry_while_unavailable
 logger = structlog.get_logger("aether.tokens")
 
 FLUSH_S: Final = 10.0
+REMEMBERED: Final = 10_000
+"""Tokens in memory, of about 1 KiB each."""
 MAX_WAITING: Final = 50_000
 """Tokens whose last use waits for storage; beyond it, further ones are not noted."""
 
@@ -35,10 +42,35 @@ class TokenStore:
     def __init__(self, database: Database, clock: Clock, keys: HmacKeys) -> None:
         self._database = database
         self._clock = clock
+        self._keys = keys
+        self._known: OrderedDict[bytes, ApiToken] = OrderedDict()
+        self._changes = 0
         self._waiting: dict[str, int] = {}
         self._work = AutoResetEvent()
-        self.keys = keys
+
+    @property
+    def keys(self) -> HmacKeys:
         """The secret keys; new settings may replace them."""
+        return self._keys
+
+    @keys.setter
+    def keys(self, keys: HmacKeys) -> None:
+        self._keys = keys
+        self._forget_all()
+
+    def changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
+        """Forget tokens that were changed; `everything`: any may have been."""
+        if everything:
+            self._forget_all()
+            return
+        self._changes += 1
+        ids = {token_id for token_id, _ in items}
+        for hashed in [one for one, token in self._known.items() if token.token_id in ids]:
+            del self._known[hashed]
+
+    def _forget_all(self) -> None:
+        self._changes += 1
+        self._known.clear()
 
     def has_key(self, key_id: str) -> bool:
         """Whether the secret key with this id is among the settings."""
@@ -49,10 +81,19 @@ class TokenStore:
 
         A row whose hash or seal does not fit its key is no token: it was written by another hand.
         """
-        keys = self.keys
+        keys = self._keys
         hashes = keys.hashes(text)
-        if not hashes:
-            return None
+        token = next((known for one in hashes if (known := self._known.get(one)) is not None), None)
+        if token is None and hashes:
+            token = await self._read(keys, hashes)
+        now_ms = self._clock.now_ms()
+        if token is not None and token.ended(now_ms) is None and (token.token_id in self._waiting or self._has_room):
+            self._waiting[token.token_id] = now_ms
+            self._work.set()
+        return token
+
+    async def _read(self, keys: HmacKeys, hashes: Mapping[bytes, str]) -> ApiToken | None:
+        changes = self._changes
         try:
             row = await self._database.read_small(partial(rows.by_hash, tuple(hashes)))
         except StorageUnavailable as error:
@@ -64,10 +105,10 @@ class TokenStore:
         ):
             logger.error("an API token's row was changed by another hand, and admits no client", id=row.token.token_id)
             return None
-        now_ms = self._clock.now_ms()
-        if row.token.ended(now_ms) is None and (row.token.token_id in self._waiting or self._has_room):
-            self._waiting[row.token.token_id] = now_ms
-            self._work.set()
+        if changes == self._changes:  # else it may have been changed since it was read
+            self._known[row.token_hash] = row.token
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
         return row.token
 
     @property

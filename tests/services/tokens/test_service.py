@@ -54,6 +54,7 @@ class World:
         self.changes = AccessChanges(database, self.clock, NoPeers(), LeaseGate(), self.audit)
         self.applied: list[tuple[str, Any]] = []
         self.changes.when_applied("token", lambda items, everything: self.applied.extend(items), rows.live)
+        self.changes.when_applied("token", lambda items, everything: self.store.changed(items, everything))
         source = random.Random(1)
         self.store = TokenStore(database, self.clock, HmacKeys({"k1": bytes(32)}))
         self.service = TokenService(
@@ -253,8 +254,12 @@ async def test_an_old_key_keeps_its_tokens(world: World) -> None:
 async def test_a_row_that_was_changed_admits_no_client(world: World, change: str) -> None:
     world.store.keys = HmacKeys({"k1": bytes(32), "k2": b"2" * 32})
     text = (await world.create(workspace_patterns=["prod"], expires_in_hours=1)).plaintext_token
-    assert await world.store.find(text) is not None
+    found = await world.store.find(text)
+    assert found is not None
     await world.database.execute(f"UPDATE api_tokens SET {change}")
+    # What is remembered is the token as it was made, until any token is changed.
+    assert (await world.store.find(text)) == found
+    world.store.changed([], True)
     assert await world.store.find(text) is None
 
 
@@ -269,6 +274,51 @@ async def test_last_use_is_written_in_batches(world: World) -> None:
         world.clock.now_ms() // 1000
     )
     await world.store.flush_at_end()
+
+
+async def test_a_token_that_is_remembered_costs_no_query(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = await world.create()
+    reads = 0
+    read = world.store._read
+
+    async def counted(*arguments: Any) -> Any:
+        nonlocal reads
+        reads += 1
+        return await read(*arguments)
+
+    monkeypatch.setattr(world.store, "_read", counted)
+    for _ in range(5):
+        assert await world.store.find(made.plaintext_token) is not None
+    assert reads == 1
+    await world.create(name="other")
+    assert await world.store.find(made.plaintext_token) is not None
+    assert reads == 1
+    await world.ask(op=Op.REVOKE, token_id=made.created_token.id)
+    found = await world.store.find(made.plaintext_token)
+    assert found is not None
+    assert found.ended(world.clock.now_ms()) == "was revoked"
+
+
+async def test_a_token_that_changes_while_it_is_read_is_not_remembered(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = await world.create()
+    read = world.database.read_small
+
+    async def late(program: Any) -> Any:
+        row = await read(program)
+        if getattr(program, "func", None) is rows.by_hash:
+            monkeypatch.undo()
+            await world.ask(op=Op.REVOKE, token_id=made.created_token.id)
+        return row
+
+    monkeypatch.setattr(world.database, "read_small", late)
+    outdated = await world.store.find(made.plaintext_token)
+    assert outdated is not None
+    assert not outdated.revoked_ms
+    fresh = await world.store.find(made.plaintext_token)
+    assert fresh is not None
+    assert fresh.revoked_ms
 
 
 # -- no wider than the maker -----------------------------------------------------------------------
