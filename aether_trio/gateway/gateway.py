@@ -61,7 +61,15 @@ class Gateway:
     def __init__(
         self, core: Core, ports: Ports, health: GrpcHealth, settings: Settings, ops_address: str | None
     ) -> None:
-        self.reload = SettingsReload(settings, core.credentials, core.credential_ends, core.tokens, ports)
+        self.reload = SettingsReload(
+            settings,
+            core.credentials,
+            core.credential_ends,
+            core.tokens,
+            ports,
+            core.audit.writer.put,
+            core.clock,
+        )
         """Takes over new settings of TLS and credentials."""
         self.core = core
         self.address = ports.address

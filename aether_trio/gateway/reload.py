@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import errno
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +21,8 @@ import structlog
 
 from aether_trio.config import Settings, all_keys
 from aether_trio.gateway.limits import tls_settings
+from aether_trio.model.audit import AuditEvent, EventType
+from aether_trio.model.clock import Clock
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.credentials.ends import CredentialEnds
 from aether_trio.services.tokens import TokenStore, read_hmac_keys
@@ -54,6 +56,8 @@ class SettingsReload:
         ends: CredentialEnds,
         store: TokenStore,
         ports: Ports,
+        put_audit: Callable[[AuditEvent], None],
+        clock: Clock,
     ) -> None:
         self._settings = settings
         self._authorities = frozenset(_authorities(settings))
@@ -61,6 +65,8 @@ class SettingsReload:
         self._ends = ends
         self._store = store
         self._ports = ports
+        self._put_audit = put_audit
+        self._clock = clock
 
     def apply(self, wanted: Settings) -> None:
         """Use new settings, all or none. Raises OSError, which names the file."""
@@ -88,6 +94,16 @@ class SettingsReload:
         ended = self._ends.end_sessions(self._authorities - authorities)
         self._authorities = authorities
         changed = _differences(old, self._settings)
+        self._put_audit(
+            AuditEvent(
+                at_ms=self._clock.now_ms(),
+                event_type=EventType.ADMIN,
+                operation="admin_config_change",
+                actor_type="operator",
+                resource_type="settings",
+                metadata={"changed": changed, "ended_sessions": ended},
+            )
+        )
         logger.info("the settings of TLS and credentials were read anew", changed=changed, ended_sessions=ended)
         if ignored := [name for name in _differences(self._settings, wanted) if name not in RELOADED]:
             logger.warning("these settings differ and need a restart", settings=ignored)

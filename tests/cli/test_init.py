@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 import ssl
 import stat
 from collections.abc import Iterator
@@ -189,6 +190,11 @@ def test_a_token_made_offline_is_one(tmp_path: Path) -> None:
     assert "rescue" not in aether("tokens", "list", *offline).stdout
     assert aether("tokens", "delete", token_id, *offline).returncode == 0
     fails(1, "there is no API token", "tokens", "delete", token_id, *offline)
+    with sqlite3.connect(tmp_path / "aether" / "data" / "tasks.db") as database:
+        rows = database.execute(
+            "SELECT operation, actor_type, source FROM audit_log WHERE resource_type = 'api_token' ORDER BY audit_id"
+        ).fetchall()
+    assert rows == [(f"token_{one}", "operator", "offline") for one in ("create", "create", "revoke", "delete")]
     settings = yaml.safe_load((tmp_path / "aether" / "aether.yaml").read_text())
     settings["auth"]["token_hmac_keys"] = []
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))

@@ -54,9 +54,9 @@ class World:
         self.changes = AccessChanges(database, self.clock, NoPeers(), LeaseGate(), self.audit)
         self.applied: list[tuple[str, Any]] = []
         self.changes.when_applied("token", lambda items, everything: self.applied.extend(items), rows.live)
-        self.changes.when_applied("token", lambda items, everything: self.store.changed(items, everything))
         source = random.Random(1)
         self.store = TokenStore(database, self.clock, HmacKeys({"k1": bytes(32)}))
+        self.changes.when_applied("token", self.store.changed)
         self.service = TokenService(
             database, self.store, self.changes, self.authorizer, IdFactory(source), self.clock, source.randbytes
         )
