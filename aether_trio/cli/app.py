@@ -28,6 +28,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "sessions": ("sessions", "Show connected participants; disconnect one."),
     "grants": ("grants", "Show who acts for whom, and revoke it."),
     "requests": ("requests", "Show, approve and deny requests to act for someone."),
+    "audit": ("audit", "Search, follow, check and export the record of who did what."),
     "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
     "init": ("init", "Make what a gateway for others needs: secrets, certificates, settings."),
