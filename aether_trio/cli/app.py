@@ -26,6 +26,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "agents": ("agents", "Show, register and start agents that can be started."),
     "orchestrate": ("orchestrate", "Start agents when they are needed."),
     "sessions": ("sessions", "Show connected participants; disconnect one."),
+    "workspaces": ("workspaces", "Show, create, change and delete workspaces."),
+    "quotas": ("quotas", "Show and set the limits of single workspaces."),
     "grants": ("grants", "Show who acts for whom, and revoke it."),
     "requests": ("requests", "Show, approve and deny requests to act for someone."),
     "audit": ("audit", "Search, follow, check and export the record of who did what."),

@@ -79,6 +79,8 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
     shell.out("kv", "put", NAME, "-", *PLACE, stdin=TEXT.encode())
     shell.out("agents", "register", NAME, "--profile", NAME, "--param", f"{NAME}={TEXT}", "--description", TEXT)
+    shell.out("workspaces", "create", NAME, "--description", NAME, "--metadata", f"{NAME}={NAME}")
+    shell.out("quotas", "set", NAME, "kv_keys_per_scope=5")
     shell.out("send", "ag::default::reader::1", "-", "--as", f"us::{NAME}::1", stdin=TEXT.encode())
     address = f"aether://{gateway.address}"
     with connect_sync(address, workspace="worst", implementation=NAME, specifier="1") as worker:
@@ -124,6 +126,15 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
         "agents delete": (("agents", "delete", f"{NAME}8"), None, "[/b]"),
         "agents orchestrators": (("agents", "orchestrators"), None, None),
         "sessions": (("sessions",), None, name),
+        "workspaces list": (("workspaces", "list"), None, name),
+        "workspaces show": (("workspaces", "show", NAME), None, name),
+        "workspaces flow": (("workspaces", "flow", "worst"), None, None),
+        "workspaces create": (("workspaces", "create", f"{NAME}2"), None, name),
+        "workspaces update": (("workspaces", "update", NAME, "--tenant", NAME), None, name),
+        "workspaces delete": (("workspaces", "delete", f"{NAME}8"), None, "[/b]"),
+        "quotas list": (("quotas", "list"), None, name),
+        "quotas set": (("quotas", "set", NAME, "kv_value_bytes=1"), None, name),
+        "quotas clear": (("quotas", "clear", NAME, "kv_value_bytes"), None, name),
         "bench": (("bench", "--workspace", NAME, "--pairs", "1", "--seconds", "0.2", "--rate", "10"), None, None),
     }
 

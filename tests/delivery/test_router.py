@@ -8,6 +8,7 @@ from types import FrameType
 import pytest
 import trio
 
+from aether_trio.delivery import router
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code
 from aether_trio.testing.memory import MemoryLink
@@ -295,6 +296,32 @@ async def test_what_is_remembered_per_sender_is_bounded(core: Core) -> None:
         sender = core.registry.holder(ONE).sender  # type: ignore[union-attr]
         assert len(sender.targets) <= 1024
         assert len(sender.suffixes) <= 64
+
+
+async def test_flows_are_counted_by_pair_and_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(router, "MAX_WORKSPACE_FLOWS", 3)
+    monkeypatch.setattr(router, "MAX_FLOWS", 5)
+    async with (
+        connect(core, agent("w", "a", "1")) as one,
+        connect(core, agent("v", "a", "1")) as other,
+        connect(core, agent("u", "a", "1")) as late,
+    ):
+        one.send(*(send(f"ag::w::b::{number}") for number in range(6)), send("ag::w::b::1"), send("zz::w"))
+        await barrier(one)
+        other.send(send(), send())
+        await barrier(other)
+        late.send(send())
+        await barrier(late)
+        assert core.router.flows("w") == [
+            (ONE, "ag::w::b::0", 1),
+            (ONE, "ag::w::b::1", 2),
+            (ONE, "ag::w::b::2", 1),
+            (router.OTHER, router.OTHER, 3),
+        ]
+        assert core.router.flows("v") == [("ag::v::a::1", ONE, 2)]
+        assert core.router.flows("u") == []
+        assert core.router.flows(router.OTHER) == [(router.OTHER, router.OTHER, 1)]
+        assert [core.router.messages(workspace) for workspace in "wvux"] == [7, 2, 1, 0]
 
 
 async def offline_messages(core: Core, sender: MemoryLink, start: int, end: int) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.ownership import WorkspaceUse
 from aether_trio.session.roster import Roster
 
 WORKSPACES = ("w", "w1", "w:1", "v", "wa")
@@ -92,3 +94,25 @@ def test_a_page_costs_what_is_on_it() -> None:
     found, total = roster.page((), "w", 5_000, 10)
     assert (found[0], len(found), total) == ("ag::w::a::05000", 10, 10_000)
     assert Counted.looked <= 100
+
+
+@given(st.lists(STEPS, max_size=60), st.sampled_from(("", *WORKSPACES, "none")))
+def test_the_use_of_workspaces_is_that_of_a_plain_count(steps: list[tuple[str, Identity]], workspace: str) -> None:
+    roster, model = Roster(), dict[Identity, str]()
+    for what, identity in steps:
+        if what != "toggle":
+            if identity in model:
+                roster.move(identity.text, what)
+                model[identity] = what
+        elif identity in model:
+            roster.remove(identity)
+            del model[identity]
+        else:
+            roster.add(identity)
+            model[identity] = identity.workspace
+    columns = {Kind.AGENT: "agents", Kind.UNIQUE_TASK: "tasks", Kind.TASK: "tasks", Kind.USER: "users"}
+    counts: dict[str, Counter[str]] = {}
+    for identity, place in model.items():
+        if place and identity.kind in columns and workspace in {"", place}:
+            counts.setdefault(place, Counter())[columns[identity.kind]] += 1
+    assert roster.use(workspace) == {place: WorkspaceUse(**found) for place, found in counts.items()}

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import count
 from typing import Any
 
 import pytest
 
 from aether_trio.gateway.core import Core
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.audit import AuditEvent
 from aether_trio.model.errors import Code, Status
 from aether_trio.services.workspaces import service as service_module
+from aether_trio.storage.base import Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.access import put
 from tests.helpers.core import (
     World,
     agent,
@@ -286,6 +291,40 @@ async def test_message_flow(core: Core) -> None:
         status = {one.id: one.status for one in flow.nodes}
         assert status == {"ag::w::a::1": "connected", "ag::w::b::1": "connected", "ag::w::gone::1": "", "sv::s::1": ""}
         assert (await done(admin, Op.GET, workspace_id="w")).workspace.total_messages == 4
+
+
+async def test_each_change_has_its_audit_row(core: Core) -> None:
+    rows: list[AuditEvent] = []
+
+    class Rows:
+        def append(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
+            rows.extend(events)
+            yield from ()
+            return None
+
+    core.changes._audit = Rows()
+    async with connect(core, orchestrator("o", "1")) as admin:
+        await done(admin, Op.CREATE, workspace=info("w", metadata={"quota.kv_value_bytes": "7"}))
+        await done(admin, Op.UPDATE, workspace=info("w", metadata={"quota.kv_value_bytes": ""}))
+        await done(admin, Op.DELETE, workspace_id="w")
+        await refused(admin, Code.INVALID_ARGUMENT, Op.DELETE, workspace_id="w")
+    assert [(one.operation, one.resource_id, one.workspace, one.actor_id) for one in rows] == [
+        (f"workspace_{word}", "w", "w", "orc::o::1") for word in ("create", "update", "delete")
+    ]
+    assert [one.metadata.get("quotas") for one in rows] == [{"kv_value_bytes": "7"}, {"kv_value_bytes": ""}, None]
+
+
+async def test_no_caller_frees_itself_by_deleting_a_workspace(core: Core) -> None:
+    """A rule that holds the caller down would go with the workspace."""
+    index = core.authorizer.index
+    async with connect(core, orchestrator("o", "1")) as admin, connect(core, agent("w", "a", "1")) as peer:
+        await done(admin, Op.CREATE, workspace=info("v"))
+        put(index, "agent", "ag::w::a::1", "admin", "admin/workspaces", AccessLevel.ADMIN)
+        put(index, "agent", "ag::w::a::1", "workspace", "v", AccessLevel.NONE)
+        put(index, "agent", "ag::w::*::1", "workspace", "*", AccessLevel.MANAGE)
+        error = await refused(peer, Code.PERMISSION_DENIED, Op.DELETE, workspace_id="v")
+        assert "another administrator" in error
+        await done(admin, Op.DELETE, workspace_id="v")
 
 
 # -- quotas ----------------------------------------------------------------------------------------
