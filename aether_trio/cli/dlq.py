@@ -11,11 +11,12 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
+from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, OpsTarget, ops_options
 from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks
 from aether_trio.cli.task_texts import as_json, print_list, print_one
-from aether_trio.cli.tasks import move_tasks, pages_of, task_options, workspace_option
+from aether_trio.cli.tasks import move_tasks, pages_of, workspace_option
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import Task
 from aether_trio.client.operations.tasks import Tasks
@@ -52,7 +53,7 @@ def command() -> None:
 @click.option("--all", "resolved_too", is_flag=True, help="Also those that are resolved.")
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
-@task_options
+@access_options
 def list_letters(
     target: GatewayTarget, who: Identity, workspace: str, limit: int, resolved_too: bool, as_array: bool
 ) -> None:
@@ -82,7 +83,7 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str, limit: int
 @command.command()
 @click.argument("task_id")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
-@task_options
+@access_options
 def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all fields of a dead letter."""
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
@@ -98,7 +99,7 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
 
 @command.command()
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-@task_options
+@access_options
 def requeue(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
     """Try dead letters again, with all their attempts."""
     for task_id in task_ids:

@@ -62,4 +62,4 @@ administrator_options: Final = asking_options(
 access_options: Final = asking_options(
     Kind.USER, f"Who asks.  [default: a window of the user {ADMINISTRATOR}, an administrator]"
 )
-"""The options of commands about access and credentials, which people give."""
+"""The options of commands about access, credentials and tasks of others, which people give."""

@@ -11,7 +11,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, refusal_text
-from aether_trio.cli.identities import asking_options, parse_identity
+from aether_trio.cli.identities import access_options, asking_options, parse_identity
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks
@@ -61,7 +61,7 @@ def command() -> None:
     """
 
 
-task_options: Final = asking_options(Kind.SERVICE, "Who asks.  [default: a made-up service]")
+create_options: Final = asking_options(Kind.SERVICE, "Who asks.  [default: a made-up service]")
 
 workspace_option = click.option(
     "--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace."
@@ -83,7 +83,7 @@ workspace_option = click.option(
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=_LIST, show_default=True, help="At most so many.")
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
-@task_options
+@access_options
 def list_tasks(
     target: GatewayTarget,
     who: Identity,
@@ -144,7 +144,7 @@ async def pages_of(tasks: Tasks, size: int = _PAGE, **wanted: Any) -> AsyncGener
 @command.command()
 @click.argument("task_id")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
-@task_options
+@access_options
 def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
     """Show all fields of a task but its payload, which is its worker's."""
     print_one(run_client(_get, target, who, task_id), as_object=as_object)
@@ -175,7 +175,7 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
 @click.option("--correlation", default="", metavar="ID", help="A name to find it by, with others.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @workspace_option
-@task_options
+@create_options
 def create(
     target: GatewayTarget,
     who: Identity,
@@ -236,7 +236,7 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
     """Add one subcommand that moves tasks to another state."""
 
     @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
-    @task_options
+    @access_options
     def run(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
         run_client(move_tasks, target, who, move, task_ids, done)
 
@@ -274,7 +274,7 @@ _add_move("resume", Tasks.resume, "resumed", "Let tasks go on that wait, for a p
 )
 @click.option("--until-end", is_flag=True, help="Stop when all have ended; exit code 1 unless all are completed.")
 @click.option("--json", "as_lines", is_flag=True, help="One JSON object per line and event.")
-@task_options
+@access_options
 def watch(
     target: GatewayTarget,
     who: Identity,

@@ -135,9 +135,14 @@ class Shell:
 
 @contextmanager
 def serving_with_a_key(directory: Path, principal: str, flags: Mapping[str, Any] = {}) -> Iterator[GatewayProcess]:
-    """Run `aether serve` on loopback, with one key for this kind of participant."""
+    """Run `aether serve` on loopback, with one key for this kind of participant.
+
+    It may use all workspaces, as in development.
+    """
     record = ApiKey(id="test", sha256=hash_api_key(KEY), principal=principal)  # type: ignore[arg-type]
-    settings = load_settings(flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record], **flags})
+    settings = load_settings(
+        flags={"gateway.host": "127.0.0.1", "auth.api_keys": [record], "access.default": "open", **flags}
+    )
     (directory / "aether.yaml").write_text(describe(settings))
     with start_gateway(
         ephemeral=True, command=[*AETHER, "serve", "--config", str(directory / "aether.yaml")]

@@ -75,7 +75,8 @@ def test_the_same_key_finds_the_same_task(shell: Shell) -> None:
 def test_cancel_retry_and_what_to_do_about_a_refusal(shell: Shell) -> None:
     one, two = (shell.out("tasks", "create", "press", "--pool", "absent").strip() for _ in range(2))
     assert shell.out("tasks", "cancel", one, two) == f"{one} is cancelled\n{two} is cancelled\n"
-    shell.fails(1, "`aether tasks show` says how", "tasks", "cancel", one, "--as", "sv::someone::else")
+    shell.fails(1, "`aether tasks show` says how", "tasks", "cancel", one)
+    shell.fails(1, "--as says who asks", "tasks", "cancel", one, "--as", "sv::someone::else")
     assert shell.out("tasks", "retry", one) == f"{one} is queued again\n"
     shell.fails(1, "only tasks that have failed or were cancelled", "tasks", "retry", one)
     shell.fails(1, "only paused tasks are resumed", "tasks", "resume", one)

@@ -350,6 +350,7 @@ class TestTls:
         server, authority = str(certificates / "server.pem"), str(certificates / "ca.pem")
         settings = ["gateway.host=127.0.0.1", f"tls.cert={server}", f"tls.key={server}"]
         settings += [f"tls.client_ca={certificates / 'clients-ca.pem'}", "auth.client_cert_mode=strict"]
+        settings += ["access.default=open"]
         service = ("--tls-cert", str(certificates / "service.pem"), "--tls-key", str(certificates / "service.pem"))
         trust = ("--tls-ca", authority)
         with start_gateway(ephemeral=True, command=[*AETHER, "serve"], extra_args=sets(*settings)) as process:
