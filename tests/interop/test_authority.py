@@ -115,6 +115,24 @@ async def test_103_a_scope_and_level_of_a_grant_are_enforced(any_target: str) ->
 
 
 @in_asyncio
+async def test_103_r_a_message_on_behalf_says_for_whom_and_ends_with_the_grant(any_target: str) -> None:
+    async with World(any_target) as world:
+        user, receiver = await world.open(world.user("w1"), world.agent("b"))
+        sender = world.agent("a")
+        grant_id = await delegated(world, user, sender)
+        context = on_behalf(world.uid, grant_id)
+        forged = on_behalf("someone-else", grant_id)
+        assert await send_for(any_target, world, "a", receiver.topic, b"mine", context) == []
+        arrived = await receiver.message(b"mine")
+        assert arrived.source_topic == sender.topic
+        assert await send_for(any_target, world, "a", receiver.topic, b"forged", forged) == ["ERR_PERMISSION_DENIED"]
+        assert await send_for(any_target, world, "c", receiver.topic, b"stolen", context) == ["ERR_PERMISSION_DENIED"]
+        answered(await user.client.revoke_authority_grant(grant_id, timeout=LIMIT_S), "revoke")
+        assert await send_for(any_target, world, "a", receiver.topic, b"late", context) == ["ERR_PERMISSION_DENIED"]
+        await receiver.only(user)
+
+
+@in_asyncio
 async def test_103_a_a_grant_expires(any_target: str) -> None:
     async with World(any_target) as world:
         user, agent = await world.open(world.user("w1"), world.agent("a"))

@@ -56,8 +56,8 @@ class UsableGrant:
     """A grant that its holder may use now: services.access.ActiveGrant."""
 
     lineage: Lineage
-    recheck_ms: int
-    """When to look again whether the session that it needs is alive; 0: it needs none."""
+    expires_ms: int
+    """When it ends, or when to look again whether the session that it needs is alive."""
 
     @property
     def grant_id(self) -> str:
@@ -78,11 +78,6 @@ class UsableGrant:
     @property
     def max_level(self) -> AccessLevel:
         return self.lineage[-1].terms.scope.level
-
-    @property
-    def expires_ms(self) -> int:
-        end_ms = ends_ms(self.lineage)
-        return min(end_ms, self.recheck_ms) if self.recheck_ms else end_ms
 
     def refusal(self, operation: str, workspace: str, resource_type: str, resource_id: str) -> str | None:
         """Return which limit of the grant an operation breaks; None if it breaks none."""
@@ -111,6 +106,8 @@ class KnownGrants:
         self._strict = strict
         self._capacity = capacity
         self._grants: OrderedDict[str, AuthorityGrant] = OrderedDict()
+        self._usable: dict[tuple[str, str, str, str, str, str], UsableGrant] = {}
+        """What `find` has found by actor, grant and subject, until something changes."""
         self._sessions: OrderedDict[str, float] = OrderedDict()
         """Sessions of other nodes that were alive, and until when that counts (trio's clock).
 
@@ -133,6 +130,20 @@ class KnownGrants:
 
         Raises GrantMissing if it is not in memory, RequestError if the actor may not use it.
         """
+        named = context.subject
+        who = actor.identity.text
+        key = (who, actor.session_id, actor.task_id, context.grant_id, named.principal_type, named.principal_id)
+        known = self._usable.get(key)
+        if known is not None and self._clock.now_ms() < known.expires_ms and not context.HasField("resolved"):
+            return known
+        grant = self._find(actor, context)
+        if not _needed_session(grant.lineage[-1]):
+            if len(self._usable) >= self._capacity:
+                self._usable.clear()
+            self._usable[key] = grant
+        return grant
+
+    def _find(self, actor: Actor, context: pb.AuthorizationContext) -> UsableGrant:
         try:
             grant_id = short_text(context.grant_id, "authorization.grant_id")
             subject = principal_of(context.subject, "authorization.subject", strict=self._strict)
@@ -147,8 +158,10 @@ class KnownGrants:
         problem = self.problem(lineage, use)
         if problem is not None:
             raise RequestError(Code.PERMISSION_DENIED, problem.value)
-        recheck_ms = self._clock.now_ms() + RECHECK_MS if _needed_session(lineage[-1]) else 0
-        return UsableGrant(lineage, recheck_ms)
+        end_ms = ends_ms(lineage)
+        if _needed_session(lineage[-1]):
+            end_ms = min(end_ms, self._clock.now_ms() + RECHECK_MS)
+        return UsableGrant(lineage, end_ms)
 
     async def load(self, grant_id: str) -> None:
         """Read a grant and its lineage into memory. May raise StorageUnavailable.
@@ -211,6 +224,7 @@ class KnownGrants:
     def _apply(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         """Apply changes of grants, before their answer."""
         self._applied += 1
+        self._usable.clear()
         if everything:
             self._grants.clear()
             return

@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.authority import store
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, user
@@ -21,6 +22,7 @@ from tests.services.authority.people import (
     decide,
     delegated,
     derive,
+    exchange,
     grant_op,
     request_op,
     resolve,
@@ -357,3 +359,43 @@ async def test_a_limited_credential_passes_on_its_own_reach_only(core: Core) -> 
         assert (await grant_of(ann, created.authority_grant_id)).workspace_scope == ["prod"]
         refused = await derive(agent_, parent, WORKER)
         assert "credential" in refused.error
+
+
+async def test_tasks_of_a_revoked_grant_end_though_its_node_did_not_live_to_do_it(world: World) -> None:
+    async with world.open() as core, connect(core, planner()) as agent_, connect(core, user("ann", "w1")) as ann:
+        parent = await delegated(core, ann, PLANNER, hops=1)
+        task_id = (await on_behalf(agent_, parent)).task_id
+        # The revocation alone, as by a node that is killed right after its commit.
+        now_ms = core.clock.now_ms()
+        await core.tasks.engine.database.run(lambda: store.revoke(parent, now_ms))
+        await core.tasks.engine.database.run(lambda: store.note_ending(parent, now_ms))
+        world.fail()
+    async with world.open() as core, connect(core, planner()) as agent_:
+        while await status(agent_, task_id) != "CANCELLED":
+            await trio.sleep(1)
+
+
+async def test_what_has_ended_long_ago_is_deleted(core: Core) -> None:
+    database = core.tasks.engine.database
+    async with connect(core, planner()) as agent_, connect(core, user("ann", "w1")) as ann:
+        grant_id = await delegated(core, ann, PLANNER)
+        pending, done = await asked(agent_), await asked(agent_)
+        await decide(ann, done, Decision.DENY)
+        now_ms = core.clock.now_ms()
+        assert await database.run(lambda: store.forget_grants(now_ms)) == 0
+        later_ms = now_ms + 3600_000
+        assert await database.run(lambda: store.forget_grants(later_ms)) == 2
+        assert await database.run(lambda: store.forget_requests(later_ms)) == 1
+        assert await database.fetch("SELECT 1 FROM authority_lineage") == []
+        assert "not found" in (await grant_op(ann, GrantOp.GET, grant_id=grant_id)).error
+        assert (await request_op(agent_, RequestOp.GET, request_id=pending)).success
+
+
+async def test_an_issuer_has_a_bounded_number_of_live_grants(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "MAX_GRANTS_OF", 2)
+    async with connect(core, user("ann", "w1")) as ann:
+        await delegated(core, ann, PLANNER)
+        refused = await exchange(core, ann)
+        assert "at most 2 live grants" in refused.error
+        await trio.sleep(1000)
+        assert (await exchange(core, ann)).success
