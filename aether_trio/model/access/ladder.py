@@ -109,7 +109,7 @@ class Explanation:
 class _Subjects:
     """A principal with all that it is in, from `since_ms` until before `until_ms`."""
 
-    __slots__ = ("reached", "since_ms", "text", "typed", "types", "until_ms", "wildcard")
+    __slots__ = ("buckets", "reached", "since_ms", "text", "typed", "types", "until_ms", "version", "wildcard")
 
     def __init__(self, principal_type: str, text: str, now_ms: int) -> None:
         self.text = text
@@ -119,6 +119,10 @@ class _Subjects:
         self.typed = [(principal_type, text)]
         """The subjects, each behind its type."""
         self.types: Iterable[str] = (principal_type,)
+        self.buckets: list[tuple[_Bucket[_PatternRule], str]] = []
+        """Places of rules whose patterns these subjects may match, each with the subject."""
+        self.version = -1
+        """The index's number when `buckets` was filled."""
         self.since_ms = now_ms
         self.until_ms = _NEVER
 
@@ -252,6 +256,8 @@ class AccessIndex:
         """By resource type and end; then by subject, or by its type if it is a pattern."""
         self._by_subject: _Places = ({}, {})
         """By principal type and end; then by resource, or by its type if it is a pattern."""
+        self._version = 0
+        """Grows with each change of the places of patterns."""
         self._key_rules: dict[str, Rule] = {}
         """The rules about keys, by id."""
         self._own: Rule | None = None
@@ -324,6 +330,7 @@ class AccessIndex:
         self._pattern_rules[key] = one
         index, prefix, other = self._place(one)
         index.add(prefix, other, one)
+        self._version += 1
 
     def _place(self, one: _PatternRule) -> tuple[_Prefixes[_PatternRule], str, str]:
         """Return where a rule of tier 5 is: at the longest literal end of its patterns."""
@@ -353,6 +360,7 @@ class AccessIndex:
         if one is not None:
             index, prefix, other = self._place(one)
             index.discard(prefix, other, one)
+            self._version += 1
         elif rule.resource_id == ANY:
             rules = self._any[rule.resource_type]
             del rules[_subject_of(rule)]
@@ -666,20 +674,27 @@ class AccessIndex:
                         texts = [text for of_type, text in subjects.typed if of_type == principal_type]
                         found += [(one, text) for one in items[principal_type] for text in texts]
                 bucket = bucket.parent
+        if subjects.version != self._version:
+            self._find_buckets(subjects)
+        for place, text in subjects.buckets:
+            items = place.items
+            if resource in items:
+                found += [(one, text) for one in items[resource]]
+            if resource_type in items:
+                found += [(one, text) for one in items[resource_type]]
+        return found
+
+    def _find_buckets(self, subjects: _Subjects) -> None:
+        found = subjects.buckets
+        found.clear()
         for end, places in enumerate(self._by_subject):
-            if not places:
-                continue
-            for principal_type, text in subjects.typed:
+            for principal_type, text in subjects.typed if places else ():
                 prefixes = places.get(principal_type)
                 bucket = prefixes.longest_again(text[::-1] if end else text) if prefixes is not None else None
                 while bucket is not None:
-                    items = bucket.items
-                    if resource in items:
-                        found += [(one, text) for one in items[resource]]
-                    if resource_type in items:
-                        found += [(one, text) for one in items[resource_type]]
+                    found.append((bucket, text))
                     bucket = bucket.parent
-        return found
+        subjects.version = self._version
 
     def _fallback(
         self, principal_type: str, resource_type: str, resource_id: str, now_ms: int, own_workspace: str

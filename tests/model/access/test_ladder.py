@@ -604,3 +604,16 @@ def test_few_of_many_patterns_are_tried(subject: str, resource: str, monkeypatch
             access.decide(*principal, resource.partition(":")[0], asked, 0)
             scanned = resource.startswith("workspace:*/") and subject in {"{self}", "agent:*"}
             assert len(tried) <= (400 if scanned else 4)
+
+
+def test_a_pattern_counts_for_principals_that_have_asked_before() -> None:
+    access = index(member(SELF, "group:ops"))
+    assert ask(access).level is NONE
+    access.put_rule(rule("group:o*", "workspace:prod", READ, rule_id="1"))
+    assert ask(access).level is READ
+    access.put_rule(rule("group:op*", "workspace:prod", MANAGE, rule_id="2"))
+    assert ask(access).level is MANAGE
+    access.remove_rule("2")
+    assert ask(access).level is READ
+    access.remove_rule("1")
+    assert ask(access).level is NONE
