@@ -36,7 +36,7 @@ from tests.helpers.inline import Gate, InlineDatabase
 
 __all__ = [
     "Gate", "World", "agent", "barrier", "bridge", "connect", "deadlock_is_an_error", "errors", "give_all_rights",
-    "kv_get", "kv_put", "let_manage", "message_to", "metrics_bridge", "open_world", "orchestrator", "payloads",
+    "kv_get", "kv_put", "let_manage", "let_share_keys", "message_to", "metrics_bridge", "open_world", "orchestrator", "payloads",
     "pump", "rest_of", "run_in_virtual_time", "service", "settings_for_tests", "switch_to", "task",
     "use_virtual_time", "user", "workflow_engine",
 ]  # fmt: skip
@@ -95,6 +95,12 @@ def let_manage(core: Core, *kinds: str) -> None:
     """Let these kinds of participants (agents) manage every workspace."""
     for kind in kinds or ("agent",):
         core.authorizer._fallbacks_changed([(f"{kind}_workspace", AccessLevel.MANAGE)], False)
+
+
+def let_share_keys(core: Core, *kinds: str) -> None:
+    """Let these kinds of participants (agents) use all keys, those of users too."""
+    for kind in kinds or ("agent",):
+        core.authorizer._fallbacks_changed([(f"{kind}_kv_scope", AccessLevel.READWRITE)], False)
 
 
 def give_all_rights(core: Core) -> None:

@@ -15,6 +15,7 @@ from aether_trio.client.operations.kv import SetAddResult, SwapResult
 from aether_trio.client.operations.principals import Principal, on_behalf_of
 from aether_trio.client.operations.progress import ProgressStep
 from tests.client.gateways import SCHEMES, agent, open_test_gateway, run_on, with_gateway
+from tests.helpers.core import let_share_keys
 
 LIMIT_S = 300
 
@@ -22,6 +23,7 @@ LIMIT_S = 300
 @asynccontextmanager
 async def two_agents(scheme: str) -> AsyncIterator[tuple[AgentClient, AgentClient]]:
     async with open_test_gateway() as gateway:
+        let_share_keys(gateway.core)
         address = f"{scheme}://{gateway.address}"
         async with agent(address, "a") as a, agent(address, "b") as b:
             yield a, b
@@ -84,7 +86,7 @@ async def test_counters_sets_and_comparisons(scheme: str) -> None:
         assert await a.kv.set_add("s", b"m") == SetAddResult(applied=True, size=1)
         assert await b.kv.set_add("s", b"m") == SetAddResult(applied=False, size=1)
         assert await a.kv.set_size("s") == 1
-        with pytest.raises(Refused):
+        with pytest.raises(PermissionDenied, match="kv_purge_identity"):
             await a.kv.purge_identity(b.topic)
         with pytest.raises(PermissionDenied):
             await a.kv.get("n", authorization=on_behalf_of("us::ann", grant="none"))
