@@ -29,6 +29,7 @@ from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog, open_log
 from aether_trio.model.access.ladder import AccessIndex
+from aether_trio.model.access.seeds import CLOSED
 from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.model.identity import Identity
 from aether_trio.model.ids import IdFactory
@@ -215,7 +216,14 @@ async def open_core(
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
         tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
-        credentials = CredentialChecker(settings.auth, clock, tasks.sessions.admit, tokens.find, tokens.has_key)
+        credentials = CredentialChecker(
+            settings.auth,
+            clock,
+            tasks.sessions.admit,
+            tokens.find,
+            tokens.has_key,
+            bounded=settings.access.default == CLOSED,
+        )
         credentials.use(credentials.prepare(settings.auth, settings.tls))
         credential_ends = CredentialEnds(credentials, registry)
         changes.when_applied(TOKEN, tokens.changed, tokens.load_live)

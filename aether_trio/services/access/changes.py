@@ -36,8 +36,11 @@ logger = structlog.get_logger("aether.access")
 
 T = TypeVar("T")
 
-LOOK_S: Final = 2.0
-"""Seconds between two looks at the version, in case a notification is lost."""
+LOOK_S: Final = 1.0
+"""Seconds between two looks at the version, in case a notification is lost.
+
+Shorter than CONFIRM_S, so that a change is confirmed by a node that is not notified as well.
+"""
 STALE_S: Final = 5.0
 """A node that could not look for that long handles no input."""
 CONFIRM_S: Final = 2.0

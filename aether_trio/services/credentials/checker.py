@@ -92,18 +92,28 @@ class CertifiedName:
     workspace: str | None = None
     implementation: str | None = None
     identity: Identity | None = None
+    bounded: bool = False
+    """Whether rules rest on names: then it proves no other name, and reaches no other workspace."""
 
     def fits(self, claimed: Identity) -> bool:
         """Whether the claimed identity fits the certificate, as strictly as the mode says."""
         if self.mode == "strict":
             return self.identity == claimed
+        if self.mode == "relaxed":
+            return self.type_name == claimed.type_name
+        return self.names(claimed)
+
+    def names(self, claimed: Identity) -> bool:
+        """Whether the certificate names the claimed identity, but for the specifier."""
         if self.type_name != claimed.type_name:
             return False
-        if self.mode == "relaxed":
-            return True
         # A user connects in no workspace, and the name has the one that it may enter.
         in_workspace = self.workspace in {None, claimed.workspace} or claimed.kind is Kind.USER
         return in_workspace and self.implementation in {None, claimed.implementation}
+
+    def needs_more(self, claimed: Identity) -> bool:
+        """Whether the claimed identity needs a credential beside the certificate."""
+        return self.bounded and not self.names(claimed)
 
     def allows_workspace(self, workspace: str) -> bool:
         """Whether the certificate reaches a workspace; it can limit only users."""
@@ -116,7 +126,7 @@ class CertifiedName:
     @property
     def identity_patterns(self) -> tuple[str, ...]:
         """Patterns of the identities that the certificate lets in; () for all of its kind."""
-        if self.mode == "relaxed":
+        if self.mode == "relaxed" and not self.bounded:
             return ()
         if self.mode == "strict" and self.identity is not None:
             return (escape(self.identity.text),)
@@ -131,7 +141,8 @@ class CertifiedName:
 
     @property
     def everywhere(self) -> bool:
-        return self.mode == "relaxed" or self.type_name != _USER or self.workspace is None
+        relaxed = self.mode == "relaxed" and not self.bounded
+        return relaxed or self.type_name != _USER or self.workspace is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,7 +180,9 @@ class AcceptedCredential:
     def covers(self, identity: Identity) -> bool:
         """Whether a task token for a participant would reach no more than the credentials."""
         if self.key is None and self.token is None and self.login is None:
-            return self.certificate is None or self.certificate.fits(identity)
+            if self.certificate is None:
+                return True
+            return self.certificate.fits(identity) and not self.certificate.needs_more(identity)
         if self.key is not None and not _key_covers(self.key, identity):
             return False
         if not all(one is None or one.covers(identity) for one in (self.token, self.login)):
@@ -276,7 +289,11 @@ class CredentialChecker:
         check_token: TokenCheck = no_tokens,
         find_token: TokenLookup = no_api_tokens,
         has_token_key: Callable[[str], bool] = bool,
+        *,
+        bounded: bool = False,
     ) -> None:
+        """`bounded`: rules rest on names, so a certificate proves its own name alone."""
+        self._bounded = bounded
         self._settings = settings
         self._keys = frozenset(settings.api_keys)
         self._has_token_key = has_token_key
@@ -443,7 +460,7 @@ class CredentialChecker:
         name, mode = certificate.common_name, self._settings.client_cert_mode
         if name == ANONYMOUS_NAME:
             return None
-        certified = parse_common_name(name, mode)
+        certified = parse_common_name(name, mode, bounded=self._bounded)
         if certified is None and mode == "relaxed":
             return None
         if certified is None or (mode == "strict" and certified.identity is None):
@@ -464,11 +481,17 @@ class CredentialChecker:
         key = _key_of(credentials)
         if key is not None and (self._settings.api_keys or not self._settings.allow_anonymous):
             return AcceptedCredential(self._check_key(key, identity), certified)
-        if certified is not None:
+        if certified is not None and not certified.needs_more(identity):
             return AcceptedCredential(certificate=certified)
         if self._settings.allow_anonymous:
             return NO_CREDENTIAL  # with any token: the SDK's orchestrator invents some
         offered = next((kind for name, kind in _OTHER_KINDS.items() if credentials.get(name)), None)
+        if certified is not None:
+            why = (
+                f"the certificate names another {identity.type_name}: where access.default is closed, "
+                f"{identity} needs a key or a token as well"
+            )
+            raise StatusError(Status.UNAUTHENTICATED, why)
         why = f"{identity.kind.with_article} needs a credential here: an api_key (made by `aether keys new`) or a client certificate"
         if offered:
             why = f"{offered} are not accepted by this gateway yet; connect with an api_key or a client certificate"
@@ -557,19 +580,21 @@ def _proof(claim: Claim, peer: Peer) -> bytes:
     return hashlib.sha256(repr((sorted(claim.credentials.items()), certificate)).encode()).digest()
 
 
-def parse_common_name(name: str, mode: CertificateMode) -> CertifiedName | None:
+def parse_common_name(name: str, mode: CertificateMode, *, bounded: bool = False) -> CertifiedName | None:
     """Read a certificate's common name, whole or partial; None if it is no identity."""
     parts = name.split(SEPARATOR)
     if all(parts):
         match parts:
             case ["ga", workspace]:
-                return CertifiedName(mode, "agent", workspace)
+                return CertifiedName(mode, "agent", workspace, bounded=bounded)
             case ["gu", workspace]:
-                return CertifiedName(mode, _USER, workspace)
+                return CertifiedName(mode, _USER, workspace, bounded=bounded)
             case ["tb" | "ta", workspace, implementation]:
-                return CertifiedName(mode, "task", workspace, implementation)
+                return CertifiedName(mode, "task", workspace, implementation, bounded=bounded)
     try:
         named = Identity.parse(name)
     except IdentityError:
         return None
-    return CertifiedName(mode, named.type_name, named.workspace or None, named.implementation or None, named)
+    return CertifiedName(
+        mode, named.type_name, named.workspace or None, named.implementation or None, named, bounded=bounded
+    )
