@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from fuzz import codecs, first_bytes, framing, grpc_messages, http1, http2, init, tls, websocket
+from fuzz import codecs, credentials, first_bytes, framing, grpc_messages, http1, http2, init, tls, websocket
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +31,7 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
         "websocket": Target(websocket.check, websocket.seeds),
         "codecs": Target(codecs.check, codecs.seeds),
         "init": Target(init.check, init.seeds, 4096),
+        "credentials": Target(credentials.check, credentials.seeds, 4096),
     }
 )
 

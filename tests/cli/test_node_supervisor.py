@@ -165,6 +165,26 @@ async def test_a_worker_that_dies_is_started_again_on_the_same_port(postgres_ser
         await trio.to_thread.run_sync(postgres_server.drop_database, database)
 
 
+def test_sighup_is_handed_on_to_all_workers(postgres_server: PostgresServer, tmp_path: Path) -> None:
+    settings, database = tmp_path / "aether.yaml", postgres_server.new_database()
+    settings.write_text("auth: {allow_anonymous: true}")
+    command = (*AETHER, "serve", "--workers", "2", "--host", "127.0.0.1", "--config", str(settings))
+    try:
+        with start_gateway(
+            ephemeral=True, command=command, extra_args=("--database", postgres_server.dsn(database))
+        ) as gateway:
+            settings.write_text("auth: {api_keys: [nonsense]}")
+            os.kill(gateway.pid, signal.SIGHUP)
+            wait_until(lambda: gateway.output().count("the settings stay as they were") == 2)
+            settings.write_text("auth: {allow_anonymous: true, api_keys: []}")
+            os.kill(gateway.pid, signal.SIGHUP)
+            wait_until(lambda: gateway.output().count("were read anew") == 2)
+            gateway.terminate()
+            assert gateway.wait() == 0
+    finally:
+        postgres_server.drop_database(database)
+
+
 def test_a_worker_that_cannot_start_ends_the_command() -> None:
     command = "serve --workers 2 --host 127.0.0.1 --port 0 --ops-port 0 --set auth.allow_anonymous=true"
     command += " --database postgresql://absent@127.0.0.1:1/none"
