@@ -11,7 +11,7 @@ Resource types and ids are the reference's (security.md 2.4, 2.8): `workspace`/n
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -104,6 +104,10 @@ class ActiveGrant(Protocol):
 
     @property
     def root_subject(self) -> tuple[str, str]: ...
+    @property
+    def passed_by(self) -> Sequence[tuple[str, str]]:
+        """The principals that have made and passed on the grants of its lineage."""
+
     @property
     def max_level(self) -> AccessLevel: ...
     @property

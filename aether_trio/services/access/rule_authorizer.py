@@ -12,7 +12,7 @@ Every decision is reported to a DecisionSink, with what was asked.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -433,6 +433,17 @@ class RuleAuthorizer:
             (access.resource_type, access.resource_id),
         )
 
+    def lock_among(self, principals: Iterable[tuple[str, str]]) -> str | None:
+        """Return which of these principals is locked and why, as a phrase; None: none is."""
+        now_ms = self._clock.now_ms()
+        for principal_type, principal_id in principals:
+            # A lock of all windows of a user is a lock of the user.
+            identity_text = f"us::{principal_id}::" if principal_type == "user" else principal_id
+            lock = self._index.locked(principal_type, principal_id, identity_text, now_ms)
+            if lock is not None:
+                return f"{principal_id} is locked ({lock.reason or lock.pattern})"
+        return None
+
     def _refusal_before_rules(
         self, actor: Actor, access: AccessQuestion, authority: Authority, now_ms: int
     ) -> str | None:
@@ -446,10 +457,9 @@ class RuleAuthorizer:
         grant = authority.grant
         if grant is None:
             return None
-        subject_type, subject_id = grant.subject
-        lock = self._index.locked(subject_type, subject_id, subject_id, now_ms)
-        if lock is not None:
-            return f"{subject_id}, in whose name this would be done, is locked: {lock.reason or lock.pattern}"
+        locked = self.lock_among((grant.subject, *grant.passed_by))
+        if locked is not None:
+            return f"{locked}, by whose grant this would be done"
         return grant.refusal(access.operation, access.workspace, access.resource_type, access.resource_id)
 
     def _verdict(

@@ -463,6 +463,8 @@ class GrantService:
             problem = GrantProblem.AUDIENCE
         if problem is not None:
             raise GrantError(problem)
+        if (locked := self.rights.lock_on(lineage)) is not None:
+            raise RequestError(Code.PERMISSION_DENIED, locked)
         response.authority.actor.CopyFrom(ref(actor))
         response.authority.subject.CopyFrom(ref(subject))
         response.authority.grant.CopyFrom(short_info(grant))

@@ -76,6 +76,11 @@ class UsableGrant:
         return self.lineage[0].subject
 
     @property
+    def passed_by(self) -> Sequence[tuple[str, str]]:
+        issuers = {grant.issued_by for grant in self.lineage}
+        return tuple(issuers.union(grant.delegate for grant in self.lineage[:-1]))
+
+    @property
     def max_level(self) -> AccessLevel:
         return self.lineage[-1].terms.scope.level
 

@@ -6,11 +6,11 @@ form, as it could be read as two.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Protocol
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.grants import Audience, GrantError, GrantProblem, GrantScope, PrincipalKey
+from aether_trio.model.access.grants import Audience, GrantError, GrantProblem, GrantScope, Lineage, PrincipalKey
 from aether_trio.model.access.patterns import compile_pattern
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.access import DIRECT, AccessDecision, AccessQuestion, Actor, Authority, Capability
@@ -26,6 +26,9 @@ class Decider(Protocol):
     def decide(self, actor: Actor, question: AccessQuestion, authority: Authority = DIRECT) -> AccessDecision:
         """Decide on an access, and record nothing. Never waits."""
 
+    def lock_among(self, principals: Iterable[tuple[str, str]]) -> str | None:
+        """Return which of these principals is locked and why, as a phrase; None: none is."""
+
 
 class Rights:
     """Answers by the rules in memory, without waiting and without audit rows."""
@@ -37,6 +40,11 @@ class Rights:
         """Return whether a participant holds a capability in its own name."""
         question = AccessQuestion("authority", "capability", capability, "", level)
         return bool(capability) and self._decider.decide(actor, question).allowed
+
+    def lock_on(self, lineage: Lineage) -> str | None:
+        """Return who of a grant's lineage is locked, and why; None: no one is."""
+        made = {grant.issued_by for grant in lineage}
+        return self._decider.lock_among({lineage[-1].subject, *made, *(grant.delegate for grant in lineage)})
 
     def may_exchange(self, actor: Actor, subject: PrincipalKey, workspaces: Sequence[str]) -> bool:
         """Return whether a participant may exchange grants for a subject.

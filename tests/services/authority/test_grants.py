@@ -9,6 +9,8 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.rules import Lock
+from aether_trio.services.access import records
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, errors, orchestrator, service, user
@@ -317,6 +319,23 @@ async def test_a_message_is_sent_on_behalf_until_the_grant_is_revoked(core: Core
         agent_.send(pb.UpstreamMessage(send=pb.SendMessage(target_topic=HELPER[1], payload=b"2")))
         assert (await helper.next("msg")).msg.payload == b"2"
         assert "revoked" in errors(agent_)[-1].message
+
+
+@pytest.mark.parametrize("pattern", ["us::ann::*", "user:ann", "ag::prod::planner::*"])
+async def test_a_lock_takes_the_grants_along_that_came_through_who_is_locked(core: Core, pattern: str) -> None:
+    await allow(core, "user:ann", "kv_scope:user-shared/ann", AccessLevel.READ)
+    async with (
+        connect(core, user("ann", "w1")) as ann,
+        connect(core, planner()) as agent_,
+        connect(core, agent("prod", "helper", "1")) as helper,
+    ):
+        parent = await delegated(core, ann, PLANNER, hops=1)
+        child = (await derive(agent_, parent, HELPER)).grant.grant_id
+        assert await kv(helper, acting_for("ann", child)) == ""
+        lock = Lock("lock-1", pattern, "stolen", "user:root", 1, 0)
+        await core.changes.commit(lambda draft: records.put_lock(draft, lock))
+        assert "is locked (stolen)" in await kv(helper, acting_for("ann", child))
+        assert "is locked (stolen)" in (await resolve(helper, child, "ann")).error
 
 
 # -- revocation ------------------------------------------------------------------------------------
