@@ -35,6 +35,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "config": ("config_command", "Show, check and explain the settings."),
     "init": ("init", "Make what a gateway for others needs: secrets, certificates, settings."),
     "keys": ("keys", "Make API keys for the settings file."),
+    "access": ("access", "Say who may do what: rules, groups, locks, policies."),
     "tokens": ("tokens", "Make, list and revoke API tokens of the database."),
     "version": ("version_command", "Show the version."),
 }

@@ -58,11 +58,15 @@ def leaves() -> Iterator[str]:
     """Give each command that has no subcommands: "send", "kv get" and so on."""
     context = click.Context(app)
     for name in app.list_commands(context):
-        command = app.get_command(context, name)
-        if isinstance(command, click.Group):
-            yield from (f"{name} {inner}" for inner in command.commands)
-        else:
-            yield name
+        yield from _leaves_of(name, app.get_command(context, name))
+
+
+def _leaves_of(path: str, command: click.Command | None) -> Iterator[str]:
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from _leaves_of(f"{path} {name}", inner)
+    else:
+        yield path
 
 
 class Command:

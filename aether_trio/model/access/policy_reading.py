@@ -215,7 +215,7 @@ class _Reader:
         if checked is None:
             return
         description = ""
-        if (given := fields.get("description")) is not None:
+        if (given := fields.get("description")) is not None and given.scalar != "":
             description = self._try(given, self._description) or ""
         groups.append(PolicyGroup(kind, checked, description))
         for one in self._items(fields.get("members"), "members"):
@@ -247,7 +247,7 @@ class _Reader:
             level = self._level(self._needed(node, fields, "level", "a rule"))
             resource = parse_resource(self._text(self._needed(node, fields, "resource", "a rule"), "a resource"))
             expires_ms = self._moment(fields.get("expires"))
-            if (given := fields.get("reason")) is not None:
+            if (given := fields.get("reason")) is not None and given.scalar != "":
                 reason = self._text(given, "a reason")
         else:
             words = self._text(node, "a rule").split()

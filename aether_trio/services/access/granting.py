@@ -48,11 +48,15 @@ class Granting:
     """Decides what callers may give away, by the rules in memory."""
 
     def __init__(self, authorizer: RuleAuthorizer) -> None:
-        self._authorizer = authorizer
+        self.authorizer: Final = authorizer
+
+    def by(self, authorizer: RuleAuthorizer) -> Granting:
+        """Return what decides likewise, by the rules of another authorizer."""
+        return type(self)(authorizer)
 
     @property
     def _index(self) -> AccessIndex:
-        return self._authorizer.index
+        return self.authorizer.index
 
     def check_rule(self, actor: Actor, rule: Rule, authority: Authority = DIRECT) -> None:
         """Raise RequestError if the actor has less than the rule gives."""
@@ -75,7 +79,7 @@ class Granting:
     def check_membership(self, actor: Actor, member: Member, authority: Authority = DIRECT) -> None:
         """Raise RequestError if the actor has less than the group or role gives."""
         kind, name = member.kind, member.name
-        subjects = set(self._index.subjects(kind, name, self._authorizer.now_ms()))
+        subjects = set(self._index.subjects(kind, name, self.authorizer.now_ms()))
         for rule in self._rules_of(subjects):
             held = self.level_over(actor, rule.resource_type, rule.resource_id, authority)
             if held < rule.level:
@@ -121,7 +125,7 @@ class Granting:
             index.remove_membership(known.kind, known.name, known.member_type, known.member_id)
             return lambda: index.put_membership(known)
 
-        subjects = set(index.subjects(member.kind, member.name, self._authorizer.now_ms()))
+        subjects = set(index.subjects(member.kind, member.name, self.authorizer.now_ms()))
         self._check_without(actor, remove, self._rules_of(subjects), authority)
 
     def check_group_removal(self, actor: Actor, kind: str, name: str, authority: Authority = DIRECT) -> None:
@@ -129,7 +133,7 @@ class Granting:
         index = self._index
         container = f"{kind}:{name}"
         members = [one for one in index.memberships() if container in {one.container, one.member}]
-        subjects = set(index.subjects(kind, name, self._authorizer.now_ms()))
+        subjects = set(index.subjects(kind, name, self.authorizer.now_ms()))
         rules = list(self._rules_of(subjects))
 
         def remove() -> Callable[[], None]:
@@ -158,12 +162,12 @@ class Granting:
         held_down = [rule for rule in rules if rule.level < AccessLevel.SUPERADMIN]
         before = [self.level_over(actor, rule.resource_type, rule.resource_id, authority) for rule in held_down]
         put_back = remove()
-        self._authorizer.forget_verdicts()
+        self.authorizer.forget_verdicts()
         try:
             after = [self.level_over(actor, rule.resource_type, rule.resource_id, authority) for rule in held_down]
         finally:
             put_back()
-            self._authorizer.forget_verdicts()
+            self.authorizer.forget_verdicts()
         for rule, old, new in zip(held_down, before, after, strict=True):
             if new > old:
                 raise RequestError(
@@ -179,25 +183,25 @@ class Granting:
     ) -> AccessLevel:
         """Return the level that an actor is sure to have on all that a pattern names."""
         if resource_id != ANY and literal_of(resource_id) is not None:
-            return _level_on(self._authorizer, actor, resource_type, resource_id, authority)
+            return _level_on(self.authorizer, actor, resource_type, resource_id, authority)
         return self.held(actor, authority).level_over(resource_type, resource_id)
 
     def held(self, actor: Actor, authority: Authority = DIRECT) -> HeldRights:
         """Return what an actor has now, to be compared with many rules."""
         grant = authority.grant
         principal = (actor.identity.type_name, actor.identity.canonical_id) if grant is None else grant.subject
-        subjects = {*self._index.subjects(*principal, self._authorizer.now_ms())}
+        subjects = {*self._index.subjects(*principal, self.authorizer.now_ms())}
         if grant is None:
             for group in actor.groups:
-                subjects.update(self._index.subjects("group", group, self._authorizer.now_ms()))
+                subjects.update(self._index.subjects("group", group, self.authorizer.now_ms()))
         wildcard = WILDCARDS.get(principal[0])
         if wildcard is not None:
             subjects.add(f"{WILDCARD}:{wildcard}")
-        return HeldRights(self._authorizer, actor, authority, principal[0], self._rules_of(subjects))
+        return HeldRights(self.authorizer, actor, authority, principal[0], self._rules_of(subjects))
 
     def _rules_of(self, subjects: set[str]) -> Sequence[Rule]:
         """Return the live rules of these subjects, by their names or by patterns."""
-        return rules_of(self._index.rules(), subjects, self._authorizer.now_ms())
+        return rules_of(self._index.rules(), subjects, self.authorizer.now_ms())
 
 
 class HeldRights:

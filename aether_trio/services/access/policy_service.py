@@ -131,14 +131,20 @@ class PolicyService:
     """Plans and applies policies for clients."""
 
     def __init__(
-        self, database: Database, authorizer: RuleAuthorizer, changes: AccessChanges, ids: IdFactory, clock: Clock
+        self,
+        database: Database,
+        authorizer: RuleAuthorizer,
+        changes: AccessChanges,
+        granting: Granting,
+        ids: IdFactory,
+        clock: Clock,
     ) -> None:
         self._database = database
         self._authorizer = authorizer
         self._changes = changes
         self._ids = ids
         self._clock = clock
-        self._granting = Granting(authorizer)
+        self._granting = granting
 
     async def operate(self, actor: Actor, authority: Authority, action: str, document: str) -> PolicyAnswer:
         """Plan a policy ("plan") or apply it ("apply"). Raises RequestError."""
@@ -216,7 +222,7 @@ class PolicyService:
         """Raise RequestError if the caller gives more than it has, or gains by it."""
         before = self._granting.held(actor, authority)
         trial = self._authorizer.by(plan.index)
-        after = Granting(trial).held(actor, authority)
+        after = self._granting.by(trial).held(actor, authority)
         now_ms = self._clock.now_ms()
         given: dict[tuple[str, str], Rule] = {}
         touched: dict[tuple[str, str], None] = {}

@@ -135,6 +135,7 @@ class AccessService:
         history: DecisionHistory,
         ids: IdFactory,
         clock: Clock,
+        granting: Granting | None = None,
     ) -> None:
         self._database = database
         self._authorizer = authorizer
@@ -142,8 +143,8 @@ class AccessService:
         self._history = history
         self._ids = ids
         self._clock = clock
-        self._granting = Granting(authorizer)
-        self._policies = PolicyService(database, authorizer, changes, ids, clock)
+        self._granting = granting or Granting(authorizer)
+        self._policies = PolicyService(database, authorizer, changes, self._granting, ids, clock)
 
     async def handle(self, session: Actor, op: pb.ACLOperation) -> Sequence[pb.DownstreamMessage]:
         """Perform one operation; a refusal is a typed answer and an ErrorResponse."""
