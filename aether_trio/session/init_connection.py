@@ -112,6 +112,8 @@ class Authenticated(NamedTuple):
     groups: tuple[str, ...] = ()
     accepted: Reached = EVERYTHING
     """What the credentials reach as patterns; tokens that the session makes reach no more."""
+    maker: str = ""
+    """The principal "type:id" that has made the token: the session ends when it is locked."""
 
 
 def read_claim(

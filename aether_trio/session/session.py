@@ -71,7 +71,7 @@ class Session:
         "allows_workspace", "answering", "cap", "client", "connected_ms", "counted", "covers", "credential", "detached",
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
         "leaves_when_idle", "leaving",
-        "lineage", "link", "lock", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
+        "lineage", "link", "lock", "maker", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
         "reading", "receipts", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
         "task_id", "token", "worker_tasks",
     )  # fmt: skip
@@ -140,6 +140,7 @@ class Session:
         self.expires_ms = admitted.expires_ms  # when its credential ends; 0: never
         self.cap = admitted.cap  # the highest level of access that its credential permits
         self.groups = admitted.groups  # those of its identity provider
+        self.maker = admitted.maker  # the principal that has made its token
         self.accepted = admitted.accepted  # what its credentials reach, as patterns
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None

@@ -543,6 +543,11 @@ class AccessIndex:
         if one is not None:
             self._locks_by_prefix.discard(one.pattern.prefix, "", one)
 
+    @property
+    def has_locks(self) -> bool:
+        """Whether there is any lock."""
+        return bool(self._locks)
+
     def locks(self) -> Iterator[Lock]:
         """Yield all locks, expired ones too."""
         return (one.lock for one in self._locks.values())

@@ -71,6 +71,8 @@ class Actor(Reach, Protocol):
     """The highest level that its credential gives, whatever rules say."""
     groups: tuple[str, ...]
     """Groups that its credential names, beside those of which it is a member."""
+    maker: str
+    """The principal "type:id" that has made its token, "" for none."""
     reaches_everything: bool
     """Whether its credential reaches all workspaces."""
 
@@ -84,6 +86,7 @@ class GatewayActor:
         self.task_id = ""
         self.cap = AccessLevel.SUPERADMIN
         self.groups: tuple[str, ...] = ()
+        self.maker = ""
         self.reaches_everything = True
         self.allows_workspace: Callable[[str], bool] = lambda workspace: True
 

@@ -373,9 +373,15 @@ class RuleAuthorizer:
         )
 
     def lock_of(self, actor: Actor) -> Lock | None:
-        """Return the lock that bars an actor, or None."""
-        identity = actor.identity
-        return self._index.locked(identity.type_name, identity.canonical_id, identity.text, self._clock.now_ms())
+        """Return the lock that bars an actor, or the maker of its token; None for none."""
+        identity, now_ms = actor.identity, self._clock.now_ms()
+        lock = self._index.locked(identity.type_name, identity.canonical_id, identity.text, now_ms)
+        if lock is None and actor.maker:
+            principal_type, _, principal_id = actor.maker.partition(":")
+            lock = self._index.locked(
+                principal_type, principal_id, _identity_text(principal_type, principal_id), now_ms
+            )
+        return lock
 
     def may_read(self, identity: Identity, workspace: str) -> bool:
         """Return whether rules let a participant read a workspace, connected or not.
@@ -437,8 +443,7 @@ class RuleAuthorizer:
         """Return which of these principals is locked and why, as a phrase; None: none is."""
         now_ms = self._clock.now_ms()
         for principal_type, principal_id in principals:
-            # A lock of all windows of a user is a lock of the user.
-            identity_text = f"us::{principal_id}::" if principal_type == "user" else principal_id
+            identity_text = _identity_text(principal_type, principal_id)
             lock = self._index.locked(principal_type, principal_id, identity_text, now_ms)
             if lock is not None:
                 return f"{principal_id} is locked ({lock.reason or lock.pattern})"
@@ -594,6 +599,11 @@ class RuleAuthorizer:
                 index.remove_lock(lock_id)
             else:
                 index.put_lock(records.lock_of(lock_id, value))
+
+
+def _identity_text(principal_type: str, principal_id: str) -> str:
+    """Return what locks match: a lock of all windows of a user is a lock of the user."""
+    return f"us::{principal_id}::" if principal_type == "user" else principal_id
 
 
 def _ref(principal: tuple[str, str]) -> pb.PrincipalRef:

@@ -572,6 +572,7 @@ def _of_credential(accepted: AcceptedCredential, certificate: PeerCertificate | 
         cap=AccessLevel.SUPERADMIN if token is None else token.limits.cap,
         groups=() if login is None else login.groups,
         accepted=accepted,
+        maker="" if token is None else token.maker,
     )
 
 

@@ -1,4 +1,4 @@
-"""A gateway on each storage engine, and three on one PostgreSQL, for scenarios of access."""
+"""Gateways for scenarios of access: on each engine, and three on one PostgreSQL."""
 
 from __future__ import annotations
 
