@@ -204,17 +204,19 @@ async def checkpoint(
     return await peer.ask("checkpoint", checkpoint_op=pb.CheckpointOperation(op=op, key="k", request_id="r", **fields))
 
 
-async def test_rates_are_a_connections_and_a_nodes(postgres_engine: PostgresEngine) -> None:
-    """As docs/guarantees.md says: a workspace's rate is that of each node."""
+async def test_a_workspaces_rate_leaves_each_node_a_burst(postgres_engine: PostgresEngine) -> None:
+    """As docs/guarantees.md says; tests/cluster/test_rate_leases.py has the rate."""
     limits = {"send_rate_per_s": 0, "workspace_rate_per_s": 5, "identity_rate_per_s": 0}
     async with open_fabric(postgres_engine, limits=limits) as fabric:
         one, two = await fabric.start_many(2)
+        accepted = 0
         async with join(one, agent("w", "a", "1")) as a, join(two, agent("w", "b", "1")) as b:
             for sender in (a, b):
                 sender.send(*[message_to("ag::w::sink::1", b"x") for _ in range(10)])
                 await barrier(sender)
                 refused = [error.code for error in errors(sender)]
                 assert set(refused) == {"ERR_WORKSPACE_RATE_LIMITED"}
-                assert 1 <= len(refused) <= 5
+                assert 1 <= len(refused) <= 9
+                accepted += 10 - len(refused)
         async with join(two, agent("w", "sink", "1")) as sink:
-            assert await sink.take(10) == [b"x"] * 10
+            assert await sink.take(accepted) == [b"x"] * accepted
