@@ -92,6 +92,7 @@ class _Source:
         self.running += 1
         assert self.running == 1
         try:
+            await trio.sleep(0.001)  # until the test has said how long it takes
             await trio.sleep(self.takes_s)
         finally:
             self.running -= 1
