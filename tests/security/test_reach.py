@@ -101,7 +101,7 @@ def eve(gateway: Gateway, transport: str, tenant: str = "red") -> AbstractAsyncC
 
 async def everything(stream: Participant, identity: str) -> list[pb.DownstreamMessage]:
     """Read everything up to the answer of a last question about oneself."""
-    kind = {"ag": "agent", "us": "user", "sv": "service"}[identity[:2]]
+    kind = {"ag": "agent", "us": "user", "sv": "service", "br": "bridge"}[identity[:2]]
     who = pb.PrincipalRef(principal_type=kind, principal_id=identity)
     ask = pb.ConnectionStatusRequest(principal=who, request_id="barrier")
     await stream.send(pb.UpstreamMessage(connection_status_request=ask))

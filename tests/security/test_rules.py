@@ -1,7 +1,8 @@
 """What an intruder tries on a closed gateway: her key refuses nothing, rules do.
 
-The names are those of the list in docs/security.md. Attacks on the tasks of others are in
-test_rules_of_tasks.py, those on several nodes in test_rules_across.py.
+Attacks on the tasks of others are in test_rules_of_tasks.py, those on several nodes in
+test_rules_across.py, certificates and real sockets in test_rules_on_sockets.py, and every operation
+of the protocol in test_rules_reach.py.
 """
 
 from __future__ import annotations

@@ -27,6 +27,7 @@ from tests.security.intruders import (
     code_of,
     enter,
     eve,
+    key,
     payloads,
     window,
 )
@@ -363,6 +364,26 @@ async def test_a_part_in_a_task_shows_that_task_alone(core: Core) -> None:
         await trio.sleep(10)
         assert {one.task_event.task_id for one in worker.waiting("task_event")} <= {created.task_id}
         assert await listed(worker, "red") == [created.task_id]
+
+
+async def test_a_subscription_ends_with_the_assignment(core: Core) -> None:
+    """A service sees the tasks that it works on, and not what others make of them."""
+    async with administrator(core) as admin, eve(core, "creator") as creator, a_service(core) as worker:
+        given = await grant(admin, ("service", "sv::s::1"), RED, READWRITE)
+        created = await create(creator, target_implementation="s")
+        await begin(worker, created.task_id)
+        await done(admin, Op.REVOKE, rule_id=given.rule_id)
+        assert (await follow(worker, created.task_id)).success
+        assert (await operate(worker, peers.Op.FAIL, created.task_id)).success
+        await worker.next("task_event")
+        async with connect(core, agent("red", "s", "1", credentials=key("red"))) as successor:
+            assert (await operate(creator, peers.Op.RETRY, created.task_id)).success
+            assert (await worker.next("error")).error.code == DENIED
+            await begin(successor, created.task_id)
+            successor.send(peers.report(created.task_id))
+            await barrier(successor, worker)
+            await trio.sleep(5)
+            assert worker.waiting("task_event") == []
 
 
 async def test_a_conversation_ends_with_the_workspace(core: Core) -> None:

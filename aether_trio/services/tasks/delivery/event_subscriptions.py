@@ -17,7 +17,7 @@ costs the memory of its positions, and of no event.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Final, NamedTuple
@@ -65,6 +65,8 @@ class EventSubscription:
     closed: bool = False
     read_by_rule: str = ""
     """The workspace that its session must be allowed to read; "": it has a part in the task."""
+    on_status: Callable[[], None] | None = None
+    """Called after each change of the task's status was sent to one that sees it as its worker."""
 
 
 class EventSubscriptions:
@@ -191,6 +193,8 @@ class EventSubscriptions:
         event = pb.TaskEvent.FromString(encoded)
         event.subscription_id = subscription.subscription_id
         subscription.session.put(pb.DownstreamMessage(task_event=event))
+        if subscription.on_status is not None and event.HasField("status_changed"):
+            subscription.on_status()
         child = event.child_lifecycle
         if (
             subscription.recursive

@@ -26,6 +26,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.session.session import Session
 from aether_trio.storage.base import ExecuteMany, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
+from aether_trio.storage.retry import RETRY_DELAY_S
 from aether_trio.wire.pb import aether_pb2 as pb
 
 UNWATCH_PAGE: Final = 100
@@ -75,11 +76,39 @@ class TaskSubscriber:
         subscriptions = self._engine.event_subscriptions
         for count, one in enumerate(subscriptions.by_rule(), 1):
             if not one.closed and not may_read(one.session, one.read_by_rule):
-                self._unwatch(subscriptions.close(one.session, one.subscription_id))
-                why = f"subscription {one.subscription_id} has ended: you may not read task {one.task_id} any more"
-                one.session.put_error(RequestError(Code.PERMISSION_DENIED, why), one.request_id)
+                self._end(one)
             if count % SLICE == 0:
                 await trio.lowlevel.checkpoint()
+
+    def _end(self, subscription: EventSubscription) -> None:
+        """End a subscription whose session may not see the task any more, and say so."""
+        session, subscription_id = subscription.session, subscription.subscription_id
+        self._unwatch(self._engine.event_subscriptions.close(session, subscription_id))
+        why = f"subscription {subscription_id} has ended: you may not read task {subscription.task_id} any more"
+        session.put_error(RequestError(Code.PERMISSION_DENIED, why), subscription.request_id)
+
+    def _look_again_soon(self, subscription: EventSubscription) -> None:
+        nursery = subscription.session.nursery
+        if nursery is not None:
+            nursery.start_soon(self._look_again, subscription, name="task-subscription-right")
+
+    async def _look_again(self, subscription: EventSubscription) -> None:
+        """End a worker's subscription when another one has the task."""
+        while not subscription.closed:
+            try:
+                task = await load_visible(
+                    self._engine.database,
+                    self._authorizer,
+                    subscription.session,
+                    subscription.task_id,
+                    operation=OPERATION,
+                )
+            except StorageUnavailable:
+                await trio.sleep(RETRY_DELAY_S)
+                continue
+            if task is None and not subscription.closed:
+                self._end(subscription)
+            return
 
     def ended(self, session: Session) -> None:
         """End the task subscriptions of a session that has ended. Never blocks."""
@@ -105,6 +134,8 @@ class TaskSubscriber:
             request_id=op.client_request_id,
             read_by_rule=task.workspace if recursive or not is_party(task, Caller.of(session)) else "",
         )
+        if session.identity.text == task.assigned_to != task.creator:
+            subscription.on_status = partial(self._look_again_soon, subscription)
         if task.has_children:
             await self._engine.collect_child_events("" if recursive else task.task_id)
         subscriptions.open(subscription, [task.task_id])
