@@ -47,9 +47,8 @@ _ROWS: Final = (
     f"SELECT {', '.join(COLUMNS)} FROM audit_log WHERE audit_id >= $1 AND audit_id < $2 "  # noqa: S608
     "ORDER BY audit_id LIMIT $3"
 )
-_NEWEST: Final = """SELECT h.tree, h.size, h.frontier, h.note FROM audit_heads h WHERE h.size =
-    (SELECT MAX(size) FROM audit_heads m WHERE m.tree = h.tree) AND h.at_ms =
-    (SELECT MAX(at_ms) FROM audit_heads n WHERE n.tree = h.tree AND n.size = h.size) ORDER BY h.tree"""
+_NEWEST: Final = """SELECT tree, size, frontier, note FROM audit_heads WHERE tree = $1
+    ORDER BY size DESC, at_ms DESC LIMIT 1"""
 
 
 class TamperedError(Exception):
@@ -75,7 +74,9 @@ def look(tree: AuditTree, known: Frontier | None) -> Program[TreeLook]:
     if not found:
         raise TamperedError(f"the tree {tree.origin} is not in the database any more")
     size, stored, floor_size, floor_frontier = found[0]
-    heads: list[Row] = yield Fetch(_NEWEST)
+    heads: list[Row] = []
+    for (number,) in (yield Fetch("SELECT tree FROM audit_trees ORDER BY tree")):
+        heads += yield Fetch(_NEWEST, (number,))
     if known is None:
         known = _last_signed(tree, heads)
     if known.size < floor_size:
