@@ -72,7 +72,7 @@ class ServiceHooks:
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Check the credentials of a client's first message. Raises StatusError."""
-        if self.audit.writer.failing:
+        if self.audit.writer.failing and not await self.audit.writer.wait_writable():
             raise StatusError(Status.UNAVAILABLE, "this gateway cannot record who connects; try again")
         try:
             admitted = await self.credentials.admit(claim, peer)

@@ -37,6 +37,8 @@ BATCH_ROWS: Final = 100
 MAX_BATCH_ROWS: Final = 1000
 """A batch behind an outage is larger."""
 BATCH_S: Final = 1.0
+WRITABLE_S: Final = 1.5
+"""How long a login waits for an audit log that could not be written a moment ago."""
 QUEUE_BYTES: Final = 64 * 1024 * 1024
 UNLIMITED_MS: Final = int(UNLIMITED_S * 1000)
 
@@ -177,6 +179,14 @@ class AuditWriter:
             self._hurry.set()
             await self._progress.wait()
 
+    async def wait_writable(self, timeout_s: float = WRITABLE_S) -> bool:
+        """Whether rows can be written, now or within a short time."""
+        if self.failing:
+            with trio.move_on_after(timeout_s):
+                while self.failing:
+                    await self._progress.wait()
+        return not self.failing
+
     async def flush_within(self, timeout_s: float) -> bool:
         """Wait for `flush` at most so long; return whether all is written."""
         with trio.move_on_after(timeout_s) as limit:
@@ -236,10 +246,10 @@ class AuditWriter:
             await trio.sleep(RETRY_DELAY_S)
             return
         self.written += len(records)
-        self._finish(batch)
         if self.failing:
             logger.info("the audit log is written again")
         self.failing = False
+        self._finish(batch)
 
     def _finish(self, batch: RowBatch) -> None:
         self._bytes -= sum(record.size for record in batch.records)
