@@ -33,6 +33,9 @@ async def commit_with_tasks(
 ) -> Committed[T]:
     """Commit a change that moves tasks too; `check` and result: AccessChanges.commit.
 
+    The moves of tasks decide on more rows than they lock, so this is one of the serializable
+    transactions on tasks. It runs again if another change was committed since it began.
+
     Raises StorageUnavailable, and what `check` raises.
     """
     while True:
@@ -48,7 +51,7 @@ async def commit_with_tasks(
             return draft, (yield from program(tx, draft))
 
         try:
-            draft, result = await engine.result(page, locking=True)
+            draft, result = await engine.result(page)
         except OutdatedCheck as outdated:
             await changes.wait_settled(outdated.version)
             continue
