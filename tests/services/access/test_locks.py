@@ -57,7 +57,7 @@ async def test_a_lock_of_the_subject_voids_what_acts_for_him(closed: Core) -> No
         lock = await grant(admin, ("user", "eve"), ("lock", "*"), 0, reason="gone")
         await act(b"2")
         assert payloads(bob) == [b"1"]
-        assert "locked: gone" in errors(ann)[-1].message
+        assert "eve is locked (gone)" in errors(ann)[-1].message
         await done(admin, Op.REVOKE, rule_id=lock.rule_id)
 
 
