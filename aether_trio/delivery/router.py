@@ -53,6 +53,10 @@ _STARTABLE = frozenset({TopicKind.AGENT, TopicKind.UNIQUE_TASK})
 """Receivers that may be started when a message for them arrives."""
 
 
+Forwarded: TypeAlias = pb.ForwardedAuthorization | RequestError | None
+"""The authority that a message passes on to its receiver, or why it passes none on."""
+
+
 class SendActor(Protocol):
     """Who sends: a session, or a part of the gateway."""
 
@@ -299,14 +303,35 @@ class Router:
         self._denied: dict[tuple[Identity, str, str, str, str], int] = {}
         self._delegated: dict[tuple[Identity, str, str, str, str, tuple[str, str]], tuple[int, int]] = {}
 
-    def send(self, sender: Sender, message: pb.SendMessage) -> None:
+    def send(self, sender: Sender, message: pb.SendMessage, forwarded: Forwarded = None) -> None:
         """Check one message of a client and append it to the log. Raises RequestError."""
-        self.publish(sender, message.target_topic, message.payload, message.message_type, message)
+        self.publish(sender, message.target_topic, message.payload, message.message_type, message, forwarded)
+
+    def check_target(self, sender: Sender, target: str, rest: pb.SendMessage) -> Topic:
+        """Return the topic of a message that may be sent there. Raises RequestError."""
+        resolved = sender.targets.get(target)
+        if resolved is None:
+            resolved = self._resolve(sender, target)
+        context = rest.authorization if rest.HasField("authorization") else None
+        if resolved.refusal is not None and (context is None or resolved.is_final):
+            raise resolved.refusal.with_traceback(None)
+        if context is not None:
+            self._authority(sender, target, resolved, context)
+        return resolved.topic
 
     def publish(
-        self, sender: Sender, target: str, payload: bytes, message_type: int, rest: pb.SendMessage | None
+        self,
+        sender: Sender,
+        target: str,
+        payload: bytes,
+        message_type: int,
+        rest: pb.SendMessage | None,
+        forwarded: Forwarded = None,
     ) -> None:
-        """Check a message and append it; `rest` has rarer fields. Raises RequestError."""
+        """Check a message and append it; `rest` has rarer fields. Raises RequestError.
+
+        `forwarded` is the authority that the message passes on to its receiver, if it asks for it.
+        """
         try:
             resolved = sender.targets.get(target)
             if resolved is None:
@@ -329,7 +354,7 @@ class Router:
                 raise resolved.refusal.with_traceback(None)
             negative = message_type == pb.METRIC and self._check_metric(payload)
             authority = None if context is None else self._authority(sender, target, resolved, context)
-            workspace = self._check_rest(rest) if rest is not None else ""
+            workspace = self._check_rest(rest, forwarded) if rest is not None else ""
             if negative and not self._rules.may_credit_metrics(sender.actor):
                 raise RequestError(
                     Code.METRIC_NEGATIVE_FORBIDDEN,
@@ -349,6 +374,8 @@ class Router:
             )
             if rest is not None and rest.HasField("checked_access"):
                 suffix += self._receipt(sender, rest.checked_access, authority, topic.name)
+            if isinstance(forwarded, pb.ForwardedAuthorization):
+                suffix += delivery_suffix(extra=pb.IncomingMessage(forwarded_authorization=forwarded))
         except RequestError as error:
             self._count_refusal(sender, target, error.code)
             raise
@@ -443,10 +470,11 @@ class Router:
             raise resolved.refusal.with_traceback(None)
         return authority
 
-    def _check_rest(self, rest: pb.SendMessage) -> str:
+    def _check_rest(self, rest: pb.SendMessage, forwarded: Forwarded) -> str:
         """Check a message's rarer fields; return the workspace that it names, or ""."""
-        if rest.HasField("authority_continuation"):
-            raise RequestError(Code.NOT_IMPLEMENTED, "not delivered: this gateway serves no authority_continuation")
+        if isinstance(forwarded, RequestError):
+            raise forwarded.with_traceback(None)
+        assert forwarded is not None or not rest.HasField("authority_continuation")
         workspace = rest.app_workspace
         if workspace:
             _check_app_workspace(workspace)

@@ -48,6 +48,7 @@ from aether_trio.services.access.service import AccessService
 from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
 from aether_trio.services.audit.service import AuditService
 from aether_trio.services.authority import AuthorityService, KnownGrants, TaskTransactions
+from aether_trio.services.authority.continuation import Continuations
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.credentials.ends import CredentialEnds
@@ -322,7 +323,7 @@ async def open_core(
                 work_queues=queues,
                 rates=rates,
                 router=router,
-                rules=authorizer,
+                rules=Continuations(authorizer, authority.grants),
                 registry=registry,
                 gate=membership.gate,
                 locks=membership.locks,

@@ -16,6 +16,7 @@ from aether_trio.model.errors import Status
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import Limits
 from aether_trio.model.ownership import SessionHistory
+from aether_trio.model.topics import Topic
 from aether_trio.queues.work_queues import WorkQueues
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.identity_locks import IdentityLocks
@@ -66,6 +67,11 @@ class SendPreparation(Protocol):
 
     async def prepare_authority(self, actor: Session, context: pb.AuthorizationContext) -> None:
         """Read the grant that a message's context names; raise nothing."""
+
+    async def forward(
+        self, actor: Session, context: pb.AuthorizationContext, wish: pb.AuthorityContinuationRequest, target: Topic
+    ) -> pb.ForwardedAuthorization:
+        """Make the grant by which the receiver of a message goes on. Raises RequestError."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.receipts import Receipts
+from aether_trio.delivery.router import Forwarded
 from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.init_connection import credit_granted
@@ -93,7 +94,7 @@ class ReadLoop:
                     break  # its grant may have to be read first
                 self._publish(session, message)
             elif message.WhichOneof("payload") == "send":
-                if message.send.HasField("authorization"):
+                if message.send.HasField("authorization") or message.send.HasField("authority_continuation"):
                     break
                 self._send(session, message.send)
             else:
@@ -120,17 +121,15 @@ class ReadLoop:
                 if waiting:
                     await self._answer_together(session, waiting_case, waiting)
                 rest = _rest_or_none(message) if message.extra else None
-                if rest is not None and rest.HasField("authorization"):
-                    await self._load_grant(session, rest.authorization)
-                self._publish(session, message)
+                self._publish(session, message, await self._prepare(session, message.topic, rest) if rest else None)
                 continue
             case = message.WhichOneof("payload")
             if waiting and case != waiting_case:
                 await self._answer_together(session, waiting_case, waiting)
             if case == "send":
-                if message.send.HasField("authorization"):
-                    await self._load_grant(session, message.send.authorization)
-                self._send(session, message.send)
+                send = message.send
+                prepares = send.HasField("authorization") or send.HasField("authority_continuation")
+                self._send(session, send, await self._prepare(session, send.target_topic, send) if prepares else None)
             elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
                 outbox.grant(*grant)
             elif case == "init":
@@ -166,31 +165,42 @@ class ReadLoop:
             del requests[: await self._dispatcher.dispatch_some(session, case, requests)]
             await _wait_for_next(session)
 
-    async def _load_grant(self, session: Session, context: pb.AuthorizationContext) -> None:
-        """Read the grant that a message names, so that the router need not wait.
+    async def _prepare(self, session: Session, target: str, rest: pb.SendMessage) -> Forwarded:
+        """Read and write what a message needs, so that the router need not wait.
 
-        A refusal, and a storage that does not answer, are the router's to tell.
+        Returns the authority that it passes on, or why it passes none on. Other refusals, and a
+        storage that does not answer, are the router's to tell.
         """
-        await self._rules.prepare_authority(session, context)
+        forwarded: Forwarded = None
+        if rest.HasField("authorization"):
+            await self._rules.prepare_authority(session, rest.authorization)
+        if rest.HasField("authority_continuation"):
+            try:
+                topic = self._router.check_target(session.sender, target, rest)
+                wish = rest.authority_continuation
+                forwarded = await self._rules.forward(session, rest.authorization, wish, topic)
+            except RequestError as error:
+                forwarded = error
         if session.ending is not None:
             raise session.ending
+        return forwarded
 
-    def _send(self, session: Session, send: pb.SendMessage) -> None:
+    def _send(self, session: Session, send: pb.SendMessage, forwarded: Forwarded = None) -> None:
         counted = session.counted
         if counted is None:
             try:
-                self._router.send(session.sender, send)
+                self._router.send(session.sender, send, forwarded)
             except RequestError as error:
                 session.put_error(error)
             return
         counted.count()
         try:
-            self._router.send(session.sender, send)
+            self._router.send(session.sender, send, forwarded)
             counted.appended(session.sender.last_append)
         except RequestError as error:
             counted.refuse(error)
 
-    def _publish(self, session: Session, send: Send) -> None:
+    def _publish(self, session: Session, send: Send, forwarded: Forwarded = None) -> None:
         receipts = session.receipts
         if receipts is None:
             receipts = Receipts(self._log, session.outbox, None)
@@ -198,7 +208,7 @@ class ReadLoop:
         try:
             if receipts.wanted(send.seq):
                 rest = _rest_of(send) if send.extra else None
-                self._router.publish(session.sender, send.topic, send.payload, send.message_type, rest)
+                self._router.publish(session.sender, send.topic, send.payload, send.message_type, rest, forwarded)
                 receipts.appended(send.seq, session.sender.last_append)
         except RequestError as error:
             receipts.refuse(send.seq, error)

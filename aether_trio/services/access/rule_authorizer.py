@@ -295,7 +295,11 @@ class RuleAuthorizer:
             if not decision.allowed and actor.identity.workspace and not authority.is_direct:
                 decision = self.decide(actor, access, authority)
             if not decision.allowed and access.resource_type == "user":
-                decision = self._neighbour(actor, access, workspace, authority) or decision
+                decision = (
+                    self._to_itself(actor, access, authority)
+                    or self._neighbour(actor, access, workspace, authority)
+                    or decision
+                )
             self._report(actor, access, authority, decision)
             if not decision.allowed:
                 return decision
@@ -503,6 +507,17 @@ class RuleAuthorizer:
         if actor.cap < level:
             return AccessDecision(False, f"this credential gives {actor.cap.name} at most", actor.cap)
         return AccessDecision(True, level=level)
+
+    def _to_itself(self, actor: Actor, access: AccessQuestion, authority: Authority) -> AccessDecision | None:
+        """Allow a message to a user in the name of that user, if no rule decides."""
+        grant = authority.grant
+        identity = actor.identity
+        principal = (identity.type_name, identity.canonical_id) if grant is None else grant.subject
+        cap = actor.cap if grant is None else min(actor.cap, grant.max_level)
+        if principal != ("user", access.resource_id) or cap < access.level:
+            return None
+        decision = self.decide(actor, access, authority)
+        return replace(decision, allowed=True, reason="", level=access.level) if decision.is_fallback else None
 
     def _neighbour(
         self, actor: Actor, access: AccessQuestion, workspace: str, authority: Authority

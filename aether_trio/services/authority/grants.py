@@ -256,6 +256,12 @@ class GrantService:
         )
         return await self._derive_from(session, parent, delegate, terms)
 
+    async def derive_for_receiver(
+        self, session: Session, parent: Lineage, receiver: PrincipalKey, terms: GrantTerms
+    ) -> Lineage:
+        """Derive the grant by which the receiver of a message goes on. Raises GrantError."""
+        return await self._derive_from(session, parent, receiver, terms)
+
     async def _derive_for_target(
         self, session: Session, request: pb.AuthorityGrantDeriveForTargetRequest
     ) -> tuple[Lineage, str]:

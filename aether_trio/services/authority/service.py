@@ -56,6 +56,7 @@ class AuthorityService:
             database, engine, changes, cache, endings, rights, directory, audit, ids, clock, strict=strict
         )
         requests = RequestService(database, engine, changes, rights, ids, clock, strict=strict)
+        self.grants = grants
         self.grant_maker = TaskGrantMaker(database, cache, endings, authorizer, rights, ids, clock, audit)
         self.handlers: Final[Mapping[str, Handler]] = MappingProxyType(
             {

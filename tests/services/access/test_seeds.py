@@ -134,6 +134,16 @@ async def test_a_message_to_a_user_needs_that_the_user_may_enter() -> None:
     assert not rules.check_send(actor, window, workspace=own, declared_workspace="").allowed
 
 
+async def test_a_user_may_write_to_its_own_windows() -> None:
+    rules, actor = authorizer("closed"), GatewayActor(Identity.user("eve", "1"))
+    for target, allowed in {"us::eve::2": True, "us::tim::1": False}.items():
+        decision = rules.check_send(actor, parse_topic(target), workspace="", declared_workspace="")
+        assert decision.allowed is allowed, target
+    put(rules.index, "user", "eve", "user", "eve", AccessLevel.READ)
+    rules.forget_verdicts()
+    assert not rules.check_send(actor, parse_topic("us::eve::2"), workspace="", declared_workspace="").allowed
+
+
 async def test_exclusive_keys_need_no_rule_but_the_workspace() -> None:
     rules, actor = authorizer("closed"), GatewayActor(AGENT)
     assert (await rules.check_kv(actor, "global-exclusive", "k", "", "", READWRITE, exclusive=True)).allowed
