@@ -2,26 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
-from aether_trio.client import AgentClient, PermissionDenied
-from aether_trio.client.operations import AccessLevel
+from aether_trio.client import AetherError, AgentClient, PermissionDenied, ServiceClient
+from aether_trio.client.operations import AccessLevel, TaskStatus
 from aether_trio.gateway import Gateway
 from aether_trio.model.errors import Status
 from aether_trio.testing.memory import agent, message_to
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.client.gateways import open_test_gateway
+from tests.client.gateways import QUICK, open_test_gateway
 from tests.helpers.core import orchestrator, switch_to, user
 from tests.helpers.engines import Engine, PostgresEngine
 from tests.helpers.participants import TRANSPORTS, Participant, admission, participant
 from tests.security.certificates import Authority
 from tests.security.clients import gateway_with
-from tests.security.intruders import BLUE, BOB, DENIED, EVE
+from tests.security.intruders import BLUE, BOB, DENIED, EVE, RED
 from tests.security.tenants import LIMIT_S, SCHEMES, agent_of, auth, key_of, user_of
 from tests.services.access.acl import READWRITE, Op, rule
 
@@ -110,15 +110,22 @@ async def refused(peer: Participant, message: pb.UpstreamMessage) -> str:
 # -- our client, on both engines -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
-async def test_sends_after_a_revocation(scheme: str, engine: Engine) -> None:
-    """Numbered sends by a route that was decided on before, pipelined ones among them."""
+@asynccontextmanager
+async def closed(engine: Engine) -> AsyncIterator[Gateway]:
     storage = {}
     if isinstance(engine, PostgresEngine):
         storage = {"storage": {"database": engine.server.dsn(), "schema": engine.schema}}
     with trio.fail_after(LIMIT_S):
+        async with open_test_gateway(auth=auth(), access={"default": "closed"}, **storage) as gateway:
+            yield gateway
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+async def test_sends_after_a_revocation(scheme: str, engine: Engine) -> None:
+    """Numbered sends by a route that was decided on before, pipelined ones among them."""
+    with trio.fail_after(LIMIT_S):
         async with (
-            open_test_gateway(auth=auth(), access={"default": "closed"}, **storage) as gateway,
+            closed(engine) as gateway,
             user_of(gateway, "all", "admin") as admin,
             agent_of(gateway, "red", "eve", key="both", scheme=scheme) as intruder,
             agent_of(gateway, "blue", "bob", scheme=scheme) as victim,
@@ -156,3 +163,48 @@ async def send_on(intruder: AgentClient) -> None:
 async def refused_send(intruder: AgentClient) -> None:
     with pytest.raises(PermissionDenied):
         await intruder.send(BOB[1], b"late")
+
+
+async def test_a_service_takes_tasks_of_workspaces_that_it_may_read(engine: Engine) -> None:
+    async with closed(engine) as gateway, user_of(gateway, "all", "admin") as admin:
+        address = f"aether://{gateway.address}"
+        worker = ServiceClient(address, implementation="s", specifier="1", api_key=key_of("all"), retry=QUICK)
+        async with worker, agent_of(gateway, "red", "boss") as red, agent_of(gateway, "blue", "boss") as blue:
+            await blue.tasks.create("t", b"blue", pool="s")
+            await red.tasks.create("t", b"red", pool="s")
+            await admin.rules.grant("service", "sv::s::1", *RED, AccessLevel.READWRITE)
+            await red.tasks.create("t", b"last", pool="s")
+            done = []
+            async for task in worker.work():
+                async with task:
+                    done.append(task.payload)
+                if len(done) == 2:
+                    break
+            assert sorted(done) == [b"last", b"red"]
+
+
+async def test_our_client_waits_for_a_principal(engine: Engine) -> None:
+    async with closed(engine) as gateway, user_of(gateway, "all", "admin") as admin, AsyncExitStack() as stack:
+        await admin.rules.grant("user", "ann", *RED, AccessLevel.READWRITE)
+        ann = await stack.enter_async_context(user_of(gateway, "red", "ann"))
+        worker = await stack.enter_async_context(agent_of(gateway, "red", "worker"))
+        intruder = await stack.enter_async_context(agent_of(gateway, "red", "eve"))
+        await ann.switch_workspace("red")
+        made = await intruder.tasks.create("t", pool="worker")
+
+        async def answer() -> None:
+            while (await intruder.tasks.get(made.task_id)).status is not TaskStatus.WAITING_INPUT:
+                await trio.sleep(0.02)
+            await intruder.send_input(made.task_id, {"by": "eve"})
+            with pytest.raises(AetherError, match="waits for"):
+                await intruder.tasks.resume(made.task_id)
+            assert (await intruder.tasks.get(made.task_id)).status is TaskStatus.WAITING_INPUT
+            await ann.send_input(made.task_id, {"by": "ann"})
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            async for task in worker.work():
+                async with task:
+                    await task.wait_for_input(expected_principal="ann")
+                break
+        assert (await intruder.tasks.get(made.task_id)).status is TaskStatus.COMPLETED

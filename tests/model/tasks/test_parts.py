@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import (
     Backoff,
     Facts,
@@ -269,3 +270,32 @@ def test_a_start_that_has_failed_is_tried_again_after_twice_as_long_each_time() 
 def test_only_deadlines_of_an_attempt_bring_a_delay_of_their_own(due: Due) -> None:
     task = row(grace_ms=5, wait=Wait(1).to_json())
     assert move_of(task, due, Facts(NOW))[1].delay_ms == 0
+
+
+@pytest.mark.parametrize(
+    ("expected", "identity", "is_expected"),
+    [
+        ("", "ag::w::i::1", True),
+        ("ag::w::i::1", "ag::w::i::1", True),
+        ("agent:ag::w::i::1", "ag::w::i::1", True),
+        ("task:ag::w::i::1", "ag::w::i::1", False),
+        ("ag::w::i::1", "ag::v::i::1", False),
+        ("service:sv::s::1", "sv::s::1", True),
+        ("wfe::shard0", "wfe::shard0", True),
+        ("ann", "us::ann::1", True),
+        ("user:ann", "us::ann::2", True),
+        ("us::ann", "us::ann::1", True),
+        ("us::ann::1", "us::ann::1", True),
+        ("us::ann::1", "us::ann::2", False),
+        ("ann", "us::Ann::1", False),
+        ("user:ann", "us::user:ann::1", False),
+        ("user:user:ann", "us::user:ann::1", True),
+        ("us::user:ann", "us::user:ann::1", True),
+        ("sv::s::1", "us::sv::1", False),
+    ],
+)
+def test_who_is_the_expected_principal(expected: str, identity: str, is_expected: bool) -> None:
+    wait = Wait(1, expected_principal=expected)
+    assert wait.is_expected(Identity.parse(identity)) is is_expected
+    assert wait.takes({}, identity) is is_expected
+    assert Wait(1, expected_principal="ann").takes({}, "no identity") is False
