@@ -47,6 +47,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
         "quotas",
         "grants",
         "requests",
+        "access",
         "bench",
         "config",
     ],
