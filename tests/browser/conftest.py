@@ -147,13 +147,21 @@ def own_gateway(tmp_path: Path) -> Iterator[Callable[..., GatewayProcess]]:
 def locked_gateway(
     own_gateway: Callable[..., GatewayProcess], tmp_path: Path
 ) -> Callable[..., tuple[GatewayProcess, str]]:
-    """Start a gateway that asks for a key; takes settings of its WebSocket port."""
+    """Start a gateway that asks for a key; takes settings of its WebSocket port.
+
+    The key's holder may use all workspaces.
+    """
 
     def start(**websocket: object) -> tuple[GatewayProcess, str]:
         command = [sys.executable, "-m", "aether_trio"]
         new = [*command, "keys", "new", "--json", "--principal", "user"]
         made = json.loads(subprocess.check_output(new, text=True))
-        settings = {"gateway": {"host": "127.0.0.1"}, "auth": {"api_keys": [made["record"]]}, "websocket": websocket}
+        settings = {
+            "gateway": {"host": "127.0.0.1"},
+            "auth": {"api_keys": [made["record"]]},
+            "access": {"default": "open"},
+            "websocket": websocket,
+        }
         file = tmp_path / "settings.json"
         file.write_text(json.dumps(settings))
         return own_gateway(command=(*command, "serve"), extra_args=("--config", str(file))), made["key"]
