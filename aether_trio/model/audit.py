@@ -27,6 +27,8 @@ import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 TEXT_BYTES: Final = 1024
@@ -199,21 +201,30 @@ RECORD_BYTES: Final = 1000
 """The memory of a record besides its texts: objects and tuples."""
 GATEWAY_ID: Final = TEXTS.index("gateway_id")
 
-_LOWERCASE: Final = frozenset({"actor_type", "subject_type", "root_subject_type"})
 _PLAIN: Final = TEXTS[:-1]
+_plain_texts: Final = attrgetter(*_PLAIN)
+_ACTOR_TYPE: Final = _PLAIN.index("actor_type")
+_ACTOR_ID: Final = _PLAIN.index("actor_id")
+_SUBJECT_TYPE: Final = _PLAIN.index("subject_type")
+_SUBJECT_ID: Final = _PLAIN.index("subject_id")
+_ROOT_TYPE: Final = _PLAIN.index("root_subject_type")
+_ROOT_ID: Final = _PLAIN.index("root_subject_id")
+_LOWERCASE: Final = (_ACTOR_TYPE, _SUBJECT_TYPE, _ROOT_TYPE)
 
 
 def record_of(event: AuditEvent) -> AuditRecord:
     """Make the stored form of an event: checked texts, redacted metadata."""
-    values = {name: getattr(event, name) for name in _PLAIN}
-    for name in _LOWERCASE:
-        values[name] = values[name].lower()
-    if not values["subject_type"] and not values["subject_id"]:
-        values["subject_type"], values["subject_id"] = values["actor_type"], values["actor_id"]
-    if not values["root_subject_type"] and not values["root_subject_id"]:
-        values["root_subject_type"], values["root_subject_id"] = values["subject_type"], values["subject_id"]
-    texts = *(stored_text(values[name]) for name in _PLAIN), metadata_text(event.metadata).encode()
-    return AuditRecord(event.at_ms, int(event.success), texts)
+    values: list[str] = list(_plain_texts(event))
+    for place in _LOWERCASE:
+        if values[place]:
+            values[place] = values[place].lower()
+    if not values[_SUBJECT_TYPE] and not values[_SUBJECT_ID]:
+        values[_SUBJECT_TYPE], values[_SUBJECT_ID] = values[_ACTOR_TYPE], values[_ACTOR_ID]
+    if not values[_ROOT_TYPE] and not values[_ROOT_ID]:
+        values[_ROOT_TYPE], values[_ROOT_ID] = values[_SUBJECT_TYPE], values[_SUBJECT_ID]
+    texts = [stored_text(text) if text else b"" for text in values]
+    texts.append(metadata_text(event.metadata).encode())
+    return AuditRecord(event.at_ms, int(event.success), tuple(texts))
 
 
 def stored_text(text: str) -> bytes:
@@ -239,17 +250,33 @@ def metadata_fits(metadata: Mapping[str, object]) -> bool:
     return len(_as_json(metadata)) <= METADATA_BYTES
 
 
+_encode: Final = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode
+
+
 def _as_json(metadata: Mapping[str, object]) -> str:
-    return json.dumps(redacted(metadata), ensure_ascii=True, sort_keys=True, separators=(",", ":"))
+    return _encode(redacted(metadata))
 
 
 _SECRET: Final = re.compile("password|passwd|apikey|secret|token|bearer|authorization|credential|privatekey")
 _SEPARATORS: Final = re.compile(r"[\s_.\-]")
 
 
+_REMEMBERED_KEYS: Final = 512
+_REMEMBERED_KEY_CHARACTERS: Final = 64
+
+
 def is_secret(key: str) -> bool:
     """Whether a key of metadata may name a secret; case and separators do not matter."""
+    if len(key) > _REMEMBERED_KEY_CHARACTERS:
+        return _names_secret(key)
+    return _names_known_secret(key)
+
+
+def _names_secret(key: str) -> bool:
     return _SECRET.search(_SEPARATORS.sub("", key.lower())) is not None
+
+
+_names_known_secret: Final = lru_cache(maxsize=_REMEMBERED_KEYS)(_names_secret)
 
 
 def redacted(metadata: Mapping[str, object]) -> dict[str, Any]:
