@@ -28,7 +28,7 @@ from aether_trio.storage.errors import StorageSetupError
 
 BLOCK: Final = 8192
 """Rows that are read at once."""
-FEW: Final = 100_000
+FEW: Final = 300_000
 """So many rows are read by one process: another one takes some tenths of a second to begin."""
 MAX_PROCESSES: Final = 8
 

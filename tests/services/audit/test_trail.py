@@ -101,10 +101,18 @@ async def test_refused_credentials_are_counted_by_address(core: Core, world: Wor
 
 
 async def test_while_rows_cannot_be_written_clients_are_refused(core: Core, world: World) -> None:
-    core.audit.writer.failing = True
-    async with connect(core, agent("w", "a", "1"), wait_ack=False) as peer:
-        with pytest.raises(StreamEnded, match="UNAVAILABLE"):
+    queue = world.databases["tasks"].separate_queue(locking=True)
+    async with connect(core, agent("w", "a", "1")):
+        queue.failing = True
+        await trio.sleep(3)
+        assert core.audit.writer.failing
+    async with connect(core, agent("w", "a", "2"), wait_ack=False) as peer:
+        with pytest.raises(StreamEnded, match="UNAVAILABLE: this gateway cannot record"):
             await peer.receive_message()
+    queue.failing = False
+    async with connect(core, agent("w", "a", "2")):
+        assert not core.audit.writer.failing
+    assert await counted(core, world, operation="connection_established") == 2
 
 
 # -- messages --------------------------------------------------------------------------------------
