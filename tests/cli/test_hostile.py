@@ -81,6 +81,10 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     shell.out("agents", "register", NAME, "--profile", NAME, "--param", f"{NAME}={TEXT}", "--description", TEXT)
     shell.out("workspaces", "create", NAME, "--description", NAME, "--metadata", f"{NAME}={NAME}")
     shell.out("quotas", "set", NAME, "kv_keys_per_scope=5")
+    shell.out("access", "grant", f"ag::worst::{NAME}::1", "workspace:worst", "read", "--reason", NAME)
+    shell.out("access", "lock", f"ag::locked::{NAME}::1", "--reason", NAME)
+    shell.out("access", "groups", "create", NAME, "--description", NAME)
+    shell.out("access", "groups", "add", NAME, f"ag::worst::{NAME}::1")
     shell.out("send", "ag::default::reader::1", "-", "--as", f"us::{NAME}::1", stdin=TEXT.encode())
     address = f"aether://{gateway.address}"
     with connect_sync(address, workspace="worst", implementation=NAME, specifier="1") as worker:
@@ -135,12 +139,38 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
         "quotas list": (("quotas", "list"), None, name),
         "quotas set": (("quotas", "set", NAME, "kv_value_bytes=1"), None, name),
         "quotas clear": (("quotas", "clear", NAME, "kv_value_bytes"), None, name),
+        "access grant": (("access", "grant", f"ag::worst::{NAME}::2", "workspace:worst", "read"), None, name),
+        "access revoke": (("access", "revoke", NAME), None, None),
+        "access list": (("access", "list"), None, name),
+        "access explain": (("access", "explain", f"ag::worst::{NAME}::1", "workspace:worst"), None, name),
+        "access who": (("access", "who", "workspace:worst"), None, name),
+        "access lint": (("access", "lint"), None, None),
+        "access paths": (("access", "paths", "--live", f"ag::worst::{NAME}::1"), None, name),
+        "access export": (("access", "export"), None, None),
+        "access lock": (("access", "lock", f"ag::locked::{NAME}::2"), None, name),
+        "access unlock": (("access", "unlock", NAME), None, name),
+        "access locks": (("access", "locks"), None, name),
+        "access fallback get": (("access", "fallback", "get", NAME), None, None),
+        "access fallback list": (("access", "fallback", "list"), None, None),
+        "access fallback set": (("access", "fallback", "set", NAME, "read"), None, name),
+        **{
+            f"access {kind} {what}": (("access", kind, what, *arguments), None, None)
+            for kind in ("groups", "roles")
+            for what, arguments in {
+                "create": (f"{NAME}2",),
+                "delete": (f"{NAME}3",),
+                "list": (),
+                "add": (NAME, f"ag::worst::{NAME}::2"),
+                "remove": (NAME, f"ag::worst::{NAME}::3"),
+                "members": (NAME,),
+            }.items()
+        },
         "bench": (("bench", "--workspace", NAME, "--pairs", "1", "--seconds", "0.2", "--rate", "10"), None, None),
     }
 
 
-FED_BY_FILES = {"orchestrate"}
-"""Has another test below."""
+FED_BY_FILES = {"orchestrate", "access test", "access apply", "access replay"}
+"""Have other tests below."""
 OWN_WORDS = {"dev", "serve", "version", "config default", "config show", "config check", "keys new"}
 """Show what their operator has set, and logs: tests/telemetry has those."""
 
@@ -178,6 +208,17 @@ def test_json_stays_json_and_harmless(hostile: Hostile) -> None:
     assert NAME in {one["implementation"] for one in read("agents", "list")}
     assert f"ag::worst::{NAME}::1" in {one["identity"] for one in read("sessions")}
     assert read("tail", "ag::default::reader::1", "--from", "start", "--limit", "1")["source"] == f"us::{NAME}::1"
+
+
+def test_what_a_policy_names(hostile: Hostile, tmp_path: Path) -> None:
+    who = f"ag::worst::\\{NAME}::9"  # as a name, which begins with what would be a pattern
+    rule = {"principal": who, "level": "read", "resource": "workspace:worst", "reason": NAME}
+    file = tmp_path / "policy.yaml"
+    file.write_text(json.dumps({"version": 1, "rules": [rule], "tests": [f"{who} may read workspace:worst"]}))
+    for arguments in (("test",), ("replay", "--allow-denials"), ("apply", "--dry-run"), ("apply",)):
+        _, told = on_terminal(hostile.shell, "access", *arguments, str(file))
+        harmless(told)
+        assert "Error" not in told
 
 
 def test_what_a_started_agent_prints(hostile: Hostile, tmp_path: Path) -> None:
