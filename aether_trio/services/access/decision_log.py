@@ -10,6 +10,7 @@ early.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
@@ -23,6 +24,9 @@ from aether_trio.services.access.authorizer import AccessDecision, AccessQuestio
 
 FOLD_S: Final = 60.0
 MAX_OPEN: Final = 65_536
+MAX_KINDS: Final = 200
+"""Kinds of decisions of one session that have separate rows each minute; the others share one
+row with their number for each outcome."""
 
 
 class _Kind(NamedTuple):
@@ -59,6 +63,7 @@ class DecisionLog:
         self._clock = clock
         self._new_id = new_id
         self._open: dict[_Kind, _Repeats] = {}
+        self._kinds: Counter[str] = Counter()
 
     def decided(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, *, times: int = 1
@@ -70,6 +75,13 @@ class DecisionLog:
             return known.count
         if len(self._open) >= MAX_OPEN:
             self.fold()
+        kinds = self._kinds.get(actor.session_id, 0)
+        if kinds >= MAX_KINDS:
+            kind = _others(kind)
+            if (known := self._open.get(kind)) is not None:
+                known.count.times += times
+                return known.count
+        self._kinds[actor.session_id] = kinds + 1
         event = decision_event(kind, decision, authority, self._clock.now_ms())
         count = DecisionCount(times - 1)
         self._open[kind] = _Repeats(event, count)
@@ -98,6 +110,7 @@ class DecisionLog:
             else:
                 count.is_open = False
         self._open = kept
+        self._kinds = Counter(kind.session_id for kind in kept)
 
     async def run(self) -> None:
         """Fold each minute until cancelled; then once more."""
@@ -126,6 +139,20 @@ def _kind(actor: Actor, access: AccessQuestion, decision: AccessDecision, author
         decision.rule_id,
         access.level,
         actor.groups,
+    )
+
+
+def _others(kind: _Kind) -> _Kind:
+    """Return the kind of all further decisions of a session with the same outcome."""
+    return kind._replace(
+        operation="other",
+        resource_type="",
+        resource_id="*",
+        workspace="",
+        grant_id="",
+        level=AccessLevel.NONE,
+        rule_id="",
+        required=AccessLevel.NONE,
     )
 
 

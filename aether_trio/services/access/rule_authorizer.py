@@ -429,6 +429,10 @@ class RuleAuthorizer:
             principal, own, groups = grant.subject, _workspace_of(*grant.subject), ()
             cap = min(cap, grant.max_level)
         verdict = self._verdict(principal, access, own, groups, now_ms)
+        if actor.maker and access.resource_type == "admin":
+            # A token that binds no single identity must not make an administrator of its maker.
+            maker_type, _, maker_id = actor.maker.partition(":")
+            cap = min(cap, self._verdict((maker_type, maker_id), access, "", (), now_ms).level)
         level = min(verdict.level, cap)
         allowed = level >= access.level and access.level > AccessLevel.NONE
         reason = "" if allowed else self._denial(actor, access, authority, verdict, cap)

@@ -35,7 +35,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.services.access import Actor, GrantMissing
 from aether_trio.services.access.changes import AccessChanges
 from aether_trio.services.authority import store
-from aether_trio.services.authority.fields import bad, principal_of, short_text
+from aether_trio.services.authority.fields import principal_of, short_text
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.storage.base import Database
@@ -139,7 +139,7 @@ class KnownGrants:
         who = actor.identity.text
         key = (who, actor.session_id, actor.task_id, context.grant_id, named.principal_type, named.principal_id)
         known = self._usable.get(key)
-        if known is not None and self._clock.now_ms() < known.expires_ms and not context.HasField("resolved"):
+        if known is not None and self._clock.now_ms() < known.expires_ms:
             return known
         grant = self._find(actor, context)
         if not _needed_session(grant.lineage[-1]):
@@ -152,8 +152,6 @@ class KnownGrants:
         try:
             grant_id = short_text(context.grant_id, "authorization.grant_id")
             subject = principal_of(context.subject, "authorization.subject", strict=self._strict)
-            if context.HasField("resolved"):
-                raise bad("authorization.resolved is set by the gateway alone")
         except RequestError as error:
             raise RequestError(Code.PERMISSION_DENIED, f"invalid authority context: {error.message}") from None
         lineage = self.lineage(grant_id)

@@ -7,7 +7,7 @@ from aether_trio.model.errors import Status
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, errors, message_to, orchestrator, payloads, user
-from tests.services.access.acl import READWRITE, Op, done, grant, refused, rule
+from tests.services.access.acl import ADMIN, MANAGE, READ, READWRITE, Op, done, grant, may, refused, rule
 from tests.services.authority.people import acting_for, delegated
 
 
@@ -67,3 +67,18 @@ async def test_a_lock_is_for_others_than_its_maker(world: World) -> None:
             text = await refused(root, Op.GRANT, grant_request=rule(("user", pattern), ("lock", "*"), 0))
             assert "lock you out" in text, pattern
         await barrier(root)
+
+
+async def test_a_token_administers_no_more_than_its_maker(closed: Core) -> None:
+    """Its holder may come as an agent with more rights."""
+    async with connect(closed, orchestrator("o", "1")) as admin, connect(closed, user("mia", "1")) as mia:
+        await grant(admin, ("user", "mia"), ("admin", "admin/tokens"), ADMIN)
+        await grant(admin, ("user", "mia"), ("workspace", "*"), MANAGE)
+        await grant(admin, ("agent", "ag::red::root::1"), ("admin", "admin/*"), ADMIN)
+        secret = await token_of(mia)
+        hello = agent("red", "root", "1", credentials={"api_key": secret})
+        async with connect(closed, hello) as peer:
+            assert not await may(peer, ("admin", "admin/acl"), READ)
+            assert await may(peer, ("admin", "admin/tokens"), ADMIN)
+        async with connect(closed, agent("red", "root", "1")) as itself:
+            assert await may(itself, ("admin", "admin/acl"), ADMIN)
