@@ -120,7 +120,9 @@ def test_a_gateway_for_development_drains() -> None:
 def test_a_gateway_that_serves_goes_on_though_its_log_has_no_reader(tmp_path: Path) -> None:
     ready = tmp_path / "ready.json"
     settings = ("--host", "127.0.0.1", "--ops-port", "0", "--set", "auth.allow_anonymous=true")
-    process = start("serve", *settings, "--log-level", "debug", "--ready-file", str(ready))
+    process = start(
+        "serve", *settings, "--set", "access.default=open", "--log-level", "debug", "--ready-file", str(ready)
+    )
     assert process.stdout is not None
     assert process.stderr is not None
     try:

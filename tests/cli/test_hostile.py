@@ -32,6 +32,8 @@ class Hostile(NamedTuple):
     failed: str
     running: str
     dead: str
+    data: str
+    """Where the gateway's data lies."""
 
 
 def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors: bool = True) -> tuple[int, str]:
@@ -86,6 +88,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     shell.out("access", "groups", "create", NAME, "--description", NAME)
     shell.out("access", "groups", "add", NAME, f"ag::worst::{NAME}::1")
     shell.out("send", "ag::default::reader::1", "-", "--as", f"us::{NAME}::1", stdin=TEXT.encode())
+    shell.run("tokens", "create", NAME, "--principal", "agent", "--workspace", NAME)
     address = f"aether://{gateway.address}"
     with connect_sync(address, workspace="worst", implementation=NAME, specifier="1") as worker:
         failed = shell.out(*create, "--max-attempts", "1").strip()
@@ -95,7 +98,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
         running = shell.out(*create).strip()
         with next(jobs) as job:
             job.progress(0.5, TEXT)
-            yield Hostile(shell, failed, running, dead)
+            yield Hostile(shell, failed, running, dead, str(gateway.data_dir))
 
 
 def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | None]]:
@@ -165,13 +168,32 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
                 "members": (NAME,),
             }.items()
         },
+        **{name: ((*name.split(), *arguments), lines, None) for name, arguments, lines in about_credentials(one)},
         "bench": (("bench", "--workspace", NAME, "--pairs", "1", "--seconds", "0.2", "--rate", "10"), None, None),
     }
 
 
+def about_credentials(one: Hostile) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
+    """Yield commands about the audit and credentials, their arguments and lines."""
+    data = ("--data-dir", one.data)
+    yield "audit query", (), None
+    yield "audit tail", ("-n", "1"), 1
+    for name in ("audit verify", "audit export", "audit keys"):
+        yield name, data, None
+    yield "audit prove", ("1", *data), None
+    for name in ("grants list", "requests list", "tokens list"):
+        yield name, (), None
+    yield "requests watch", (), 0
+    for name in ("grants show", "grants revoke", "requests deny", "requests approve"):
+        yield name, (NAME,), None
+    for name in ("tokens show", "tokens revoke", "tokens delete"):
+        yield name, (NAME,), None
+    yield "tokens create", (f"{NAME}2", "--principal", NAME), None
+
+
 FED_BY_FILES = {"orchestrate", "access test", "access apply", "access replay"}
 """Have other tests below."""
-OWN_WORDS = {"dev", "serve", "version", "config default", "config show", "config check", "keys new"}
+OWN_WORDS = {"init", "dev", "serve", "version", "config default", "config show", "config check", "keys new"}
 """Show what their operator has set, and logs: tests/telemetry has those."""
 
 
