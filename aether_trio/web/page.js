@@ -1,6 +1,7 @@
 /** The page for people: one window of one person in one workspace. Wires the client, the model and the view. */
 
 import { Client, topics } from "/client/aether.js";
+import { Prompts } from "/demo/authority.js";
 import { Conversations, Work, asPart, inOrder, newId, partsOf, readMessage } from "/demo/model.js";
 import * as view from "/demo/view.js";
 
@@ -11,6 +12,7 @@ const $ = (id) => document.getElementById(id);
 
 let client = null;
 let talks = null;
+let prompts = null;
 let work = new Work();
 let here = new Map(); // agents that are connected, by topic
 let seen = new Set(); // agents that were
@@ -123,8 +125,10 @@ async function enter(userId, workspace, key) {
     work.report(detail);
     show();
   });
+  prompts = new Prompts(client, view.tellNews);
   view.showState(client.state);
   arrive();
+  prompts.read();
 }
 
 /** Enters a workspace, the first one or another. */
@@ -145,6 +149,8 @@ function arrive() {
 function leave() {
   sessionStorage.removeItem(LAST_TIME);
   const leaving = client;
+  prompts?.close();
+  prompts = null;
   client = null;
   talks = null;
   leaving?.close();

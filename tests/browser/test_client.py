@@ -31,6 +31,8 @@ def test_the_types_declare_what_there_is(page: Page, run: Run) -> None:
         "KeyValues": "new aether.Client({ userId: 'maya' }).kv",
         "Checkpoints": "new aether.Client({ userId: 'maya' }).checkpoints",
         "Sessions": "new aether.Client({ userId: 'maya' }).sessions",
+        "AuthorityRequests": "new aether.Client({ userId: 'maya' }).authorityRequests",
+        "Grants": "new aether.Client({ userId: 'maya' }).grants",
         "Message": "new aether.Message({})",
         "AetherError": "new aether.AetherError('CLOSED', 'why')",
         "Statistics": "new aether.Client({ userId: 'maya' }).statistics()",

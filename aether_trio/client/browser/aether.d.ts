@@ -203,6 +203,8 @@ export interface ClientEvents {
   signal: Signal;
   /** A refusal that belongs to no request (mostly of a send), or the reason of the end. */
   error: AetherError;
+  /** A request for authority that concerns this user was made, decided, withdrawn, or has expired. */
+  authority_request: AuthorityRequestEvent;
   /** Every other DownstreamMessage, as it came: task events, assignments, ... */
   downstream: Record<string, any>;
 }
@@ -236,6 +238,8 @@ export class Client extends EventTarget {
   readonly kv: KeyValues;
   readonly checkpoints: Checkpoints;
   readonly sessions: Sessions;
+  readonly authorityRequests: AuthorityRequests;
+  readonly grants: Grants;
 
   open(): Promise<this>;
   whenOpen(): Promise<void>;
@@ -330,6 +334,107 @@ export interface Sessions {
   ): Promise<Connection[]>;
   get(sessionId: string, options?: RequestOptions): Promise<Connection>;
   disconnect(sessionId: string, reason?: string, options?: RequestOptions): Promise<void>;
+}
+
+export interface Principal {
+  type: string;
+  /** Of a user the name, of all others the identity. */
+  id: string;
+}
+
+export type AccessLevel = "READ" | "READWRITE" | "MANAGE" | "ADMIN" | "SUPERADMIN";
+
+export interface ResourceScope {
+  resourceType: string;
+  /** None: all of this type. */
+  patterns: string[];
+}
+
+export type AuthorityRequestStatus = "PENDING" | "APPROVED" | "DENIED" | "EXPIRED" | "CANCELLED";
+
+/** In lists of what is asked for, none means any. */
+export interface AuthorityRequest {
+  requestId: string;
+  status: AuthorityRequestStatus;
+  requestingActor: Principal | null;
+  /** null: it is for the authority of its approver. */
+  targetSubject: Principal | null;
+  workspaceScope: string[];
+  resourceScope: ResourceScope[];
+  operationScope: string[];
+  accessLevel: AccessLevel;
+  durationSeconds: number;
+  audienceType: string;
+  audienceId: string;
+  route: { principal: Principal | null; capability: string };
+  /** Words of who asks, as `metadata`: show them as text, and say whose they are. */
+  reason: string;
+  taskId: string;
+  metadata: Record<string, string>;
+  createdAt: Date | null;
+  expiresAt: Date | null;
+  resolvedAt: Date | null;
+  /** The grant that an approval has made. */
+  grantId: string;
+  resolvedBy: Principal | null;
+  resolutionReason: string;
+}
+
+export interface AuthorityRequestEvent {
+  type: "CREATED" | "APPROVED" | "DENIED" | "EXPIRED" | "CANCELLED";
+  request: AuthorityRequest;
+  emittedAt: Date | null;
+}
+
+/** What is left out stays as it was asked for. */
+export interface Narrowed {
+  workspaceScope?: string[];
+  resourceScope?: { resourceType: string; patterns?: string[] }[];
+  operationScope?: string[];
+  accessLevel?: AccessLevel;
+  durationSeconds?: number;
+  /** How often the grant may be passed on; 0 by default. */
+  remainingHops?: number;
+  reason?: string;
+}
+
+export interface AuthorityRequests {
+  list(
+    options?: RequestOptions & {
+      status?: AuthorityRequestStatus;
+      workspace?: string;
+      /** Also those that are routed to these. */
+      capabilities?: string[];
+      limit?: number;
+      offset?: number;
+    },
+  ): Promise<{ requests: AuthorityRequest[]; total: number }>;
+  get(requestId: string, options?: RequestOptions): Promise<AuthorityRequest>;
+  approve(requestId: string, narrowed?: Narrowed, options?: RequestOptions): Promise<AuthorityRequest>;
+  deny(requestId: string, reason?: string, options?: RequestOptions): Promise<AuthorityRequest>;
+}
+
+export interface Grant {
+  grantId: string;
+  subject: Principal | null;
+  delegate: Principal | null;
+  issuedBy: Principal | null;
+  accessLevel: AccessLevel;
+  workspaceScope: string[];
+  resourceScope: ResourceScope[];
+  operationScope: string[];
+  remainingHops: number;
+  createdAt: Date | null;
+  expiresAt: Date | null;
+  revoked: boolean;
+}
+
+export interface Grants {
+  get(grantId: string, options?: RequestOptions): Promise<Grant>;
+  listOnMe(
+    options?: RequestOptions & { includeRevoked?: boolean; limit?: number; offset?: number },
+  ): Promise<{ grants: Grant[]; total: number }>;
+  revoke(grantId: string, options?: RequestOptions): Promise<void>;
 }
 
 /** Connect; resolves with a client that is open. Rejects with an AetherError. */

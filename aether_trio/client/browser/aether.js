@@ -53,6 +53,8 @@ const MESSAGE_TYPES = new Set([
 const PRINCIPAL_TYPES = new Set([
   "agent", "task", "user", "orchestrator", "workflow_engine", "metrics_bridge", "bridge", "service",
 ]);
+const ACCESS_LEVELS = new Set(["READ", "READWRITE", "MANAGE", "ADMIN", "SUPERADMIN"]);
+const REQUEST_STATUSES = new Set(["PENDING", "APPROVED", "DENIED", "EXPIRED", "CANCELLED"]);
 const NOT_ABOUT_A_SEND = new Set(["BACKPRESSURE"]);
 /** Requests whose id has another name, because request_id says what they are about. */
 const CLIENT_REQUEST_ID = new Set(["task_subscription_op", "authority_request_op", "submit_audit_event"]);
@@ -427,6 +429,8 @@ export class Client extends EventTarget {
     this.kv = new KeyValues(this);
     this.checkpoints = new Checkpoints(this);
     this.sessions = new Sessions(this);
+    this.authorityRequests = new AuthorityRequests(this);
+    this.grants = new Grants(this);
   }
 
   // -- what it is
@@ -716,6 +720,7 @@ export class Client extends EventTarget {
     this.#heardAt = now();
     if (message) this.#deliver(message, wire.delivery);
     else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
+    else if (wire.authority_request_event) this.#emit("authority_request", requestEventOf(wire.authority_request_event));
     else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
     else if (wire.error) this.#refused(wire.error);
     else if (wire.signal) this.#signalled(wire.signal);
@@ -1440,5 +1445,178 @@ function connectionOf(wire) {
     duration: wire.duration ?? "",
     remoteAddress: wire.remote_addr ?? "",
     lastActivity: new Date(Number(wire.last_activity ?? 0) * 1000),
+  };
+}
+
+/** client.authorityRequests: participants ask to act for a user, and the user approves all of it or less, or denies it. */
+class AuthorityRequests {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #do(wire, options) {
+    return (await this.#client.request({ authority_request_op: wire }, options)).authority_request_response;
+  }
+
+  /** A page of the requests that this user may decide, the latest first: { requests, total }. */
+  async list({ status = "PENDING", workspace = "", capabilities = [], limit = 0, offset = 0, ...options } = {}) {
+    const filter = {
+      status: `AUTHORITY_REQUEST_STATUS_${oneOf(REQUEST_STATUSES, "status", status)}`,
+      workspace: textOf("workspace", workspace),
+      limit: whole("limit", limit),
+      offset: whole("offset", offset),
+      matching_capabilities: textsOf("capabilities", capabilities),
+    };
+    const found = await this.#do({ op: "LIST_PENDING", list_filter: filter }, options);
+    return { requests: (found.requests ?? []).map(authorityRequestOf), total: found.total_count ?? 0 };
+  }
+
+  async get(requestId, options) {
+    const wire = { op: "GET", request_id: textOf("requestId", requestId) };
+    return authorityRequestOf((await this.#do(wire, options)).request);
+  }
+
+  /**
+   * Approve a request. What `narrowed` leaves out stays as it was asked for; the gateway never grants more than that. An
+   * empty list is a TypeError, since the protocol takes it for "as asked": who wants to give nothing denies.
+   */
+  async approve(requestId, narrowed = {}, options) {
+    const { workspaceScope, resourceScope, operationScope, accessLevel, durationSeconds, reason } = narrowed;
+    const resolve = { decision: "APPROVE", reason: textOf("reason", reason ?? "") };
+    if (workspaceScope) resolve.granted_workspace_scope = someOf("workspaceScope", workspaceScope);
+    if (operationScope) resolve.granted_operation_scope = someOf("operationScope", operationScope);
+    if (resourceScope) {
+      if (!resourceScope.length) someOf("resourceScope", resourceScope);
+      resolve.granted_resource_scope = resourceScope.map(({ resourceType, patterns = [] }) => ({
+        resource_type: textOf("resourceType", resourceType), patterns: textsOf("patterns", patterns),
+      }));
+    }
+    if (accessLevel !== undefined) {
+      resolve.granted_access_level = `ACCESS_LEVEL_${oneOf(ACCESS_LEVELS, "accessLevel", accessLevel)}`;
+    }
+    if (durationSeconds !== undefined) {
+      if (!durationSeconds) throw new TypeError("durationSeconds is at least 1");
+      resolve.granted_duration_seconds = String(whole("durationSeconds", durationSeconds));
+    }
+    if (narrowed.remainingHops) {
+      resolve.may_delegate = true;
+      resolve.remaining_hops = whole("remainingHops", narrowed.remainingHops);
+    }
+    return this.#resolve(requestId, resolve, options);
+  }
+
+  async deny(requestId, reason = "", options) {
+    return this.#resolve(requestId, { decision: "DENY", reason: textOf("reason", reason) }, options);
+  }
+
+  async #resolve(requestId, resolve, options) {
+    const wire = { op: "RESOLVE", request_id: textOf("requestId", requestId), resolve };
+    return authorityRequestOf((await this.#do(wire, options)).request);
+  }
+}
+
+function textsOf(name, list) {
+  if (!Array.isArray(list)) throw new TypeError(`${name} is a list of strings`);
+  return list.map((text) => textOf(name, text));
+}
+
+function someOf(name, list) {
+  const texts = textsOf(name, list);
+  if (!texts.length) throw new TypeError(`${name} has nothing in it: deny the request instead`);
+  return texts;
+}
+
+function principalOf(wire) {
+  return wire ? { type: wire.principal_type ?? "", id: wire.principal_id ?? "" } : null;
+}
+
+function momentOf(seconds) {
+  return Number(seconds ?? 0) ? new Date(Number(seconds) * 1000) : null;
+}
+
+function resourcesOf(list) {
+  return (list ?? []).map((one) => ({ resourceType: one.resource_type ?? "", patterns: one.patterns ?? [] }));
+}
+
+function authorityRequestOf(wire = {}) {
+  const route = wire.routing_target ?? {};
+  return {
+    requestId: wire.request_id ?? "",
+    status: (wire.status ?? "").replace("AUTHORITY_REQUEST_STATUS_", ""),
+    requestingActor: principalOf(wire.requesting_actor),
+    targetSubject: principalOf(wire.target_subject),
+    workspaceScope: wire.desired_workspace_scope ?? [],
+    resourceScope: resourcesOf(wire.desired_resource_scope),
+    operationScope: wire.desired_operation_scope ?? [],
+    accessLevel: (wire.requested_access_level ?? "").replace("ACCESS_LEVEL_", ""),
+    durationSeconds: Number(wire.requested_duration_seconds ?? 0),
+    audienceType: wire.audience_type ?? "",
+    audienceId: wire.audience_id ?? "",
+    route: { principal: principalOf(route.principal), capability: route.capability ?? "" },
+    reason: wire.reason ?? "",
+    taskId: wire.task_id ?? "",
+    metadata: wire.metadata ?? {},
+    createdAt: momentOf(wire.created_at),
+    expiresAt: momentOf(wire.expires_at),
+    resolvedAt: momentOf(wire.resolved_at),
+    grantId: wire.granted_grant_id ?? "",
+    resolvedBy: principalOf(wire.resolved_by),
+    resolutionReason: wire.resolution_reason ?? "",
+  };
+}
+
+function requestEventOf(wire) {
+  return {
+    type: (wire.event_type ?? "").replace("AUTHORITY_REQUEST_EVENT_", ""),
+    request: authorityRequestOf(wire.request),
+    emittedAt: momentOf(wire.emitted_at),
+  };
+}
+
+/** client.grants: who may act for this user, and until when. */
+class Grants {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #do(wire, options) {
+    return (await this.#client.request({ authority_grant_op: wire }, options)).authority_grant;
+  }
+
+  async get(grantId, options) {
+    return grantOf((await this.#do({ op: "GET", grant_id: textOf("grantId", grantId) }, options)).grant);
+  }
+
+  /** A page of the grants with which others act for this user: { grants, total }. */
+  async listOnMe({ includeRevoked = false, limit = 0, offset = 0, ...options } = {}) {
+    const wanted = { include_revoked: includeRevoked, limit: whole("limit", limit), offset: whole("offset", offset) };
+    const found = await this.#do({ op: "LIST_GRANTS_ON_ME", list_request: wanted }, options);
+    return { grants: (found.grants ?? []).map(grantOf), total: found.total ?? 0 };
+  }
+
+  /** End a grant, and all that were derived from it. It is in force on every node when the answer comes. */
+  async revoke(grantId, options) {
+    await this.#do({ op: "REVOKE", grant_id: textOf("grantId", grantId) }, options);
+  }
+}
+
+function grantOf(wire = {}) {
+  return {
+    grantId: wire.grant_id ?? "",
+    subject: principalOf(wire.subject),
+    delegate: principalOf(wire.delegate),
+    issuedBy: principalOf(wire.issued_by),
+    accessLevel: wire.access_level_name ?? "",
+    workspaceScope: wire.workspace_scope ?? [],
+    resourceScope: resourcesOf(wire.resource_scope),
+    operationScope: wire.operation_scope ?? [],
+    remainingHops: wire.remaining_hops ?? 0,
+    createdAt: momentOf(wire.created_at),
+    expiresAt: momentOf(wire.expires_at),
+    revoked: wire.revoked ?? false,
   };
 }
