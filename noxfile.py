@@ -66,7 +66,7 @@ def lint(session: nox.Session) -> None:
 def demo(session: nox.Session) -> None:
     """A gateway, two agents of the published SDK, a user and a progress line.
 
-    `-- --once` ends after one round.
+    `-- --once` ends after one round; `-- --ask` shows an agent that asks to act for the user.
     """
     session.install("-e", ".", *group("interop"))
     session.run("python", "-m", "aether_trio.demo", *session.posargs)

@@ -132,6 +132,17 @@ class Screen:
             table.add_row(Text(mark, style=style), Text(check.claim, style="" if check.is_true else style), check.seen)
         self.console.print(table)
 
+    def judged(self, checks: Sequence[DemoCheck]) -> bool:
+        """Print the claims and whether all are true; return that."""
+        self.blank()
+        self.verdict(checks)
+        self.blank()
+        if not all(check.is_true for check in checks):
+            self.failure("Not all claims of the demo are true.")
+            return False
+        self.note(f"All of these claims are true, after {self.elapsed_s:.1f} s.")
+        return True
+
     def note(self, text: str) -> None:
         self.console.print(Text(text, style="dim"))
 

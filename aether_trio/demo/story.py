@@ -229,7 +229,7 @@ async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event)
             screen.failure(f"{missed}\n{play.researcher.printed()}".rstrip())
             return False
         else:
-            good = _show(screen, checks)
+            good = screen.judged(checks)
             if good and not once:
                 play.tell_what_to_try()
                 await stop.wait()
@@ -237,14 +237,3 @@ async def run(screen: Screen, *, once: bool, pace_s: float, stop: asyncio.Event)
         finally:
             planner.cancel()
             stopped.cancel()
-
-
-def _show(screen: Screen, checks: list[DemoCheck]) -> bool:
-    screen.blank()
-    screen.verdict(checks)
-    screen.blank()
-    if not all(check.is_true for check in checks):
-        screen.failure("Not all claims of the demo are true.")
-        return False
-    screen.note(f"All of these claims are true, after {screen.elapsed_s:.1f} s.")
-    return True

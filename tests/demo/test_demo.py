@@ -67,6 +67,19 @@ def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) 
     assert_nothing_left(tmp_path)
 
 
+def test_an_agent_asks_a_person_approves_less_and_a_revoke_stops_it(
+    tmp_path: Path, environment: dict[str, str]
+) -> None:
+    done = run("aether_trio.demo", "--ask", "--pace", "0", env=environment, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("✓") == 9
+    assert "✗" not in done.stdout
+    assert "read in office, for 60 s" in done.stdout
+    assert "authority grant was revoked" in done.stdout
+    assert_nothing_left(tmp_path)
+
+
 @pytest.fixture
 def serving(tmp_path: Path, environment: dict[str, str]) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
