@@ -150,6 +150,8 @@ export class Prompts {
   #again = false;
   #deciding = false;
   #notice = null; // { grantId }
+  #grants = []; // with which others act for this user
+  #grantsEnd = 0;
   #gone = new AbortController();
 
   /** `tell` says a text to a screen reader. */
@@ -164,7 +166,11 @@ export class Prompts {
     on("authority-deny", () => this.#decide(false));
     on("authority-approve", () => this.#decide(true));
     on("authority-notice-close", () => this.#showNotice(null));
-    on("authority-stop", () => this.#stop());
+    on("authority-stop", () => this.#stop(this.#notice?.grantId));
+    on("grants", (event) => {
+      const grantId = event.target.closest("button")?.dataset.key;
+      if (grantId) this.#stop(grantId);
+    });
     on("requests", (event) => {
       const id = event.target.closest("button")?.dataset.key;
       if (this.#pending.has(id)) this.#open(this.#pending.get(id));
@@ -183,6 +189,7 @@ export class Prompts {
         this.#again = false;
         const found = await this.#client.authorityRequests.list({ capabilities: [...this.#capabilities], limit: LISTED });
         if (!this.#again) this.#take(found.requests);
+        this.#showGrants((await this.#client.grants.listOnMe({ limit: LISTED })).grants);
       }
     } catch {
       // Not connected, or this gateway does not tell: the next event or connection asks again.
@@ -200,6 +207,7 @@ export class Prompts {
     $("authority-dialog").close();
     $("requests-box").hidden = true;
     $("requests").replaceChildren();
+    this.#showGrants([]);
     this.#showNotice(null);
   }
 
@@ -426,8 +434,12 @@ export class Prompts {
     }
     if (this.#gone.signal.aborted) return;
     if (!decided) {
-      this.read();
-      return;
+      const now = await this.#client.authorityRequests.get(request.requestId).catch(() => null);
+      if (!now || now.status === "PENDING") {
+        this.read();
+        return;
+      }
+      decided = now; // another window was faster
     }
     this.#drop(request.requestId);
     this.#announce(decided);
@@ -465,8 +477,22 @@ export class Prompts {
     $("authority-notice-text").textContent = notice?.text ?? "";
   }
 
-  async #stop() {
-    const { grantId } = this.#notice ?? {};
+  /** Lists who acts for this user, each with a button that ends it. */
+  #showGrants(grants) {
+    clearTimeout(this.#grantsEnd);
+    const now = Date.now();
+    this.#grants = grants.filter((one) => !one.revoked && (!one.expiresAt || one.expiresAt > now));
+    $("grants-box").hidden = !this.#grants.length;
+    const before = new Map([...$("grants").children].map((item) => [item.dataset.key, item]));
+    const items = this.#grants.map((grant) => before.get(grant.grantId) ?? makeGrant(grant));
+    const same = items.length === before.size && items.every((one, at) => one === $("grants").children[at]);
+    if (!same) $("grants").replaceChildren(...items);
+    const next = Math.min(...this.#grants.map((one) => one.expiresAt?.getTime() ?? Infinity));
+    if (next === Infinity || this.#gone.signal.aborted) return;
+    this.#grantsEnd = setTimeout(() => this.#showGrants(this.#grants), Math.min(LAST_TIMER_MS, Math.max(0, next - now) + 50));
+  }
+
+  async #stop(grantId) {
     if (!grantId) return;
     try {
       await this.#client.grants.revoke(grantId);
@@ -474,8 +500,22 @@ export class Prompts {
     } catch (error) {
       this.#showNotice({ text: `It could not be stopped: ${visible(error.message, 300)}`, grantId });
     }
+    this.read();
     $("authority-notice-close").focus();
   }
+}
+
+function makeGrant(grant) {
+  const item = make("li", "grant");
+  item.dataset.key = grant.grantId;
+  const words = make("span");
+  words.append(make("strong", "", shortName(grant.delegate)), make("span", "soft small", grantText(grant)));
+  const button = make("button", "", "Stop");
+  button.type = "button";
+  button.dataset.key = grant.grantId;
+  button.setAttribute("aria-label", `Stop ${shortName(grant.delegate)}`);
+  item.append(words, button);
+  return item;
 }
 
 function grantText(grant) {
