@@ -60,7 +60,7 @@ from aether_trio.services.authority.fields import (
     short_text,
 )
 from aether_trio.services.authority.known_grants import GRANT, KnownGrants
-from aether_trio.services.authority.rights import Rights, check_reach, own_audience
+from aether_trio.services.authority.rights import Rights, check_reach, own_audience, reaches
 from aether_trio.services.authority.transactions import AuditSink, commit_with_tasks, grant_event
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import task_rows
@@ -449,6 +449,8 @@ class GrantService:
         allowed = session.identity.kind in (Kind.WORKFLOW_ENGINE, Kind.ORCHESTRATOR) or self.rights.holds(
             session, Capability.RESOLVE_AUTHORITY, AccessLevel.READ
         )
+        if lineage is not None and not reaches(session, lineage[-1].terms.scope):
+            allowed = False
         if not allowed:
             grant = None if lineage is None else lineage[-1]
             if grant is None or caller not in (grant.delegate, tuple(grant.terms.audience)):

@@ -80,11 +80,16 @@ def check_reach(session: Session, scope: GrantScope) -> None:
     """
     if scope.level > session.cap:
         raise GrantError(GrantProblem.LEVEL, f"your credential gives {session.cap.name} at most")
-    if session.reaches_everything:
-        return
-    literals = [compile_pattern(one).literal for one in scope.workspaces]
-    if scope.any_workspace or not all(one is not None and session.allows_workspace(one) for one in literals):
+    if not reaches(session, scope):
         raise GrantError(GrantProblem.WORKSPACE, "workspace_scope has to name workspaces that your credential reaches")
+
+
+def reaches(session: Session, scope: GrantScope) -> bool:
+    """Return whether a session's credential reaches each workspace of a scope."""
+    if session.reaches_everything:
+        return True
+    literals = [compile_pattern(one).literal for one in scope.workspaces]
+    return not scope.any_workspace and all(one is not None and session.allows_workspace(one) for one in literals)
 
 
 def own_audience(session: Session, wanted: Audience, source: str) -> Audience:
