@@ -140,6 +140,22 @@ async def test_a_stolen_grant(core: Core) -> None:
         assert await write_key(intruder, acting_for("ann", grant_id)) == (False, "ERR_PERMISSION_DENIED")
 
 
+async def test_a_child_outlives_the_session_of_its_parent(core: Core) -> None:
+    async with connect(core, planner()) as intruder, connect(core, helper()) as accomplice:
+        async with connect(core, user("ann", "w1")) as ann:
+            bound = {"may_delegate": True, "remaining_hops": 2, "valid_while_audience_active": True}
+            root = (await exchange(core, ann, **bound)).grant
+            assert root.audience_type == "session"
+            middle = await derive(ann, root.grant_id, PLANNER, may_delegate=True, remaining_hops=1)
+            last = await derive(intruder, middle.grant.grant_id, HELPER)
+            assert (await resolve(intruder, middle.grant.grant_id, "ann")).ok
+            assert (await resolve(accomplice, last.grant.grant_id, "ann")).ok
+        await trio.sleep(3)
+        assert not (await resolve(intruder, middle.grant.grant_id, "ann")).ok
+        assert not (await resolve(accomplice, last.grant.grant_id, "ann")).ok
+        assert not (await derive(intruder, middle.grant.grant_id, HELPER)).success
+
+
 # -- not found -------------------------------------------------------------------------------------
 
 

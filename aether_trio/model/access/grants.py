@@ -327,6 +327,12 @@ def ends_ms(lineage: Lineage) -> int:
     return min(grant.terms.expires_ms for grant in lineage)
 
 
+def needed_sessions(lineage: Lineage) -> list[str]:
+    """Return the sessions with which a grant ends: its own, and those of grants above it."""
+    audiences = [grant.terms.audience for grant in lineage if grant.terms.while_active]
+    return [audience.id for audience in audiences if audience.type_name == "session"]
+
+
 def use_problem(
     lineage: Lineage, use: GrantUse, now_ms: int, session_alive: Callable[[str], bool]
 ) -> GrantProblem | None:
@@ -339,13 +345,15 @@ def use_problem(
         return GrantProblem.DELEGATE
     if grant.subject != use.subject:
         return GrantProblem.SUBJECT
-    return None if _is_audience(grant, use, session_alive) else GrantProblem.AUDIENCE
+    if not all(map(session_alive, needed_sessions(lineage))):
+        return GrantProblem.AUDIENCE
+    return None if _is_audience(grant, use) else GrantProblem.AUDIENCE
 
 
-def _is_audience(grant: AuthorityGrant, use: GrantUse, session_alive: Callable[[str], bool]) -> bool:
+def _is_audience(grant: AuthorityGrant, use: GrantUse) -> bool:
     kind, name = grant.terms.audience
     if kind == "session":
-        return session_alive(name) if grant.terms.while_active else name == use.session_id
+        return grant.terms.while_active or name == use.session_id
     return (kind == "task" and name == use.task_id) or (kind, name) == use.actor
 
 

@@ -28,6 +28,7 @@ from aether_trio.model.access.grants import (
     Lineage,
     PrincipalKey,
     ends_ms,
+    needed_sessions,
     use_problem,
 )
 from aether_trio.model.clock import Clock
@@ -142,7 +143,7 @@ class KnownGrants:
         if known is not None and self._clock.now_ms() < known.expires_ms:
             return known
         grant = self._find(actor, context)
-        if not _needed_session(grant.lineage[-1]):
+        if not needed_sessions(grant.lineage):
             if len(self._usable) >= self._capacity:
                 self._usable.clear()
             self._usable[key] = grant
@@ -162,7 +163,7 @@ class KnownGrants:
         if problem is not None:
             raise RequestError(Code.PERMISSION_DENIED, problem.value)
         end_ms = ends_ms(lineage)
-        if _needed_session(lineage[-1]):
+        if needed_sessions(lineage):
             end_ms = min(end_ms, self._clock.now_ms() + RECHECK_MS)
         return UsableGrant(lineage, end_ms)
 
@@ -186,9 +187,8 @@ class KnownGrants:
             self._grants.move_to_end(grant_id)
             found.append(grant)
             grant_id = grant.parent_id
-        if not found or not self._knows_audience(found[0]):
-            return None
-        return tuple(reversed(found))
+        lineage = tuple(reversed(found))
+        return lineage if lineage and self._knows_sessions(lineage) else None
 
     async def loaded(self, grant_id: str) -> Lineage | None:
         """Return a grant with its lineage, read if need be.
@@ -201,7 +201,7 @@ class KnownGrants:
             lineage = await self._database.read_small(partial(store.load_lineage, grant_id))
             if lineage is None:
                 return None
-            await self._look_at_audience(lineage[-1])
+            await self._look_at_sessions(lineage)
             if self._applied == applied:
                 self._keep(lineage)
                 return lineage
@@ -213,9 +213,8 @@ class KnownGrants:
         return use_problem(lineage, use, self._clock.now_ms(), self._session_alive)
 
     def audience_alive(self, lineage: Lineage) -> bool:
-        """Return whether the session that a grant needs, if it does, is alive."""
-        name = _needed_session(lineage[-1])
-        return not name or self._session_alive(name)
+        """Return whether the sessions that a grant needs, if it does, are alive."""
+        return all(map(self._session_alive, needed_sessions(lineage)))
 
     def _keep(self, lineage: Lineage) -> None:
         for grant in lineage:
@@ -245,10 +244,10 @@ class KnownGrants:
 
     # -- sessions that a grant needs ---------------------------------------------------------------
 
-    def _knows_audience(self, grant: AuthorityGrant) -> bool:
-        """Return whether it is known if the session that a grant needs is alive."""
-        name = _needed_session(grant)
-        return not name or self._registry.session(name) is not None or self._until(name) is not None
+    def _knows_sessions(self, lineage: Lineage) -> bool:
+        """Return whether it is known which of the sessions that a grant needs are alive."""
+        names = needed_sessions(lineage)
+        return all(self._registry.session(name) is not None or self._until(name) is not None for name in names)
 
     def _until(self, session_id: str) -> float | None:
         """Return until when a session of another node counts as alive; None: look again."""
@@ -258,18 +257,12 @@ class KnownGrants:
     def _session_alive(self, session_id: str) -> bool:
         return self._registry.session(session_id) is not None or bool(self._until(session_id))
 
-    async def _look_at_audience(self, grant: AuthorityGrant) -> None:
-        name = _needed_session(grant)
-        if not name or self._registry.session(name) is not None:
-            return
-        found = await self._directory.find(name)
-        self._sessions[name] = 0.0 if found is None else trio.current_time() + RECHECK_S
-        self._sessions.move_to_end(name)
+    async def _look_at_sessions(self, lineage: Lineage) -> None:
+        for name in needed_sessions(lineage):
+            if self._registry.session(name) is not None:
+                continue
+            found = await self._directory.find(name)
+            self._sessions[name] = 0.0 if found is None else trio.current_time() + RECHECK_S
+            self._sessions.move_to_end(name)
         while len(self._sessions) > MAX_SESSIONS:
             self._sessions.popitem(last=False)
-
-
-def _needed_session(grant: AuthorityGrant) -> str:
-    """Return the session with which a grant ends; "" if with none."""
-    terms = grant.terms
-    return terms.audience.id if terms.while_active and terms.audience.type_name == "session" else ""

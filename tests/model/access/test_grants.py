@@ -26,6 +26,7 @@ from aether_trio.model.access.grants import (
     ResourcePatterns,
     derive,
     ends_ms,
+    needed_sessions,
     new_root,
     renewed,
     state_problem,
@@ -320,6 +321,16 @@ def test_a_grant_is_used_by_its_audience(
     grant = replace(grant, terms=replace(grant.terms, audience=audience, while_active=while_active))
     expected = None if fits else GrantProblem.AUDIENCE
     assert use_problem((grant,), planner(**use), NOW, alive.__contains__) is expected
+
+
+def test_a_child_ends_with_the_session_that_its_parent_needs() -> None:
+    parent = root()
+    parent = replace(parent, terms=replace(parent.terms, audience=Audience("session", "s9"), while_active=True))
+    lineage = (parent, child((parent,), audience=Audience("agent", HELPER.id)))
+    use = GrantUse(HELPER, "s1", "", ANN)
+    assert needed_sessions(lineage) == ["s9"]
+    assert use_problem(lineage, use, NOW, {"s9"}.__contains__) is None
+    assert use_problem(lineage, use, NOW, set[str]().__contains__) is GrantProblem.AUDIENCE
 
 
 def test_all_windows_of_a_user_are_one_principal() -> None:

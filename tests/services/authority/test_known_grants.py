@@ -23,7 +23,7 @@ from aether_trio.model.errors import RequestError
 from aether_trio.model.identity import Identity
 from aether_trio.services.access import GatewayActor, GrantMissing
 from aether_trio.services.authority import store
-from aether_trio.services.authority.known_grants import RECHECK_S, KnownGrants
+from aether_trio.services.authority.known_grants import RECHECK_MS, RECHECK_S, KnownGrants
 from aether_trio.session.directory import LocalDirectory
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.storage.base import Database, Program, ProgramFactory
@@ -188,6 +188,26 @@ async def test_the_least_used_grants_are_forgotten(tasks: Database, clock: Manua
     assert len(grants) == 3
     await grants.load("child")
     assert grants.find(GatewayActor(PLANNER), context()).grant_id == "child"
+
+
+async def test_a_grant_ends_with_a_session_that_one_above_it_needs(
+    tasks: Database, clock: ManualClock, directory: Directory
+) -> None:
+    root, child = grants_of(clock.now_ms())
+    root = replace(root, terms=replace(root.terms, audience=Audience("session", "s1"), while_active=True))
+    await write(tasks, root, child)
+    grants, _ = known(tasks, clock, directory)
+    directory.alive = frozenset({"s1"})
+    await grants.load("child")
+    found = grants.find(GatewayActor(PLANNER), context())
+    assert found.expires_ms <= clock.now_ms() + RECHECK_MS
+    directory.alive = frozenset()
+    await trio.sleep(RECHECK_S)
+    with pytest.raises(GrantMissing):
+        grants.find(GatewayActor(PLANNER), context())
+    await grants.load("child")
+    with pytest.raises(RequestError, match="audience"):
+        grants.find(GatewayActor(PLANNER), context())
 
 
 async def test_a_session_of_another_node_is_looked_up_again(
