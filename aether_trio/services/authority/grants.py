@@ -290,7 +290,7 @@ class GrantService:
         )
         for lineage in found:
             known = lineage[-1].terms
-            same = known.scope == scope and known.hops == terms.hops
+            same = known.scope == scope and known.hops == terms.hops and _lasts_no_longer(known, terms)
             if same and state_problem(lineage, self.clock.now_ms()) is None and self._sees(session, lineage):
                 self.audit.put(grant_event("authority_grant_get", session, lineage, self.clock.now_ms()))
                 return lineage, REUSED
@@ -476,6 +476,14 @@ class GrantService:
         response.authority.actor.CopyFrom(ref(actor))
         response.authority.subject.CopyFrom(ref(subject))
         response.authority.grant.CopyFrom(short_info(grant))
+
+
+def _lasts_no_longer(known: GrantTerms, wanted: GrantTerms) -> bool:
+    """Return whether a grant lasts no longer than is wanted; 0 is as long as the parent."""
+    return all(
+        not most_ms or made_ms <= most_ms
+        for made_ms, most_ms in ((known.expires_ms, wanted.expires_ms), (known.renewable_ms, wanted.renewable_ms))
+    )
 
 
 def _not_exchanged() -> RequestError:

@@ -213,6 +213,11 @@ async def test_a_grant_for_a_target_is_derived_once(core: Core) -> None:
         wanted.max_access_level = 20
         fourth = await grant_op(agent_, GrantOp.DERIVE_FOR_TARGET, derive_for_target_request=wanted)
         assert fourth.grant.grant_id not in (first.grant.grant_id, third.grant.grant_id)
+        wanted.expires_at = fourth.grant.expires_at - 60
+        shorter = await grant_op(agent_, GrantOp.DERIVE_FOR_TARGET, derive_for_target_request=wanted)
+        assert shorter.grant.expires_at == wanted.expires_at
+        again = await grant_op(agent_, GrantOp.DERIVE_FOR_TARGET, derive_for_target_request=wanted)
+        assert again.grant.grant_id == shorter.grant.grant_id
 
 
 # -- seeing, renewing ------------------------------------------------------------------------------
