@@ -7,6 +7,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.access import AccessLevel
+from aether_trio.services.authority import requests
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, errors, user
@@ -223,6 +224,42 @@ async def test_approved_twice(core: Core) -> None:
         assert sorted(answer.success for answer in answers) == [False, True]
         assert [answer.error for answer in answers if not answer.success] == ["authority request already resolved"]
         assert (await grant_op(agent_, GrantOp.LIST_MY_GRANTS)).total == 1
+
+
+# -- a flood ---------------------------------------------------------------------------------------
+
+
+async def test_requests_too_large_for_one_answer_leave_the_list_readable(core: Core) -> None:
+    large = {
+        "reason": "r" * 4096,
+        "metadata": {f"{number}": "m" * 240 for number in range(64)},
+        "desired_workspace_scope": [f"{number:03}{'w' * 250}" for number in range(64)],
+        "desired_resource_scope": [
+            pb.AuthorityRequestResourceScopeEntry(resource_type=f"{number:03}{'t' * 250}") for number in range(64)
+        ],
+    }
+    async with connect(core, user("ann", "w1")) as ann, connect(core, planner()) as intruder:
+        for _ in range(100):
+            await asked(intruder, **large)
+        found: list[str] = []
+        while len(found) < 100:
+            wanted = pb.AuthorityRequestListFilter(limit=1000, offset=len(found))
+            listed = await request_op(ann, RequestOp.LIST_PENDING, list_filter=wanted)
+            assert listed.success, listed.error
+            assert listed.total_count == 100
+            assert listed.requests
+            found += [one.request_id for one in listed.requests]
+        assert len(set(found)) == 100
+
+
+async def test_requests_that_one_may_not_decide_hide_no_other(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(requests, "MAX_LISTED", 10)
+    async with connect(core, user("ann", "w1")) as ann, connect(core, planner()) as intruder:
+        wanted = await asked(intruder)
+        for _ in range(20):
+            await asked(intruder, target_subject=user_ref("bob"))  # she may not decide
+        listed = await request_op(ann, RequestOp.LIST_PENDING)
+        assert [one.request_id for one in listed.requests] == [wanted]
 
 
 # -- no effect -------------------------------------------------------------------------------------

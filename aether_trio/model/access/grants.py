@@ -328,7 +328,7 @@ def ends_ms(lineage: Lineage) -> int:
 
 
 def needed_sessions(lineage: Lineage) -> list[str]:
-    """Return the sessions with which a grant ends: its own, and those of grants above it."""
+    """Return the sessions with which a grant, or one above it, ends."""
     audiences = [grant.terms.audience for grant in lineage if grant.terms.while_active]
     return [audience.id for audience in audiences if audience.type_name == "session"]
 

@@ -41,6 +41,7 @@ from aether_trio.session.dispatch import Handler
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.outages import outage_text
+from aether_trio.wire.pages import page_that_fits
 from aether_trio.wire.pb import aether_pb2 as pb
 
 DEFAULT_LIMIT: Final = 100
@@ -118,7 +119,7 @@ class AuditService:
         else:
             reply.success = True
             reply.total_count = min(page.total, _MAX_INT32)
-            reply.entries.extend(_entry(row) for row in page.rows)
+            reply.entries.extend(page_that_fits(map(_entry, page.rows)))
         return [pb.DownstreamMessage(audit_response=reply)]
 
     async def find(self, wanted: AuditFilter) -> RowPage:
@@ -153,7 +154,7 @@ class AuditService:
                 offset=max(wanted.offset, 0),
             )
         )
-        return [_decision(row) for row in page.rows], page.total
+        return page_that_fits(map(_decision, page.rows)), page.total
 
     async def forget(self, older_than_days: int) -> int:
         """Delete rows that are older than so many days, one at least; return how many."""

@@ -70,6 +70,7 @@ from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
 from aether_trio.wire.error_response import error_response
+from aether_trio.wire.pages import page_that_fits
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.AuthorityGrantOperation
@@ -422,7 +423,7 @@ class GrantService:
                 revoked=wanted.include_revoked,
             )
         )
-        response.grants.extend(map(grant_info, found))
+        response.grants.extend(page_that_fits(map(grant_info, found)))
 
     # -- resolving ---------------------------------------------------------------------------------
 
@@ -479,7 +480,7 @@ class GrantService:
 
 
 def _lasts_no_longer(known: GrantTerms, wanted: GrantTerms) -> bool:
-    """Return whether a grant lasts no longer than is wanted; 0 is as long as the parent."""
+    """Whether a grant lasts no longer than is wanted; 0: as long as the parent."""
     return all(
         not most_ms or made_ms <= most_ms
         for made_ms, most_ms in ((known.expires_ms, wanted.expires_ms), (known.renewable_ms, wanted.renewable_ms))

@@ -61,6 +61,7 @@ from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 from aether_trio.storage.outages import outage
 from aether_trio.wire.error_response import error_response
+from aether_trio.wire.pages import page_that_fits
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.AuthorityRequestOperation
@@ -297,7 +298,7 @@ class RequestService:
         found = await self.database.read(partial(store.list_requests, caller, held, status, workspace, MAX_LISTED))
         mine = [record for record in found if self._may_decide(session, record)]
         response.total_count = len(mine)
-        response.requests.extend(request_info(record) for record in mine[offset : offset + limit])
+        response.requests.extend(page_that_fits(request_info(record) for record in mine[offset : offset + limit]))
 
 
 def note(tx: TaskTransaction, draft: Draft, record: RequestRecord) -> Program[None]:

@@ -351,22 +351,29 @@ def count_pending(requester: PrincipalKey) -> Program[int]:
 def list_requests(
     caller: PrincipalKey, capabilities: Sequence[str], status: RequestStatus, workspace: str, limit: int
 ) -> Program[list[RequestRecord]]:
-    """Read the latest requests about, or routed to, a principal."""
+    """Read the latest requests about a principal, and of those that it is asked.
+
+    `limit` is of each of the two, so that those which others may decide hide none about itself.
+    """
+    own = "(subject_id = $2 AND subject_type = $3)"
+    asked = ["(route_id = $2 AND route_type = $3)"]
     args: list[Value] = [status.value, caller.id, caller.type_name]
-    asked = ["(subject_id = $2 AND subject_type = $3)", "(route_id = $2 AND route_type = $3)"]
     if capabilities:
-        asked.append(f"capability IN ({placeholders(len(capabilities), len(args) + 1)})")
-        args.extend(capabilities)
-    where = f"status = $1 AND ({' OR '.join(asked)})"
-    if workspace:
-        args.append(workspace)
-        where += f" AND workspace = ${len(args)}"
-    rows = yield Fetch(
-        f"SELECT {_REQUEST} FROM authority_requests WHERE {where} "  # noqa: S608
-        f"ORDER BY created_ms DESC, request_id LIMIT ${len(args) + 1}",
-        (*args, limit),
-    )
-    return list(map(_request, rows))
+        asked.append(f"capability IN ({placeholders(len(capabilities), len(args) + 2)})")
+    found: list[RequestRecord] = []
+    for who, more in ((own, ()), (f"NOT {own} AND ({' OR '.join(asked)})", capabilities)):
+        values: list[Value] = [*args, limit, *more]
+        where = f"status = $1 AND {who}"
+        if workspace:
+            values.append(workspace)
+            where += f" AND workspace = ${len(values)}"
+        rows = yield Fetch(
+            f"SELECT {_REQUEST} FROM authority_requests WHERE {where} "  # noqa: S608
+            "ORDER BY created_ms DESC, request_id LIMIT $4",
+            tuple(values),
+        )
+        found += map(_request, rows)
+    return sorted(found, key=lambda one: (-one.created_ms, one.request_id))
 
 
 def overdue(now_ms: int) -> Program[list[str]]:

@@ -15,6 +15,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.audit import METADATA_BYTES, AuditEvent, EventType
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity
+from aether_trio.model.limits import CLIENT_MESSAGE_BYTES
 from aether_trio.services.access import DIRECT, AccessDecision, Admin, Authority, Capability
 from aether_trio.services.audit.log import AuditFilter, find
 from aether_trio.services.audit.service import AuditService
@@ -147,6 +148,18 @@ async def test_limits(world: World, asked: int, given: int) -> None:
     await world.store(*(event(number) for number in range(520)))
     reply = await world.query(limit=asked, offset=-1)
     assert (len(reply.entries), reply.total_count) == (given, 520)
+
+
+async def test_large_rows_of_participants_leave_the_log_readable(world: World) -> None:
+    await world.store(*(event(number, metadata={"note": "x" * (METADATA_BYTES - 20)}) for number in range(100)))
+    found: list[str] = []
+    while len(found) < 100:
+        reply = await world.query(limit=500, offset=len(found))
+        assert reply.entries
+        assert reply.total_count == 100
+        assert reply.ByteSize() <= CLIENT_MESSAGE_BYTES
+        found += [entry.resource_id for entry in reply.entries]
+    assert found == numbered(range(99, -1, -1))
 
 
 FILTERS = [
