@@ -15,7 +15,7 @@ from aether_trio.cli.authority_texts import level_text, plain, scope_text, state
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import parse_identity
 from aether_trio.cli.options import GatewayTarget, client_options
-from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
 from aether_trio.client.operations.grant_values import Grant
 from aether_trio.model.identity import Identity, IdentityError
 
@@ -158,7 +158,7 @@ def revoke(target: GatewayTarget, asker: Identity, grant_ids: tuple[str, ...]) -
     """Revoke grants, and all that were derived from them.
 
     When the command ends, they are in force on no node of the gateway, and the tasks that rest on
-    them are cancelled.
+    them are cancelled. Nodes that have not confirmed it are named.
     """
     run_client(_revoke, target, asker, grant_ids)
 
@@ -166,5 +166,6 @@ def revoke(target: GatewayTarget, asker: Identity, grant_ids: tuple[str, ...]) -
 async def _revoke(target: GatewayTarget, asker: Identity, grant_ids: tuple[str, ...]) -> None:
     async with open_client(target, asker) as client:
         for grant_id in grant_ids:
-            await client.grants.within(None).revoke(grant_id)
+            message = await client.grants.within(None).revoke(grant_id)
             say(f"{grant_id}  revoked")
+            warn_unconfirmed(message)

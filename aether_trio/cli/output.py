@@ -41,6 +41,8 @@ _PIPE_WIDTH: Final = 1000
 """Nothing may be cut off when another program reads."""
 _LOOK_S: Final = 0.5
 """Between two looks at whether the output is closed."""
+UNCONFIRMED: Final = "not confirmed within"
+"""What stands in an answer before the names of nodes that have not confirmed a change."""
 
 
 class OutputClosed(BaseException):
@@ -65,6 +67,13 @@ def visible(text: str, *, lines: bool = False) -> str:
 def say(text: str, *, err: bool = False, lines: bool = False, end: str = "\n") -> None:
     """Print one line (several with `lines`), at once. Raises OutputClosed."""
     _write(visible(text, lines=lines) + end, err=err)
+
+
+def warn_unconfirmed(message: str) -> None:
+    """Name the nodes that have not confirmed a change, if its answer names any."""
+    _, caveat, nodes = message.partition(UNCONFIRMED)
+    if caveat:
+        say(f"warning: {caveat}{nodes}", err=True)
 
 
 def announce(text: str, *, err: bool = False, lines: bool = False) -> None:

@@ -10,7 +10,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import administrator_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
-from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
 from aether_trio.cli.workspace_calls import EVERY, QUOTA_PREFIX, Op, answer_of, ask, list_all
 from aether_trio.model.identity import Identity
 from aether_trio.model.quotas import QUOTA_NAMES, QuotaError, check_quota_name, parse_quota, quota_text
@@ -128,6 +128,4 @@ def _write(target: GatewayTarget, who: Identity, workspace: str, values: Mapping
         workspace_id=workspace, metadata={f"{QUOTA_PREFIX}{name}": text for name, text in values.items()}
     )
     answer = run_client(ask, target, who, Op(op=Op.UPDATE, workspace_id=workspace, workspace=info))
-    _, caveat, names = answer.message.partition("not confirmed")
-    if caveat:
-        say(f"{caveat}{names}", err=True)
+    warn_unconfirmed(answer.message)

@@ -15,7 +15,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, load, settings_options
-from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.tokens import Token, TokenPage
 from aether_trio.model.errors import RequestError
@@ -254,8 +254,9 @@ def show(source: _Source, token_id: str) -> None:
 @_source_options
 def revoke(source: _Source, token_id: str) -> None:
     """Revoke a token and end its sessions. Its record is kept."""
-    _end(source, token_id, delete=False)
+    message = _end(source, token_id, delete=False)
     say(f"{token_id} is revoked")
+    warn_unconfirmed(message)
 
 
 @command.command()
@@ -263,18 +264,23 @@ def revoke(source: _Source, token_id: str) -> None:
 @_source_options
 def delete(source: _Source, token_id: str) -> None:
     """Delete a token and end its sessions. Only the audit log keeps a record of it."""
-    _end(source, token_id, delete=True)
+    message = _end(source, token_id, delete=True)
     say(f"{token_id} is deleted")
+    warn_unconfirmed(message)
 
 
-def _end(source: _Source, token_id: str, *, delete: bool) -> None:
-    async def offline(access: Any, keys: Any) -> None:
+def _end(source: _Source, token_id: str, *, delete: bool) -> str:
+    """End a token; return the gateway's words."""
+
+    async def offline(access: Any, keys: Any) -> str:
         from aether_trio.cli.offline_tokens import end_offline
 
         if not await end_offline(access, token_id, delete=delete):
             raise LookupError(f"there is no API token with the id {token_id!r}")
+        return ""
 
-    source.run(lambda tokens: tokens.delete(token_id) if delete else tokens.revoke(token_id), offline)
+    message: str = source.run(lambda tokens: tokens.delete(token_id) if delete else tokens.revoke(token_id), offline)
+    return message
 
 
 def _as_json(token: Token) -> dict[str, Any]:

@@ -26,6 +26,7 @@ from aether_trio.cli.output import (
     run_client,
     say,
     visible,
+    warn_unconfirmed,
 )
 
 WORST = "[/b]\x1b]52;c;aGk=\x07\r\n\x9b2J\u202e\u2028\u200b\ud800\U000e0041"
@@ -195,3 +196,13 @@ def test_what_is_left_for_a_closed_output_is_lost(pipe: tuple[int, TextIO], monk
     os.close(reader)
     leave_closed_output()
     writer.flush()
+
+
+def test_nodes_that_have_not_confirmed_are_a_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    warn_unconfirmed("the token was revoked")
+    assert capsys.readouterr() == ("", "")
+    warn_unconfirmed("the rule is revoked; not confirmed within 2 s by node-2: it stops the input of its clients")
+    assert capsys.readouterr() == (
+        "",
+        "warning: not confirmed within 2 s by node-2: it stops the input of its clients\n",
+    )

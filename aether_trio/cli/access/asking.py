@@ -15,7 +15,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, load, settings_options
-from aether_trio.cli.output import run_client, say
+from aether_trio.cli.output import UNCONFIRMED, run_client, say, warn_unconfirmed
 from aether_trio.model.identity import Identity
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
@@ -24,8 +24,6 @@ from aether_trio.wire.pb import aether_pb2 as pb
 F = TypeVar("F", bound=Callable[..., Any])
 T = TypeVar("T")
 
-CAVEAT: Final = "; not confirmed within"
-"""What stands in an answer before the names of nodes that have not confirmed."""
 _OFFLINE_HELP: Final = (
     "Work on the data of --config (or of ./aether-data) without a gateway; it must not run on files. Audited."
 )
@@ -120,7 +118,5 @@ def source_options(function: F) -> F:
 
 def say_done(message: str) -> None:
     """Print the answer to a change; nodes that have not confirmed are a warning."""
-    text, caveat, nodes = message.partition(CAVEAT)
-    say(text)
-    if caveat:
-        say(f"warning: {caveat.removeprefix('; ')}{nodes}", err=True)
+    say(message.partition(f"; {UNCONFIRMED}")[0])
+    warn_unconfirmed(message)

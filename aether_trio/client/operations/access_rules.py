@@ -137,9 +137,12 @@ class Rules(Groups, AccessExplanations):
         answer = await self._do(_Op(op=_Op.GRANT, grant_request=request), authorization=authorization)
         return read(AccessRule, answer.rule)
 
-    async def revoke(self, rule_id: str, *, authorization: Authorization | None = None) -> None:
-        """Remove the access rule with this id."""
-        await self._do(_Op(op=_Op.REVOKE, rule_id=rule_id), authorization=authorization)
+    async def revoke(self, rule_id: str, *, authorization: Authorization | None = None) -> str:
+        """Remove the access rule with this id; return the gateway's words.
+
+        They name the nodes that have not confirmed it, if there are any.
+        """
+        return (await self._do(_Op(op=_Op.REVOKE, rule_id=rule_id), authorization=authorization)).message
 
     async def revoke_matching(
         self,
@@ -149,15 +152,15 @@ class Rules(Groups, AccessExplanations):
         resource_id: str,
         *,
         authorization: Authorization | None = None,
-    ) -> None:
-        """Remove the access rule for this principal and resource, whatever its id."""
+    ) -> str:
+        """Remove the rule for this principal and resource; return the gateway's words."""
         wanted = pb.ACLRuleFilter(
             principal_type=principal_type,
             principal_id=principal_id,
             resource_type=resource_type,
             resource_id=resource_id,
         )
-        await self._do(_Op(op=_Op.REVOKE, rule_filter=wanted), authorization=authorization)
+        return (await self._do(_Op(op=_Op.REVOKE, rule_filter=wanted), authorization=authorization)).message
 
     async def fallback(self, category: str) -> FallbackPolicy:
         """Return the default access level of a category, such as "user_workspace"."""

@@ -73,9 +73,13 @@ class Grants(Namespace):
         )
         return read(Grant, (await self._do(_Op(op=_Op.RENEW, grant_id=grant_id, renew_request=request))).grant)
 
-    async def revoke(self, grant_id: str, *, workflow_schedule_id: str = "") -> None:
-        """Revoke a grant, and all grants that were derived from it."""
-        await self._do(_Op(op=_Op.REVOKE, grant_id=grant_id, workflow_schedule_id=workflow_schedule_id))
+    async def revoke(self, grant_id: str, *, workflow_schedule_id: str = "") -> str:
+        """Revoke a grant, and all that were derived from it; return the gateway's words.
+
+        They name the nodes that have not confirmed it, if there are any.
+        """
+        op = _Op(op=_Op.REVOKE, grant_id=grant_id, workflow_schedule_id=workflow_schedule_id)
+        return (await self._do(op)).message
 
     async def list_mine(
         self,

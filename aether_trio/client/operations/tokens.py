@@ -85,13 +85,16 @@ class Tokens(Namespace):
         """Return one API token. Raises Refused if there is none."""
         return read(Token, (await self._do(_Op(op=_Op.GET, token_id=token_id))).token)
 
-    async def revoke(self, token_id: str) -> None:
-        """Revoke an API token, and keep the record of it."""
-        await self._do(_Op(op=_Op.REVOKE, token_id=token_id))
+    async def revoke(self, token_id: str) -> str:
+        """Revoke an API token, and keep the record of it; return the gateway's words.
 
-    async def delete(self, token_id: str) -> None:
-        """Delete an API token, and the record of it."""
-        await self._do(_Op(op=_Op.DELETE, token_id=token_id))
+        They name the nodes that have not confirmed it, if there are any.
+        """
+        return (await self._do(_Op(op=_Op.REVOKE, token_id=token_id))).message
+
+    async def delete(self, token_id: str) -> str:
+        """Delete an API token, and the record of it; return the gateway's words."""
+        return (await self._do(_Op(op=_Op.DELETE, token_id=token_id))).message
 
     async def _do(self, op: pb.TokenOperation) -> pb.TokenResponse:
         answer: pb.TokenResponse = await self._ask("token_op", op)

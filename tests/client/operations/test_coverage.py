@@ -112,3 +112,23 @@ def test_errors_of_the_operations_are_the_clients() -> None:
 
     assert issubclass(ProxyFailed, AetherError)
     assert issubclass(TunnelClosed, AetherError)
+
+
+UNCONFIRMED = "not confirmed within 2 s by node-2"
+
+
+@pytest.mark.parametrize(
+    ("call", "case", "answer"),
+    [
+        ("grants.revoke", "authority_grant_op", pb.AuthorityGrantResponse(success=True, message=UNCONFIRMED)),
+        ("tokens.revoke", "token_op", pb.TokenResponse(success=True, message=UNCONFIRMED)),
+        ("tokens.delete", "token_op", pb.TokenResponse(success=True, message=UNCONFIRMED)),
+        ("rules.revoke", "acl_op", pb.ACLResponse(success=True, message=UNCONFIRMED)),
+        ("rules.revoke_matching", "acl_op", pb.ACLResponse(success=True, message=UNCONFIRMED)),
+    ],
+)
+async def test_a_revocation_returns_which_nodes_have_not_confirmed_it(call: str, case: str, answer: Any) -> None:
+    requester = FakeRequester()
+    requester.answers[case] = answer
+    namespace, _, _ = call.partition(".")
+    assert await CALLS[call](NAMESPACES[namespace](requester)) == UNCONFIRMED
