@@ -68,9 +68,7 @@ class SendPreparation(Protocol):
     async def prepare_authority(self, actor: Session, context: pb.AuthorizationContext) -> None:
         """Read the grant that a message's context names; raise nothing."""
 
-    async def forward(
-        self, actor: Session, context: pb.AuthorizationContext, wish: pb.AuthorityContinuationRequest, target: Topic
-    ) -> pb.ForwardedAuthorization:
+    async def forward(self, actor: Session, message: pb.SendMessage, target: Topic) -> pb.ForwardedAuthorization:
         """Make the grant by which the receiver of a message goes on. Raises RequestError."""
 
 

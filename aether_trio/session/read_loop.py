@@ -177,8 +177,7 @@ class ReadLoop:
         if rest.HasField("authority_continuation"):
             try:
                 topic = self._router.check_target(session.sender, target, rest)
-                wish = rest.authority_continuation
-                forwarded = await self._rules.forward(session, rest.authorization, wish, topic)
+                forwarded = await self._rules.forward(session, rest, topic)
             except RequestError as error:
                 forwarded = error
         if session.ending is not None:

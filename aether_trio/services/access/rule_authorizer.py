@@ -12,6 +12,7 @@ Every decision is reported to a DecisionSink, with what was asked.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -357,6 +358,16 @@ class RuleAuthorizer:
             what = f"{asked.operation or 'the access'} to {shown(asked.resource_type)}:{shown(asked.resource_id)}"
             raise RequestError(Code.PERMISSION_DENIED, f"not delivered: {what} is not allowed ({receipt.decision_id})")
         return receipt
+
+    def check_condition(self, actor: Actor, asked: pb.ResourceAccessRequest, authority: Authority, target: str) -> None:
+        """Check the condition of a message before its receiver is given a grant.
+
+        A yes is not recorded: the receipt of the message is. Raises RequestError.
+        """
+        with contextlib.suppress(RuleError, TextError):
+            if self.decide(actor, question(asked), authority).allowed:
+                return
+        self.checked_receipt(actor, asked, authority, target)
 
     def may_credit_metrics(self, actor: Actor) -> bool:
         access = AccessQuestion("send_message", "capability", Capability.METRIC_CREDIT, "", AccessLevel.ADMIN)

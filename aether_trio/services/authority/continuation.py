@@ -3,7 +3,8 @@
 A message in the name of another principal may ask for it: the receiver gets a child of the sender's
 grant, inherited or narrowed, and the message says so (`forwarded_authorization`). Only the identity
 that the message goes to may use it, so the target is one agent or one service instance. The grant
-is written before the message; a message that would be refused asks for none.
+is written before the message; a message that may not go to its target, or whose checked access is
+not allowed, asks for none.
 """
 
 from __future__ import annotations
@@ -43,12 +44,13 @@ class Continuations:
         """Read the grant that a message names into memory; raise nothing."""
         await self.authorizer.prepare_authority(actor, context)
 
-    async def forward(
-        self, actor: Session, context: pb.AuthorizationContext, wish: pb.AuthorityContinuationRequest, target: Topic
-    ) -> pb.ForwardedAuthorization:
+    async def forward(self, actor: Session, message: pb.SendMessage, target: Topic) -> pb.ForwardedAuthorization:
         """Make the grant by which the receiver of a message goes on. Raises RequestError."""
+        wish = message.authority_continuation
         try:
-            authority = await self.authorizer.authority(actor, context)
+            authority = await self.authorizer.authority(actor, message.authorization)
+            if message.HasField("checked_access"):
+                self.authorizer.check_condition(actor, message.checked_access, authority, target.text)
             lineage = _lineage(authority)
             receiver = _receiver(target)
             made = await self.grants.derive_for_receiver(actor, lineage, receiver, self._terms(lineage, receiver, wish))

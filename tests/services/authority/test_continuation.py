@@ -105,6 +105,36 @@ async def test_a_wish_that_cannot_be_met_delivers_nothing(
         assert eve.waiting("msg") == []
 
 
+async def test_a_message_whose_checked_access_is_denied_makes_no_grant(world: World) -> None:
+    async with (
+        world.open(access={"default": "closed"}) as core,
+        connect(core, user("eve", "1")) as eve,
+        connect(core, agent("red", "ann", "1")) as ann,
+        connect(core, agent("red", "bob", "1")) as bob,
+    ):
+        await allow(core, "user:eve", "workspace:red", AccessLevel.READWRITE)
+        grant_id = await delegated(core, eve, ("agent", ANN), hops=1, workspace_scope=["red"])
+        for asked, code in (
+            (pb.ResourceAccessRequest(resource_type="admin", resource_id="admin/acl"), "ERR_PERMISSION_DENIED"),
+            (pb.ResourceAccessRequest(resource_type="workspace"), "ERR_INVALID_ARGUMENT"),
+        ):
+            message = passing_on(BOB, grant_id)
+            message.send.checked_access.CopyFrom(asked)
+            ann.send(message)
+            await barrier(ann, bob)
+            assert errors(ann)[-1].code == code
+        assert bob.waiting("msg") == []
+        held = await grant_op(bob, pb.AuthorityGrantOperation.LIST_MY_GRANTS)
+        assert list(held.grants) == []
+        message = passing_on(BOB, grant_id)
+        message.send.checked_access.CopyFrom(pb.ResourceAccessRequest(resource_type="workspace", resource_id="red"))
+        ann.send(message)
+        await barrier(ann, bob)
+        delivered = (await bob.next("msg")).msg
+        assert delivered.access_receipt.allowed
+        assert delivered.forwarded_authorization.authorization.grant_id
+
+
 async def test_without_a_grant_or_without_hops_nothing_is_passed_on(world: World) -> None:
     async with (
         world.open(access={"default": "closed"}) as core,
