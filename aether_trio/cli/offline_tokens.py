@@ -8,7 +8,7 @@ import uuid
 from functools import partial
 
 from aether_trio.gateway.offline import OfflineAccess
-from aether_trio.model.api_tokens import ApiToken, new_token_text
+from aether_trio.model.api_tokens import OPERATOR, ApiToken, new_token_text
 from aether_trio.services.tokens import HmacKeys, rows
 from aether_trio.services.tokens.service import TokenMaker, end_token, make_token, wanted_token
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -16,7 +16,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 def operator() -> TokenMaker:
     """Return the person at this machine, as the maker of tokens and in the audit."""
-    return TokenMaker("operator", getpass.getuser(), source="offline")
+    return TokenMaker(OPERATOR, getpass.getuser(), source="offline")
 
 
 async def make_offline(access: OfflineAccess, keys: HmacKeys, wanted: pb.TokenCreateRequest) -> tuple[ApiToken, str]:

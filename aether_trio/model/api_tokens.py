@@ -32,6 +32,8 @@ from aether_trio.model.text import shown
 PREFIX: Final = "aek_"
 EVERY: Final = "*"
 CONNECT: Final = "connect"
+OPERATOR: Final = "operator"
+"""The type of a token's maker who made it on the gateway's machine: no rules bound the maker."""
 RESERVED: Final = "_"
 """Names that begin so are the gateway's."""
 WORKERS: Final = frozenset({"agent", "task"})

