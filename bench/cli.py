@@ -22,7 +22,17 @@ PAGE = Path("docs/performance.md")
 DEFAULT_JSON = Path("bench-results/latest.json")
 DATA_ROOT = Path("/var/tmp")
 """Unlike /tmp this is on a disk everywhere, so that a commit costs what a commit costs."""
-QUICK = {"windows": 3, "connections": 400, "pairs": 20, "fanout": (20, 100), "queued": (100, 10_000), "minutes": 0.2}
+QUICK = {
+    "windows": 3,
+    "connections": 400,
+    "pairs": 20,
+    "fanout": (20, 100),
+    "queued": (100, 10_000),
+    "minutes": 0.2,
+    "rules": 3_000,
+    "sessions": 300,
+    "audit_rows": 5_000,
+}
 QUICK_GROWTH = {"agents": (10, 100, 400), "messages": (100, 5_000), "keys": (10, 1_000)}
 
 EPILOG = """\
@@ -33,6 +43,7 @@ examples:
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
   python -m bench growth                            the same work with more agents, messages and keys in the gateway
+  python -m bench access                            rules, audit, grants, tokens, revocation: what they cost, and their goals
   python -m bench soak --minutes 60                 half load for an hour: what grows, and which pauses there are
   python -m bench --transport framed,framed-acks idle    two transports, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
@@ -58,7 +69,7 @@ def parser() -> argparse.ArgumentParser:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help="what to run: scenarios or families (quiet, cluster, tasks, growth, soak); all outside families when none is named",
+        help="what to run: scenarios or families (quiet, cluster, tasks, growth, access, soak); all outside families when none is named",
     )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
@@ -73,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument(
         "--queued", type=number.counts, metavar="A,B", help="tasks that wait in tasks-queued-… (1000,1000000)"
     )
+    sizes.add_argument("--rules", type=number.count, metavar="N", help="access rules in access-… (100000)")
+    sizes.add_argument("--sessions", type=number.count, metavar="N", help="live sessions in access-revoke (10000)")
+    sizes.add_argument("--audit-rows", type=number.count, metavar="N", help="rows that access-verify checks (500000)")
     for thing, usual in GROWTH.items():
         sizes.add_argument(
             f"--growth-{thing}",
@@ -230,7 +244,7 @@ def every() -> dict[str, type[Scenario]]:
 def options_of(given: argparse.Namespace) -> Options:
     """The sizes of a run: those given, else those of --quick, else the defaults."""
     sizes: dict[str, Any] = dict(QUICK) if given.quick else {}
-    for name in ("pairs", "connections", "fanout", "queued", "rate", "minutes"):
+    for name in ("pairs", "connections", "fanout", "queued", "rate", "minutes", "rules", "sessions", "audit_rows"):
         if getattr(given, name) is not None:
             sizes[name] = getattr(given, name)
     if given.seconds is not None:

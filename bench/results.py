@@ -46,6 +46,7 @@ def of_scenario(scenario: Scenario, windows: Sequence[Window], echo_windows: Seq
         "checks": scenario.verdict.counts,
         "errors": errors,
         "failed": "; ".join(failures),
+        "goals": [asdict(goal) | {"kept": goal.kept} for goal in scenario.goals],
         **scenario.extra,
         "windows": [asdict(window) for window in windows],
         "echo_windows": [asdict(window) for window in echo_windows],

@@ -6,18 +6,20 @@ import resource
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from bench import ground, results
 from bench.clusters import Cluster, serving_cluster
 from bench.echo import EchoProcess
 from bench.explain import explain
+from bench.goals import more_than_another, times_another
 from bench.loop import Loop
 from bench.process import ProcessGone
 from bench.scenarios import Scenario, growth
-from bench.servers import ServerFailed, ServerOptions, Target, serving
+from bench.servers import ServerFailed, ServerOptions, Target, scratch, serving
 from bench.soak import cpu_trend
 from bench.transports import MAIN_TRANSPORT, TRANSPORTS, Transport
 from bench.turns import Progress, Turn, endure, settle, state, take_turns, warm_up
@@ -47,6 +49,8 @@ def run(
             try:
                 if group[0].grows:
                     found |= _run_grown(group, TRANSPORTS[transport], options, server, echo, progress)
+                elif group[0].beside:
+                    found |= _run_beside(group, TRANSPORTS[transport], options, server, echo, progress)
                 else:
                     found[name] = _run_one(group[0], TRANSPORTS[transport], options, server, echo, progress)
             except (ScenarioFailed, ServerFailed, ProcessGone, OSError, ValueError) as why:
@@ -75,7 +79,7 @@ def planned(scenarios: Sequence[type[Scenario]], transports: Sequence[str]) -> l
 
 def grouped(plan: Sequence[tuple[type[Scenario], str]]) -> Iterator[tuple[list[type[Scenario]], str]]:
     """Put together the scenarios that are measured on the same gateways."""
-    for (_, transport), members in groupby(plan, lambda one: (one[0].grows or one[0].name, one[1])):
+    for (_, transport), members in groupby(plan, lambda one: (one[0].grows or one[0].beside or one[0].name, one[1])):
         yield [scenario for scenario, _ in members], transport
 
 
@@ -88,7 +92,7 @@ def _run_one(
     progress: Progress,
 ) -> dict[str, Any]:
     name = results.name_of(transport.name, kind.name)
-    with _target(kind, name, transport, server, kind.gateway_args(options)) as (target, cluster), Loop() as loop:
+    with _target(kind, name, transport, server, options) as (target, cluster), Loop() as loop:
         nodes, dsn = (cluster.nodes, cluster.dsn) if cluster else ((), "")
         world = World(loop, transport, target.address, target.probe, options, nodes, target.data_dir, dsn)
         turn = Turn(name, kind(world, options))
@@ -137,7 +141,7 @@ def _run_grown(
         for size in options.growth[grows]:
             label = results.name_of(transport.name, f"growth-{grows}-{size}")
             progress.say(f"{label}: filling the gateway")
-            target, _ = gateways.enter_context(_target(kinds[0], label, transport, server))
+            target, _ = gateways.enter_context(_target(kinds[0], label, transport, server, options))
             samplers[size] = target.sampler
             grounds[size] = World(loop, transport, target.address, target.probe, options)
             ground.lay(grounds[size], grows, size, 2 * growth.PAIRS, growth.LONG_TOPICS)
@@ -192,19 +196,88 @@ def _grown(
     return found
 
 
+def _run_beside(
+    kinds: Sequence[type[Scenario]],
+    transport: Transport,
+    options: Options,
+    server: ServerOptions,
+    echo: EchoProcess,
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Measure scenarios whose windows take turns, and compare them.
+
+    Those with the same arguments and data of the gateway share one.
+    """
+    if server.target:
+        raise ServerFailed("gateways that are compared are always started here: --target is for one gateway")
+    found: dict[str, dict[str, Any]] = {}
+    with ExitStack() as gateways, Loop() as loop:
+        started: dict[_Gateway, World] = {}
+        samplers: dict[_Gateway, Path | None] = {}
+        turns: dict[str, Turn] = {}
+        for kind in kinds:
+            key = _gateway_of(kind, options)
+            name = results.name_of(transport.name, kind.name)
+            if key not in started:
+                progress.say(f"{name}: starting")
+                target, _ = gateways.enter_context(_target(kind, name, transport, server, options))
+                samplers[key] = target.sampler
+                started[key] = World(loop, transport, target.address, target.probe, options)
+            home = started[key]
+            world = World(loop, transport, home.address, home.probe, options, cast=f"{kind.name}-")
+            turns[kind.name] = Turn(name, kind(world, options))
+            progress.say(f"{name}: preparing")
+            turns[kind.name].scenario.prepare()
+        warm_up(list(turns.values()), options)
+        echo_windows = take_turns(list(turns.values()), echo, options, progress)
+        for kind in kinds:
+            turn, sampler = turns[kind.name], samplers[_gateway_of(kind, options)]
+            probe = turn.scenario.world.probe
+            if options.explain and probe and sampler:
+                progress.say(f"{turn.name}: explaining")
+                explained = explain(turn.scenario, [sampler], probe.pids, options.window_seconds)
+                turn.scenario.extra["explained"] = explained
+            settle(turn)
+            if other := turns.get(kind.against):
+                windows, others, name = turn.windows, other.windows, kind.against
+                if kind.most_more:
+                    turn.scenario.goals += more_than_another(windows, others, echo_windows, name, kind.most_more)
+                turn.scenario.goals += times_another(windows, others, name, kind.most_times or None)
+            progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}", last=True)
+            found[turn.name] = results.of_scenario(turn.scenario, turn.windows, echo_windows)
+    return found
+
+
+_Gateway: TypeAlias = tuple[Sequence[str], bool]
+
+
+def _gateway_of(kind: type[Scenario], options: Options) -> _Gateway:
+    """Return what tells the gateways of scenarios apart."""
+    return tuple(kind.gateway_args(options)), kind.many_rules
+
+
 @contextmanager
 def _target(
-    kind: type[Scenario], name: str, transport: Transport, server: ServerOptions, args: Sequence[str] = ()
+    kind: type[Scenario], name: str, transport: Transport, server: ServerOptions, options: Options
 ) -> Iterator[tuple[Target, Cluster | None]]:
-    told = replace(server, args=[*transport.gateway_args, *args, *server.args])
+    args = [*transport.gateway_args, *kind.gateway_args(options), *server.args]
+    lay = partial(_lay_rules, count=options.rules) if kind.many_rules else None
+    told = replace(server, args=args, lay=lay)
     if kind.own_server:
-        yield Target("127.0.0.1:0", None), None
+        with scratch(server.data_root) as place:
+            yield Target("127.0.0.1:0", None, place), None
     elif kind.cluster:
         with serving_cluster(kind.cluster, told, name) as cluster:
             yield cluster.target, cluster
     else:
         with serving(told, name) as target:
             yield target, None
+
+
+def _lay_rules(data_dir: Path, count: int) -> None:
+    from bench.access_ground import lay_rules  # imports the gateway, which other scenarios need not
+
+    lay_rules(data_dir, count)
 
 
 def raise_file_limit() -> None:

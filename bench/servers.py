@@ -16,7 +16,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,7 @@ STDERR_LINES = 20
 PY_SPY_SUFFIXES = (".svg", ".json")
 SAMPLER = "sampler"
 COMMAND = ("-m", "aether_trio")
+DATA = "data"
 
 
 class ServerFailed(Exception):
@@ -60,6 +61,8 @@ class ServerOptions:
     command: Sequence[str] = ("dev",)
     sampled: bool = False
     """Whether the gateway has a sampler, with which its cost can be explained."""
+    lay: Callable[[Path], None] | None = None
+    """Writes what its data directory holds before it starts."""
 
 
 @contextmanager
@@ -68,8 +71,11 @@ def serving(options: ServerOptions, scenario: str) -> Iterator[Target]:
     if options.target:
         yield Target(options.target, ProcessProbe(options.pids) if options.pids else None)
         return
-    with scratch(options.data_root) as place, gateway(options, scenario, place) as target:
-        yield target
+    with scratch(options.data_root) as place:
+        if options.lay:
+            options.lay(place / DATA)
+        with gateway(options, scenario, place) as target:
+            yield target
 
 
 @contextmanager
@@ -98,7 +104,7 @@ def _terminated_like_interrupted() -> Iterator[None]:
 
 def command(options: ServerOptions, scenario: str, place: Path) -> list[str]:
     """The command line of a gateway on `place`, under a profiler if one is asked for."""
-    tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / "data"), *options.args]
+    tail = ["--port", "0", "--ready-file", str(place / "ready.json"), "--data-dir", str(place / DATA), *options.args]
     if options.profile is None:
         sampler = ("-m", "bench.sampled", str(place / SAMPLER), *COMMAND[1:])
         started = sampler if options.sampled else COMMAND
@@ -128,7 +134,7 @@ def gateway(options: ServerOptions, scenario: str, place: Path) -> Iterator[Targ
         ready = _wait_ready(process, place / "ready.json", said)
         pid = int(ready["pid"])
         sampler = place / SAMPLER if options.sampled else None
-        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / "data", ready, sampler)
+        yield Target(str(ready["gateway"]), ProcessProbe([pid]), place / DATA, ready, sampler)
         if process.poll() is not None:
             raise ServerFailed(f"the gateway ended with {process.returncode} during the run\n{_tail(said)}")
         os.kill(pid, signal.SIGTERM)

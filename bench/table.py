@@ -21,6 +21,7 @@ CLUSTER_HEADINGS = (
     "pushed /s",
 )  # fmt: skip
 GROWTH_HEADINGS = ("growth", "with", "fewest", "most", "echoes", "then", "ratio", "")
+GOAL_HEADINGS = ("goal of", "figure", "reached", "goal", "")
 SOAK_HEADINGS = ("soak", "mean", "least", "most", "an hour", "+-", "")
 PAUSES_SHOWN = 20
 PART_HEADINGS = ("part", "share", "echoes", "CPU us")
@@ -129,6 +130,19 @@ def of_growth(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     return [GROWTH_HEADINGS, *body] if body else []
 
 
+def of_goals(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Headings and rows of figures with a goal, and of those beside them."""
+    body = []
+    for name, result in results["scenarios"].items():
+        for one in result.get("goals", ()):
+            unit = f" {one['unit']}" if one["unit"] else ""
+            sign = ">=" if one["at_least"] else "<="
+            goal = "" if one["goal"] is None else f"{sign} {one['goal']:,g}{unit}"
+            reached = f"{one['reached']:,.0f}" if abs(one["reached"]) >= 1000 else f"{one['reached']:.3g}"
+            body.append((name, one["figure"], f"{reached}{unit}", goal, "" if one["kept"] else "MISSED"))
+    return [GOAL_HEADINGS, *body] if body else []
+
+
 def of_soaks(results: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Headings and rows of soaks: each figure's trend, with its standard error."""
     body = [
@@ -194,7 +208,14 @@ def text(results: Mapping[str, Any]) -> str:
     """The tables for a console, with failures and checks below."""
     shown = _columns([HEADINGS, *rows(results)], left=2)
     beside = side_by_side(results)
-    made = (beside, of_clusters(results), of_growth(results), of_soaks(results), of_parts(results))
+    made = (
+        beside,
+        of_clusters(results),
+        of_growth(results),
+        of_goals(results),
+        of_soaks(results),
+        of_parts(results),
+    )
     more = [table for table in made if table]
     return "\n".join([*shown, "", *(line for table in more for line in (*_columns(table), "")), *notes(results)])
 
@@ -261,8 +282,9 @@ def markdown(results: Mapping[str, Any]) -> str:
         + (f"; one echo was {min(echo):.1f} us in the best window." if echo else ".")
     )
     tables = [*([*_markdown_rows(beside), ""] if beside else ()), *_markdown_rows([HEADINGS, *rows(results)], left=2)]
-    for more in filter(None, (of_clusters(results), of_growth(results), of_soaks(results))):
-        tables += ["", *_markdown_rows(more, left=2 if more[0] == GROWTH_HEADINGS else 1)]
+    made = of_clusters(results), of_growth(results), of_goals(results), of_soaks(results)
+    for more in filter(None, made):
+        tables += ["", *_markdown_rows(more, left=2 if more[0] in (GROWTH_HEADINGS, GOAL_HEADINGS) else 1)]
     if parts := parts_in_line(results):
         tables += ["", *_markdown_rows(parts, left=2)]
     return "\n".join([_wrap(measured), "", *tables, "", *[_wrap(f"* {note}") for note in notes(results)]])

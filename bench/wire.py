@@ -68,9 +68,18 @@ def service_init(implementation: str, specifier: str, credentials: Mapping[str, 
     return _init(8, bytes_field(1, implementation) + bytes_field(2, specifier), credentials)
 
 
-def send_prefix(topic: str, payload_bytes: int) -> bytes:
-    """Encode a SendMessage up to its payload of `payload_bytes` bytes, which follows."""
-    inner = bytes_field(1, topic) + number_field(3, OPAQUE) + varint(2 << 3 | BYTES) + varint(payload_bytes)
+def on_behalf(subject_type: str, subject_id: str, grant_id: str) -> bytes:
+    """Encode the field of a SendMessage that says in whose name it is sent."""
+    subject = bytes_field(1, subject_type) + bytes_field(2, subject_id)
+    return bytes_field(4, bytes_field(1, "on_behalf_of") + bytes_field(2, subject) + bytes_field(3, grant_id))
+
+
+def send_prefix(topic: str, payload_bytes: int, more: bytes = b"") -> bytes:
+    """Encode a SendMessage up to its payload of `payload_bytes` bytes, which follows.
+
+    `more` are further fields of it, encoded.
+    """
+    inner = bytes_field(1, topic) + number_field(3, OPAQUE) + more + varint(2 << 3 | BYTES) + varint(payload_bytes)
     return varint(2 << 3 | BYTES) + varint(len(inner) + payload_bytes) + inner
 
 

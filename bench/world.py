@@ -48,6 +48,11 @@ class Options:
     queued: tuple[int, int] = (1_000, 1_000_000)
     growth: Mapping[str, Sequence[int]] = field(default_factory=lambda: dict(GROWTH))
     """The sizes at which costs are compared, the smallest first: agents, messages and keys."""
+    rules: int = 100_000
+    """Access rules of the gateways with many."""
+    sessions: int = 10_000
+    """Sessions that are live while some are revoked."""
+    audit_rows: int = 500_000
     rate: float | None = None
     minutes: float = 60.0
     """How long scenarios endure that have no rests."""
@@ -183,6 +188,12 @@ class World:
             self.loop.ends_writing(participant)
         else:
             self.loop.wants_write(participant)
+
+    def expect_ends(self, participants: Iterable[Participant]) -> None:
+        """Let the server end these connections; `busy` counts those that are left."""
+        for participant in participants:
+            participant.closing = True
+            self._closing.add(participant)
 
     def close_all(self, participants: Iterable[Participant]) -> None:
         """End these streams and wait for the server's ends."""

@@ -4,6 +4,11 @@ SCENARIOS are those that run when none is named; FAMILIES are others, which run 
 or by their own.
 """
 
+from bench.scenarios.access import COMPARED
+from bench.scenarios.access_decide import Decide
+from bench.scenarios.access_rate import RATES
+from bench.scenarios.access_revoke import Revoke
+from bench.scenarios.access_verify import Verify
 from bench.scenarios.base import Scenario
 from bench.scenarios.cluster import CLUSTER
 from bench.scenarios.connections import ConnectStorm, Idle
@@ -29,6 +34,7 @@ FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
     "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
     "growth": {scenario.name: scenario for scenario in GROWTH},
+    "access": {scenario.name: scenario for scenario in (*COMPARED, Decide, Revoke, *RATES, Verify)},
     "soak": {Soak.name: Soak},
 }
 

@@ -13,6 +13,7 @@ from time import perf_counter
 from typing import Any, ClassVar
 
 from bench.clusters import Shape
+from bench.goals import Goal
 from bench.latency import Latencies
 from bench.numbered import Ledger
 from bench.world import Options, ScenarioFailed, World
@@ -49,6 +50,21 @@ class Scenario:
     grows: ClassVar[str] = ""
     """What it is measured with more and more of: a name of `Options.growth`; "" for nothing."""
 
+    beside: ClassVar[str] = ""
+    """The scenarios whose windows take turns with its own have the same; "" for none."""
+
+    against: ClassVar[str] = ""
+    """Of these, the one with which its cost is compared; "" for none."""
+
+    most_times: ClassVar[float] = 0.0
+    """The goal of such a comparison: its cost is so many times the other's at most; 0: none."""
+
+    most_more: ClassVar[float] = 0.0
+    """Or so many echoes more than the other's at most; 0: none."""
+
+    many_rules: ClassVar[bool] = False
+    """The gateway has `Options.rules` access rules when it starts."""
+
     endures: ClassVar[bool] = False
     """Its windows follow each other without rests, for `Options.minutes`."""
 
@@ -62,6 +78,8 @@ class Scenario:
         self.latencies = Latencies()
         self.extra: dict[str, Any] = {}
         self.verdict = Verdict()
+        self.goals: list[Goal] = []
+        """What was reached of what it is to reach, besides `echoes`."""
         self.running = False
 
     def prepare(self) -> None:

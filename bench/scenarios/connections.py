@@ -8,6 +8,7 @@ not charged for it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from time import perf_counter, perf_counter_ns
 from typing import Any
 
@@ -55,8 +56,11 @@ class ConnectStorm(Scenario):
     def workspace(self) -> str:
         return self.world.workspace
 
+    def credentials(self) -> Mapping[str, str]:
+        return self.options.credentials
+
     def _dial(self) -> None:
-        init = wire.agent_init(self.workspace(), "storm", str(self._number), self.options.credentials)
+        init = wire.agent_init(self.workspace(), "storm", str(self._number), self.credentials())
         participant = self.world.dial(init, "storm", self._number, self.place(self._number))
         self._started[participant] = perf_counter_ns()
         self._number += 1

@@ -27,7 +27,8 @@ class Routed(Scenario):
         self.receivers = world.agents("receiver", pairs, places=receivers_at)
         self.senders = world.agents("sender", pairs, places=senders_at)
         self.prefixes = [
-            world.transport.publication_prefix(world.topic("receiver", n), self.options.payload) for n in range(pairs)
+            world.transport.publication_prefix(world.topic("receiver", n), self.options.payload, more)
+            for n, more in enumerate(self.further_fields())
         ]
         self.filler = filler(self.options.payload)
         self.ledgers = [Ledger() for _ in range(pairs)]
@@ -36,6 +37,10 @@ class Routed(Scenario):
         for receiver in self.receivers:
             receiver.handler = self.delivered
         world.on_refusal = self.refusal
+
+    def further_fields(self) -> Sequence[bytes]:
+        """What each pair's messages have besides, as encoded fields of SendMessage."""
+        return [b""] * self.options.pairs
 
     def places(self) -> tuple[Sequence[str], Sequence[str]]:
         """The addresses of receivers and senders in turn; () is the target's."""

@@ -69,6 +69,9 @@ class Transport:
         """A codec for a connection to `authority` ("host:port")."""
         raise NotImplementedError
 
-    def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
-        """The bytes of a message in front of its payload, for `ClientCodec.send`."""
-        return wire.send_prefix(topic, payload_bytes)
+    def publication_prefix(self, topic: str, payload_bytes: int, more: bytes = b"") -> bytes:
+        """The bytes of a message in front of its payload, for `ClientCodec.send`.
+
+        `more` are further fields of the SendMessage, encoded.
+        """
+        return wire.send_prefix(topic, payload_bytes, more)

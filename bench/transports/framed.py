@@ -56,9 +56,9 @@ class FramedTransport(Transport):
     def codec(self, authority: str) -> FramedCodec:
         return FramedCodec(self._opening, self._delivery_acks)
 
-    def publication_prefix(self, topic: str, payload_bytes: int) -> bytes:
+    def publication_prefix(self, topic: str, payload_bytes: int, more: bytes = b"") -> bytes:
         name = topic.encode()
-        return _SEND_REST.pack(wire.OPAQUE, len(name), 0) + name
+        return _SEND_REST.pack(wire.OPAQUE, len(name), len(more)) + name + more
 
 
 class FramedCodec(ClientCodec):
