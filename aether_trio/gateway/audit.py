@@ -12,6 +12,7 @@ from __future__ import annotations
 import random
 import re
 import socket
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -31,7 +32,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.services.audit.checkpoints import SigningKey
-from aether_trio.services.audit.counts import EventCounts
+from aether_trio.services.audit.counts import EventCounts, EventSource
 from aether_trio.services.audit.heads import HeadSigner
 from aether_trio.services.audit.keys import KEY_FILE, open_signing_key
 from aether_trio.services.audit.trees import AuditTree, begin_tree
@@ -61,6 +62,8 @@ _KV_READS: Final = frozenset({_KV.GET, _KV.LIST, _KV.SET_CARD, _KV.PURGE_IDENTIT
 _KV_PLAIN_WRITES: Final = frozenset({_KV.PUT, _KV.DELETE, _KV.INCREMENT, _KV.DECREMENT})
 KEYS_PER_MINUTE: Final = 200
 """Keys of one session that get rows; writes of further ones are counted by scope, like reads."""
+TOPICS_PER_MINUTE: Final = 1000
+"""Topics of one session that get rows for messages; those to further ones share rows."""
 
 
 class AuditTrail:
@@ -74,6 +77,8 @@ class AuditTrail:
         self._counts = EventCounts(writer.put, clock)
         self._keys: dict[str, int] = {}
         """How many keys each session has written within this minute."""
+        self._topics: Counter[str] = Counter()
+        """How many rows for topics each session has within this minute."""
         self.counted = AutoResetEvent()
         """Set when the router has counts that are to be rows soon."""
 
@@ -155,17 +160,20 @@ class AuditTrail:
     def fold_routes(self, router: Router, *, all_routes: bool) -> None:
         """Record what was sent: routes that are new, or with `all_routes` all of them."""
         for count in router.take_counts(all_routes=all_routes):
-            if count.refusal or count.grant_id:
-                kind = (count.session_id, count.target, count.refusal, count.grant_id)
-                make = partial(self._route_failed if count.refusal else self._routed, count)
-                self._counts.count(kind, make, count.messages)
-            else:
+            session_id = count.session_id
+            if not (count.refusal or count.grant_id) and self._topics[session_id] < TOPICS_PER_MINUTE:
+                self._topics[session_id] += 1
                 self.writer.put(self._routed(count))
+                continue
+            kind = (session_id, count.target, count.refusal, count.grant_id)
+            make = partial(self._route_failed if count.refusal else self._routed, count)
+            self._counts.count(kind, make, count.messages, EventSource(session_id, count.workspace))
 
     def fold(self) -> None:
         """Record what was counted since the last call."""
         self._counts.fold()
         self._keys = {}
+        self._topics.clear()
 
     def _routed(self, count: RouteCount) -> AuditEvent:
         metadata: dict[str, object] = {"count": count.messages}
@@ -248,7 +256,7 @@ class AuditTrail:
                 metadata=metadata,
             )
 
-        self._counts.count(kind, make)
+        self._counts.count(kind, make, source=_source(session))
 
     def created_tasks(self, handle: Handler) -> Handler:
         """Return a handler of `create_task` that records each request."""
@@ -296,7 +304,8 @@ class AuditTrail:
         if error is None:
             self.writer.put(event)
         else:
-            self._counts.count(("task_create", session.session_id, request.task_type, error.code), lambda: event)
+            kind = ("task_create", session.session_id, request.task_type, error.code)
+            self._counts.count(kind, lambda: event, source=_source(session))
 
     def disconnects(self, handle: Handler) -> Handler:
         """Return a handler of `session_op` that records who disconnects whom."""
@@ -315,10 +324,17 @@ class AuditTrail:
                     error_message=reply.error,
                     metadata={"reason": op.reason},
                 )
-                self._counts.count(("disconnect", session.session_id, op.session_id, reply.success), lambda: event)
+                kind = ("disconnect", session.session_id, op.session_id, reply.success)
+                self._counts.count(kind, lambda: event, source=_source(session))
             return answers
 
         return handle_and_record
+
+    def put(self, event: AuditEvent) -> None:
+        """Record an event of a session, of which there may be many like it."""
+        if self.writer.writes(event.event_type):
+            kind = (event.session_id, event.event_type, event.operation, event.resource_id, event.error_message)
+            self._counts.count(kind, lambda: event, source=EventSource(event.session_id, event.workspace))
 
     def _of(
         self,
@@ -348,6 +364,10 @@ class AuditTrail:
             error_message=error_message,
             metadata=metadata,
         )
+
+
+def _source(session: Session) -> EventSource:
+    return EventSource(session.session_id, session.workspace)
 
 
 def _reason(session: Session) -> tuple[str, str]:

@@ -187,7 +187,7 @@ async def open_core(
             directory,
             ids,
             clock,
-            audit.writer,
+            audit,
             strict=strict,
         )
         agents = AgentRegistry(

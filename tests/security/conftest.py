@@ -17,6 +17,7 @@ __all__ = ["core", "world"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     names = (
+        "test_audit_floods",
         "test_authority_attacks",
         "test_credentials_tokens",
         "test_rules",

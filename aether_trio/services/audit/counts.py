@@ -3,18 +3,32 @@
 The first event of a kind is a row at once, so that it can be found soon. What repeats it within the
 minute costs an integer, and becomes one row with `count` at the end of the minute. Nothing is
 dropped: a kind that does not fit into the table is written event by event.
+
+A client chooses much of what makes a kind: names of resources, workspaces, topics. So a session has
+separate rows for SESSION_KINDS kinds a minute. Its further ones share a row for each operation and
+outcome, with the resource "*".
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.audit import AuditEvent
 from aether_trio.model.clock import Clock
 
 MAX_KINDS: Final = 20_000
+SESSION_KINDS: Final = 400
+OTHERS: Final = "*"
+
+
+class EventSource(NamedTuple):
+    """The session whose kinds are bounded, and the workspace that it is in."""
+
+    session_id: str
+    workspace: str
 
 
 @dataclass(slots=True)
@@ -33,17 +47,30 @@ class EventCounts:
         self._clock = clock
         self._most = most
         self._kinds: dict[Hashable, CountedEvent] = {}
+        self._of_sessions: Counter[str] = Counter()
+        """How many kinds each session has within this minute."""
 
     def __contains__(self, kind: Hashable) -> bool:
         return kind in self._kinds
 
-    def count(self, kind: Hashable, make: Callable[[], AuditEvent], times: int = 1) -> None:
+    def count(
+        self, kind: Hashable, make: Callable[[], AuditEvent], times: int = 1, source: EventSource | None = None
+    ) -> None:
         """Note `times` events of a kind; `make` is called for the first one of a minute."""
         known = self._kinds.get(kind)
         if known is not None:
             known.count += times
             return
-        event = _counted(make(), times)
+        made = make()
+        if source is not None:
+            if self._of_sessions[source.session_id] >= SESSION_KINDS:
+                made = _one_of_others(made, source)
+                kind = (source.session_id, OTHERS, made.event_type, made.operation, made.success)
+                if (known := self._kinds.get(kind)) is not None:
+                    known.count += times
+                    return
+            self._of_sessions[source.session_id] += 1
+        event = _counted(made, times)
         self._put(event)
         if len(self._kinds) < self._most:
             self._kinds[kind] = CountedEvent(event)
@@ -51,10 +78,16 @@ class EventCounts:
     def fold(self) -> None:
         """Put a row for the repeats of each kind; begin anew."""
         kinds, self._kinds = self._kinds, {}
+        self._of_sessions.clear()
         now_ms = self._clock.now_ms()
         for repeats in kinds.values():
             if repeats.count:
                 self._put(replace(_counted(repeats.event, repeats.count), at_ms=now_ms))
+
+
+def _one_of_others(event: AuditEvent, source: EventSource) -> AuditEvent:
+    """Return an event without what tells it from others of its session."""
+    return replace(event, resource_id=OTHERS, workspace=source.workspace, error_message="", metadata={"others": True})
 
 
 def _counted(event: AuditEvent, times: int) -> AuditEvent:

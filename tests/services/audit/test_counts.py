@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.audit import AuditEvent
-from aether_trio.services.audit.counts import EventCounts
+from aether_trio.services.audit.counts import OTHERS, SESSION_KINDS, EventCounts, EventSource
 from tests.helpers.clocks import ManualClock
 from tests.services.audit.conftest import event
 
@@ -37,6 +37,23 @@ def test_the_first_is_a_row_at_once_and_the_rest_one_a_minute() -> None:
     assert len(put) == 2
     counts.count("kind", lambda: event(1), 3)
     assert put[2].metadata == {"count": 3}
+
+
+def test_kinds_that_a_session_makes_up_share_a_row() -> None:
+    put: list[AuditEvent] = []
+    counts = EventCounts(put.append, ManualClock())
+    mine, others = EventSource("s1", "w"), EventSource("s2", "w")
+    for number in range(3 * SESSION_KINDS):
+        counts.count(number, lambda: event(number, workspace=f"w{number}"), source=mine)  # noqa: B023
+    counts.count("other", lambda: event(0), source=others)
+    counts.fold()
+    own = put[:SESSION_KINDS]
+    assert len({one.resource_id for one in own}) == SESSION_KINDS
+    first, other, rest = put[SESSION_KINDS:]
+    assert (first.resource_id, first.workspace, first.operation, other.resource_id) == (OTHERS, "w", "kv_put", "key-0")
+    assert (rest.resource_id, rest.metadata["count"]) == (OTHERS, 2 * SESSION_KINDS - 1)
+    counts.count(0, lambda: event(0), source=mine)  # another minute
+    assert put[-1].resource_id == "key-0"
 
 
 @given(st.lists(st.one_of(st.tuples(st.integers(0, 5), st.integers(1, 3)), st.none())), st.integers(0, 4))
