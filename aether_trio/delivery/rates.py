@@ -122,9 +122,9 @@ class Rates:
         """Make a connection's token bucket for requests other than messages."""
         return TokenBucket(self._limits.request_rate_per_s, self._limits.request_burst)
 
-    def request_refusal(self, bucket: TokenBucket) -> RequestError | None:
-        """Count a request; return the error if its connection makes too many."""
-        if not bucket.rate_per_s or not (wait_s := bucket.take(self._clock.monotonic())):
+    def request_refusal(self, bucket: TokenBucket, times: int = 1) -> RequestError | None:
+        """Count `times` requests; return the error if their connection makes too many."""
+        if not bucket.rate_per_s or not (wait_s := bucket.take(self._clock.monotonic(), min(times, int(bucket.burst)))):
             return None
         return RequestError(
             Code.RATE_LIMITED,

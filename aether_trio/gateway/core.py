@@ -145,7 +145,7 @@ async def open_core(
         publishers = PublisherStore(databases.log, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
 
         # Services.
-        decisions = DecisionLog(audit.writer.put, clock, ids.unique)
+        decisions = DecisionLog(audit.writer.offer, clock, ids.unique)
         grants = KnownGrants(tasks_database, clock, registry, directory, strict=strict)
         authorizer = RuleAuthorizer(AccessIndex(), clock, grants, decisions)
         peers: ChangePeers = NoPeers()
@@ -279,7 +279,7 @@ async def open_core(
         )
         token_service = TokenService(tasks_database, tokens, changes, authorizer, ids, clock, randomness.randbytes)
         session_service = SessionService(directory, presence, authorizer, clock)
-        checks = AccessChecks(authorizer)
+        checks = AccessChecks(authorizer, rates)
         workspaces = WorkspaceService(
             tasks_database, authorizer, changes, directory, quotas, router, clock, strict=strict
         )

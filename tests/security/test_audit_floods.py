@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 
 import pytest
@@ -10,7 +11,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.services.audit.counts import SESSION_KINDS
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, barrier, connect
+from tests.helpers.core import World, agent, barrier, connect, errors
 from tests.services.authority.people import GrantOp, grant_op
 
 MANY = 2 * SESSION_KINDS
@@ -62,3 +63,47 @@ async def test_names_that_a_client_makes_up(core: Core, made_up: Callable[[int],
         assert 10 < flooded < MANY
         assert not (await grant_op(other, GrantOp.REVOKE, grant_id="mine")).success
         assert await rows(core) == before + flooded + 1
+
+
+def checks(number: int) -> pb.UpstreamMessage:
+    asked = [pb.ResourceAccessRequest(resource_type="workspace", resource_id=f"w{one}") for one in range(number)]
+    return pb.UpstreamMessage(batch_access_check=pb.BatchAccessCheckOperation(request_id="b", access=asked))
+
+
+async def test_each_access_of_a_batch_counts_as_a_request(world: World) -> None:
+    limits = {"request_rate_per_s": 10.0, "request_burst": 150}
+    async with world.open(limits=limits) as core, connect(core, agent("w", "intruder", "1")) as intruder:
+        answers = []
+        for _ in range(3):
+            intruder.send(checks(100))
+            answers.append((await intruder.next("batch_access_check_response")).batch_access_check_response)
+        assert [len(one.decisions) for one in answers] == [100, 0, 0]
+        assert {one.code for one in errors(intruder)} == {"ERR_RATE_LIMITED"}
+
+
+async def test_every_receipt_has_its_row(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with connect(core, agent("w", "a", "1")) as peer, connect(core, agent("w", "b", "1")) as other:
+        wish = pb.ResourceAccessRequest(resource_type="workspace", resource_id="w")
+        on_condition = pb.SendMessage(target_topic="ag::w::b::1", payload=b"x", checked_access=wish)
+        receipts = []
+        for _ in range(2):
+            peer.send(checks(100))
+            receipts += (await peer.next("batch_access_check_response")).batch_access_check_response.decisions
+        peer.send(pb.UpstreamMessage(send=on_condition))
+        await barrier(peer, other)
+        [delivered] = [one.msg for one in other.waiting("msg")]
+        receipts.append(delivered.access_receipt)
+        monkeypatch.setattr(core.audit.writer, "_queue_bytes", 0)
+        peer.send(checks(1), pb.UpstreamMessage(send=on_condition))
+        refused = (await peer.next("batch_access_check_response")).batch_access_check_response
+        await barrier(peer, other)
+        assert (refused.success, len(refused.decisions)) == (False, 0)
+        assert [one.code for one in errors(peer)] == ["ERR_CIRCUIT_OPEN", "ERR_CIRCUIT_OPEN"]
+        assert len(other.waiting("msg")) == 1
+        monkeypatch.undo()
+        await rows(core)
+        found = await core.tasks.engine.database.fetch(
+            "SELECT metadata FROM audit_log WHERE metadata LIKE '%decision_id%'"
+        )
+        assert sorted(json.loads(one)["decision_id"] for (one,) in found) == sorted(one.decision_id for one in receipts)
+        assert len({one.decision_id for one in receipts}) == 201

@@ -304,7 +304,10 @@ class DecisionSink(Protocol):
     def receipt(
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
     ) -> str:
-        """Record a decision of which its asker gets a receipt; return the decision's id."""
+        """Record a decision of which its asker gets a receipt; return the decision's id.
+
+        Raises RequestError if it cannot be recorded.
+        """
 
 
 class NoDecisions:

@@ -20,6 +20,7 @@ import trio
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.audit import AuditEvent, EventType
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.services.access.authorizer import AccessDecision, AccessQuestion, Actor, Authority, DecisionCount
 
 FOLD_S: Final = 60.0
@@ -56,9 +57,9 @@ class _Repeats:
 
 
 class DecisionLog:
-    """A DecisionSink that writes audit rows with `put`."""
+    """A DecisionSink that writes rows with `put`, which says False if it takes none."""
 
-    def __init__(self, put: Callable[[AuditEvent], None], clock: Clock, new_id: Callable[[], str]) -> None:
+    def __init__(self, put: Callable[[AuditEvent], bool | None], clock: Clock, new_id: Callable[[], str]) -> None:
         self._put = put
         self._clock = clock
         self._new_id = new_id
@@ -94,7 +95,8 @@ class DecisionLog:
         decision_id = self._new_id()
         event = decision_event(_kind(actor, access, decision, authority), decision, authority, self._clock.now_ms())
         metadata = {**event.metadata, "decision_id": decision_id, "correlation_id": correlation}
-        self._put(replace(event, metadata=metadata))
+        if self._put(replace(event, metadata=metadata)) is False:
+            raise RequestError(Code.CIRCUIT_OPEN, "the audit log takes no row of this decision now; try again")
         return decision_id
 
     def fold(self) -> None:

@@ -319,7 +319,8 @@ class RuleAuthorizer:
     ) -> pb.AccessDecisionReceipt:
         """Decide on what a client asks about, and make the receipt. Never waits.
 
-        `target` is the only receiver of a message with the receipt. Raises RuleError, TextError.
+        `target` is the only receiver of a message with the receipt. Raises RuleError, TextError;
+        RequestError while the audit log takes no row of it.
         """
         access = question(asked)
         decision = self.decide(actor, access, authority)

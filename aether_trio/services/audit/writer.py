@@ -139,18 +139,23 @@ class AuditWriter:
 
     def put(self, event: AuditEvent) -> None:
         """Queue an event to be written soon, if its type is enabled. Never waits."""
+        self.offer(event)
+
+    def offer(self, event: AuditEvent) -> bool:
+        """Do as `put` does; return False if the event is counted as lost instead."""
         if not self.writes(event.event_type):
-            return
+            return True
         record = record_of(event)
         if self._bytes + record.size > self._queue_bytes:
             self._lose(_Gap(1, record.at_ms, record.at_ms))
-            return
+            return False
         self._bytes += record.size
         self._queue.append(record)
         self._put += 1
         self._added.set()
         if len(self._queue) >= BATCH_ROWS:
             self._hurry.set()
+        return True
 
     def append(self, events: Sequence[AuditEvent], now_ms: int) -> Program[list[int]]:
         """Write the events of a change in its transaction, whatever types are enabled."""
