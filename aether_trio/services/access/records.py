@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.patterns import escape
 from aether_trio.model.access.rules import Lock, Member, Rule
 from aether_trio.services.access.changes import Draft
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, Value
@@ -249,7 +250,7 @@ def delete_rules(draft: Draft, rule_ids: Sequence[str]) -> Program[None]:
 
 
 def delete_rules_of(draft: Draft, principal_type: str, principal_id: str) -> Program[int]:
-    """Delete all rules of a principal; return how many there were."""
+    """Delete all rules of a principal, whose id is given as in rules; return how many."""
     rows = yield Fetch(
         "SELECT rule_id FROM access_rules WHERE principal_type = $1 AND principal_id = $2",
         (principal_type, principal_id),
@@ -371,7 +372,7 @@ def delete_group(draft: Draft, kind: str, name: str) -> Program[bool]:
     )
     for row in rows:
         yield from _delete_member(draft, Member(*row))
-    yield from delete_rules_of(draft, kind, name)
+    yield from delete_rules_of(draft, kind, escape(name))
     draft.record(GROUP, f"{kind}:{name}", None)
     return True
 
