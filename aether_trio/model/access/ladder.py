@@ -24,6 +24,7 @@ from __future__ import annotations
 import heapq
 import sys
 from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -31,7 +32,7 @@ from types import MappingProxyType
 from typing import Final, Generic, NamedTuple, TypeVar
 
 from aether_trio.model.access.levels import AccessLevel
-from aether_trio.model.access.patterns import Pattern, compile_pattern, literal_of, respelt
+from aether_trio.model.access.patterns import Pattern, compile_pattern, escape, literal_of, respelt
 from aether_trio.model.access.rules import (
     ANY,
     GROUP,
@@ -386,6 +387,44 @@ class AccessIndex:
         """Return the rule with this id."""
         return self._rules.get(rule_id)
 
+    def same_rule(self, rule: Rule) -> Rule | None:
+        """Return the rule with the subject and resource of a normalised rule."""
+        known = self._pattern_rules.get(_key_of(rule))
+        if known is not None:
+            return known.rule
+        subject = literal_of(rule.principal_id)
+        if subject is None:
+            return None
+        text = f"{rule.principal_type}:{subject}"
+        if rule.resource_id == ANY:
+            return self._any.get(rule.resource_type, {}).get(text)
+        if rule.principal_type == WILDCARD and rule.principal_id == OWN_PRINCIPAL:
+            return self._own
+        entry = self._exact.get(rule.resource_type, {}).get(literal_of(rule.resource_id) or "")
+        if isinstance(entry, Rule):
+            return entry if _subject_of(entry) == text else None
+        return None if entry is None else entry.get(text)
+
+    def rules_of(self, subjects: Iterable[str]) -> list[Rule]:
+        """Return the rules of these subjects ("type:id"), by names or by patterns.
+
+        Expired ones too. Its cost grows with the number of all rules, a tenth of a microsecond for
+        each.
+        """
+        ids: dict[str, set[str]] = defaultdict(set)
+        texts: dict[str, list[str]] = defaultdict(list)
+        for text in subjects:
+            of_type, _, name = text.partition(":")
+            ids[of_type].add(escape(name))
+            texts[of_type].append(text)
+        nothing: frozenset[str] = frozenset()
+        found = [rule for rule in self._rules.values() if rule.principal_id in ids.get(rule.principal_type, nothing)]
+        for one in self._pattern_rules.values():
+            pattern = one.subject
+            if pattern is not None and any(map(pattern.matches, texts.get(one.rule.principal_type, ()))):
+                found.append(one.rule)
+        return found
+
     def may_have_key_rules(
         self, principal_type: str, principal_id: str, now_ms: int, groups: tuple[str, ...] = ()
     ) -> bool:
@@ -458,6 +497,10 @@ class AccessIndex:
     def memberships_of(self, member: str) -> Iterable[Member]:
         """Return what a principal, group or role ("type:id") is directly in, until when."""
         return self._above.get(member, {}).values()
+
+    def membership(self, member: str, container: str) -> Member | None:
+        """Return the membership of one in a group or role, both as "type:id"."""
+        return self._above.get(member, {}).get(container)
 
     def subjects(self, principal_type: str, principal_id: str, now_ms: int) -> tuple[str, ...]:
         """Return the principal, and all groups and roles that it is in, as "type:id"."""

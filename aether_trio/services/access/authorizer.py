@@ -20,6 +20,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity
 from aether_trio.model.text import shown
 from aether_trio.model.topics import Topic
+from aether_trio.session.init_connection import EVERYTHING, Reached
 from aether_trio.wire.pb import aether_pb2 as pb
 
 
@@ -75,6 +76,8 @@ class Actor(Reach, Protocol):
     """The principal "type:id" that has made its token, "" for none."""
     reaches_everything: bool
     """Whether its credential reaches all workspaces."""
+    accepted: Reached
+    """What its credentials reach, as patterns."""
 
 
 class GatewayActor:
@@ -88,6 +91,7 @@ class GatewayActor:
         self.groups: tuple[str, ...] = ()
         self.maker = ""
         self.reaches_everything = True
+        self.accepted = EVERYTHING
         self.allows_workspace: Callable[[str], bool] = lambda workspace: True
 
     def reaches(self, identity: Identity, workspace: str = "") -> bool:

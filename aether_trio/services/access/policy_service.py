@@ -45,7 +45,7 @@ from aether_trio.services.access import records
 from aether_trio.services.access.audit_events import change_event
 from aether_trio.services.access.authorizer import AccessQuestion, Actor, Admin, Authority
 from aether_trio.services.access.changes import AccessChanges, Draft
-from aether_trio.services.access.granting import Granting, HeldRights, check_reach, rules_of
+from aether_trio.services.access.granting import FOREVER, Granting, HeldRights, LastingRights, check_reach
 from aether_trio.services.access.records import GroupRecord
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.storage.base import Database, Program
@@ -220,32 +220,35 @@ class PolicyService:
 
     async def _check_rights(self, actor: Actor, authority: Authority, plan: _Plan) -> None:
         """Raise RequestError if the caller gives more than it has, or gains by it."""
-        before = self._granting.held(actor, authority)
         trial = self._authorizer.by(plan.index)
-        after = self._granting.by(trial).held(actor, authority)
         now_ms = self._clock.now_ms()
-        given: dict[tuple[str, str], Rule] = {}
+        given: dict[tuple[str, str, int], Rule] = {}
         touched: dict[tuple[str, str], None] = {}
-        joined: set[tuple[str, str]] = set()
+        joined: dict[tuple[str, str], int] = {}
         left: set[tuple[str, str]] = set()
         for old, new in plan.found.changes:
             if isinstance(new, Rule):
-                _raise_to(given, new)
+                _raise_to(given, new, new.expires_ms)
             if isinstance(old, Rule):
                 touched[old.resource_type, old.resource_id] = None
             if isinstance(new, Member):
-                joined.add((new.kind, new.name))
-            elif isinstance(old, Member):
+                container = new.kind, new.name
+                joined[container] = _later(joined.get(container, new.expires_ms), new.expires_ms)
+            if isinstance(old, Member):
                 left.add((old.kind, old.name))
             if isinstance(new, FallbackLevel):
                 self._granting.check_fallback(actor, new.category, new.level, authority)
             if isinstance(new, Lock):
                 self._granting.check_lock(actor, new)
-        for rule in _rules_through(plan.index, joined, now_ms):
-            _raise_to(given, rule)
+        for container, ends_ms in joined.items():
+            for rule in _rules_through(plan.index, [container], now_ms):
+                _raise_to(given, rule, ends_ms)
         for rule in _rules_through(self._authorizer.index, left, now_ms):
             touched[rule.resource_type, rule.resource_id] = None
-        await self._compare(before, after, given, touched)
+        await self._check_given(self._granting.lasting(actor, authority), given)
+        after = self._granting.by(trial)
+        for now, then in ((self._granting, after), (self._granting.at(FOREVER), after.at(FOREVER))):
+            await self._compare(now.held(actor, authority), then.held(actor, authority), touched)
         access = AccessQuestion(APPLY_POLICY, "admin", Admin.ACL, "", AccessLevel.ADMIN)
         if not trial.decide(actor, access, authority).allowed:
             raise RequestError(
@@ -253,26 +256,15 @@ class PolicyService:
                 f"after it you would not have ADMIN on {Admin.ACL} any more: another administrator may apply it",
             )
 
-    async def _compare(
-        self,
-        before: HeldRights,
-        after: HeldRights,
-        given: Mapping[tuple[str, str], Rule],
-        touched: Iterable[tuple[str, str]],
-    ) -> None:
-        steps = 0
-        for (resource_type, resource_id), rule in given.items():
-            held = before.level_over(resource_type, resource_id)
-            if held < rule.level:
-                raise RequestError(
-                    Code.PERMISSION_DENIED,
-                    f"you cannot give more than you have: the policy gives {rule.subject} {rule.level.name} on "
-                    f"{rule.resource}, and you have {held.name}",
-                )
-            steps += 1
+    async def _check_given(self, held: LastingRights, given: Mapping[tuple[str, str, int], Rule]) -> None:
+        for steps, ((resource_type, resource_id, ends_ms), rule) in enumerate(given.items(), 1):
+            what = f"the policy gives {rule.subject} {{}} on {rule.resource}"
+            held.check(resource_type, resource_id, rule.level, ends_ms, what)
             if steps % STEPS == 0:
                 await trio.lowlevel.checkpoint()
-        for resource_type, resource_id in touched:
+
+    async def _compare(self, before: HeldRights, after: HeldRights, touched: Iterable[tuple[str, str]]) -> None:
+        for steps, (resource_type, resource_id) in enumerate(touched, 1):
             old, new = before.level_over(resource_type, resource_id), after.level_over(resource_type, resource_id)
             if new > old:
                 raise RequestError(
@@ -280,7 +272,6 @@ class PolicyService:
                     f"by the policy you would have {new.name} instead of {old.name} on {resource_type}:{resource_id}: "
                     "another administrator may apply it",
                 )
-            steps += 1
             if steps % STEPS == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -358,11 +349,17 @@ def _first(entries: Sequence[T]) -> tuple[T, ...]:
     return tuple(entries)
 
 
-def _raise_to(given: dict[tuple[str, str], Rule], rule: Rule) -> None:
-    """Keep, of the rules for a resource, the one with the highest level."""
-    known = given.get((rule.resource_type, rule.resource_id))
+def _raise_to(given: dict[tuple[str, str, int], Rule], rule: Rule, ends_ms: int) -> None:
+    """Keep the highest of the rules for a resource that end together."""
+    key = rule.resource_type, rule.resource_id, min(filter(None, (rule.expires_ms, ends_ms)), default=0)
+    known = given.get(key)
     if known is None or known.level < rule.level:
-        given[rule.resource_type, rule.resource_id] = rule
+        given[key] = rule
+
+
+def _later(one_ms: int, other_ms: int) -> int:
+    """Return the later of two ends, of which 0 is never."""
+    return max(one_ms, other_ms) if one_ms and other_ms else 0
 
 
 def _rules_through(index: AccessIndex, containers: Iterable[tuple[str, str]], now_ms: int) -> Iterator[Rule]:
@@ -370,8 +367,9 @@ def _rules_through(index: AccessIndex, containers: Iterable[tuple[str, str]], no
     subjects = {text for kind, name in containers for text in index.subjects(kind, name, now_ms)}
     if not subjects:
         return
-    of_groups = [one for one in index.rules() if one.principal_type in {GROUP, ROLE}]
-    yield from rules_of(of_groups, subjects, now_ms)
+    for rule in index.rules_of(subjects):
+        if rule.principal_type in {GROUP, ROLE} and rule.is_live(now_ms):
+            yield rule
 
 
 def _entries(changes: Iterable[PolicyChange], of: type[E], *actions: Action) -> list[E]:

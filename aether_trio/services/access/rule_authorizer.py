@@ -74,6 +74,19 @@ class _KvDecision:
         return self.count.is_open and (not self.until_ms or self.until_ms > clock.now_ms())
 
 
+@dataclass(frozen=True, slots=True)
+class _Moment:
+    """A Clock that stands still."""
+
+    moment_ms: int
+
+    def now_ms(self) -> int:
+        return self.moment_ms
+
+    def monotonic(self) -> float:
+        return self.moment_ms / 1000
+
+
 class RuleAuthorizer:
     """Decides by an AccessIndex, which the changes of all nodes keep up to date."""
 
@@ -102,6 +115,10 @@ class RuleAuthorizer:
     def by(self, index: AccessIndex) -> RuleAuthorizer:
         """Return an authorizer that decides by another index, and reports nothing."""
         return type(self)(index, self._clock, self._grants, NoDecisions())
+
+    def at(self, moment_ms: int) -> RuleAuthorizer:
+        """Return one that decides by the same rules at a moment, and reports nothing."""
+        return type(self)(self._index, _Moment(moment_ms), self._grants, NoDecisions())
 
     # -- the Authorizer ----------------------------------------------------------------------------
 
@@ -381,6 +398,11 @@ class RuleAuthorizer:
         if not decision.allowed:
             raise RequestError(Code.PERMISSION_DENIED, decision.reason)
         return decision
+
+    def refusal(self, actor: Actor, access: AccessQuestion, authority: Authority, why: str) -> RequestError:
+        """Report a refusal whose reason the caller has found, and return it."""
+        self._report(actor, access, authority, AccessDecision(False, why))
+        return RequestError(Code.PERMISSION_DENIED, why)
 
     def explain(self, principal_type: str, principal_id: str, resource_type: str, resource_id: str) -> Explanation:
         """Return the ladder's verdict about a principal, with all that it rests on."""

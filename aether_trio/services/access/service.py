@@ -24,7 +24,7 @@ from typing import Final, Protocol, TypeVar
 import msgspec
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.patterns import escape, literal_of
+from aether_trio.model.access.patterns import PatternError, escape, literal_of
 from aether_trio.model.access.rules import (
     GROUP,
     OWN_RULE_ID,
@@ -50,7 +50,7 @@ from aether_trio.services.access import records
 from aether_trio.services.access.audit_events import change_event
 from aether_trio.services.access.authorizer import AccessQuestion, Actor, Admin, Authority
 from aether_trio.services.access.changes import AccessChanges, Committed, Draft
-from aether_trio.services.access.granting import Granting, check_reach
+from aether_trio.services.access.granting import Granting, check_reach, reaches_all_of
 from aether_trio.services.access.policy_service import PolicyService
 from aether_trio.services.access.records import FallbackRecord, GroupRecord
 from aether_trio.services.access.rule_authorizer import FALLBACK_TIER, RuleAuthorizer
@@ -190,11 +190,22 @@ class AccessService:
         self, caller: _Caller, op: pb.ACLOperation, resource_type: str, resource_id: str, level: AccessLevel
     ) -> None:
         """Raise RequestError unless the caller may change or see rules about a resource."""
-        if resource_type == "workspace" and resource_id and not self._administers(caller, op):
-            access = AccessQuestion(_word(op), "workspace", resource_id, resource_id, level)
-            self._authorizer.require(caller.session, access, caller.authority)
-        else:
+        if resource_type != "workspace" or not resource_id or self._administers(caller, op):
             self._check_administers(caller, op)
+            return
+        name = _literal(resource_id)
+        access = AccessQuestion(_word(op), "workspace", name or resource_id, name or resource_id, level)
+        if name is not None:
+            self._authorizer.require(caller.session, access, caller.authority)
+            return
+        # All that the pattern matches counts, and not the workspace with its text as a name.
+        if not reaches_all_of(caller.session, resource_id):
+            why = f"this credential does not reach all of workspace {shown(resource_id)}"
+            raise self._authorizer.refusal(caller.session, access, caller.authority, why)
+        held = self._granting.level_over(caller.session, "workspace", resource_id, caller.authority)
+        if held < level:
+            why = f"{_word(op)} needs {level.name} on all of workspace:{resource_id}, and you have {held.name}"
+            raise self._authorizer.refusal(caller.session, access, caller.authority, why)
 
     # -- rules -------------------------------------------------------------------------------------
 
@@ -283,9 +294,10 @@ class AccessService:
                 asked.reason,
             )
         )
-        needed = AccessLevel.MANAGE if level <= AccessLevel.READWRITE else AccessLevel.ADMIN
 
         def check() -> None:
+            known = self._authorizer.index.same_rule(rule)
+            needed = _needed(level if known is None else max(level, known.level))
             self._check_may_rule(caller, op, rule.resource_type, rule.resource_id, needed)
             self._granting.check_rule(caller.session, rule, caller.authority)
 
@@ -315,10 +327,9 @@ class AccessService:
         if rule is None:
             self._check_administers(caller, op)
             raise _no_rule(op)
-        needed = AccessLevel.MANAGE if rule.level <= AccessLevel.READWRITE else AccessLevel.ADMIN
 
         def check() -> None:
-            self._check_may_rule(caller, op, rule.resource_type, rule.resource_id, needed)
+            self._check_may_rule(caller, op, rule.resource_type, rule.resource_id, _needed(rule.level))
             self._granting.check_removal(caller.session, rule, caller.authority)
 
         def program(draft: Draft) -> Program[bool]:
@@ -664,6 +675,19 @@ def _lock_pattern(asked: pb.ACLGrantRequest) -> str:
     if asked.principal_type == "user" and not asked.principal_id.startswith("us::"):
         return f"user:{asked.principal_id}"
     return asked.principal_id
+
+
+def _needed(level: AccessLevel) -> AccessLevel:
+    """Return the level that it takes to give or take away a level in a workspace."""
+    return AccessLevel.MANAGE if level <= AccessLevel.READWRITE else AccessLevel.ADMIN
+
+
+def _literal(text: str) -> str | None:
+    """Return the name that a pattern stands for; None for a pattern. Raises RuleError."""
+    try:
+        return literal_of(text)
+    except PatternError as error:
+        raise RuleError("resource_id", f"resource_id: {error}") from None
 
 
 def _legacy(names: tuple[str, str, str, str]) -> tuple[str, str, str, str]:
