@@ -185,20 +185,17 @@ class AuditEvent:
 
 
 class AuditRecord(NamedTuple):
-    """An event as it is stored: its time, its success, and its texts in UTF-8."""
+    """An event as it is stored: its time, its success, and its texts (TEXTS)."""
 
     at_ms: int
     success: int
-    texts: tuple[bytes, ...]
-
-    @property
-    def size(self) -> int:
-        """About the bytes of memory that the record takes."""
-        return RECORD_BYTES + sum(map(len, self.texts))
+    texts: tuple[str, ...]
+    size: int
+    """About the bytes of memory that the record takes."""
 
 
-RECORD_BYTES: Final = 1000
-"""The memory of a record besides its texts: objects and tuples."""
+RECORD_BYTES: Final = 1500
+"""The memory of a record besides its characters: objects and tuples."""
 GATEWAY_ID: Final = TEXTS.index("gateway_id")
 
 _PLAIN: Final = TEXTS[:-1]
@@ -209,32 +206,37 @@ _SUBJECT_TYPE: Final = _PLAIN.index("subject_type")
 _SUBJECT_ID: Final = _PLAIN.index("subject_id")
 _ROOT_TYPE: Final = _PLAIN.index("root_subject_type")
 _ROOT_ID: Final = _PLAIN.index("root_subject_id")
-_LOWERCASE: Final = (_ACTOR_TYPE, _SUBJECT_TYPE, _ROOT_TYPE)
 
 
 def record_of(event: AuditEvent) -> AuditRecord:
     """Make the stored form of an event: checked texts, redacted metadata."""
     values: list[str] = list(_plain_texts(event))
-    for place in _LOWERCASE:
-        if values[place]:
-            values[place] = values[place].lower()
+    values[_ACTOR_TYPE] = values[_ACTOR_TYPE].lower()
     if not values[_SUBJECT_TYPE] and not values[_SUBJECT_ID]:
         values[_SUBJECT_TYPE], values[_SUBJECT_ID] = values[_ACTOR_TYPE], values[_ACTOR_ID]
+    else:
+        values[_SUBJECT_TYPE] = values[_SUBJECT_TYPE].lower()
     if not values[_ROOT_TYPE] and not values[_ROOT_ID]:
         values[_ROOT_TYPE], values[_ROOT_ID] = values[_SUBJECT_TYPE], values[_SUBJECT_ID]
-    texts = [stored_text(text) if text else b"" for text in values]
-    texts.append(metadata_text(event.metadata).encode())
-    return AuditRecord(event.at_ms, int(event.success), tuple(texts))
+    else:
+        values[_ROOT_TYPE] = values[_ROOT_TYPE].lower()
+    joined = "".join(values)
+    if len(joined) > TEXT_BYTES or not joined.isascii() or "\0" in joined:
+        values = [stored_text(text) for text in values]
+        joined = "".join(values)
+    metadata = metadata_text(event.metadata)
+    size = RECORD_BYTES + len(metadata) + (len(joined) if joined.isascii() else len(joined.encode()))
+    return AuditRecord(event.at_ms, int(event.success), (*values, metadata), size)
 
 
-def stored_text(text: str) -> bytes:
-    """Return a text as UTF-8 without zero bytes, cut off at TEXT_BYTES."""
+def stored_text(text: str) -> str:
+    """Return a text without what UTF-8 and zero bytes make impossible, cut off at TEXT_BYTES."""
     data = text.encode("utf-8", "replace")
     if b"\0" in data:
         data = data.replace(b"\0", b"\xef\xbf\xbd")
     if len(data) <= TEXT_BYTES:
-        return data
-    return data[: TEXT_BYTES - len(CUT.encode())].decode("utf-8", "ignore").encode() + CUT.encode()
+        return data.decode()
+    return data[: TEXT_BYTES - len(CUT.encode())].decode("utf-8", "ignore") + CUT
 
 
 def metadata_text(metadata: Mapping[str, object]) -> str:
@@ -254,6 +256,8 @@ _encode: Final = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=
 
 
 def _as_json(metadata: Mapping[str, object]) -> str:
+    if _PLAIN_TYPES.issuperset(map(type, metadata.values())) and _are_plain(tuple(metadata)):
+        return _encode(metadata)
     return _encode(redacted(metadata))
 
 
@@ -261,7 +265,10 @@ _SECRET: Final = re.compile("password|passwd|apikey|secret|token|bearer|authoriz
 _SEPARATORS: Final = re.compile(r"[\s_.\-]")
 
 
+_PLAIN_TYPES: Final = frozenset({str, int, bool, type(None)})
+_TEXT: Final = frozenset({str})
 _REMEMBERED_KEYS: Final = 512
+_REMEMBERED_AT_ONCE: Final = 8
 _REMEMBERED_KEY_CHARACTERS: Final = 64
 
 
@@ -277,6 +284,18 @@ def _names_secret(key: str) -> bool:
 
 
 _names_known_secret: Final = lru_cache(maxsize=_REMEMBERED_KEYS)(_names_secret)
+
+
+def _are_plain(keys: tuple[str, ...]) -> bool:
+    """Return whether these are a few short texts that name no secrets."""
+    if len(keys) > _REMEMBERED_AT_ONCE or not _TEXT.issuperset(map(type, keys)):
+        return False
+    return max(map(len, keys), default=0) <= _REMEMBERED_KEY_CHARACTERS and _name_no_secrets(keys)
+
+
+@lru_cache(maxsize=_REMEMBERED_KEYS)
+def _name_no_secrets(keys: tuple[str, ...]) -> bool:
+    return not any(map(_names_secret, keys))
 
 
 def redacted(metadata: Mapping[str, object]) -> dict[str, Any]:
@@ -313,13 +332,19 @@ def content_text(payload: bytes) -> str:
 
 LEAF_VERSION: Final = 1
 _HEAD: Final = struct.Struct(f">BqqB{len(TEXTS)}I")
-pack_head: Final = _HEAD.pack
-"""Packs version, times, success and lengths; for loops over many rows."""
+_pack_head: Final = _HEAD.pack
 
 
-def leaf_bytes(at_ms: int, ts_ms: int, success: int, texts: Sequence[bytes]) -> bytes:
-    """Return the bytes of a row of which its tree has the hash."""
-    return pack_head(LEAF_VERSION, at_ms, ts_ms, success, *map(len, texts)) + b"".join(texts)
+def leaf_bytes(at_ms: int, ts_ms: int, success: int, texts: Sequence[str]) -> bytes:
+    """Return the bytes of a row of which its tree has the hash.
+
+    Surrogates stand for bytes that a stored text has and UTF-8 does not (surrogateescape).
+    """
+    joined = "".join(texts)
+    if joined.isascii():
+        return _pack_head(LEAF_VERSION, at_ms, ts_ms, success, *map(len, texts)) + joined.encode()
+    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
+    return _pack_head(LEAF_VERSION, at_ms, ts_ms, success, *map(len, encoded)) + b"".join(encoded)
 
 
 LEAF_BITS: Final = 40

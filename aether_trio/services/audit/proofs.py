@@ -35,7 +35,7 @@ def prove_row(source: RowSource, row_id: int) -> dict[str, Any]:
         raise LookupError(f"no signed head covers the row {row_id} yet: one is signed each minute")
     head = min(heads, key=lambda one: one.size)
     row = rows[0]
-    leaf = leaf_bytes(row[1], row[2], row[3], [text.encode("utf-8", "surrogateescape") for text in row[TEXT_COLUMNS]])
+    leaf = leaf_bytes(row[1], row[2], row[3], row[TEXT_COLUMNS])
     leaves: list[bytes] = []
     for block in source.blocks(audit_id(number, tree.floor_size), audit_id(number, head.size - 1)):
         hashes = block.leaves

@@ -15,14 +15,12 @@ from aether_trio.model.access.merkle import Frontier
 from aether_trio.model.audit import (
     GATEWAY_ID,
     LEAF_BITS,
-    LEAF_VERSION,
     TEXTS,
     AuditEvent,
     AuditRecord,
     EventType,
     audit_id,
     leaf_bytes,
-    pack_head,
     place_of,
     record_of,
 )
@@ -50,13 +48,7 @@ def row_leaf(row: Row) -> bytes:
 
     Raises TypeError or struct.error for columns of other types than the table's.
     """
-    texts = row[TEXT_COLUMNS]
-    joined = "".join(texts)
-    if joined.isascii():
-        head = pack_head(LEAF_VERSION, row[1], row[2], row[3], *map(len, texts))
-        return sha256(b"\0" + head + joined.encode()).digest()
-    encoded = [text.encode("utf-8", "surrogateescape") for text in texts]
-    return sha256(b"\0" + leaf_bytes(row[1], row[2], row[3], encoded)).digest()
+    return sha256(b"\0" + leaf_bytes(row[1], row[2], row[3], row[TEXT_COLUMNS])).digest()
 
 
 class TreeMissing(Exception):
@@ -110,17 +102,15 @@ def append_records(tree: str, records: Sequence[AuditRecord], now_ms: int) -> Pr
     number, size, frontier, last_ms, node = grown[0]
     first = size - len(records)
     ts_ms = max(now_ms, last_ms)
-    gateway = node.encode()
     rows: list[Sequence[Value]] = []
     leaves: list[bytes] = []
-    for leaf, (at_ms, success, texts) in enumerate(records, first):
+    for leaf, (at_ms, success, texts, _) in enumerate(records, first):
         happened_ms = min(at_ms, ts_ms)
         if not texts[GATEWAY_ID]:
-            texts = (*texts[:GATEWAY_ID], gateway, *texts[GATEWAY_ID + 1 :])  # noqa: PLW2901
+            texts = (*texts[:GATEWAY_ID], node, *texts[GATEWAY_ID + 1 :])  # noqa: PLW2901
         hashed = sha256(b"\0" + leaf_bytes(happened_ms, ts_ms, success, texts)).digest()
         leaves.append(hashed)
-        decoded = [text.decode() for text in texts]
-        rows.append((audit_id(number, leaf), happened_ms, ts_ms, success, *decoded, hashed))
+        rows.append((audit_id(number, leaf), happened_ms, ts_ms, success, *texts, hashed))
     yield ExecuteMany(_INSERT, rows)
     grown_frontier = Frontier.decode(first, frontier).extend(leaves)
     yield Execute(_GROWN, (number, grown_frontier.encode(), ts_ms))

@@ -38,8 +38,7 @@ async def rows_of(database: Database) -> list[dict[str, Any]]:
 
 
 def leaf_of(row: Row) -> bytes:
-    texts = [text.encode() for text in row[TEXT_COLUMNS]]
-    return leaf_hash(leaf_bytes(row[1], row[2], row[3], texts))
+    return leaf_hash(leaf_bytes(row[1], row[2], row[3], row[TEXT_COLUMNS]))
 
 
 async def frontier_of(database: Database, tree: AuditTree) -> Frontier:
