@@ -239,6 +239,8 @@ class Identity:
     """The topic this participant owns; "" for orchestrators, which own none."""
     canonical_id: str = field(init=False, compare=False, repr=False)
     """The id in access rules and grants: a user's id, for all windows; else the identity string."""
+    type_name: str = field(init=False, compare=False, repr=False)
+    """The participant's type in access rules and tasks; "task" for both kinds of task."""
 
     def __post_init__(self, strict: bool) -> None:
         form = _FORMS[self.kind]
@@ -255,10 +257,11 @@ class Identity:
         if form.shard:
             parts.append(form.shard)
         text = SEPARATOR.join(parts)
-        # The class is frozen for others; these three are its own, written once.
+        # The class is frozen for others; these are its own, written once.
         object.__setattr__(self, "text", text)
         object.__setattr__(self, "topic", text if form.topic is None else form.topic)
         object.__setattr__(self, "canonical_id", self.implementation if self.kind is Kind.USER else text)
+        object.__setattr__(self, "type_name", self.kind.principal_type.type_name)
 
     def __str__(self) -> str:
         return self.text
@@ -271,11 +274,6 @@ class Identity:
     def wire_type(self) -> PrincipalType:
         """The participant's PrincipalType on the wire."""
         return self.kind.principal_type
-
-    @property
-    def type_name(self) -> str:
-        """The participant's type in access rules and tasks; "task" for both kinds of task."""
-        return self.kind.principal_type.type_name
 
     @property
     def user_id(self) -> str:

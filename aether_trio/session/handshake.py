@@ -182,6 +182,8 @@ class Handshake:
 
     async def _wait_fresh(self) -> None:
         """Wait until this node knows the latest access data. Raises StatusError."""
+        if not self._parts.gate.is_closed:
+            return
         with trio.move_on_after(FRESH_S):
             await self._parts.gate.wait()
             return

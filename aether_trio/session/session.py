@@ -68,7 +68,7 @@ class Session:
 
     __slots__ = (
         "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "accepted", "acknowledged",
-        "allows_workspace", "answering", "cap", "client", "connected_ms", "counted", "covers", "credential", "detached",
+        "allows_workspace", "answering", "authorized", "cap", "client", "connected_ms", "counted", "covers", "credential", "detached",
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
         "leaves_when_idle", "leaving",
         "lineage", "link", "lock", "maker", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
@@ -141,6 +141,8 @@ class Session:
         self.cap = admitted.cap  # the highest level of access that its credential permits
         self.groups = admitted.groups  # those of its identity provider
         self.maker = admitted.maker  # the principal that has made its token
+        self.authorized = (-1, 0)
+        """When rules were asked last whether it may be here, in changes, and until when that holds."""
         self.accepted = admitted.accepted  # what its credentials reach, as patterns
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None

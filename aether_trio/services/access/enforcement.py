@@ -36,9 +36,11 @@ class Enforcement:
         self._authorizer = authorizer
         self._moved = moved
         self._leaving: list[Session] = []
+        self._applied = 0
 
     def applied(self) -> None:
         """Forget what sessions have decided, after a change. Never waits."""
+        self._applied += 1
         for session in self._registry:
             session.sender.forget_decisions()
 
@@ -65,16 +67,18 @@ class Enforcement:
 
     def refusal(self, session: Session) -> tuple[Status, str] | None:
         """Return why a session may not be connected, or None."""
-        lock = self._authorizer.lock_of(session)
-        if lock is not None:
-            return Status.UNAUTHENTICATED, f"{session.identity.canonical_id} is locked: {lock.reason or lock.pattern}"
-        identity = session.identity
+        identity, denial = session.identity, ""
         if identity.kind in ASKED_AT_CONNECT:
             access = AccessQuestion("connect", "workspace", identity.workspace, identity.workspace, AccessLevel.READ)
             decision = self._authorizer.decide(session, access)
-            if not decision.allowed:
-                return Status.PERMISSION_DENIED, decision.reason
-        return None
+            if decision.allowed:  # which a lock rules out
+                session.authorized = self._applied, decision.until_ms
+                return None
+            denial = decision.reason
+        lock = self._authorizer.lock_of(session)
+        if lock is not None:
+            return Status.UNAUTHENTICATED, f"{identity.canonical_id} is locked: {lock.reason or lock.pattern}"
+        return (Status.PERMISSION_DENIED, denial) if denial else None
 
     def may_read(self, session: Session, workspace: str) -> bool:
         """Return whether a session may read a workspace now. Reports no decision."""
@@ -83,6 +87,9 @@ class Enforcement:
 
     def authorize(self, session: Session) -> None:
         """Check that a new session may be connected. Raises StatusError."""
+        applied, until_ms = session.authorized
+        if applied == self._applied and (not until_ms or until_ms > self._authorizer.now_ms()):
+            return  # nothing has changed since it was asked before
         refusal = self.refusal(session)
         if refusal is not None:
             raise StatusError(*refusal)

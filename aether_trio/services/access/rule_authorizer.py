@@ -472,14 +472,16 @@ class RuleAuthorizer:
         level = min(verdict.level, cap)
         allowed = level >= access.level and access.level > AccessLevel.NONE
         reason = "" if allowed else self._denial(actor, access, authority, verdict, cap)
-        until = [one for one in (verdict.until_ms, 0 if grant is None else grant.expires_ms) if one]
+        until_ms = verdict.until_ms
+        if grant is not None and grant.expires_ms and not 0 < until_ms <= grant.expires_ms:
+            until_ms = grant.expires_ms
         return AccessDecision(
             allowed,
             reason,
             level,
             verdict.rule_id,
             verdict.tier >= FALLBACK_TIER,
-            min(until, default=0),
+            until_ms,
             (access.resource_type, access.resource_id),
         )
 
