@@ -230,7 +230,7 @@ def record_of(event: AuditEvent) -> AuditRecord:
 
 
 def stored_text(text: str) -> str:
-    """Return a text without what UTF-8 and zero bytes make impossible, cut off at TEXT_BYTES."""
+    """Return a text as valid UTF-8 without zero bytes, cut off at TEXT_BYTES."""
     data = text.encode("utf-8", "replace")
     if b"\0" in data:
         data = data.replace(b"\0", b"\xef\xbf\xbd")

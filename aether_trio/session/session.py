@@ -142,7 +142,7 @@ class Session:
         self.groups = admitted.groups  # those of its identity provider
         self.maker = admitted.maker  # the principal that has made its token
         self.authorized = (-1, 0)
-        """When rules were asked last whether it may be here, in changes, and until when that holds."""
+        """Since which change the rules let it be here, and until when (Unix ms; 0: no end)."""
         self.accepted = admitted.accepted  # what its credentials reach, as patterns
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
