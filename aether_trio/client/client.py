@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Final, Unpack
 
@@ -28,14 +28,21 @@ from aether_trio.client.message import IncomingMessage, MessageType
 from aether_trio.client.messages import Messages
 from aether_trio.client.operation_table import operation_of
 from aether_trio.client.operations import Operations, ProgressUpdate
-from aether_trio.client.options import DELIVERY_CREDIT, NUMBERED_SENDS, REQUEST_TIMEOUT_S, ClientOptions, settings_for
+from aether_trio.client.options import (
+    CREDENTIAL_RENEWAL,
+    DELIVERY_CREDIT,
+    NUMBERED_SENDS,
+    REQUEST_TIMEOUT_S,
+    ClientOptions,
+    settings_for,
+)
 from aether_trio.client.statistics import ClientStatistics, statistics_of
 from aether_trio.model.identity import Identity
 from aether_trio.version import __version__
 from aether_trio.wire.pb import aether_pb2 as pb
 
-_OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT})
-"""Extensions that a transport declares for itself."""
+_OF_THE_TRANSPORT: Final = frozenset({NUMBERED_SENDS, DELIVERY_CREDIT, CREDENTIAL_RENEWAL})
+"""Extensions that the client declares for itself."""
 
 
 class Client(Operations, ClientBlock, abc.ABC):
@@ -72,8 +79,8 @@ class Client(Operations, ClientBlock, abc.ABC):
     def _identity(self, assigned_id: str) -> Identity:
         """Return this participant's identity; the gateway may have assigned a part of it."""
 
-    def _init(self) -> pb.InitConnection:
-        init = init_for(self._settings, self._reconnector.session_id)
+    def _init(self, credentials: Mapping[str, str]) -> pb.InitConnection:
+        init = init_for(self._settings, self._reconnector.session_id, credentials)
         self._identify(init)
         return init
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final, TypedDict, cast
+from typing import Final, TypeAlias, TypedDict, cast
 
 from aether_trio.client.connection.address import Address, parse_address
 from aether_trio.client.connection.backoff import Retry
@@ -29,8 +29,14 @@ NUMBERED_SENDS: Final = "urn:aether-trio:numbered-sends"
 """The refusal of the N-th send of a connection has the id "send-N"."""
 DELIVERY_CREDIT: Final = "urn:aether-trio:delivery-credit"
 """The gateway delivers what it has credit for."""
+CREDENTIAL_RENEWAL: Final = "urn:aether-trio:credential-renewal"
+"""The gateway says when the session ends, and takes fresh credentials before."""
 ASSIGNMENTS: Final = "urn:aether-trio:assignments"
 """An extension by which a gateway says the number of each assignment."""
+
+
+AskCredentials: TypeAlias = Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]
+"""Returns fresh credentials. One that is no async function runs in a thread."""
 
 
 class ClientOptions(TypedDict, total=False):
@@ -39,8 +45,9 @@ class ClientOptions(TypedDict, total=False):
     api_key: str
     token: str
     """A task's token, as an orchestrator hands it to what it starts."""
-    credentials: Mapping[str, str]
-    """Other credentials by their name in the protocol, such as "session_token"."""
+    credentials: Mapping[str, str] | AskCredentials
+    """Credentials by their name in the protocol, such as "bearer_token", or a function that returns
+    them. It is asked for each connection, and again before the session's credential expires."""
     tls: TlsOptions | ssl.SSLContext
     """For aethers://, wss:// and grpcs://. Without it the system's authorities are trusted."""
     extensions: Sequence[pb.ExtensionDeclaration | str]
@@ -102,6 +109,8 @@ class ClientSettings:
     context: ssl.SSLContext | None
     server_name: str | None
     credentials: Mapping[str, str] = field(repr=False)
+    ask_credentials: AskCredentials | None
+    """Asked for more credentials, beside those that do not change."""
     extensions: tuple[pb.ExtensionDeclaration, ...]
     resume_session_id: str
     program: str
@@ -128,7 +137,9 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
     parsed = parse_address(address)
     options = _checked(options)
     tls = options.get("tls")
-    credentials = dict(options.get("credentials", {}))
+    given = options.get("credentials", {})
+    ask = given if callable(given) else None
+    credentials = {} if callable(given) else dict(given)
     if key := options.get("api_key"):
         credentials["api_key"] = key
     if token := options.get("token"):
@@ -138,6 +149,8 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
         raise ValueError(f"ping_interval is {interval:g} s; under 10 s a gateway may take the pings for a flood")
     said = options.get("extensions", ())
     extensions = [pb.ExtensionDeclaration(uri=one) if isinstance(one, str) else one for one in said]
+    if ask is not None:
+        extensions.append(pb.ExtensionDeclaration(uri=CREDENTIAL_RENEWAL))
     if (wanted := options.get("worker_tasks")) is not None:
         if wanted < 0:
             raise ValueError(f"worker_tasks, the number of tasks at once, is {wanted}; it must be 0 or more")
@@ -147,6 +160,7 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
         context=context_for(parsed, tls),
         server_name=tls.server_name if isinstance(tls, TlsOptions) else None,
         credentials=credentials,
+        ask_credentials=ask,
         extensions=tuple(extensions),
         resume_session_id=options.get("resume_session_id", ""),
         program=options.get("program", ""),
@@ -171,16 +185,22 @@ def _checked(options: ClientOptions) -> ClientOptions:
     """Check the types of the options, and return those that are not None."""
     given = {name: value for name, value in options.items() if value is not None or name == "ping_interval"}
     for name, value in given.items():
-        kinds = _KINDS.get(name, object)
+        kinds = object if name == "credentials" and callable(value) else _KINDS.get(name, object)
         if not isinstance(value, kinds) and not (name == "ping_interval" and value is None):
             known = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
             raise TypeError(f"the option {name} must be {known}, not {type(value).__name__}")
         if name in _TIMES and isinstance(value, int | float) and not value >= 0:
             raise ValueError(f"the option {name} is {value:g} s; it must be 0 or more")
-    for name, text in dict(options.get("credentials") or {}).items():
+    if isinstance(said := given.get("credentials"), Mapping):
+        check_credentials(said)
+    return cast("ClientOptions", given)
+
+
+def check_credentials(given: Mapping[str, str]) -> None:
+    """Check that all credentials are texts. Raises TypeError."""
+    for name, text in given.items():
         if not isinstance(text, str):
             raise TypeError(f"credentials[{name!r}] must be a text, not {type(text).__name__}")
-    return cast("ClientOptions", given)
 
 
 def numbered(options: ClientOptions) -> ClientOptions:

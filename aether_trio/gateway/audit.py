@@ -131,6 +131,27 @@ class AuditTrail:
 
         self._counts.count(kind, make)
 
+    def renewed(
+        self, session: Session, before: Authenticated, admitted: Authenticated, error: StatusError | None
+    ) -> None:
+        """Record that a session rests on another credential now, or that it was refused."""
+        metadata: dict[str, object] = {
+            "admitted_by": admitted.credential,
+            "admitted_before_by": before.credential,
+            "ends_ms": admitted.expires_ms,
+            "ended_before_ms": before.expires_ms,
+        }
+        self.writer.put(
+            self._of(
+                session,
+                EventType.AUTH,
+                "credential_renewed",
+                success=error is None,
+                error_message="" if error is None else error.message,
+                metadata=metadata,
+            )
+        )
+
     def connected(self, session: Session, *, resumed: bool) -> None:
         """Record that a session is acknowledged."""
         peer = session.link.peer

@@ -6,6 +6,7 @@ raises keeps no other service from its call.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -19,6 +20,7 @@ from aether_trio.model.ownership import SessionHistory
 from aether_trio.services.access.enforcement import Enforcement
 from aether_trio.services.agents import AgentStarter, AutostartQueue
 from aether_trio.services.credentials.checker import CredentialChecker
+from aether_trio.services.credentials.renewal import check_renewal
 from aether_trio.services.kv import KvService
 from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService
@@ -89,6 +91,29 @@ class ServiceHooks:
         """
         self.credentials.confirm(session)
         self.enforcement.authorize(session)
+
+    async def renew(self, session: Session, credentials: Mapping[str, str]) -> None:
+        """Let a session rest on other credentials. Raises StatusError."""
+        client, peer = session.client, session.link.peer
+        claim = Claim(session.identity, "", credentials, "", False, (), client.sdk, client.version)
+        admitted = await self.authenticate(claim, peer)
+        if session.ending is not None:
+            raise session.ending
+        before = session.admission
+        try:
+            check_renewal(before, admitted)
+            session.renew(admitted)
+            try:
+                self.authorize(session)
+            except StatusError:
+                session.renew(before)
+                raise
+        except StatusError as error:
+            self.audit.renewed(session, before, admitted, error)
+            raise
+        self.expiry.watch(session)
+        self.audit.renewed(session, before, admitted, None)
+        await self.enforcement.renewed(session)
 
     async def recall(self, identity: str, session_id: str) -> SessionHistory | None:
         """Find an earlier session's history in the storage. Raises StorageUnavailable."""

@@ -75,6 +75,7 @@ OPERATIONS: Final[Mapping[EventType, frozenset[str]]] = {
             "auth_mtls_success",
             "auth_mtls_failure",
             "auth_token_validation",
+            "credential_renewed",
             "identity_resolved",
             "identity_resolve_failed",
         }

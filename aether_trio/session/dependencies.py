@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -51,6 +52,9 @@ class SessionHooks(Protocol):
 
     async def config_snapshot(self, session: Session) -> pb.ConfigSnapshot:
         """Return the configuration that an agent or task gets after its ConnectionAck."""
+
+    async def renew(self, session: Session, credentials: Mapping[str, str]) -> None:
+        """Let a session rest on these credentials; raise StatusError to refuse them."""
 
     def attempted(self, claim: Claim | None, status: Status, authenticated: bool) -> None:
         """Count a handshake that ended with `status`; no `claim`: no valid InitConnection."""

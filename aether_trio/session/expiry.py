@@ -4,7 +4,8 @@ One task for all sessions of a gateway, and one entry of a heap for each session
 entry's deadline is monotonic, so a calendar that is set back keeps no session alive. A calendar
 that is set forward is noticed within CHECK_S, and then all entries are compared with it.
 
-Invariant: a session ends at most CHECK_S after its `expires_ms`, by either clock.
+Invariant: a session ends at most CHECK_S after its `expires_ms`, by either clock. One that is
+renewed is watched again; the entry of its earlier end then ends nothing.
 """
 
 from __future__ import annotations
@@ -72,9 +73,9 @@ class SessionExpiry:
         while True:
             if not self._heap:
                 await self._earlier.wait()
-            for count, session_id in enumerate(self._take_due()):
-                session = self._registry.session(session_id)
-                if session is not None:
+            for count, due in enumerate(self._take_due()):
+                session = self._registry.session(due.session_id)
+                if session is not None and session.expires_ms == due.expires_ms:
                     session.end(Status.UNAUTHENTICATED, EXPIRED)
                 if count % _SLICE == _SLICE - 1:
                     await trio.lowlevel.checkpoint()
@@ -83,8 +84,8 @@ class SessionExpiry:
                 with trio.move_on_after(min(max(left_s, 0.0), CHECK_S)):
                     await self._earlier.wait()
 
-    def _take_due(self) -> list[str]:
-        """Remove the entries that are due from the heap; return their session ids."""
+    def _take_due(self) -> list[_Expiring]:
+        """Remove the entries that are due from the heap, and return them."""
         offset_ms = self._offset()
         if offset_ms > self._offset_ms + STEP_MS:
             now_ms, monotonic = self._clock.now_ms(), self._clock.monotonic()
@@ -95,10 +96,10 @@ class SessionExpiry:
             heapq.heapify(self._heap)
             self._offset_ms = offset_ms
         self._offset_ms = min(self._offset_ms, offset_ms)
-        due: list[str] = []
+        due: list[_Expiring] = []
         now = self._clock.monotonic()
         while self._heap and self._heap[0].deadline <= now:
-            due.append(heapq.heappop(self._heap).session_id)
+            due.append(heapq.heappop(self._heap))
         return due
 
     def _offset(self) -> float:

@@ -21,6 +21,7 @@ from aether_trio.model.ownership import SessionHistory
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.duplicate_grace import let_predecessor_end
 from aether_trio.session.init_connection import Authenticated, Claim, read_claim, undeclared_extensions
+from aether_trio.session.renewal import left_ms, tell_end
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.transport.link import Link, LinkBroken, Upstream
@@ -154,6 +155,8 @@ class Handshake:
         ack.assigned_id = claim.assigned_id
         if claim.extensions:
             ack.negotiated_extensions.extend(claim.extensions)
+            if claim.renews:
+                tell_end(ack, left_ms(session, self._parts.clock.now_ms()))
             ack.server_supported_extensions.extend(undeclared_extensions(claim))
         ack.server_version = self._parts.server_version
         ack.initial_connection_unix_ms = session.history.initial_connection_ms

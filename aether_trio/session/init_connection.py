@@ -32,7 +32,12 @@ NUMBERED_SENDS = "urn:aether-trio:numbered-sends"
 DELIVERY_CREDIT = "urn:aether-trio:delivery-credit"
 """This project's extension. Its version is how many messages and bytes the client takes at first,
 as "64/1048576"; see `credit_granted`."""
-KNOWN_EXTENSIONS: frozenset[str] = frozenset({WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT})
+CREDENTIAL_RENEWAL = "urn:aether-trio:credential-renewal"
+"""This project's extension. The client is told when its session ends, and may show a fresh
+credential before (session/renewal.py)."""
+KNOWN_EXTENSIONS: frozenset[str] = frozenset(
+    {WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT, CREDENTIAL_RENEWAL}
+)
 """URIs of the extensions that this gateway understands."""
 
 SESSION_ID_BYTES: Final = 128
@@ -62,6 +67,7 @@ class Claim(NamedTuple):
     numbered: bool = False  # whether the client is told the numbers of its assignments
     counts_sends: bool = False  # whether the client is told which of its sends was refused
     credit: tuple[int, int] | None = None  # (messages, bytes) that may be delivered at first
+    renews: bool = False  # whether the client is told the end of its session, and may renew it
 
 
 class Reached(Protocol):
@@ -141,6 +147,16 @@ def read_claim(
         )
     except TextError as error:
         raise _invalid(f"invalid InitConnection: {error}") from None
+
+
+def renewed_credentials(init: pb.InitConnection, limits: Limits) -> dict[str, str]:
+    """Return the credentials of a renewal. Raises StatusError."""
+    if init.ByteSize() > limits.init_bytes:
+        raise _invalid(f"the renewal has {init.ByteSize()} bytes; at most {limits.init_bytes} are allowed")
+    try:
+        return _credentials(init.credentials, limits)
+    except TextError as error:
+        raise _invalid(f"invalid renewal: {error}") from None
 
 
 def _invalid(text: str) -> StatusError:
@@ -264,10 +280,11 @@ def _negotiate(
 
 def _own_extensions(
     declared: Sequence[pb.ExtensionDeclaration],
-) -> tuple[int | None, bool, bool, tuple[int, int] | None]:
+) -> tuple[int | None, bool, bool, tuple[int, int] | None, bool]:
     """Return what this project's extensions ask for: the last fields of a Claim."""
     uris = {one.uri for one in declared}
-    return _worker_tasks(declared), ASSIGNMENTS in uris, NUMBERED_SENDS in uris, _credit(declared)
+    credit = _credit(declared)
+    return _worker_tasks(declared), ASSIGNMENTS in uris, NUMBERED_SENDS in uris, credit, CREDENTIAL_RENEWAL in uris
 
 
 def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:

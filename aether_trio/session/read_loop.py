@@ -18,6 +18,7 @@ from aether_trio.delivery.router import Forwarded
 from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.init_connection import credit_granted
+from aether_trio.session.renewal import Renewals
 from aether_trio.session.session import Session
 from aether_trio.transport.link import Upstream
 from aether_trio.wire.framing import Send
@@ -40,6 +41,7 @@ class ReadLoop:
         self._rates = dependencies.rates
         self._gate = dependencies.gate
         self._dispatcher = dependencies.dispatcher
+        self._renewals = Renewals(dependencies)
         self._batched_cases = dependencies.dispatcher.batched_cases
 
     async def run(self, session: Session, early: Sequence[Upstream]) -> None:
@@ -132,6 +134,9 @@ class ReadLoop:
                 self._send(session, send, await self._prepare(session, send.target_topic, send) if prepares else None)
             elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
                 outbox.grant(*grant)
+            elif case == "init" and session.renews and message.init.WhichOneof("client_type") is None:
+                left -= REQUEST_COSTS
+                self._renewals.begin(session, message.init)
             elif case == "init":
                 raise StatusError(Status.INVALID_ARGUMENT, "this stream has had its InitConnection already")
             else:

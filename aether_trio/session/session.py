@@ -72,7 +72,7 @@ class Session:
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
         "leaves_when_idle", "leaving",
         "lineage", "link", "lock", "maker", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
-        "reading", "receipts", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
+        "reading", "receipts", "renewing", "renews", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
         "task_id", "token", "worker_tasks",
     )  # fmt: skip
 
@@ -103,6 +103,8 @@ class Session:
         self.profiles = claim.profiles  # what an orchestrator can start
         self.numbered = claim.numbered  # whether the client is told the numbers of its assignments
         self.worker_tasks = claim.worker_tasks  # how many live tasks it takes; None: no limit
+        self.renews = claim.renews  # whether the client may show another credential (renewal.py)
+        self.renewing = False  # whether one that it has shown is being checked
         self.counted: CountedSends | None = None
         self.receipts: Receipts | None = None
         self.connected_ms = now_ms
@@ -224,6 +226,37 @@ class Session:
         if self.pending is None:
             self.pending = SessionWrites()
         return self.pending
+
+    @property
+    def admission(self) -> Authenticated:
+        """What the session's credential permits, and which one it is."""
+        return Authenticated(
+            self.allows_workspace,
+            self.covers,
+            self.reaches_everything,
+            self.task_id,
+            self.token,
+            self.lineage,
+            self.credential,
+            self.expires_ms,
+            self.cap,
+            self.groups,
+            self.accepted,
+            self.maker,
+        )
+
+    def renew(self, admitted: Authenticated) -> None:
+        """Rest on another credential from now on; its task and its lineage stay."""
+        self.allows_workspace = admitted.allows_workspace
+        self.covers = admitted.covers
+        self.reaches_everything = admitted.everywhere
+        self.credential = admitted.credential
+        self.expires_ms = admitted.expires_ms
+        self.cap = admitted.cap
+        self.groups = admitted.groups
+        self.accepted = admitted.accepted
+        self.maker = admitted.maker
+        self.sender.forget_decisions()
 
     def finish(self) -> None:
         """Note that the client ended its stream, and that all before the end is handled."""

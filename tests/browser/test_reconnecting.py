@@ -221,3 +221,43 @@ def test_the_messages_of_a_gateway_that_has_forgotten_everything_are_new(
     page.wait_for_function("noor.state === 'open' && maya.state === 'open'")
     page.evaluate("(maya.send(noor.identity, 'tick'), maya.flush())")
     page.wait_for_function("got.length === 2")
+
+
+def test_fresh_credentials_are_shown_in_the_open_connection(page: Page, run: Run) -> None:
+    """Each end is renewed; a refusal is told, and the connection goes on."""
+    shown: list[dict[str, str]] = []
+
+    def serve(socket: WebSocketRoute) -> None:
+        def read(text: str | bytes) -> None:
+            message = json.loads(text)
+            if "init" not in message:
+                return
+            shown.append(message["init"])
+            number = len(shown)
+            ending = {"uri": "urn:aether-trio:credential-renewal", "version": "500", "supported": number != 2}
+            if number == 2:
+                ending |= {"version": "100", "rejection_reason": "UNAVAILABLE: not now"}
+            elif number > 2:
+                ending["version"] = "90000000"
+            socket.send(json.dumps({"connection_ack": {"session_id": "s", "negotiated_extensions": [ending]}}))
+
+        socket.on_message(read)
+
+    page.route_web_socket(re.compile("/v1/connect"), serve)
+    run(
+        page,
+        """async ({ connect }) => {
+          window.asked = 0;
+          window.errors = [];
+          window.client = await connect({
+            userId: "maya", storage: null, credentials: async () => ({ bearer_token: `t${asked += 1}` }),
+          });
+          client.addEventListener("error", ({ detail }) => errors.push(`${detail.code} ${detail.message}`));
+        }""",
+    )
+    page.wait_for_function("asked === 3")
+    page.evaluate("new Promise((resolve) => setTimeout(resolve))")
+    assert page.evaluate("client.state") == "open"
+    assert page.evaluate("errors") == ["UNAUTHENTICATED the session was not renewed: UNAVAILABLE: not now"]
+    assert [one["credentials"] for one in shown] == [{"bearer_token": f"t{number}"} for number in (1, 2, 3)]
+    assert ["user" in one for one in shown] == [True, False, False]

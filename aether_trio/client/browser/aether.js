@@ -25,6 +25,10 @@ export const VERSION = "1";
 
 const SUBPROTOCOL = "aether.v1.json.acks";
 const NUMBERED_SENDS = "urn:aether-trio:numbered-sends"; // the refusal of the N-th send of a connection has the id send-N
+const CREDENTIAL_RENEWAL = "urn:aether-trio:credential-renewal"; // the gateway says when the session ends, and takes fresh ones
+const RENEW_EARLY_MS = 300_000; // before the end of a long session, to twice that
+const RENEW_AGAIN_MS = 30_000;
+const LONGEST_TIMER_MS = 2 ** 31 - 1; // a browser takes a longer one for none
 const MAX_PAYLOAD_BYTES = 1024 * 1024; // the gateway's default; more would end the connection, not only the send
 const MAX_MESSAGE_BYTES = 2 * 1024 * 1024; // likewise
 const FIRST_BACKOFF_MS = 250;
@@ -357,6 +361,12 @@ export function connect(options) {
   return new Client(options).open();
 }
 
+/** How long the session of a ConnectionAck lasts, 0 for ever, and why it does not go on. */
+const renewalOf = (ack) => {
+  const one = (ack.negotiated_extensions ?? []).find(({ uri }) => uri === CREDENTIAL_RENEWAL) ?? {};
+  return { supported: one.supported ?? false, leftMs: Number(one.version) || 0, reason: one.rejection_reason ?? "" };
+};
+
 export class Client extends EventTarget {
   #options;
   #url;
@@ -371,6 +381,8 @@ export class Client extends EventTarget {
   #lastError = null;
   #forced = null;
   #asking = false; // for credentials
+  #endsAt = 0; // of this connection's session, by its credential; 0: never
+  #renewing = false; // credentials that were shown in this connection have no answer yet
   #timers = {};
   #abort = new AbortController();
 
@@ -560,7 +572,7 @@ export class Client extends EventTarget {
           resume_session_id: sessionId,
           client_sdk: "aether.js",
           client_version: VERSION,
-          extensions: [{ uri: NUMBERED_SENDS }],
+          extensions: [{ uri: NUMBERED_SENDS }, ...(typeof this.#options.credentials === "function" ? [{ uri: CREDENTIAL_RENEWAL }] : [])],
         },
       });
       this.#stateDeliveries();
@@ -598,8 +610,8 @@ export class Client extends EventTarget {
 
   #ended(closeCode, reason, code) {
     this.#socket = null;
-    for (const name of ["attempt", "confirm", "heartbeat"]) clearTimeout(this.#timers[name]);
-    this.#confirming = false;
+    for (const name of ["attempt", "confirm", "heartbeat", "renewal"]) clearTimeout(this.#timers[name]);
+    this.#confirming = this.#renewing = false;
     this.#forgetArrivals();
     this.#outgoing = [...this.#unconfirmed, ...this.#outgoing];
     this.#unconfirmed = [];
@@ -721,6 +733,7 @@ export class Client extends EventTarget {
     if (message) this.#deliver(message, wire.delivery);
     else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
     else if (wire.authority_request_event) this.#emit("authority_request", requestEventOf(wire.authority_request_event));
+    else if (wire.connection_ack && this.#renewing) this.#renewed(renewalOf(wire.connection_ack));
     else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
     else if (wire.error) this.#refused(wire.error);
     else if (wire.signal) this.#signalled(wire.signal);
@@ -790,7 +803,45 @@ export class Client extends EventTarget {
     this.#settle(request, error);
   }
 
+  // -- the end of the credentials
+
+  /** Ask for fresh credentials when a part of the session's time is left. */
+  #planRenewal({ supported, leftMs }) {
+    clearTimeout(this.#timers.renewal);
+    this.#endsAt = leftMs && now() + leftMs;
+    if (!supported || !leftMs || typeof this.#options.credentials !== "function") return;
+    const early = Math.min(leftMs / 5, RENEW_EARLY_MS) * (1 + Math.random());
+    this.#timers.renewal = setTimeout(() => this.#renew(), Math.min(leftMs - early, LONGEST_TIMER_MS));
+  }
+
+  async #renew() {
+    const socket = this.#socket;
+    const left = Math.max(this.#endsAt - now(), 0);
+    this.#timers.renewal = setTimeout(() => this.#renew(), Math.max(Math.min(left / 5, RENEW_AGAIN_MS), FIRST_BACKOFF_MS));
+    try {
+      const credentials = await this.#inTime(this.#options.credentials());
+      if (socket !== this.#socket || this.#state !== "open") return;
+      this.#renewing = true;
+      this.#transmit({ init: { credentials: credentials ?? {} } });
+    } catch (error) {
+      if (socket === this.#socket) this.#notRenewed(`credentials(): ${error?.message ?? error}`);
+    }
+  }
+
+  #renewed({ supported, leftMs, reason }) {
+    this.#renewing = false;
+    // The same end is no refusal: the page has no later credentials yet, and is asked again.
+    if (!supported) this.#notRenewed(reason);
+    else if (!leftMs || now() + leftMs > this.#endsAt + 1000) this.#planRenewal({ supported, leftMs });
+  }
+
+  /** The connection goes on to its end, and then the page is asked for the next one. */
+  #notRenewed(why) {
+    this.#emit("error", new AetherError("UNAUTHENTICATED", `the session was not renewed: ${why}`, { retryable: true }));
+  }
+
   async #acknowledged(ack) {
+    this.#planRenewal(renewalOf(ack));
     this.#window.sessionId = ack.session_id ?? "";
     this.#windows.remember(this.#window.windowId, this.#window.sessionId);
     this.#session = {

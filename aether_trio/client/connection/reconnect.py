@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import enum
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final, TypeVar
 
 import anyio
@@ -22,6 +22,7 @@ import anyio.lowlevel
 
 from aether_trio.client.connection.dispatch import MessageDispatch
 from aether_trio.client.connection.open_transport import open_transport
+from aether_trio.client.connection.renewal import ask_credentials, keep_renewed
 from aether_trio.client.connection.transport import BROKEN, ConnectionEnd, Transport
 from aether_trio.client.errors import (
     AetherError,
@@ -29,6 +30,7 @@ from aether_trio.client.errors import (
     ConnectionLost,
     DuplicateIdentity,
     SessionEnded,
+    Unauthenticated,
     Unavailable,
 )
 from aether_trio.client.feeds import Feed
@@ -59,7 +61,10 @@ class Reconnector:
     """Opens a client's connections one after another, and runs each to its end."""
 
     def __init__(
-        self, settings: ClientSettings, dispatch: MessageDispatch, init: Callable[[], pb.InitConnection]
+        self,
+        settings: ClientSettings,
+        dispatch: MessageDispatch,
+        init: Callable[[Mapping[str, str]], pb.InitConnection],
     ) -> None:
         self.settings = settings
         self._dispatch = dispatch
@@ -166,7 +171,8 @@ class Reconnector:
         why: AetherError = ended.error or ConnectionLost(ended.why, in_doubt=True)
         if self._dispatch.told_to_stay_away is not None:
             raise SessionEnded("FORCE_DISCONNECT", self._dispatch.told_to_stay_away)
-        if not ended.retryable:
+        fresh = isinstance(why, Unauthenticated) and settings.ask_credentials is not None
+        if not (ended.retryable or fresh):  # with fresh credentials the client may be let in again
             raise why
         self._set(State.WAITING)
         self._call("on_disconnected", settings.on_disconnected, why)
@@ -203,11 +209,17 @@ class Reconnector:
         self._reached = False
         try:
             with anyio.fail_after(settings.handshake_timeout_s):
+                credentials = await ask_credentials(settings)
+        except TimeoutError:
+            text = f"the function credentials() returned nothing within {settings.handshake_timeout_s:g} s"
+            raise Unavailable("HANDSHAKE_TIMEOUT", text, retryable=True) from None
+        try:
+            with anyio.fail_after(settings.handshake_timeout_s):
                 transport = await open_transport(
                     settings.address, settings.context, settings.server_name, self._dispatch, settings.ping_interval_s
                 )
                 self._reached = True
-                ack = await transport.open(self._init())
+                ack = await transport.open(self._init(credentials))
         except TimeoutError:
             await self._abandon(transport)
             text = f"{settings.address} did not answer within {settings.handshake_timeout_s:g} s"
@@ -256,7 +268,7 @@ class Reconnector:
         if self._closing:
             transport.leave()
         try:
-            ended = await transport.run()
+            ended = await self._run(transport)
         except anyio.get_cancelled_exc_class():
             await transport.last_words()
             raise
@@ -270,6 +282,16 @@ class Reconnector:
             self._dispatch.cut()
         steady = self._lost_at - since >= self.settings.retry.steady_s
         self._failures = 0 if steady or ended.expected else self._failures + 1
+        return ended
+
+    async def _run(self, transport: Transport) -> ConnectionEnd:
+        """Run a connection to its end, and renew its session meanwhile."""
+        if self.settings.ask_credentials is None or transport.ack is None:
+            return await transport.run()
+        async with anyio.create_task_group() as group:
+            group.start_soon(keep_renewed, self.settings, self._dispatch, transport.ack)
+            ended = await transport.run()
+            group.cancel_scope.cancel()
         return ended
 
     def _call(self, name: str, hook: Callable[[T], None] | None, what: T) -> None:

@@ -94,6 +94,12 @@ class Enforcement:
         if refusal is not None:
             raise StatusError(*refusal)
 
+    async def renewed(self, session: Session) -> None:
+        """Apply another credential to a session, which may reach less than before."""
+        self._authorizer.forget_kv_decisions()
+        self.look(session)
+        await self._let_leave()
+
     async def _let_leave(self) -> None:
         """Let windows of users leave workspaces that they may not read any more."""
         while self._leaving:

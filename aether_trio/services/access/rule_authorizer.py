@@ -440,6 +440,10 @@ class RuleAuthorizer:
         self._cache.clear()
         self._kv_decisions.clear()
 
+    def forget_kv_decisions(self) -> None:
+        """Decide anew what sessions may do with keys: one rests on another credential."""
+        self._kv_decisions.clear()
+
     def now_ms(self) -> int:
         """Return the time by which this authorizer decides, in Unix ms."""
         return self._clock.now_ms()
