@@ -357,6 +357,10 @@ class AccessChanges:
         """End a change in another transaction on the same database; see `committed`."""
         return finish(draft, self._audit)
 
+    def write_audit(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
+        """Write the audit rows of another transaction on the same database."""
+        return self._audit.append(events, now_ms)
+
     async def committed(self, draft: Draft) -> tuple[str, ...]:
         """Apply a change after its commit, on all nodes; return those that have not."""
         if not draft.version:

@@ -57,7 +57,7 @@ class AuthorityService:
         )
         requests = RequestService(database, engine, changes, rights, ids, clock, strict=strict)
         self.grants = grants
-        self.grant_maker = TaskGrantMaker(database, cache, endings, authorizer, rights, ids, clock, audit)
+        self.grant_maker = TaskGrantMaker(database, cache, endings, authorizer, rights, ids, clock)
         self.handlers: Final[Mapping[str, Handler]] = MappingProxyType(
             {
                 "authority_grant_op": grants.handle,

@@ -42,7 +42,7 @@ from aether_trio.services.authority import store
 from aether_trio.services.authority.endings import GrantEndings
 from aether_trio.services.authority.known_grants import GRANT, KnownGrants
 from aether_trio.services.authority.rights import Rights
-from aether_trio.services.authority.transactions import AuditSink, grant_event
+from aether_trio.services.authority.transactions import DERIVE, REVOKE, grant_event, grant_row
 from aether_trio.services.tasks.grants import MintedGrant
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import Transaction
@@ -66,7 +66,7 @@ class TaskTransactions:
             return
         own = anchor[-1].grant_id
         if before.authority_grant_id != own:
-            yield from _revoke(tx, before.authority_grant_id)
+            yield from _revoke(tx, before, before.authority_grant_id)
             after.authority_grant_id, after.parent_authority_grant_id = own, anchor[-1].parent_id
         if not after.assigned_to or after.is_final:
             return
@@ -75,12 +75,14 @@ class TaskTransactions:
         except GrantError:
             return  # it has ended: the worker's operations are refused with the reason
         yield from store.insert_grant(grant, anchor)
+        row = grant_row(DERIVE, grant.issued_by, after.workspace, (*anchor, grant), tx.context.now_ms)
+        tx.effects.audit_rows.append(row)
         after.authority_grant_id, after.parent_authority_grant_id = grant.grant_id, own
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Revoke the grants that end with a task."""
         for grant_id in (yield from store.grants_ending_with(task.task_id)):
-            yield from _revoke(tx, grant_id)
+            yield from _revoke(tx, task, grant_id)
 
     def begin_wait(self, tx: Transaction, task: TaskRow, request_id: str) -> Program[None]:
         """Let a task wait for a request, unless it is decided already.
@@ -118,11 +120,17 @@ def end_wait_of(tx: Transaction, task_id: str, record: RequestRecord) -> Program
         yield from tx.apply(task, Move.FAIL, facts)
 
 
-def _revoke(tx: Transaction, grant_id: str) -> Program[None]:
+def _revoke(tx: Transaction, task: TaskRow, grant_id: str) -> Program[None]:
     """Revoke a grant in the transaction of its task."""
     draft = yield from tx.access_change()
     if (yield from store.revoke(grant_id, draft.now_ms)):
         draft.record(GRANT, grant_id, {"revoked": draft.now_ms})
+        lineage = yield from store.load_lineage(grant_id)
+        draft.audit(
+            grant_row(
+                REVOKE, PrincipalKey(TASK, task.task_id), task.workspace, lineage, draft.now_ms, grant_id=grant_id
+            )
+        )
 
 
 def _delivered(anchor: Lineage, task: TaskRow, now_ms: int) -> AuthorityGrant:
@@ -152,7 +160,6 @@ class TaskGrantMaker:
         rights: Rights,
         ids: IdFactory,
         clock: Clock,
-        audit: AuditSink,
     ) -> None:
         self._database = database
         self._cache = cache
@@ -161,7 +168,6 @@ class TaskGrantMaker:
         self._rights = rights
         self._ids = ids
         self._clock = clock
-        self._audit = audit
 
     async def prepare(
         self, session: Session, request: pb.CreateTaskRequest, task: TaskRow, target: Identity | None
@@ -202,9 +208,8 @@ class TaskGrantMaker:
             grant = make(parent, self._ids.unique(), delegate=delegate, issued_by=issuer, terms=terms, now_ms=now_ms)
         except GrantError as error:
             raise RequestError(Code.PERMISSION_DENIED, str(error)) from None
-        operation = "authority_grant_derive" if make is derive else "authority_intermediary_reroot"
-        self._audit.put(grant_event(operation, session, (*parent, grant), now_ms))
-        return MintedGrant(grant, parent)
+        operation = DERIVE if make is derive else "authority_intermediary_reroot"
+        return MintedGrant(grant, parent, grant_event(operation, session, (*parent, grant), now_ms))
 
     async def _parent(self, session: Session, request: pb.CreateTaskRequest) -> Lineage | None:
         """Return the grant given, or that of the caller's task; None without one."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Protocol, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from aether_trio.model.access.grants import Lineage, PrincipalKey
 from aether_trio.model.access.requests import RequestRecord
@@ -16,6 +16,9 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.storage.base import Program
 
 T = TypeVar("T")
+
+DERIVE: Final = "authority_grant_derive"
+REVOKE: Final = "authority_grant_revoke"
 
 
 class AuditSink(Protocol):
@@ -64,6 +67,14 @@ def grant_event(
 ) -> AuditEvent:
     """Make the audit event of an operation on a grant, or of its refusal."""
     who = PrincipalKey.of(actor.identity)
+    event = grant_row(operation, who, actor.identity.workspace, lineage, now_ms, grant_id=grant_id)
+    return replace(event, session_id=actor.session_id, success=not error, error_message=error)
+
+
+def grant_row(
+    operation: str, who: PrincipalKey, workspace: str, lineage: Lineage | None, now_ms: int, *, grant_id: str = ""
+) -> AuditEvent:
+    """Make the audit event of what a participant, or a task, has done with a grant."""
     event = AuditEvent(
         at_ms=now_ms,
         event_type=EventType.AUTHORIZATION,
@@ -72,10 +83,7 @@ def grant_event(
         actor_id=who.id,
         resource_type="authority_grant",
         resource_id=grant_id,
-        workspace=actor.identity.workspace,
-        session_id=actor.session_id,
-        success=not error,
-        error_message=error,
+        workspace=workspace,
     )
     if lineage is None:
         return event

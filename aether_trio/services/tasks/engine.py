@@ -15,7 +15,7 @@ ends the sessions under it. A node with a new lease joins its sessions again (`r
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from aether_trio.concurrency.kicks import Kicks
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
 from aether_trio.log.topic_log import TopicLog
+from aether_trio.model.audit import AuditEvent
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import report
 from aether_trio.model.errors import Status
@@ -99,6 +100,9 @@ class AppliedChanges(Protocol):
     def finish(self, draft: Draft) -> Program[None]:
         """End a change in the current transaction: write version, items, audit rows."""
 
+    def write_audit(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
+        """Write the audit rows of another transaction on the same database."""
+
     def apply(self, draft: Draft) -> None:
         """Apply a change on this node after its commit, and notify the others."""
 
@@ -108,6 +112,10 @@ class NoChanges:
 
     def finish(self, draft: Draft) -> Program[None]:
         yield from ()
+
+    def write_audit(self, events: Sequence[AuditEvent], now_ms: int) -> Program[object]:
+        yield from ()
+        return None
 
     def apply(self, draft: Draft) -> None:
         """Do nothing: there are no changes."""
@@ -311,12 +319,14 @@ class Engine:
     def _finishing(
         self, program: Callable[[Context], Program[T]], changed: Callable[[T], TaskTransaction | None], context: Context
     ) -> Program[T]:
-        """Run a program, and end the change of access data that it has begun."""
+        """Run a program; end its change of access data, and write its audit rows."""
         result = yield from program(context)
         tx = changed(result)
         if tx is not None:
             for draft in tx.effects.access_changes:
                 yield from self._access.finish(draft)
+            if tx.effects.audit_rows:
+                yield from self._access.write_audit(tx.effects.audit_rows, context.now_ms)
         return result
 
     async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple, Protocol
 
 from aether_trio.model.access.grants import AuthorityGrant, Lineage
+from aether_trio.model.audit import AuditEvent
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import TaskRow
 from aether_trio.session.session import Session
@@ -13,10 +14,11 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class MintedGrant(NamedTuple):
-    """The grant of a new task, and those that it is derived from."""
+    """The grant of a new task, those that it is derived from, and its audit event."""
 
     grant: AuthorityGrant
     above: Lineage
+    event: AuditEvent
 
     def give(self, task: TaskRow) -> None:
         """Write into a new task's row on whose behalf it is done."""

@@ -8,6 +8,7 @@ from typing import Any
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import agent, connect, user
 from tests.services.authority.people import (
     Decision,
@@ -21,6 +22,8 @@ from tests.services.authority.people import (
     grant_op,
     request_op,
 )
+from tests.services.authority.test_tasks import on_behalf
+from tests.services.tasks.peers import Op, operate
 
 PLANNER = ("agent", "ag::prod::planner::1")
 
@@ -52,6 +55,31 @@ async def test_operations_on_grants_have_rows(core: Core) -> None:
         assert (refused["success"], refused["resource_id"]) == (0, grant_id)
         (revoked,) = await rows(core, "authority_grant_revoke")
         assert (revoked["success"], revoked["resource_id"]) == (1, grant_id)
+
+
+async def test_grants_of_tasks_have_rows_when_they_are_made(core: Core) -> None:
+    async with connect(core, agent("prod", "planner", "1")) as agent_, connect(core, user("ann", "w1")) as ann:
+        parent = await delegated(core, ann, PLANNER, hops=2)
+        refused = await on_behalf(agent_, parent, parent_task_id="none")
+        assert not refused.success
+        made, same = [await on_behalf(agent_, parent, idempotency_key="once") for _ in range(2)]
+        assert made.task_id == same.task_id
+        pooled = await on_behalf(agent_, parent, pb.POOL)
+        derived = [row for row in await rows(core, "authority_grant_derive") if row["actor_id"] != "ann"]
+        assert [row["resource_id"] for row in derived] == [made.authority_grant_id, pooled.authority_grant_id]
+        assert {row["actor_id"] for row in derived} == {PLANNER[1]}
+        async with connect(core, agent("prod", "worker", "1")) as worker:
+            given = (await worker.next("task_assignment")).task_assignment
+            while given.task_id != pooled.task_id:
+                given = (await worker.next("task_assignment")).task_assignment
+            await operate(worker, Op.CLAIM, pooled.task_id)
+            assert (await operate(worker, Op.COMPLETE, pooled.task_id)).success
+        delivered = (await rows(core, "authority_grant_derive"))[-1]
+        assert (delivered["actor_id"], delivered["subject_id"]) == (pooled.task_id, "ann")
+        assert delivered["parent_authority_grant_id"] == pooled.authority_grant_id
+        assert delivered["metadata"]["delegate"] == "agent:ag::prod::worker::1"
+        [revoked] = await rows(core, "authority_grant_revoke")
+        assert (revoked["resource_id"], revoked["actor_id"]) == (pooled.authority_grant_id, pooled.task_id)
 
 
 async def test_steps_of_requests_have_rows(core: Core) -> None:

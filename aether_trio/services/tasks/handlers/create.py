@@ -512,6 +512,8 @@ def create_in_transaction(
         )
     if not made:  # the start that was requested has this id, or this program has run before
         return CreateResult(task.task_id, (yield from task_rows.load(task.task_id)), tx, started=started)
+    if granted is not None:
+        tx.effects.audit_rows.append(granted.event)
     given = [push.task for push in tx.effects.assignments if push.task.task_id == task.task_id]
     return CreateResult(task.task_id, given[-1] if given else task, tx, started=started)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
+from aether_trio.model.audit import AuditEvent
 from aether_trio.model.tasks import Facts, Move, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.model.tasks.transitions import Decision
@@ -131,6 +132,8 @@ class Effects:
     """Further pages of work, each for a separate transaction."""
     access_changes: list[Draft] = field(default_factory=list)
     """A change of access data in this transaction, to be applied after the commit."""
+    audit_rows: list[AuditEvent] = field(default_factory=list)
+    """Events that are written to the audit log in this transaction."""
 
 
 class Transaction(Protocol):

@@ -159,6 +159,7 @@ class TaskTransaction:
         else:
             made = yield from task_rows.insert(row, payload, left)
         if not made:
+            self.effects.audit_rows.clear()
             if worker is not None:
                 yield from worker_choice.release_reservation(self, task, worker)
             return False
