@@ -15,6 +15,7 @@ from aether_trio.services.authority.expiry import RequestExpiry
 from aether_trio.services.authority.grants import GrantService
 from aether_trio.services.authority.known_grants import KnownGrants
 from aether_trio.services.authority.push import AuthorityPush
+from aether_trio.services.authority.renewal import TaskGrantRenewal
 from aether_trio.services.authority.requests import RequestService
 from aether_trio.services.authority.rights import Decider, Rights
 from aether_trio.services.authority.tasks import TaskGrantMaker
@@ -52,6 +53,7 @@ class AuthorityService:
         endings = GrantEndings(engine)
         push = AuthorityPush(database, clock, registry, rights, changes)
         expiry = RequestExpiry(engine, clock, changes)
+        renewal = TaskGrantRenewal(database, clock, changes)
         grants = GrantService(
             database, engine, changes, cache, endings, rights, directory, audit, ids, clock, strict=strict
         )
@@ -71,5 +73,6 @@ class AuthorityService:
                 "authority-endings": endings.run,
                 "authority-expiry": expiry.run,
                 "authority-sweep": expiry.sweep_forever,
+                "authority-renewal": renewal.run,
             }
         )

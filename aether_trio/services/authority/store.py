@@ -22,6 +22,7 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row, Value, placeh
 
 EXPIRE_PAGE: Final = 100
 FORGET_PAGE: Final = 500
+RENEW_PAGE: Final = 500
 MAX_PENDING_OF: Final = 100
 """Requests of one participant that may wait for a decision at once."""
 MAX_GRANTS_OF: Final = 10_000
@@ -195,6 +196,23 @@ def own_grant(task_id: str) -> Program[Lineage | None]:
     """Read the grant that a task was created with; None without one."""
     rows = yield Fetch("SELECT grant_id FROM authority_grants WHERE task_id = $1 LIMIT 1", (task_id,))
     return (yield from load_lineage(rows[0][0])) if rows else None
+
+
+def ending_for_tasks(now_ms: int, until_ms: int) -> Program[list[tuple[str, str, bool]]]:
+    """Read the renewable grants of tasks that end within a time.
+
+    Each is (grant id, task id, whether it was made with the task): grants made with a task, those
+    directly below, and those whose audience is a task. Those above others come first.
+    """
+    rows = yield Fetch(
+        "SELECT g.grant_id, CASE WHEN g.task_id <> '' THEN g.task_id WHEN g.audience_type = 'task' "
+        "THEN g.audience_id ELSE p.task_id END, g.task_id FROM authority_grants g "
+        "LEFT JOIN authority_grants p ON p.grant_id = g.parent_id "
+        "WHERE g.expires_ms > $1 AND g.expires_ms <= $2 AND g.renewable_ms > g.expires_ms AND g.revoked_ms = 0 "
+        "AND (g.task_id <> '' OR g.audience_type = 'task' OR p.task_id <> '') ORDER BY g.depth, g.expires_ms LIMIT $3",
+        (now_ms, until_ms, RENEW_PAGE),
+    )
+    return [(grant_id, task_id, bool(own)) for grant_id, task_id, own in rows]
 
 
 def grants_ending_with(task_id: str) -> Program[list[str]]:

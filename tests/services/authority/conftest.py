@@ -13,4 +13,6 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent, ("test_audit", "test_grants", "test_requests", "test_tasks"))
+    use_virtual_time(
+        items, Path(__file__).parent, ("test_audit", "test_grants", "test_renewal", "test_requests", "test_tasks")
+    )
