@@ -8,7 +8,7 @@ import click
 from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.client import Client
@@ -42,7 +42,7 @@ def command() -> None:
 @command.command("list")
 @click.option("--profile", default="", help="Only those of this launch profile.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@administrator_options
+@access_options
 def list_agents(target: GatewayTarget, who: Identity, profile: str, as_json: bool) -> None:
     """Show the registered agent implementations."""
     rows = run_client(_list, target, who, profile)
@@ -65,7 +65,7 @@ def _params_text(row: pb.AgentRegistrationInfo) -> str:
 @click.option("--profile", required=True, help="Which orchestrators may start it.")
 @click.option("--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter; may be repeated.")
 @click.option("--description", default="", help="What it is for.")
-@administrator_options
+@access_options
 def register(
     target: GatewayTarget, who: Identity, implementation: str, profile: str, params: tuple[str, ...], description: str
 ) -> None:
@@ -79,7 +79,7 @@ def register(
 
 @command.command()
 @click.argument("implementation")
-@administrator_options
+@access_options
 def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
     """Delete the registration of an agent implementation. Running agents go on."""
     run_client(_ask, target, who, Op(op=Op.DELETE, implementation=implementation))
@@ -91,7 +91,7 @@ def delete(target: GatewayTarget, who: Identity, implementation: str) -> None:
 @click.option(
     "--param", "params", multiple=True, metavar="NAME=VALUE", help="A launch parameter for this start; may be repeated."
 )
-@administrator_options
+@access_options
 def launch(target: GatewayTarget, who: Identity, identity: str, params: tuple[str, ...]) -> None:
     """Start an agent without sending it a message. Prints the id of its startup task."""
     try:
@@ -120,7 +120,7 @@ async def _launch(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -
 
 @command.command()
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@administrator_options
+@access_options
 def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
     """Show the connected orchestrators, which can start agents."""
     rows = run_client(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators

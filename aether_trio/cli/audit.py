@@ -16,7 +16,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, load, settings_options
 from aether_trio.cli.output import print_json, print_table, run_client, say, say_json
 from aether_trio.model.identity import Identity
@@ -104,7 +104,7 @@ def moment(text: str, option: str) -> datetime:
 @click.option("--until", metavar="TIME", help="Up to this time.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=50, show_default=True, help="At most so many.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-@administrator_options
+@access_options
 def query(
     target: GatewayTarget,
     who: Identity,
@@ -147,7 +147,7 @@ async def _query(
 @filter_options
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="Stop after so many.")
-@administrator_options
+@access_options
 def tail(target: GatewayTarget, who: Identity, wanted: dict[str, Any], as_json: bool, limit: int | None) -> None:
     """Show new entries as they are recorded, until Ctrl-C."""
     run_client(_tail, target, who, wanted, as_json, limit)

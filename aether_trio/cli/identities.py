@@ -54,12 +54,7 @@ def asking_options(kind: Kind, who_may: str) -> Callable[[F], F]:
     return add
 
 
-administrator_options: Final = asking_options(
-    Kind.ORCHESTRATOR, "Who asks: an orchestrator or the workflow engine may.  [default: a made-up orchestrator]"
-)
-"""The options of commands that administer the gateway."""
-
 access_options: Final = asking_options(
     Kind.USER, f"Who asks.  [default: a window of the user {ADMINISTRATOR}, an administrator]"
 )
-"""The options of commands about access, credentials and tasks of others, which people give."""
+"""The options of commands by which people administer the gateway."""

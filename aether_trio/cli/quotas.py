@@ -8,7 +8,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
 from aether_trio.cli.workspace_calls import EVERY, QUOTA_PREFIX, Op, answer_of, ask, list_all
@@ -44,7 +44,7 @@ def command() -> None:
 @command.command("list")
 @click.argument("workspace", required=False)
 @click.option("--json", "as_json", is_flag=True, help="A JSON object: workspace to quotas; * stands for all others.")
-@administrator_options
+@access_options
 def list_quotas(target: GatewayTarget, who: Identity, workspace: str | None, as_json: bool) -> None:
     """Show the limits in force in WORKSPACE, or all quotas that are set."""
     found = run_client(_list, target, who, workspace)
@@ -90,7 +90,7 @@ def _number(text: str) -> float:
 @command.command("set")
 @click.argument("workspace")
 @click.argument("quotas", nargs=-1, required=True, metavar="NAME=NUMBER...")
-@administrator_options
+@access_options
 def set_quotas(target: GatewayTarget, who: Identity, workspace: str, quotas: tuple[str, ...]) -> None:
     """Set limits of a workspace that was created."""
     given = dict(name_and_value(one, "NAME=NUMBER") for one in quotas)
@@ -107,7 +107,7 @@ def set_quotas(target: GatewayTarget, who: Identity, workspace: str, quotas: tup
 @click.argument("workspace")
 @click.argument("names", nargs=-1, metavar="[NAME...]")
 @click.option("--all", "everything", is_flag=True, help="All that are set.")
-@administrator_options
+@access_options
 def clear(target: GatewayTarget, who: Identity, workspace: str, names: tuple[str, ...], everything: bool) -> None:
     """Clear quotas of a workspace: the settings count again."""
     if bool(names) == everything:

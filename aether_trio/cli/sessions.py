@@ -8,7 +8,7 @@ from typing import Any, Final
 import click
 
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.model.identity import Identity, PrincipalType
@@ -37,7 +37,7 @@ Examples:
     "--reason", default="disconnected by an operator", show_default=True, help="What --disconnect tells the client."
 )
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@administrator_options
+@access_options
 def command(
     target: GatewayTarget,
     who: Identity,

@@ -19,7 +19,7 @@ from aether_trio.cli.output import print_json, print_table, run_client, say, war
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.tokens import Token, TokenPage
 from aether_trio.model.errors import RequestError
-from aether_trio.model.identity import Identity, PrincipalType
+from aether_trio.model.identity import SEPARATOR, Identity, PrincipalType
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -144,6 +144,8 @@ def create(
     as_json: bool,
 ) -> None:
     """Make a token. Prints its secret once."""
+    if principal == "user" and not principal_id:
+        raise click.UsageError("a token for a user needs --id, the user's id.")
     wanted = pb.TokenCreateRequest(
         name=name,
         principal_type=principal,
@@ -210,7 +212,7 @@ def list_tokens(source: _Source, revoked: bool, as_json: bool) -> None:
             (
                 one.id,
                 one.name,
-                f"{one.principal_type} {one.created_by}",
+                one.principal_type if _is_for_all(one) else f"{one.principal_type} {one.created_by}",
                 " ".join(one.workspace_patterns),
                 " ".join(one.scopes),
                 "revoked" if one.revoked else _time(one.expires_at) or "never",
@@ -220,6 +222,11 @@ def list_tokens(source: _Source, revoked: bool, as_json: bool) -> None:
         ],
         "there is no token; make one with `aether tokens create`",
     )
+
+
+def _is_for_all(token: Token) -> bool:
+    """Whether a token is for all principals of its type: its id binds none."""
+    return token.principal_type != "user" and SEPARATOR not in token.created_by
 
 
 async def _all_pages(page: Callable[[int], Awaitable[TokenPage]]) -> list[Token]:

@@ -11,7 +11,7 @@ import click
 from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.identities import administrator_options
+from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.cli.workspace_calls import QUOTA_PREFIX, Op, ask, list_all
@@ -50,7 +50,7 @@ def description_options(function: F) -> F:
     @click.option("--description", default="", metavar="TEXT", help="What it is for.")
     @click.option("--tenant", default="", metavar="ID", help="The tenant that it belongs to.")
     @click.option("--metadata", "entries", multiple=True, metavar="NAME=VALUE", help="A note; may be repeated.")
-    @administrator_options
+    @access_options
     @functools.wraps(function)
     def wrapper(
         workspace: str, display_name: str, description: str, tenant: str, entries: tuple[str, ...], **kwargs: Any
@@ -73,7 +73,7 @@ def description_options(function: F) -> F:
 @command.command("list")
 @click.option("--tenant", default="", metavar="ID", help="Only those of this tenant.")
 @click.option("--json", "as_json", is_flag=True, help="A JSON array.")
-@administrator_options
+@access_options
 def list_workspaces(target: GatewayTarget, who: Identity, tenant: str, as_json: bool) -> None:
     """Show workspaces, and how many participants are connected in each."""
 
@@ -95,7 +95,7 @@ def list_workspaces(target: GatewayTarget, who: Identity, tenant: str, as_json: 
 @command.command()
 @click.argument("workspace")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object.")
-@administrator_options
+@access_options
 def show(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) -> None:
     """Show one workspace, with its metadata and quotas."""
     info = run_client(ask, target, who, Op(op=Op.GET, workspace_id=workspace)).workspace
@@ -120,7 +120,7 @@ def show(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) ->
 @command.command()
 @click.argument("workspace")
 @click.option("--json", "as_json", is_flag=True, help="A JSON object with nodes and edges.")
-@administrator_options
+@access_options
 def flow(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) -> None:
     """Show who sends to which in a workspace, most messages first.
 
@@ -158,7 +158,7 @@ def update(target: GatewayTarget, who: Identity, info: pb.WorkspaceInfo) -> None
 
 @command.command()
 @click.argument("workspace")
-@administrator_options
+@access_options
 def delete(target: GatewayTarget, who: Identity, workspace: str) -> None:
     """Delete a workspace in which no participant is connected.
 

@@ -168,7 +168,7 @@ def test_a_token_for_a_user_says_the_secret_once(shell: Shell) -> None:
         "tokens", "create", "al", "--principal", "user", "--id", "alice", "--scope", "connect", "--hours", "1"
     )
     assert "shown this once" in text
-    shell.fails(1, "created_by is missing", "tokens", "create", "al", "--principal", "user")
+    shell.fails(2, "needs --id", "tokens", "create", "al", "--principal", "user")
     shell.fails(1, "unknown scope", "tokens", "create", "al", "--principal", "agent", "--scope", "root")
     shell.fails(2, "--principal", "tokens", "create", "al")
 

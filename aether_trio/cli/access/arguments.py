@@ -54,14 +54,21 @@ def _end(text: str) -> int:
     """Return a moment in Unix seconds: after a duration from now, or a date or time."""
     if _DURATION.fullmatch(text.strip().lower()):
         return int(time.time()) + duration_s(text)
-    return parse_moment(text) // 1000
+    return _moment(text)
 
 
 def _start(text: str) -> int:
     """Return a moment in Unix seconds: a duration ago, or a date or time."""
     if _DURATION.fullmatch(text.strip().lower()):
         return int(time.time()) - duration_s(text)
-    return parse_moment(text) // 1000
+    return _moment(text)
+
+
+def _moment(text: str) -> int:
+    try:
+        return parse_moment(text) // 1000
+    except SpellingError as error:
+        raise SpellingError(f"{error}, or a duration (30m, 8h, 7d)") from None
 
 
 def _filter(text: str) -> tuple[str, str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import click
 
 from aether_trio.cli.access.arguments import LEVEL, level_name
@@ -9,10 +11,16 @@ from aether_trio.cli.access.asking import AccessSource, say_done, source_options
 from aether_trio.cli.access.state import list_all
 from aether_trio.cli.output import print_json, print_table, say
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.spellings import moment_text
+from aether_trio.model.access.rules import RESOURCE_TYPES
+from aether_trio.model.access.spellings import moment_text, nearest_hint
+from aether_trio.model.identity import PrincipalType
+from aether_trio.model.text import shown
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.ACLOperation
+
+CATEGORIES: Final = tuple(f"{kind.type_name}_{resource}" for kind in PrincipalType for resource in RESOURCE_TYPES)
+"""The types of principals and resources; those that agents have registered are not among them."""
 
 
 @click.group("fallback")
@@ -48,7 +56,12 @@ def list_fallbacks(source: AccessSource, as_json: bool) -> None:
 def get(source: AccessSource, category: str) -> None:
     """Print the level of a category."""
     found = source.run(lambda ask: list_all(ask, pb.ACLRuleFilter(resource_type="fallback")))
-    say(next((level_name(one.access_level) for one in found if one.rule_id == category), "none"))
+    levels = {one.rule_id: level_name(one.access_level) for one in found}
+    if category not in levels and category not in CATEGORIES and "/" not in category:
+        raise click.BadParameter(
+            f"{shown(category)} is no category{nearest_hint(category, CATEGORIES)}", param_hint="CATEGORY"
+        )
+    say(levels.get(category, "none"))
 
 
 @fallback.command("set")

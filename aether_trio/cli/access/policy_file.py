@@ -24,7 +24,9 @@ def load_policy(path: str) -> Policy:
     """Return the policy in a file. Raises CliError with every problem and its line."""
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise exits.CliError(f"cannot read {path}: {error.strerror}", exits.SETTINGS) from None
+    except UnicodeDecodeError as error:
         raise exits.CliError(f"cannot read {path}: {error}", exits.SETTINGS) from None
     try:
         return read_policy(policy_node(text))

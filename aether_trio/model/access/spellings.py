@@ -20,12 +20,13 @@ from typing import Final
 
 from aether_trio.model.access.levels import AccessLevel
 from aether_trio.model.access.rules import OWN_PRINCIPAL, WILDCARD, WILDCARDS
-from aether_trio.model.identity import SEPARATOR, Kind, prefix_of
+from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, Kind, prefix_of
 from aether_trio.model.text import shown
 
 _TYPE_OF_PREFIX: Final[Mapping[str, str]] = MappingProxyType(
     {prefix_of(kind): kind.principal_type.type_name for kind in Kind}
 )
+_WILDCARDS: Final = frozenset("*?[\\")
 _WILDCARD_NAMES: Final = (*WILDCARDS.values(), OWN_PRINCIPAL)
 _NAMED_BY_ID: Final = ("admin", "capability")
 """Types of resources whose ids begin with the type: `admin/acl`."""
@@ -50,7 +51,14 @@ def parse_principal(text: str) -> tuple[str, str]:
             raise SpellingError(
                 f"unknown prefix {shown(prefix)} of an identity{nearest_hint(prefix, tuple(_TYPE_OF_PREFIX))}"
             )
-        return kind, rest.partition(SEPARATOR)[0] if kind == "user" else text
+        if kind == "user":
+            return kind, rest.partition(SEPARATOR)[0]
+        if _WILDCARDS.isdisjoint(text):
+            try:
+                Identity.parse(text, strict=False)
+            except IdentityError as error:
+                raise SpellingError(f"{error}; write {text.rstrip(':')}::* for all that begin so") from None
+        return kind, text
     if text in _WILDCARD_NAMES:
         return WILDCARD, text
     kind, colon, name = text.partition(":")

@@ -90,6 +90,7 @@ def test_fallbacks_are_shown_and_set(access: Shell) -> None:
     assert {"category": "service_topic", "level": "read"} in answer(access, "fallback", "list")
     access.out("access", "fallback", "set", "service_topic", "none")
     access.fails(1, "no category", "access", "fallback", "set", "agents", "read")
+    access.fails(2, "did you mean agent_workspace?", "access", "fallback", "get", "agent_workspac")
 
 
 def test_a_policy_is_rehearsed_applied_and_exported(access: Shell, policy: Path) -> None:
@@ -157,6 +158,7 @@ def test_bad_arguments_are_refused_with_the_nearest_name() -> None:
         (("grant", "agg::x", "workspace:x", "read"), "did you mean ag?"),
         (("grant", ANN, "x", "read"), "'x' is no resource"),
         (("grant", ANN, "workspace:x", "read", "--expires", "soon"), "'soon' is no time"),
+        (("lock", "ag::x", "--for", "2x"), "or a duration (30m, 8h, 7d)"),
         (("revoke", "a", "b", "c"), "Give the id of a rule"),
         (("who", "workspace:*"), "is a pattern"),
         (("paths",), "Give FILE and --from"),
@@ -165,6 +167,8 @@ def test_bad_arguments_are_refused_with_the_nearest_name() -> None:
         done = aether("access", *arguments)
         assert done.returncode == 2, done
         assert text in " ".join(done.stderr.split()), done
+    done = aether("access", "test", "none.yaml")
+    assert (done.returncode, done.stderr) == (3, "Error: cannot read none.yaml: No such file or directory\n")
 
 
 def test_the_data_of_a_stopped_gateway_are_changed(tmp_path: Path, policy: Path) -> None:

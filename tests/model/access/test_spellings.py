@@ -75,6 +75,8 @@ def test_moments() -> None:
         (parse_principal, "_any_agnt", "did you mean _any_agent?"),
         (parse_principal, "agg::x", "did you mean ag?"),
         (parse_principal, ":x", "is no principal"),
+        (parse_principal, "ag::red::ann", "write ag::red::ann::* for all that begin so"),
+        (parse_principal, "orc::a::b::c", "for all that begin so"),
         (parse_resource, "blue", "is no resource"),
         (parse_resource, "workspace:", "is no resource"),
         (parse_level, "redwrite", "did you mean readwrite?"),
