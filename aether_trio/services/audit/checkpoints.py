@@ -11,6 +11,9 @@
 So a head fixes the rows of all trees that it names, not of one alone. The formats are those of
 c2sp.org/tlog-checkpoint and c2sp.org/signed-note, so other tools and witnesses read and cosign
 them. A public key is written as they write it: NAME+KEYID+BASE64.
+
+What retention deletes is signed too (`floor_text`). That note is no checkpoint, so neither can be
+taken for the other.
 """
 
 from __future__ import annotations
@@ -151,10 +154,18 @@ class SigningKey:
 
     def sign(self, checkpoint: TreeCheckpoint) -> str:
         """Return a checkpoint as a signed note; the key has the name of its origin."""
-        text = checkpoint.text()
-        public = PublicKey(checkpoint.head.origin, self.public_raw)
+        return self.sign_text(checkpoint.head.origin, checkpoint.text())
+
+    def sign_text(self, name: str, text: str) -> str:
+        """Return a text as a signed note; the key has this name."""
+        public = PublicKey(name, self.public_raw)
         signature = public.key_id + self._private.sign(text.encode())
         return f"{text}\n{_DASH}{public.name} {_base64(signature)}\n"
+
+
+def floor_text(floor: TreeHead) -> str:
+    """Return what is signed when retention deletes the rows before `floor.size`."""
+    return f"aether-floor\n{floor.origin} {floor.size} {_base64(floor.root)}\n"
 
 
 def parse_note(note: str) -> SignedNote:

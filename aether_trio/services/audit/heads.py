@@ -24,12 +24,12 @@ from aether_trio.model.access.merkle import EMPTY, Frontier
 from aether_trio.model.audit import audit_id
 from aether_trio.model.clock import Clock
 from aether_trio.services.audit.checkpoints import (
-    NoteError,
     PublicKey,
     SigningKey,
     TreeCheckpoint,
     TreeHead,
     check_note,
+    floor_text,
     parse_note,
 )
 from aether_trio.services.audit.trees import COLUMNS, LEAF_HASH, AuditTree, row_leaf
@@ -48,7 +48,10 @@ _ROWS: Final = (
     "ORDER BY audit_id LIMIT $3"
 )
 _NEWEST: Final = """SELECT tree, size, frontier, note FROM audit_heads WHERE tree = $1
-    ORDER BY size DESC, at_ms DESC LIMIT 1"""
+    ORDER BY size DESC, at_ms DESC LIMIT $2"""
+FORGED: Final = 20
+"""Newest heads of another tree that are looked through for one that its key has signed."""
+DAY_MS: Final = 24 * 3600 * 1000
 
 
 class TamperedError(Exception):
@@ -63,10 +66,12 @@ class TreeLook:
     heads: Sequence[Row]
 
 
-def look(tree: AuditTree, known: Frontier | None) -> Program[TreeLook]:
+def look(tree: AuditTree, known: Frontier | None, *, fresh: bool = False) -> Program[TreeLook]:
     """Read the rows behind `known` and compute the frontier. Raises TamperedError.
 
-    Without `known` it is the frontier of the last head that the tree's key has signed.
+    Without `known` it is the frontier of the last head that the tree's key has signed. `fresh`:
+    `known` is so new that retention has deleted nothing behind it. Of the other trees the newest
+    heads count that their keys have signed, so that no head which was made up gets a signature.
     """
     found: list[Row] = yield Fetch(
         "SELECT size, frontier, floor_size, floor_frontier FROM audit_trees WHERE origin = $1", (tree.origin,)
@@ -75,11 +80,14 @@ def look(tree: AuditTree, known: Frontier | None) -> Program[TreeLook]:
         raise TamperedError(f"the tree {tree.origin} is not in the database any more")
     size, stored, floor_size, floor_frontier = found[0]
     heads: list[Row] = []
-    for (number,) in (yield Fetch("SELECT tree FROM audit_trees ORDER BY tree")):
-        heads += yield Fetch(_NEWEST, (number,))
+    for number, origin, public_key in (yield Fetch("SELECT tree, origin, public_key FROM audit_trees ORDER BY tree")):
+        newest: list[Row] = yield Fetch(_NEWEST, (number, 1 if number == tree.number else FORGED))
+        heads += newest if number == tree.number else _signed_by(origin, public_key, newest)
     if known is None:
         known = _last_signed(tree, heads)
     if known.size < floor_size:
+        if fresh:
+            raise TamperedError("rows that no head covers were deleted")
         known = Frontier.decode(floor_size, floor_frontier)
     if known.size > size:
         raise TamperedError(f"the tree has {size} rows, and a head of {known.size} was signed")
@@ -121,6 +129,19 @@ def _last_signed(tree: AuditTree, heads: Sequence[Row]) -> Frontier:
     if not signed or checkpoint.head != TreeHead(tree.origin, size, frontier.root()):
         raise TamperedError(f"the last head of {tree.origin} was changed")
     return frontier
+
+
+def _signed_by(origin: str, public_key: bytes, newest: Sequence[Row]) -> list[Row]:
+    """Return the first of these heads that its tree's key has signed; [] for none."""
+    for row in newest:
+        try:
+            checkpoint, signed = check_note(row[3], {origin: PublicKey(origin, public_key)})
+            if signed and (checkpoint.head.origin, checkpoint.head.size) == (origin, row[1]):
+                return [row]
+        except (ValueError, TypeError):
+            pass
+        logger.error("a head of another tree is not signed by its key", tree=origin, size=row[1])
+    return []
 
 
 def _store(tree: AuditTree, checkpoint: TreeCheckpoint, frontier: Frontier, note: str) -> Program[None]:
@@ -167,6 +188,8 @@ class HeadSigner:
         self._file = file
         self._every_s = every_s
         self._known: Frontier | None = None
+        self._known_ms = 0
+        """When `_known` was read: retention deletes no row that is younger than a day."""
         self._said: tuple[TreeHead, tuple[TreeHead, ...]] | None = None
         self._signing = trio.Lock()
         self.signed = 0
@@ -187,7 +210,9 @@ class HeadSigner:
         """Sign the head if any head is new; return the note. Raises StorageUnavailable."""
         async with self._signing:
             try:
-                seen = await self._database.read(partial(look, self._tree, self._known))
+                began_ms = self._clock.now_ms()
+                fresh = self._known is not None and began_ms < self._known_ms + DAY_MS
+                seen = await self._database.read(partial(look, self._tree, self._known, fresh=fresh))
             except TamperedError as error:
                 if self.problem is None:
                     logger.error("the audit log was tampered with; its head is not signed", reason=str(error))
@@ -197,7 +222,7 @@ class HeadSigner:
             frontier = seen.frontier
             head = TreeHead(self._tree.origin, frontier.size, frontier.root())
             others = self._others(seen.heads)
-            self._known = frontier
+            self._known, self._known_ms = frontier, began_ms
             if (head, others) == self._said or not frontier.size:
                 return None
             checkpoint = TreeCheckpoint(head, self._clock.now_ms(), others)
@@ -210,15 +235,11 @@ class HeadSigner:
             return note
 
     def _others(self, heads: Sequence[Row]) -> tuple[TreeHead, ...]:
-        others = []
-        for number, _, _, note in heads:
-            if number == self._tree.number:
-                continue
-            try:
-                others.append(parse_note(note).checkpoint.head)
-            except NoteError as error:
-                logger.error("the head of another tree cannot be read", tree=number, reason=str(error))
-        return tuple(others)
+        return tuple(parse_note(note).checkpoint.head for number, _, _, note in heads if number != self._tree.number)
+
+    def sign_floor(self, origin: str, size: int, root: bytes) -> str:
+        """Sign that retention deletes the first `size` rows of a tree, with this root."""
+        return self._key.sign_text(self._tree.origin, floor_text(TreeHead(origin, size, root)))
 
     async def thin(self) -> int:
         """Delete old heads but one an hour. Raises StorageUnavailable."""

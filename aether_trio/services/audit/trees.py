@@ -6,7 +6,7 @@ the size of the tree and so locks it; a change and its audit row are one transac
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -133,11 +133,21 @@ def _oldest(number: int, floor: int, before_ms: int) -> Program[list[bytes]]:
     return hashes
 
 
-def forget_page(number: int, before_ms: int, writes_to: AuditTree, now_ms: int, *, keeps_rows: bool) -> Program[int]:
+def forget_page(
+    number: int,
+    before_ms: int,
+    writes_to: AuditTree,
+    now_ms: int,
+    sign: Callable[[str, int, bytes], str],
+    *,
+    keeps_rows: bool,
+) -> Program[int]:
     """Forget a page of a tree's rows from before `before_ms`; return how many.
 
-    The tree keeps a frontier that stands for them, and a row in the tree `writes_to` says so. With
-    `keeps_rows` they are deleted later, with their partition.
+    The tree keeps a frontier that stands for them, and a row in the tree `writes_to` says so. It
+    has the note that `sign(origin, rows in all, their root)` makes: without that anyone who can
+    write to the database could say that retention has deleted rows. With `keeps_rows` they are
+    deleted later, with their partition.
     """
     for one in sorted({number, writes_to.number}):  # in one order on all nodes: no deadlock
         yield Execute("UPDATE audit_trees SET size = size WHERE tree = $1", (one,))
@@ -166,7 +176,13 @@ def forget_page(number: int, before_ms: int, writes_to: AuditTree, now_ms: int, 
         operation="audit_retention",
         resource_type="audit_tree",
         resource_id=origin,
-        metadata={"rows": len(hashes), "kept_from": risen.size, "root": risen.root().hex(), "before_ms": before_ms},
+        metadata={
+            "rows": len(hashes),
+            "kept_from": risen.size,
+            "root": risen.root().hex(),
+            "before_ms": before_ms,
+            "note": sign(origin, risen.size, risen.root()),
+        },
     )
     yield from append(writes_to.origin, [event], now_ms)
     return len(hashes)

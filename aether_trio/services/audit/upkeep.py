@@ -72,7 +72,15 @@ class AuditUpkeep:
             before_ms = max(ended)
         gone = 0
         for (number,) in await self._database.fetch("SELECT tree FROM audit_trees ORDER BY tree"):
-            forget = partial(forget_page, number, before_ms, self._writer.tree, now_ms, keeps_rows=self._shared)
+            forget = partial(
+                forget_page,
+                number,
+                before_ms,
+                self._writer.tree,
+                now_ms,
+                self._signer.sign_floor,
+                keeps_rows=self._shared,
+            )
             while page := await self._database.run(forget):
                 gone += page
         if self._shared:

@@ -12,7 +12,7 @@
 | tree_differs | the tree's own row does not fit its rows |
 | head_forged | a head is not signed by its tree's key, or says what its columns do not |
 | head_missing | rows of many minutes have no signed head behind them |
-| floor_unattested | the oldest rows are gone, and no row of retention says that it deleted them |
+| floor_unattested | the oldest rows are gone, and no signed row of retention says that it deleted them |
 | key_changed | the key of a tree is not the one that is trusted |
 
 A head binds its own tree and all trees that it names, so each tree is checked against the heads of
@@ -41,6 +41,7 @@ from aether_trio.services.audit.checkpoints import (
     TreeCheckpoint,
     TreeHead,
     check_note,
+    floor_text,
     parse_note,
 )
 from aether_trio.services.audit.trees import LEAF_HASH, TEXT_COLUMNS, row_leaf
@@ -48,7 +49,6 @@ from aether_trio.services.audit.trees import LEAF_HASH, TEXT_COLUMNS, row_leaf
 UNSIGNED_MS: Final = 5 * 60_000
 """Rows stored over more than this, with no head behind the first of them, are a finding."""
 _OPERATION: Final = TEXT_COLUMNS.start + TEXTS.index("operation")
-_RESOURCE: Final = TEXT_COLUMNS.start + TEXTS.index("resource_id")
 _METADATA: Final = TEXT_COLUMNS.start + TEXTS.index("metadata")
 _RETENTION: Final = "audit_retention"
 
@@ -96,7 +96,7 @@ class RowBlock(NamedTuple):
 
     `ids` is None if they are `first`, `first + 1`, ... `leaves` are the hashes of all leaves, one
     after another, computed from the columns; `changed` are the places of rows that are stored with
-    another hash. `retention` has (tree, metadata) of rows that say what retention deleted.
+    another hash. `retention` has the metadata of rows that say what retention deleted.
     """
 
     first: int
@@ -104,7 +104,7 @@ class RowBlock(NamedTuple):
     times: array[int]
     leaves: bytes
     changed: Sequence[int]
-    retention: Sequence[tuple[str, str]]
+    retention: Sequence[str]
 
 
 def block_of(rows: Sequence[RawRow]) -> RowBlock:
@@ -119,7 +119,7 @@ def block_of(rows: Sequence[RawRow]) -> RowBlock:
     changed = () if leaves == stored else [place for place in range(len(rows)) if leaves[place] != stored[place]]
     retention = []
     if _RETENTION in [row[_OPERATION] for row in rows]:
-        retention = [(row[_RESOURCE], row[_METADATA]) for row in rows if row[_OPERATION] == _RETENTION]
+        retention = [row[_METADATA] for row in rows if row[_OPERATION] == _RETENTION]
     return RowBlock(
         first,
         None if ids == list(range(first, first + len(rows))) else ids,
@@ -164,12 +164,13 @@ class Verification:
     rows: int = 0
     heads: int = 0
     _demands: dict[str, list[_Demand]] = field(default_factory=dict)
-    _attested: set[tuple[str, int]] = field(default_factory=set)
+    _attested: set[str] = field(default_factory=set)
+    _keys: dict[str, PublicKey] = field(default_factory=dict)
 
     def run(self) -> Iterator[Finding]:
         """Check everything; yield what does not fit."""
         trees = {tree.origin: tree for tree in self.source.trees}
-        keys: dict[str, PublicKey] = {}
+        keys = self._keys
         for tree in self.source.trees:
             yield from self._check_key(tree, keys)
         keys.update((key.name, key) for key in self.trusted)
@@ -191,7 +192,7 @@ class Verification:
         for tree in self.source.trees:
             yield from _TreeCheck(tree, self).run()
         for tree in self.source.trees:
-            if tree.floor_size and (tree.origin, tree.floor_size) not in self._attested:
+            if tree.floor_size and _floor_text(tree) not in self._attested:
                 yield Finding(
                     "floor_unattested",
                     tree.origin,
@@ -204,12 +205,14 @@ class Verification:
         """Return the roots that heads demand of a tree, in order of size."""
         return sorted(self._demands.get(origin, ()), key=lambda one: one.size)
 
-    def attest(self, origin: str, metadata: str) -> None:
-        """Note what a row of retention says."""
+    def attest(self, metadata: str) -> None:
+        """Note what a row of retention says, if a tree's key has signed it."""
         try:
-            self._attested.add((origin, json.loads(metadata)["kept_from"]))
-        except (ValueError, KeyError, TypeError):
-            pass
+            note = parse_note(json.loads(metadata)["note"])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            return
+        if any(key.has_signed(note) for key in self._keys.values()):
+            self._attested.add(note.text)
 
     def _check_key(self, tree: TreeRecord, keys: dict[str, PublicKey]) -> Iterator[Finding]:
         try:
@@ -229,6 +232,9 @@ class Verification:
         tree = numbers.get(head.tree)
         origin = tree.origin if tree is not None else f"tree {head.tree}"
         self.heads += 1
+        if [type(one) for one in (head.size, head.note, head.frontier)] != [int, str, bytes]:
+            yield Finding("head_forged", origin, 0, 0, "a head has columns of other types than the table's")
+            return
 
         def forged(why: str) -> Finding:
             row = audit_id(head.tree, max(head.size - 1, 0))
@@ -319,8 +325,8 @@ class _TreeCheck:
     def _block(self, block: RowBlock) -> Iterator[Finding]:
         times, changed = block.times, frozenset(block.changed)
         self._verification.rows += len(times)
-        for origin, metadata in block.retention:
-            self._verification.attest(origin, metadata)
+        for metadata in block.retention:
+            self._verification.attest(metadata)
         leaves = [block.leaves[start : start + HASH_BYTES] for start in range(0, len(block.leaves), HASH_BYTES)]
         first = audit_id(self._tree.number, 0)
         if block.ids is None and block.first == first + self._next:
@@ -420,6 +426,15 @@ class _TreeCheck:
             if span_ms > UNSIGNED_MS:
                 text = f"rows of {span_ms // 60_000} minutes have no signed head behind them"
                 yield self._finding("head_missing", self._signed, end, text)
+
+
+def _floor_text(tree: TreeRecord) -> str:
+    """Return what a key has to have signed if retention deleted a tree's first rows."""
+    try:
+        root = Frontier.decode(tree.floor_size, tree.floor_frontier).root()
+    except ValueError:
+        return ""
+    return floor_text(TreeHead(tree.origin, tree.floor_size, root))
 
 
 def _within(places: frozenset[int], first: int, end: int) -> frozenset[int]:

@@ -113,9 +113,13 @@ async def test_a_tree_that_was_deleted_is_missed(database: Database, tree: Audit
     assert await rows_of(database) == []
 
 
+def signed(origin: str, size: int, root: bytes) -> str:
+    return f"{origin} {size} {root.hex()}"
+
+
 async def forget(database: Database, tree: AuditTree, before_ms: int, clock: ManualClock) -> int:
     queue = database.separate_queue(locking=True)
-    return await queue.run(lambda: forget_page(tree.number, before_ms, tree, clock.now_ms(), keeps_rows=False))
+    return await queue.run(lambda: forget_page(tree.number, before_ms, tree, clock.now_ms(), signed, keeps_rows=False))
 
 
 async def test_retention_keeps_a_frontier_so_that_the_rest_stays_provable(
@@ -133,7 +137,10 @@ async def test_retention_keeps_a_frontier_so_that_the_rest_stays_provable(
     said = rows[-1]
     assert (said["operation"], said["event_type"], said["resource_id"]) == ("audit_retention", "admin", tree.origin)
     root = EMPTY.extend(hashes[:7]).root().hex()
-    assert said["metadata"] == f'{{"before_ms":107,"kept_from":7,"root":"{root}","rows":7}}'
+    assert (
+        said["metadata"]
+        == f'{{"before_ms":107,"kept_from":7,"note":"{tree.origin} 7 {root}","root":"{root}","rows":7}}'
+    )
     [(floor, data)] = await database.fetch("SELECT floor_size, floor_frontier FROM audit_trees")
     kept = LeafRange(Frontier.decode(floor, data), [row["leaf_hash"] for row in rows])
     assert kept.root(20) == before.root()

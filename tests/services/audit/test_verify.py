@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from aether_trio.model.access.merkle import EMPTY
 from aether_trio.model.audit import audit_id, place_of
-from aether_trio.services.audit.checkpoints import PublicKey, SigningKey, TreeCheckpoint, TreeHead
+from aether_trio.services.audit.checkpoints import PublicKey, SigningKey, TreeCheckpoint, TreeHead, floor_text
 from aether_trio.services.audit.heads import TamperedError, look, thin_heads
 from aether_trio.services.audit.trees import (
     COLUMNS,
@@ -325,6 +325,12 @@ def test_head_forged(log: Log) -> None:
         assert "head_forged" in log.kinds(), changed
 
 
+@pytest.mark.parametrize("columns", [{"note": b"x"}, {"note": None}, {"size": "9"}, {"frontier": None}])
+def test_a_head_with_columns_of_other_types(log: Log, columns: dict[str, Any]) -> None:
+    log.heads[0] = log.heads[0]._replace(**columns)
+    assert log.kinds() == {"head_forged"}
+
+
 def test_a_forged_head_demands_nothing(log: Log) -> None:
     size = 1000
     note = KEYS[2].sign(TreeCheckpoint(TreeHead(ORIGINS[0], size, bytes(32)), 1))
@@ -381,11 +387,15 @@ def test_damaged_trees(log: Log) -> None:
 # -- retention -------------------------------------------------------------------------------------
 
 
+def signed_floor(origin: str, size: int, root: bytes) -> str:
+    return KEYS[0].sign_text(ORIGINS[0], floor_text(TreeHead(origin, size, root)))
+
+
 def test_what_retention_deleted_is_not_missed(gateway: Gateway) -> None:
     tree = gateway.trees[0]
     before = gateway.log()
     cut = next(row for row in before.stored if row[0] == 11)[2]
-    assert gateway.run(lambda: forget_page(0, cut, tree, gateway.now_ms, keeps_rows=False)) == 8
+    assert gateway.run(lambda: forget_page(0, cut, tree, gateway.now_ms, signed_floor, keeps_rows=False)) == 8
     log = gateway.log()
     assert log.findings() == []
     assert log.findings(gateway.notes) == []
@@ -404,6 +414,33 @@ def test_rows_that_retention_has_not_deleted(gateway: Gateway) -> None:
     assert (found.kind, found.first, found.last) == ("floor_unattested", 1, 10)
     log.trees[0] = log.trees[0]._replace(floor_frontier=b"x")
     assert "tree_differs" in log.kinds()
+
+
+def test_a_row_of_retention_that_a_thief_has_added_while_the_gateway_ran(gateway: Gateway) -> None:
+    """It is a leaf, and heads cover it; what it says is signed by no key of a tree."""
+    tree = gateway.trees[0]
+    rows = gateway.log().stored[:8]
+    root = EMPTY.extend([row[LEAF_HASH] for row in rows]).root()
+    head = TreeHead(tree.origin, 8, root)
+    forged = (
+        {},
+        {"note": "x"},
+        {"note": [["x"]]},
+        {"note": KEYS[2].sign_text(tree.origin, floor_text(head))},
+        {"note": KEYS[0].sign(TreeCheckpoint(head, 5))},  # a head of these rows, as there is
+        {"note": signed_floor(tree.origin, 7, root)},
+    )
+    for metadata in forged:
+        said = event(0, operation="audit_retention", resource_id=tree.origin, metadata={"kept_from": 8, **metadata})
+        gateway.run(lambda said=said: append(tree.origin, [said], gateway.now_ms))  # type: ignore[misc]
+    gateway.sign(0)
+    gateway.sign(1)
+    log = gateway.log()
+    log.stored = log.stored[8:]
+    log.trees[0] = log.trees[0]._replace(
+        floor_size=8, floor_frontier=EMPTY.extend([r[LEAF_HASH] for r in rows]).encode()
+    )
+    assert log.kinds(gateway.notes) == {"floor_unattested"}
 
 
 # -- the signer's look -----------------------------------------------------------------------------
@@ -440,6 +477,32 @@ def test_a_look_goes_on_from_what_is_known(gateway: Gateway) -> None:
     later = gateway.run(lambda: look(tree, known)).frontier
     assert later.size == known.size + 3
     assert later == gateway.run(lambda: look(tree, None)).frontier
+
+
+def test_a_head_that_was_made_up_for_another_tree_is_not_passed_on(gateway: Gateway) -> None:
+    [wanted] = [row for row in gateway.run(lambda: look(gateway.trees[0], None)).heads if row[0] == 1]
+    forged = KEYS[2].sign(TreeCheckpoint(TreeHead(ORIGINS[1], 10**6, bytes(32)), gateway.now_ms))
+
+    def program() -> Program[None]:
+        for size, note in ((10**6, forged), (10**6 + 1, wanted[3]), (10**6 + 2, "x"), (10**6 + 3, b"x")):
+            yield Execute("INSERT INTO audit_heads VALUES (1, $1, 5, x'', $2)", (size, note))
+
+    gateway.run(program)
+    assert [row for row in gateway.run(lambda: look(gateway.trees[0], None)).heads if row[0] == 1] == [wanted]
+
+
+def test_rows_behind_the_last_head_are_not_said_to_have_been_deleted(gateway: Gateway) -> None:
+    tree = gateway.trees[0]
+    known = gateway.run(lambda: look(tree, None)).frontier
+    gateway.append(0, 4)
+
+    def program() -> Program[None]:
+        yield Execute("DELETE FROM audit_log WHERE audit_id <= 24")
+        yield Execute("UPDATE audit_trees SET floor_size = size, floor_frontier = frontier WHERE tree = 0")
+
+    gateway.run(program)
+    with pytest.raises(TamperedError, match="deleted"):
+        gateway.run(lambda: look(tree, known, fresh=True))
 
 
 def test_old_heads_are_thinned_to_one_an_hour(gateway: Gateway) -> None:
