@@ -253,13 +253,21 @@ def metadata_fits(metadata: Mapping[str, object]) -> bool:
     return len(_as_json(metadata)) <= METADATA_BYTES
 
 
+_quoted: Final = json.encoder.encode_basestring_ascii
+_WORDS: Final[Mapping[object, str]] = {None: "null", False: "false", True: "true"}
 _encode: Final = json.JSONEncoder(ensure_ascii=True, sort_keys=True, separators=(",", ":")).encode
 
 
 def _as_json(metadata: Mapping[str, object]) -> str:
     if _PLAIN_TYPES.issuperset(map(type, metadata.values())) and _are_plain(tuple(metadata)):
-        return _encode(metadata)
+        return "{" + ",".join([f"{_quoted(key)}:{_plain_json(metadata[key])}" for key in sorted(metadata)]) + "}"
     return _encode(redacted(metadata))
+
+
+def _plain_json(value: object) -> str:
+    if type(value) is str:
+        return _quoted(value)
+    return _WORDS[value] if value is None or type(value) is bool else str(value)
 
 
 _SECRET: Final = re.compile("password|passwd|apikey|secret|token|bearer|authorization|credential|privatekey")
