@@ -118,8 +118,13 @@ class Authenticated(NamedTuple):
     groups: tuple[str, ...] = ()
     accepted: Reached = EVERYTHING
     """What the credentials reach as patterns; tokens that the session makes reach no more."""
-    maker: str = ""
-    """The principal "type:id" that has made the token: the session ends when it is locked."""
+    makers: tuple[str, ...] = ()
+    """The principals "type:id" that have made the API token, or that of a task's creator.
+
+    The session ends when one of them, or of `creators`, is locked.
+    """
+    creators: tuple[str, ...] = ()
+    """The principals "type:id" that have created the tasks of the task tokens."""
 
 
 def read_claim(

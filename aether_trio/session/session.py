@@ -68,10 +68,11 @@ class Session:
 
     __slots__ = (
         "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "accepted", "acknowledged",
-        "allows_workspace", "answering", "authorized", "cap", "client", "connected_ms", "counted", "covers", "credential", "detached",
+        "allows_workspace", "answering", "authorized", "cap", "client", "connected_ms", "counted", "covers", "creators",
+        "credential", "detached",
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
         "leaves_when_idle", "leaving",
-        "lineage", "link", "lock", "maker", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
+        "lineage", "link", "lock", "makers", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
         "reading", "receipts", "renewing", "renews", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
         "task_id", "token", "worker_tasks",
     )  # fmt: skip
@@ -142,7 +143,8 @@ class Session:
         self.expires_ms = admitted.expires_ms  # when its credential ends; 0: never
         self.cap = admitted.cap  # the highest level of access that its credential permits
         self.groups = admitted.groups  # those of its identity provider
-        self.maker = admitted.maker  # the principal that has made its token
+        self.makers = admitted.makers  # the principals that have made its API token
+        self.creators = admitted.creators  # the principals that have created the tasks of its token
         self.authorized = (-1, 0)
         """Since which change the rules let it be here, and until when (Unix ms; 0: no end)."""
         self.accepted = admitted.accepted  # what its credentials reach, as patterns
@@ -242,7 +244,8 @@ class Session:
             self.cap,
             self.groups,
             self.accepted,
-            self.maker,
+            self.makers,
+            self.creators,
         )
 
     def renew(self, admitted: Authenticated) -> None:
@@ -255,7 +258,8 @@ class Session:
         self.cap = admitted.cap
         self.groups = admitted.groups
         self.accepted = admitted.accepted
-        self.maker = admitted.maker
+        self.makers = admitted.makers
+        self.creators = admitted.creators
         self.sender.forget_decisions()
 
     def finish(self) -> None:

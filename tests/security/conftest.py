@@ -22,6 +22,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_credential_renewal",
         "test_credentials_tokens",
         "test_giving",
+        "test_makers",
         "test_rules",
         "test_rules_of_tasks",
         "test_tokens",

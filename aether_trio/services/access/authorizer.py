@@ -72,8 +72,10 @@ class Actor(Reach, Protocol):
     """The highest level that its credential gives, whatever rules say."""
     groups: tuple[str, ...]
     """Groups that its credential names, beside those of which it is a member."""
-    maker: str
-    """The principal "type:id" that has made its token, "" for none."""
+    makers: tuple[str, ...]
+    """The principals "type:id" that have made its API token, or that of its task's creator."""
+    creators: tuple[str, ...]
+    """The principals "type:id" that have created the tasks whose tokens let it in."""
     reaches_everything: bool
     """Whether its credential reaches all workspaces."""
     accepted: Reached
@@ -89,7 +91,8 @@ class GatewayActor:
         self.task_id = ""
         self.cap = AccessLevel.SUPERADMIN
         self.groups: tuple[str, ...] = ()
-        self.maker = ""
+        self.makers: tuple[str, ...] = ()
+        self.creators: tuple[str, ...] = ()
         self.reaches_everything = True
         self.accepted = EVERYTHING
         self.allows_workspace: Callable[[str], bool] = lambda workspace: True

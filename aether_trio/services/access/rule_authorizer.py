@@ -50,6 +50,11 @@ FALLBACK_TIER: Final = 6
 MAX_CACHED: Final = 65_536
 """Verdicts that are remembered until something changes, about 300 bytes each."""
 
+SUPERADMIN: Final = AccessLevel.SUPERADMIN
+_ADMINISTERED: Final = frozenset({"admin", "capability", "workspace"})
+"""Types of resources whose rights the makers of a token need themselves."""
+_OF_ALL: Final = frozenset({2, 4, 6})
+"""Tiers by which all principals of a type have a level."""
 _USERS: Final = frozenset({TopicKind.USER_WINDOW, TopicKind.USER_EVERYWHERE})
 _BROADCASTS: Final = {
     TopicKind.EVENT: Capability.EVENT_BROADCAST,
@@ -412,14 +417,14 @@ class RuleAuthorizer:
         )
 
     def lock_of(self, actor: Actor) -> Lock | None:
-        """Return the lock that bars an actor, or the maker of its token; None for none."""
+        """Return the lock that bars an actor, or a maker of its token; None for none."""
         identity, now_ms = actor.identity, self._clock.now_ms()
         lock = self._index.locked(identity.type_name, identity.canonical_id, identity.text, now_ms)
-        if lock is None and actor.maker:
-            principal_type, _, principal_id = actor.maker.partition(":")
-            lock = self._index.locked(
-                principal_type, principal_id, _identity_text(principal_type, principal_id), now_ms
-            )
+        if lock is None and (actor.makers or actor.creators):
+            for maker in (*actor.makers, *actor.creators):
+                principal_type, _, principal_id = maker.partition(":")
+                identity_text = _identity_text(principal_type, principal_id)
+                lock = lock or self._index.locked(principal_type, principal_id, identity_text, now_ms)
         return lock
 
     def may_read(self, identity: Identity, workspace: str) -> bool:
@@ -468,15 +473,15 @@ class RuleAuthorizer:
             principal, own, groups = grant.subject, _workspace_of(*grant.subject), ()
             cap = min(cap, grant.max_level)
         verdict = self._verdict(principal, access, own, groups, now_ms)
-        if actor.maker and access.resource_type == "admin":
-            # A token that binds no single identity must not make an administrator of its maker.
-            maker_type, _, maker_id = actor.maker.partition(":")
-            if maker_type != OPERATOR:
-                cap = min(cap, self._verdict((maker_type, maker_id), access, "", (), now_ms).level)
+        makers = actor.makers if grant is not None else (*actor.makers, *actor.creators)
+        most, makers_until_ms = SUPERADMIN, 0
+        if makers and verdict.tier not in _OF_ALL and access.resource_type in _ADMINISTERED:
+            most, makers_until_ms = self._level_of_makers(makers, access, now_ms)
+        cap = min(cap, most)
         level = min(verdict.level, cap)
         allowed = level >= access.level and access.level > AccessLevel.NONE
         reason = "" if allowed else self._denial(actor, access, authority, verdict, cap)
-        until_ms = verdict.until_ms
+        until_ms = _earlier(verdict.until_ms, makers_until_ms)
         if grant is not None and grant.expires_ms and not 0 < until_ms <= grant.expires_ms:
             until_ms = grant.expires_ms
         return AccessDecision(
@@ -488,6 +493,24 @@ class RuleAuthorizer:
             until_ms,
             (access.resource_type, access.resource_id),
         )
+
+    def _level_of_makers(self, makers: Sequence[str], access: AccessQuestion, now_ms: int) -> tuple[AccessLevel, int]:
+        """Return the highest level that the makers of a token leave it, and until when.
+
+        A token that lets in other principals must not make an administrator of its maker.
+        """
+        most, until_ms = SUPERADMIN, 0
+        for maker in makers:
+            principal_type, _, principal_id = maker.partition(":")
+            if principal_type == OPERATOR:
+                continue
+            own = _workspace_of(principal_type, principal_id)
+            verdict = self._verdict((principal_type, principal_id), access, own, (), now_ms)
+            most = min(most, verdict.level)
+            until_ms = _earlier(until_ms, verdict.until_ms)
+        if access.resource_type == "workspace":
+            most = max(most, AccessLevel.READWRITE)  # beyond it a level administers the workspace
+        return most, until_ms
 
     def lock_among(self, principals: Iterable[tuple[str, str]]) -> str | None:
         """Return which of these principals is locked and why, as a phrase; None: none is."""

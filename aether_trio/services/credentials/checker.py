@@ -240,6 +240,18 @@ class TokenAdmission(Protocol):
     def lineage(self) -> tuple[str, ...]:
         """The tasks at whose end the token expires."""
 
+    @property
+    def cap(self) -> AccessLevel:
+        """The highest level that its creator's credential gave."""
+
+    @property
+    def makers(self) -> tuple[str, ...]:
+        """The principals that have made the API token of its creator."""
+
+    @property
+    def creators(self) -> tuple[str, ...]:
+        """The principals that have created the tasks of its lineage."""
+
     def covers(self, identity: Identity) -> bool:
         """Whether the token reaches all that a token for `identity` would."""
 
@@ -556,7 +568,10 @@ def _of_token(token: TokenAdmission, certified: CertifiedName | None) -> Authent
         token.token,
         token.lineage,
         f"task:{task_id}",
+        cap=token.cap,
         accepted=_TaskTokenReach((tuple(map(escape, sorted(workspaces))),)),
+        makers=token.makers,
+        creators=token.creators,
     )
 
 
@@ -572,7 +587,7 @@ def _of_credential(accepted: AcceptedCredential, certificate: PeerCertificate | 
         cap=AccessLevel.SUPERADMIN if token is None else token.limits.cap,
         groups=() if login is None else login.groups,
         accepted=accepted,
-        maker="" if token is None else token.maker,
+        makers=() if token is None else (token.maker,),
     )
 
 

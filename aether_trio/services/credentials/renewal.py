@@ -39,7 +39,7 @@ def _wider(before: Authenticated, after: Authenticated) -> str | None:
         return "more workspaces"
     if not _within(after.accepted.identity_limits, before.accepted.identity_limits):
         return "more identities"
-    if before.maker and after.maker != before.maker:
+    if not {*before.makers, *before.creators} <= {*after.makers, *after.creators}:
         return "another maker"
     return None
 

@@ -40,7 +40,8 @@ recorded.
 
 `task_tokens` let participants in. A token that was made by a session which a token had let in ends
 with every task of its maker's `lineage`: the ids of the tasks that let it in, oldest first, with
-spaces between them. `task_descents` has a row for each. `task_sessions` are the live sessions that
+spaces between them. Its `cap` and `makers` (JSON, of its API token and of its tasks) are those of
+the session. `task_descents` has a row for each. `task_sessions` are the live sessions that
 tokens have let in, with a row for each task of their lineage.
 
 `tasks_in_trouble` finds tasks that have failed or wait, which ordinary tasks never do. Its
@@ -198,7 +199,9 @@ STATEMENTS: Final = (
         expires_ms {bigint} NOT NULL,
         revoked_ms {bigint} NOT NULL DEFAULT 0,
         lineage TEXT NOT NULL DEFAULT '',
-        epoch {bigint} NOT NULL DEFAULT 0
+        epoch {bigint} NOT NULL DEFAULT 0,
+        cap {bigint} NOT NULL DEFAULT 50,
+        makers TEXT NOT NULL DEFAULT ''
     ) {clustered}""",
     "CREATE INDEX task_tokens_by_task ON task_tokens (task_id)",
     "CREATE INDEX task_tokens_by_expiry ON task_tokens (expires_ms)",

@@ -78,7 +78,7 @@ class World:
     def session(self, identity: Identity = ADMIN, **fields: Any) -> Session:
         given = {
             "identity": identity, "accepted": EVERYTHING, "cap": AccessLevel.SUPERADMIN, "reaches_everything": True,
-            "session_id": "s1", "credential": "key:k", "task_id": "", "groups": (), "maker": "",
+            "session_id": "s1", "credential": "key:k", "task_id": "", "groups": (), "makers": (), "creators": (),
             "allows_workspace": lambda workspace: True, "reaches": lambda identity, workspace="": True,
         }  # fmt: skip
         return cast("Session", SimpleNamespace(**{**given, **fields}))

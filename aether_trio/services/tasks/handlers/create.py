@@ -168,7 +168,7 @@ class TaskCreator:
         token, owner = await self._token(session, request)
         key = key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
         asked = request_hash(request, workspace) if key else b""
-        minted = IssuedToken(hash_token(token), owner, session.lineage) if token else None
+        minted = _issued(session, token, owner) if token else None
 
         tied = task.mode is not Mode.POOL or task.parent_task_id or key or minted or granted
         separate = "" if tied else task.task_id
@@ -453,6 +453,16 @@ def request_hash(request: pb.CreateTaskRequest, workspace: str) -> bytes:
 
 
 REUSED_KEY: Final = "idempotency_key was used for another request before: the same key goes with the same request only"
+
+
+def _issued(session: Session, token: str, owner: str) -> IssuedToken:
+    """Return the token that a session makes, which may no more than the session."""
+    identity = session.identity
+    me = f"{identity.type_name}:{identity.canonical_id}"
+    creators = session.creators if owner == identity.text else tuple(dict.fromkeys((*session.creators, me)))
+    return IssuedToken(
+        hash_token(token), owner, session.lineage, cap=session.cap, makers=session.makers, creators=creators
+    )
 
 
 def create_in_transaction(

@@ -3,18 +3,22 @@
 A token is 32 random bytes after a prefix, stored as its SHA-256: so long a secret needs no slow
 hash (tasks.md 1.13). It ends with its task, and after a day if it has let in no session, unless it
 is the latest of a start. A token that was made by a session which a token had let in ends with that
-token's task as well, unless that task was completed. The prefix tells task tokens from other
-credentials, so an unknown one is refused even where unknown credentials pass.
+token's task as well, unless that task was completed. Its sessions have no higher level than the
+credential of its task's creator gave, and no more administrative rights than the creator has. The
+prefix tells task tokens from other credentials, so an unknown one is refused even where unknown
+credentials pass.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import StoredStatus, TaskRow
@@ -42,6 +46,9 @@ class AdmittedToken:
     token: bytes
     workspaces: frozenset[str]
     lineage: tuple[str, ...]
+    cap: AccessLevel
+    makers: tuple[str, ...]
+    creators: tuple[str, ...]
 
     def covers(self, identity: Identity) -> bool:
         """Return whether the token's workspaces include that of a participant."""
@@ -63,6 +70,12 @@ class IssuedToken(NamedTuple):
     """Whether it lasts as long as its task, even unused."""
     epoch: int = 0
     """The assignment of the start for which it is made."""
+    cap: AccessLevel = AccessLevel.SUPERADMIN
+    """The highest level that its sessions have: that of its creator's credential."""
+    makers: tuple[str, ...] = ()
+    """The principals ("type:id") that have made the API token of its creator."""
+    creators: tuple[str, ...] = ()
+    """The principals that have created its task, and those of its creator's token."""
 
 
 def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
@@ -75,9 +88,19 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
             return False
     expires_ms = 0 if minted.lasting else now_ms + TOKEN_MS
     yield Execute(
-        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage, epoch) "
-        "VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT (hash) DO NOTHING",
-        (minted.digest, task_id, minted.owner, now_ms, expires_ms, " ".join(minted.lineage), minted.epoch),
+        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage, epoch, cap, makers) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (hash) DO NOTHING",
+        (
+            minted.digest,
+            task_id,
+            minted.owner,
+            now_ms,
+            expires_ms,
+            " ".join(minted.lineage),
+            minted.epoch,
+            int(minted.cap),
+            json.dumps([minted.makers, minted.creators]) if minted.makers or minted.creators else "",
+        ),
     )
     for ancestor in minted.lineage:
         yield Execute(
@@ -178,7 +201,7 @@ async def admit(
         return None
     digest = hash_token(token)
     query = Fetch(
-        "SELECT k.identity, k.expires_ms, k.revoked_ms, k.task_id, k.lineage, t.workspace FROM task_tokens k "
+        "SELECT k.identity, k.expires_ms, k.revoked_ms, k.task_id, k.lineage, k.cap, k.makers, t.workspace FROM task_tokens k "
         "JOIN tasks t ON t.task_id = k.task_id WHERE k.hash = $1",
         (digest,),
     )
@@ -188,7 +211,7 @@ async def admit(
         raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
     if not found:
         raise StatusError(Status.UNAUTHENTICATED, "this task token is unknown to this gateway")
-    owner, expires_ms, revoked_ms, task_id, lineage, workspace = found[0]
+    owner, expires_ms, revoked_ms, task_id, lineage, cap, made_by, workspace = found[0]
     if revoked_ms or 0 < expires_ms <= now_ms:
         raise StatusError(
             Status.UNAUTHENTICATED,
@@ -197,4 +220,7 @@ async def admit(
     if owner != identity.text:
         raise StatusError(Status.PERMISSION_DENIED, f"this task token is for {owner}, not for {identity.text}")
     reach = frozenset({workspace, identity.workspace} - {""})
-    return AdmittedToken(task_id, digest, reach, (*lineage.split(), task_id))
+    makers, creators = json.loads(made_by) if made_by else ((), ())
+    return AdmittedToken(
+        task_id, digest, reach, (*lineage.split(), task_id), AccessLevel(cap), tuple(makers), tuple(creators)
+    )
