@@ -664,13 +664,16 @@ class RuleAuthorizer:
     def _members_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         index = self._index
         self.forget_verdicts()
-        gone = list(index.memberships()) if everything else []
-        gone += [records.member_of(key, None) for key, value in items if value is None]
-        for one in gone:
-            index.remove_membership(one.kind, one.name, one.member_type, one.member_id)
+        if everything:
+            for one in list(index.memberships()):
+                index.remove_membership(one.kind, one.name, one.member_type, one.member_id)
+        # In their order: a node that was away reads of a membership and of its end at once.
         for key, value in items:
-            if value is not None:
-                index.put_membership(records.member_of(key, value))
+            member = records.member_of(key, value)
+            if value is None:
+                index.remove_membership(member.kind, member.name, member.member_type, member.member_id)
+            else:
+                index.put_membership(member)
 
     def _locks_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         index = self._index
