@@ -141,6 +141,7 @@ class Nodes:
         self._silent: set[tuple[int, int, Any]] = set()
         self._declared = self._cut_off = self._swept = 0
         self._on_dead: list[Callable[[int], None]] = []
+        self._at_leaving: list[str] = []
         # Statements find their rows by key, but a plan is made once, when tables may be empty.
         self._queries = QueryPool(
             server, limits, "cluster", CONNECTIONS, "SET enable_seqscan = off", planned_once=False
@@ -150,6 +151,10 @@ class Nodes:
     def when_declared_dead(self, call: Callable[[int], None]) -> None:
         """Have `call` called with the number of each node that this node declares dead."""
         self._on_dead.append(call)
+
+    def when_leaving(self, sql: str) -> None:
+        """Have a statement run with this node's number and epoch as it gives its lease up."""
+        self._at_leaving.append(sql)
 
     def statistics(self) -> NodesStatistics:
         """Return counters of nodes declared dead or cut off since start."""
@@ -226,6 +231,8 @@ class Nodes:
             async with connection.transaction():
                 await connection.execute(END_LOCKS, node_id)
                 await connection.execute(_END_LEASE, node_id, epoch)
+                for sql in self._at_leaving:
+                    await connection.execute(sql, node_id, epoch)
 
         await run_in_asyncio(self._server, self._queries.run(work))
 

@@ -86,11 +86,15 @@ class ChangePeers(Protocol):
     def on_seen(self, call: Callable[[], None]) -> None:
         """Have `call` called when another node has applied a change, or may have."""
 
-    async def seen(self, version: int) -> None:
-        """Write, unless it is written, that this node has applied `version`."""
+    async def seen(self, version: int) -> bool:
+        """Write, unless it is written, that this node has applied `version`.
+
+        Return whether other nodes still wait for this one. If not, a look that was made before does
+        not count.
+        """
 
     async def unconfirmed(self, version: int) -> list[str]:
-        """Return names of live nodes that have not applied `version`."""
+        """Return names of nodes that may handle input and have not applied `version`."""
 
 
 class NoPeers:
@@ -105,8 +109,9 @@ class NoPeers:
     def on_seen(self, call: Callable[[], None]) -> None:
         """Do nothing: no other node applies anything."""
 
-    async def seen(self, version: int) -> None:
+    async def seen(self, version: int) -> bool:
         await trio.lowlevel.checkpoint()
+        return True
 
     async def unconfirmed(self, version: int) -> list[str]:
         await trio.lowlevel.checkpoint()
@@ -131,6 +136,8 @@ class Draft:
     events: list[AuditEvent] = field(default_factory=list)
     version: int = 0
     """The version before the change; after its end the new one, 0 if nothing was recorded."""
+    known: int = 0
+    """The version before the change."""
     encoded: bytes = b"[]"
 
     def record(self, kind: str, key: str, value: Any) -> None:
@@ -171,7 +178,7 @@ def begin(draft: Draft) -> Program[None]:
         "INSERT INTO access_version AS v (id, version, oldest, locked, seeded) VALUES (1, 0, 0, 1, '') "
         "ON CONFLICT (id) DO UPDATE SET locked = v.locked + 1 RETURNING version"
     )
-    draft.version = rows[0][0]
+    draft.version = draft.known = rows[0][0]
 
 
 def finish(draft: Draft, audit: AuditAppender) -> Program[None]:
@@ -312,10 +319,14 @@ class AccessChanges:
         `check` decides by what this node knows whether the caller may make the change, and raises a
         RequestError if not. It is called again when another change was committed meanwhile, so the
         caller never uses a right that he lost before. Raises StorageUnavailable.
+
+        A program that finds nothing to change is answered when what it has found is in force: a
+        revocation that is asked for again, as its answer was lost, is not answered sooner.
         """
         async with self._turn:
             draft, result = await self._commit(program, check)
-        missing = await self.in_force(draft.version) if draft.version else ()
+        version = draft.version or draft.known
+        missing = await self.in_force(version) if version else ()
         return Committed(result, draft.version, missing)
 
     async def _commit(
@@ -407,8 +418,8 @@ class AccessChanges:
         """Load all access data. Raises StorageUnavailable."""
         began_s = trio.current_time()
         await self._reload()
-        await self._confirm()
-        self._looked(began_s)
+        if await self._confirm():
+            self._looked(began_s)
 
     async def run(self) -> None:
         """Apply the changes of all nodes until cancelled."""
@@ -458,13 +469,19 @@ class AccessChanges:
                 await self._reload()
             elif page:
                 self._apply_page(page)
-            await self._confirm()
+            is_counted = await self._confirm()
             if not page and not gone:
-                self._looked(began_s)
+                if is_counted:
+                    self._looked(began_s)
+                else:
+                    logger.info("this look for changes does not count, as this node was declared dead")
                 return
 
-    async def _confirm(self) -> None:
-        """Let live sessions follow what was applied, and write it for the other nodes."""
+    async def _confirm(self) -> bool:
+        """Let live sessions follow what was applied, and write it for the other nodes.
+
+        Return whether these wait for this node, so that it may go on by what it has read.
+        """
         version = self.version
         unsettled, self._unsettled = self._unsettled, []
         try:
@@ -477,7 +494,7 @@ class AccessChanges:
         if version != self.settled_version:
             self.settled_version = version
             self._settled.set()
-        await self._peers.seen(version)
+        return await self._peers.seen(version)
 
     def _looked(self, began_s: float) -> None:
         """Let sessions handle input for STALE_S from `began_s`."""

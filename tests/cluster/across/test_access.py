@@ -10,10 +10,11 @@ import trio
 from aether_trio.model.errors import Status
 from aether_trio.services.access import changes as changes_module
 from aether_trio.storage.base import StorageUnavailable
-from tests.cluster.across.fabric import Fabric, Participant, open_fabric, until
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.cluster.across.fabric import Fabric, Gateway, Participant, open_fabric, until
 from tests.helpers.core import agent, barrier, errors, message_to, orchestrator, payloads
 from tests.helpers.engines import PostgresEngine
-from tests.services.access.acl import READ, READWRITE, Op, done, grant, may, wanted
+from tests.services.access.acl import READ, READWRITE, Op, done, grant, may, rule, wanted
 
 ANN = ("agent", "ag::red::ann::1")
 RED, BLUE = ("workspace", "red"), ("workspace", "blue")
@@ -96,6 +97,80 @@ async def test_a_node_that_cannot_look_is_named_and_handles_no_input(
     await until(lambda: bool(errors(ann)))
     await barrier(ann)
     assert payloads(bob) == [b"1"]
+
+
+async def declare_dead(gateway: Gateway, admin_of: Gateway) -> None:
+    """Let other nodes take a node for dead that runs, and does not find out by its lease."""
+
+    async def believes(connection: object) -> bool:
+        return True
+
+    gateway.cluster.lease._probe = believes  # type: ignore[method-assign]
+    sql = "UPDATE nodes SET alive = false, ended_ms = aether_now_ms() WHERE node_id = $1"
+    await admin_of.cluster.nodes.fetch(sql, gateway.cluster.node_id)
+
+
+async def test_a_node_that_is_taken_for_dead_is_named_while_it_may_handle_input(
+    closed: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes_module, "LOOK_S", 600.0)
+    monkeypatch.setattr(changes_module, "CONFIRM_S", 0.5)
+    one, two = await closed.start_many(2)
+    admin, ann = await one.join(orchestrator("o", "1")), await two.join(agent("red", "ann", "1"))
+    given = await grant(admin, ANN, BLUE, READWRITE)
+    two.lose_notifications()
+    await declare_dead(two, one)
+    assert await may(ann, BLUE, READ)  # writes are fenced, decisions and reads are not
+    answer = await done(admin, Op.REVOKE, rule_id=given.rule_id)
+    assert f"(node {two.cluster.node_id})" in answer.message
+
+
+async def test_a_node_that_is_taken_for_dead_stops_input_though_it_reads_all_changes(
+    closed: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(changes_module, "STALE_S", 1.0)
+    monkeypatch.setattr(changes_module, "LOOK_S", 0.1)
+    one, two = await closed.start_many(2)
+    admin = await one.join(orchestrator("o", "1"))
+    await declare_dead(two, one)
+    await grant(admin, ANN, BLUE, READWRITE)
+    await until(lambda: two.core.changes.settled_version == one.core.changes.version)
+    await until(lambda: two.core.sessions._parts.gate.is_closed)
+    assert not two.core.sessions._parts.gate.paused
+    await one.cluster.nodes.fetch("UPDATE nodes SET alive = true WHERE node_id = $1", two.cluster.node_id)
+    await until(lambda: not two.core.sessions._parts.gate.is_closed)
+
+
+async def test_a_node_that_has_left_in_peace_is_not_waited_for(closed: Fabric) -> None:
+    one, two = await closed.start_many(2)
+    admin = await one.join(orchestrator("o", "1"))
+    await closed.stop(two)
+    answer = await done(admin, Op.GRANT, grant_request=rule(ANN, BLUE, READ))
+    assert "not confirmed" not in answer.message
+
+
+async def test_a_node_that_reads_of_several_changes_at_once_applies_them_in_order(
+    closed: Fabric, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A membership that was given and taken while the node was away is not there."""
+    monkeypatch.setattr(changes_module, "CONFIRM_S", 0.1)
+    one, two = await closed.start_many(2)
+    admin, ann = await one.join(orchestrator("o", "1")), await two.join(agent("red", "ann", "1"))
+    await done(admin, Op.CREATE_GROUP, name="g", group_request=pb.ACLGroupRequest(name="g"))
+    await grant(admin, ("group", "g"), BLUE, READWRITE)
+    await until(lambda: two.core.changes.settled_version == one.core.changes.version)
+    working = two.core.changes._database.read_small
+
+    async def broken(program: object) -> object:
+        raise StorageUnavailable("cut off")
+
+    two.core.changes._database.read_small = broken  # type: ignore[assignment,method-assign]
+    member = pb.ACLGroupMemberRequest(member_type=ANN[0], member_id=ANN[1])
+    for op in (Op.ADD_GROUP_MEMBER, Op.REMOVE_GROUP_MEMBER):
+        await done(admin, op, name="g", member_request=member)
+    two.core.changes._database.read_small = working  # type: ignore[method-assign]
+    await until(lambda: two.core.changes.settled_version == one.core.changes.version)
+    assert not await sent(ann, b"attack")
 
 
 async def test_a_node_that_joins_later_knows_all(closed: Fabric) -> None:

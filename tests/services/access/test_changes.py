@@ -59,6 +59,7 @@ class Peers:
     def __init__(self, all_peers: list[Peers]) -> None:
         self.version = -1
         self.deaf = False
+        self.dead = False
         self.calls: list[Callable[[], None]] = []
         self.seen_calls: list[Callable[[], None]] = []
         self._all = all_peers
@@ -76,11 +77,12 @@ class Peers:
     def on_seen(self, call: Callable[[], None]) -> None:
         self.seen_calls.append(call)
 
-    async def seen(self, version: int) -> None:
+    async def seen(self, version: int) -> bool:
         self.version = version
         for one in self._all:
             for call in one.seen_calls:
                 call()
+        return not self.dead
 
     async def unconfirmed(self, version: int) -> list[str]:
         return [f"n{number}" for number, one in enumerate(self._all) if one is not self and one.version < version]
@@ -185,6 +187,47 @@ async def test_an_answer_names_a_node_that_was_not_heard_of(
         done = await one.commit(put("a", 1))
         assert done.missing == ("n1",)
         assert "n1" in done.caveat
+
+
+async def test_a_program_that_finds_its_work_done_waits_for_it_as_well(
+    database: Database, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A revocation that is asked for again, as its answer was lost."""
+    monkeypatch.setattr(changes_module, "CONFIRM_S", 0.2)
+    everyone: list[Peers] = []
+    one, deaf = Node(database, clock, Peers(everyone)), Node(database, clock, Peers(everyone))
+
+    def nothing(draft: Draft) -> Program[str]:
+        return "it is revoked already"
+        yield
+
+    async with running(one):
+        await deaf.start()
+        await one.commit(put("a", None))
+        again = await one.commit(nothing)
+        assert (again.result, again.version, again.missing) == ("it is revoked already", 0, ("n1",))
+        await deaf._catch_up()
+        assert (await one.commit(nothing)).missing == ()
+
+
+async def test_a_look_of_a_node_that_was_declared_dead_does_not_count(database: Database, clock: ManualClock) -> None:
+    """Changes are answered without it, so it may not go on by what it reads."""
+    everyone: list[Peers] = []
+    node, other = Node(database, clock, Peers(everyone)), Node(database, clock, Peers(everyone))
+    if not database.shared:
+        return
+    await node.start()
+    await other.start()
+    everyone[0].dead = True
+    node._fresh_until_s = trio.current_time()
+    async with running(other):
+        await other.commit(put("a", 1))
+        await node._catch_up()
+        assert node.things == {"a": 1}
+        assert node.gate.is_closed
+        everyone[0].dead = False
+        await node._catch_up()
+        assert not node.gate.is_closed
 
 
 async def test_a_check_is_made_again_when_another_change_came_first(
