@@ -398,7 +398,8 @@ class GrantService:
             lineage = yield from store.load_lineage(name)
             if lineage is None:
                 raise GrantError(GrantProblem.NOT_FOUND)
-            draft.audit(grant_event("authority_grant_revoke", session, lineage, draft.now_ms))
+            if draft.items:
+                draft.audit(grant_event("authority_grant_revoke", session, lineage, draft.now_ms))
             return lineage
 
         committed: Committed[Lineage] = await self.changes.commit(revoke)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from typing import Any
 
 import trio
@@ -14,6 +15,7 @@ from tests.services.authority.people import (
     Decision,
     GrantOp,
     RequestOp,
+    acting_for,
     asked,
     decide,
     delegated,
@@ -23,7 +25,7 @@ from tests.services.authority.people import (
     request_op,
 )
 from tests.services.authority.test_tasks import on_behalf
-from tests.services.tasks.peers import Op, operate
+from tests.services.tasks.peers import Op, create, operate
 
 PLANNER = ("agent", "ag::prod::planner::1")
 
@@ -102,3 +104,41 @@ async def test_steps_of_requests_have_rows(core: Core) -> None:
         assert len(await rows(core, "authority_request_expired")) == 1
         (minted,) = await rows(core, "authority_grant_exchange")
         assert minted["actor_id"] == "ann"
+
+
+async def grants_and_their_rows(core: Core) -> list[tuple[str, int, int, int]]:
+    """For each grant: whether it is revoked, and how many rows say that it was made and revoked."""
+    making = await rows(core, "authority_grant_exchange") + await rows(core, "authority_grant_derive")
+    ending = await rows(core, "authority_grant_revoke")
+    grants = await core.tasks.engine.database.fetch("SELECT grant_id, revoked_ms FROM authority_grants")
+    made_of, gone_of = (Counter(row["resource_id"] for row in found if row["success"]) for found in (making, ending))
+    assert set(made_of) <= {grant_id for grant_id, _ in grants}
+    return [(grant_id, int(revoked > 0), made_of[grant_id], gone_of[grant_id]) for grant_id, revoked in grants]
+
+
+async def test_grants_of_tasks_and_their_ends_have_one_row_each(core: Core) -> None:
+    """Those that a creator passes on, those of a pool's workers, and the ends of all."""
+    async with (
+        connect(core, agent("prod", "planner", "1")) as planner,
+        connect(core, user("ann", "w1")) as ann,
+        connect(core, agent("prod", "worker", "1")) as first,
+    ):
+        parent = await delegated(core, ann, PLANNER, hops=3)
+        for mode in (pb.POOL, pb.TARGETED):
+            created = await create(
+                planner,
+                assignment_mode=mode,
+                target_implementation="worker",
+                target_agent_id="" if mode == pb.POOL else "ag::prod::worker::1",
+                authorization=acting_for("ann", parent),
+            )
+            assert created.success, created.error_message
+            await first.next("task_assignment")
+            await operate(first, Op.CLAIM, created.task_id)
+            assert (await operate(first, Op.COMPLETE, created.task_id)).success
+        await grant_op(ann, GrantOp.REVOKE, grant_id=parent)
+        await grant_op(ann, GrantOp.REVOKE, grant_id=parent)
+        found = await grants_and_their_rows(core)
+        assert len(found) == 5  # the user's, the planner's, those of two tasks and of a worker of the pool
+        assert [(made, gone == revoked) for _, revoked, made, gone in found] == [(1, True)] * 5
+        assert sum(revoked for _, revoked, _, _ in found) == 3
