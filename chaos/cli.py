@@ -13,6 +13,9 @@ import trio
 from rich.console import Console
 
 from chaos import report
+from chaos.access import report as access_report
+from chaos.access.run import AccessWishes
+from chaos.access.run import run as run_access
 from chaos.load import Rates
 from chaos.plan import BY_CHANCE, Kind
 from chaos.run import Wishes, run
@@ -69,6 +72,14 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument(
         "--sqlite", action="store_true", help="with --tasks: one gateway on SQLite, not nodes on PostgreSQL"
     )
+    made.add_argument(
+        "--access",
+        type=int,
+        nargs="?",
+        const=1,
+        metavar="N",
+        help="so many seeds (1), from --seed on, of half a minute each, while rights are given and taken",
+    )
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     return made
 
@@ -77,6 +88,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
     if given.sqlite and not given.tasks:
         parser().error("--sqlite belongs to --tasks")
+    if given.access:
+        return _access(given)
     if given.tasks:
         return _tasks(given)
     wishes = Wishes(
@@ -98,6 +111,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.json:
         given.json.write_text(json.dumps(report.as_json(result), indent=2) + "\n")
     return 0 if result.well else 1
+
+
+def _access(given: argparse.Namespace) -> int:
+    first = secrets.randbelow(1_000_000) if given.seed is None else given.seed
+    results = []
+    for seed in range(first, first + given.access):
+        keep = given.keep and given.keep / f"seed-{seed}"
+        wishes = AccessWishes(seed, nodes=given.nodes, keep=keep, checkout=given.checkout)
+        print(f"seed {seed}", file=sys.stderr, flush=True)
+        results.append(trio.run(run_access, wishes, _say))
+        access_report.show(results[-1], Console())
+    if given.json:
+        given.json.write_text(json.dumps([access_report.as_json(one) for one in results], indent=2) + "\n")
+    violated = [one.wishes.seed for one in results if not one.well]
+    if violated:
+        print(f"violated by the seeds {', '.join(map(str, violated))}", file=sys.stderr, flush=True)
+    return 1 if violated else 0
 
 
 def _tasks(given: argparse.Namespace) -> int:

@@ -32,6 +32,7 @@ CUTS: Final = 0.7
 BEGIN: Final = b"BEGIN;"
 COMMIT: Final = b"COMMIT\x00"
 LEASE: Final = b"application_name = 'aether-lease'"
+BUS: Final = b"application_name = 'aether-listen'"
 
 
 class Weather:
@@ -61,6 +62,8 @@ class Weather:
             Kind.STALL_CONNECTION: self._stall_connection,
             Kind.STALL_WRITE: self._stall_write,
             Kind.WITHHOLD_LEASE: self._withhold_lease,
+            Kind.HALF_OPEN_LEASE: self._half_open_lease,
+            Kind.STALL_BUS: self._stall_bus,
             Kind.CUT_DATABASE_LINK: self._cut_database_link,
             Kind.SLOW_DATABASE_LINK: self._slow_database_link,
             Kind.HALF_CLOSE_CONNECTION: self._half_close_connection,
@@ -237,6 +240,33 @@ class Weather:
                 connection.upstream.trap(lambda data: LEASE in data, stall)
 
         with _on_all(link, withhold):
+            await trio.sleep(step.duration_s)
+        for connection in list(link.open.values()):
+            connection.upstream.disarm()
+
+    async def _half_open_lease(self, step: Step) -> None:
+        """End the connection of a lease for the database alone: its node has to find out."""
+        leases = [one for one in self._way(step).open.values() if LEASE in one.upstream.opening]
+        for lease in leases:
+            lease.cut(client=False)
+        await trio.sleep(step.duration_s)
+        for lease in leases:
+            lease.cut(target=False)
+
+    async def _stall_bus(self, step: Step) -> None:
+        """Stall what a node listens on; all else that it has goes on."""
+        ends_s = self._now() + step.duration_s
+
+        def stall(connection: ProxiedConnection) -> None:
+            if BUS in connection.upstream.opening:
+                _stall(connection, max(0.0, ends_s - self._now()))
+            elif not connection.upstream.opening:
+                connection.upstream.trap(
+                    lambda data: BUS in data, lambda: _stall(connection, max(0.0, ends_s - self._now()))
+                )
+
+        link = self._way(step)
+        with _on_all(link, stall):
             await trio.sleep(step.duration_s)
         for connection in list(link.open.values()):
             connection.upstream.disarm()

@@ -30,7 +30,9 @@ class Kind(enum.StrEnum):
     END_BACKEND = "end of one backend"
     END_LEASE = "end of a lease's backend"
     WITHHOLD_LEASE = "a lease ended, and not to be had again"
+    HALF_OPEN_LEASE = "a lease ended, and its node not told"
     END_BUS = "end of a listener (lost wakes)"
+    STALL_BUS = "stalled listener (late wakes)"
     STALL_DATABASE_LINK = "stalled database link"
     STALL_CONNECTION = "one stalled database connection"
     STALL_WRITE = "stalled database connection with a write"
@@ -67,7 +69,10 @@ CHANCES: Final[Mapping[Kind, _Chance]] = MappingProxyType(
         Kind.CRASH_DATABASE: _Chance(1, 0.0, 2.0),
         Kind.END_BACKEND: _Chance(3),
         Kind.END_LEASE: _Chance(2),
+        # The node finds it by two probes, the second of which is not answered.
+        Kind.HALF_OPEN_LEASE: _Chance(2, 6.0, 9.0, takes_node=True),
         Kind.END_BUS: _Chance(2),
+        Kind.STALL_BUS: _Chance(2, 1.0, 8.0),
         # All else that the node has goes on meanwhile.
         Kind.WITHHOLD_LEASE: _Chance(3, 1.5, 8.0, takes_node=True),
         Kind.STALL_DATABASE_LINK: _Chance(2, 1.0, 9.0, takes_node=True),
