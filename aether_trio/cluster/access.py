@@ -6,8 +6,8 @@ A node that is alive and has no row for its lease has applied nothing yet. Notif
 lost: each node looks every few seconds, and the changer reads access_seen until all have it.
 
 A node that was declared dead may run all the same and not know it. Its looks do not count from then
-on, so it handles input for STALE_S (services/access/changes.py) at most; that long the changer waits for it like for others. A
-node that has left in peace is not waited for.
+on, so it handles input for STALE_S (services/access/changes.py) at most; that long the changer
+waits for it like for others. A node that has left in peace is not waited for.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class ClusterPeers:
         self._cluster.bus.handle(SEEN, lambda _sender, _body: call())
 
     async def seen(self, version: int) -> bool:
-        """Write the version for this node's lease; return whether the lease is still in force.
+        """Write the version for this node's lease; return whether that is in force.
 
         Raises StorageUnavailable.
         """

@@ -37,7 +37,7 @@ def history() -> AccessHistory:
             attempt(2.0, 2.1, True, right=right, what="connect"),
             attempt(9.0, 12.0, True, right=right),  # it fell into the change
             attempt(12.0, 12.1, False, right=right),
-            attempt(12.0, 12.1, True, right=right, node="node-2"),  # which is named, and has five seconds
+            attempt(12.0, 12.1, True, right=right, node="node-2"),  # which is named: five seconds
             attempt(17.0, 17.1, False, right=right, node="node-2"),
             attempt(20.0, 32.0, True, right=right),  # answered when it was given again
             attempt(20.0, 20.1, None, right=right),
@@ -125,7 +125,7 @@ def test_a_result_has_its_figures_and_its_first_violations(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_seeds_have_the_faults_that_matter(seed: int) -> None:
-    """A killed node, a short and a long stop, a cut from the database, and one from the bus."""
+    """A killed node, a short and a long stop, cuts from the database and the bus."""
     wishes = AccessWishes(seed)
     steps = plan(seed, NODES, wishes.seconds, mean_s=wishes.mean_s, kinds=KINDS)
     kinds = {step.kind for step in steps}

@@ -100,7 +100,7 @@ async def test_a_node_that_cannot_look_is_named_and_handles_no_input(
 
 
 async def declare_dead(gateway: Gateway, admin_of: Gateway) -> None:
-    """Let other nodes take a node for dead that runs, and does not find out by its lease."""
+    """Let other nodes take a node for dead that runs, and does not find out."""
 
     async def believes(connection: object) -> bool:
         return True

@@ -107,7 +107,7 @@ async def test_steps_of_requests_have_rows(core: Core) -> None:
 
 
 async def grants_and_their_rows(core: Core) -> list[tuple[str, int, int, int]]:
-    """For each grant: whether it is revoked, and how many rows say that it was made and revoked."""
+    """For each grant: if it is revoked, and how many rows say it was made, revoked."""
     making = await rows(core, "authority_grant_exchange") + await rows(core, "authority_grant_derive")
     ending = await rows(core, "authority_grant_revoke")
     grants = await core.tasks.engine.database.fetch("SELECT grant_id, revoked_ms FROM authority_grants")
@@ -139,6 +139,6 @@ async def test_grants_of_tasks_and_their_ends_have_one_row_each(core: Core) -> N
         await grant_op(ann, GrantOp.REVOKE, grant_id=parent)
         await grant_op(ann, GrantOp.REVOKE, grant_id=parent)
         found = await grants_and_their_rows(core)
-        assert len(found) == 5  # the user's, the planner's, those of two tasks and of a worker of the pool
+        assert len(found) == 5  # ann's, the planner's, those of two tasks and of a pool's worker
         assert [(made, gone == revoked) for _, revoked, made, gone in found] == [(1, True)] * 5
         assert sum(revoked for _, revoked, _, _ in found) == 3
