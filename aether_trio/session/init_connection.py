@@ -125,6 +125,8 @@ class Authenticated(NamedTuple):
     """
     creators: tuple[str, ...] = ()
     """The principals "type:id" that have created the tasks of the task tokens."""
+    origin: str = ""
+    """The API token that let it in, or with which its task token was made: it ends with that."""
 
 
 def read_claim(

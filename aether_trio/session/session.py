@@ -72,7 +72,7 @@ class Session:
         "credential", "detached",
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
         "leaves_when_idle", "leaving",
-        "lineage", "link", "lock", "makers", "numbered", "nursery", "outbox", "pending", "profiles", "reaches_everything",
+        "lineage", "link", "lock", "makers", "numbered", "nursery", "origin", "outbox", "pending", "profiles", "reaches_everything",
         "reading", "receipts", "renewing", "renews", "requests", "sender", "session_id", "subscriptions", "takes_any", "task_context",
         "task_id", "token", "worker_tasks",
     )  # fmt: skip
@@ -147,6 +147,7 @@ class Session:
         self.creators = admitted.creators  # the principals that have created the tasks of its token
         self.authorized = (-1, 0)
         """Since which change the rules let it be here, and until when (Unix ms; 0: no end)."""
+        self.origin = admitted.origin  # the API token with which it ends
         self.accepted = admitted.accepted  # what its credentials reach, as patterns
         self.answering = False  # whether a request of its client is being handled
         self._end_after_answer: StatusError | None = None
@@ -246,6 +247,7 @@ class Session:
             self.accepted,
             self.makers,
             self.creators,
+            self.origin,
         )
 
     def renew(self, admitted: Authenticated) -> None:
@@ -260,6 +262,7 @@ class Session:
         self.accepted = admitted.accepted
         self.makers = admitted.makers
         self.creators = admitted.creators
+        self.origin = admitted.origin
         self.sender.forget_decisions()
 
     def finish(self) -> None:

@@ -20,6 +20,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         "test_audit_floods",
         "test_authority_attacks",
         "test_credential_renewal",
+        "test_credentials_descent",
         "test_credentials_tokens",
         "test_giving",
         "test_makers",

@@ -12,10 +12,13 @@ from aether_trio.client.operations.agents import Registration
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.gateway.core import Core
 from aether_trio.services.tasks import nodes
+from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import QUICK, open_test_gateway
-from tests.helpers.core import agent, barrier, connect, let_manage
+from tests.helpers.core import agent, barrier, connect, let_manage, user
 from tests.helpers.engines import PostgresEngine
 from tests.security.tenants import LIMIT_S, SCHEMES, agent_of
+from tests.security.test_credentials_descent import ended as with_api_token
+from tests.security.test_credentials_tokens import ask, create, holder
 from tests.security.test_tokens import ended, refused, token_for, worker
 from tests.services.agents.test_across import two_nodes
 from tests.services.tasks.peers import Op, operate
@@ -84,3 +87,20 @@ async def test_a_started_agent_is_gone_when_its_start_was_cancelled(scheme: str)
                     with pytest.raises(Unauthenticated):
                         async with clerk(token=token):
                             pass
+
+
+async def test_what_an_api_token_has_made_ends_with_it_on_every_node(postgres_engine: PostgresEngine) -> None:
+    async with two_nodes(postgres_engine) as (one, two), connect(one, user("admin", "root")) as admin:
+        let_manage(one)
+        let_manage(two)
+        text, token_id = await create(admin)
+        async with holder(two, text, agent("w", "maker", "1")) as maker:
+            _, first = await token_for(maker, "ag::w::i::1")
+            _, second = await token_for(maker, "ag::w::i::2")
+            async with connect(two, worker(first)) as near, connect(one, worker(second, "2")) as far:
+                assert (await ask(admin, op=pb.TokenOperation.REVOKE, token_id=token_id)).success
+                for peer in (maker, near, far):
+                    assert await with_api_token(peer)
+        for core in (one, two):
+            assert await refused(core, worker(first))
+            assert await refused(core, worker(second, "2"))

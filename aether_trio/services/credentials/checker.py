@@ -252,6 +252,10 @@ class TokenAdmission(Protocol):
     def creators(self) -> tuple[str, ...]:
         """The principals that have created the tasks of its lineage."""
 
+    @property
+    def origin(self) -> str:
+        """The API token with which it was made, and with which it ends; "" for none."""
+
     def covers(self, identity: Identity) -> bool:
         """Whether the token reaches all that a token for `identity` would."""
 
@@ -279,6 +283,7 @@ class _TaskTokenReach:
     """What a session of a task token reaches, as patterns."""
 
     workspace_limits: tuple[tuple[str, ...], ...]
+    origin: str
     identity_limits: tuple[tuple[str, ...], ...] = ()
 
 
@@ -369,6 +374,8 @@ class CredentialChecker:
         """Return why what let a session in does so no more (a sentence), or None."""
         if certificate is not None and self._revoked is not None and self._revoked.has(certificate):
             return "the client certificate of this session was revoked"
+        if isinstance(accepted, _TaskTokenReach) and accepted.origin in self._ended_tokens:
+            return "the API token with which the task token of this session was made was revoked"
         if not isinstance(accepted, AcceptedCredential):
             return None
         if accepted.key is not None and accepted.key not in self._keys:
@@ -569,9 +576,10 @@ def _of_token(token: TokenAdmission, certified: CertifiedName | None) -> Authent
         token.lineage,
         f"task:{task_id}",
         cap=token.cap,
-        accepted=_TaskTokenReach((tuple(map(escape, sorted(workspaces))),)),
+        accepted=_TaskTokenReach((tuple(map(escape, sorted(workspaces))),), token.origin),
         makers=token.makers,
         creators=token.creators,
+        origin=token.origin,
     )
 
 
@@ -588,6 +596,7 @@ def _of_credential(accepted: AcceptedCredential, certificate: PeerCertificate | 
         groups=() if login is None else login.groups,
         accepted=accepted,
         makers=() if token is None else (token.maker,),
+        origin="" if token is None else token.token_id,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Final
+from typing import Any
 
 import structlog
 
@@ -13,8 +13,6 @@ from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 
 logger = structlog.get_logger("aether.credentials")
-
-_TOKEN: Final = "token:"  # noqa: S105  # how names of such credentials begin
 
 
 class CredentialEnds:
@@ -28,15 +26,13 @@ class CredentialEnds:
         """Apply a change of API tokens; `everything`: the items are all live tokens."""
         if everything:
             live = {token_id for token_id, _ in items}
-            held = {one.credential.removeprefix(_TOKEN) for one in self._registry if one.credential.startswith(_TOKEN)}
-            ended = held - live
+            ended = {one.origin for one in self._registry if one.origin} - live
         else:
             ended = {token_id for token_id, value in items if value is None or value.get("revoked_ms")}
         for token_id in ended:
             self._credentials.token_ended(token_id)
         if ended:
-            names = {f"{_TOKEN}{token_id}" for token_id in ended}
-            self._end(one for one in self._registry if one.credential in names)
+            self._end(one for one in self._registry if one.origin in ended)
 
     def end_sessions(self, untrusted: Collection[bytes] = ()) -> int:
         """End each session whose credential has ended; return how many.

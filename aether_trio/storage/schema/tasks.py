@@ -41,8 +41,10 @@ recorded.
 `task_tokens` let participants in. A token that was made by a session which a token had let in ends
 with every task of its maker's `lineage`: the ids of the tasks that let it in, oldest first, with
 spaces between them. Its `cap` and `makers` (JSON, of its API token and of its tasks) are those of
-the session. `task_descents` has a row for each. `task_sessions` are the live sessions that
-tokens have let in, with a row for each task of their lineage.
+the session. `origin` is the API token that had let in the first of the makers, "" for another
+credential: the task token is good only as long as that is not revoked. `task_descents` has a row
+for each task of a lineage. `task_sessions` are the live sessions that tokens have let in, with a
+row for each task of their lineage.
 
 `tasks_in_trouble` finds tasks that have failed or wait, which ordinary tasks never do. Its
 condition has OR because SQLite makes a table of an IN, twice for each UPDATE of a task: 7 of its 16
@@ -201,7 +203,8 @@ STATEMENTS: Final = (
         lineage TEXT NOT NULL DEFAULT '',
         epoch {bigint} NOT NULL DEFAULT 0,
         cap {bigint} NOT NULL DEFAULT 50,
-        makers TEXT NOT NULL DEFAULT ''
+        makers TEXT NOT NULL DEFAULT '',
+        origin TEXT NOT NULL DEFAULT ''
     ) {clustered}""",
     "CREATE INDEX task_tokens_by_task ON task_tokens (task_id)",
     "CREATE INDEX task_tokens_by_expiry ON task_tokens (expires_ms)",

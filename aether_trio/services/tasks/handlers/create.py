@@ -461,7 +461,13 @@ def _issued(session: Session, token: str, owner: str) -> IssuedToken:
     me = f"{identity.type_name}:{identity.canonical_id}"
     creators = session.creators if owner == identity.text else tuple(dict.fromkeys((*session.creators, me)))
     return IssuedToken(
-        hash_token(token), owner, session.lineage, cap=session.cap, makers=session.makers, creators=creators
+        hash_token(token),
+        owner,
+        session.lineage,
+        cap=session.cap,
+        makers=session.makers,
+        creators=creators,
+        origin=session.origin,
     )
 
 

@@ -4,9 +4,10 @@ A token is 32 random bytes after a prefix, stored as its SHA-256: so long a secr
 hash (tasks.md 1.13). It ends with its task, and after a day if it has let in no session, unless it
 is the latest of a start. A token that was made by a session which a token had let in ends with that
 token's task as well, unless that task was completed. Its sessions have no higher level than the
-credential of its task's creator gave, and no more administrative rights than the creator has. The
-prefix tells task tokens from other credentials, so an unknown one is refused even where unknown
-credentials pass.
+credential of its task's creator gave, and no more administrative rights than the creator has. One
+that was made by a session which an API token had let in, or by descent from one, is good only as
+long as that is not revoked: `origin` is the id of the API token, "" for none. The prefix tells task
+tokens from other credentials, so an unknown one is refused even where unknown credentials pass.
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ class AdmittedToken:
     cap: AccessLevel
     makers: tuple[str, ...]
     creators: tuple[str, ...]
+    origin: str = ""
 
     def covers(self, identity: Identity) -> bool:
         """Return whether the token's workspaces include that of a participant."""
@@ -76,6 +78,7 @@ class IssuedToken(NamedTuple):
     """The principals ("type:id") that have made the API token of its creator."""
     creators: tuple[str, ...] = ()
     """The principals that have created its task, and those of its creator's token."""
+    origin: str = ""
 
 
 def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
@@ -88,8 +91,8 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
             return False
     expires_ms = 0 if minted.lasting else now_ms + TOKEN_MS
     yield Execute(
-        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage, epoch, cap, makers) "
-        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) ON CONFLICT (hash) DO NOTHING",
+        "INSERT INTO task_tokens (hash, task_id, identity, created_ms, expires_ms, lineage, epoch, cap, makers, origin) "
+        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) ON CONFLICT (hash) DO NOTHING",
         (
             minted.digest,
             task_id,
@@ -100,6 +103,7 @@ def insert(minted: IssuedToken, task_id: str, now_ms: int) -> Program[bool]:
             minted.epoch,
             int(minted.cap),
             json.dumps([minted.makers, minted.creators]) if minted.makers or minted.creators else "",
+            minted.origin,
         ),
     )
     for ancestor in minted.lineage:
@@ -201,8 +205,9 @@ async def admit(
         return None
     digest = hash_token(token)
     query = Fetch(
-        "SELECT k.identity, k.expires_ms, k.revoked_ms, k.task_id, k.lineage, k.cap, k.makers, t.workspace FROM task_tokens k "
-        "JOIN tasks t ON t.task_id = k.task_id WHERE k.hash = $1",
+        "SELECT k.identity, k.expires_ms, k.revoked_ms, k.task_id, k.lineage, k.cap, k.makers, k.origin, t.workspace, "
+        "a.revoked_ms FROM task_tokens k JOIN tasks t ON t.task_id = k.task_id "
+        "LEFT JOIN api_tokens a ON a.token_id = k.origin WHERE k.hash = $1",
         (digest,),
     )
     try:
@@ -211,16 +216,18 @@ async def admit(
         raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
     if not found:
         raise StatusError(Status.UNAUTHENTICATED, "this task token is unknown to this gateway")
-    owner, expires_ms, revoked_ms, task_id, lineage, cap, made_by, workspace = found[0]
+    owner, expires_ms, revoked_ms, task_id, lineage, cap, made_by, origin, workspace, origin_revoked_ms = found[0]
     if revoked_ms or 0 < expires_ms <= now_ms:
         raise StatusError(
             Status.UNAUTHENTICATED,
             "this task token has expired" if not revoked_ms else "the task of this token, or of its maker's, has ended",
         )
+    if origin and origin_revoked_ms != 0:  # None: it is deleted
+        raise StatusError(Status.UNAUTHENTICATED, "the API token with which this task token was made has ended")
     if owner != identity.text:
         raise StatusError(Status.PERMISSION_DENIED, f"this task token is for {owner}, not for {identity.text}")
     reach = frozenset({workspace, identity.workspace} - {""})
     makers, creators = json.loads(made_by) if made_by else ((), ())
     return AdmittedToken(
-        task_id, digest, reach, (*lineage.split(), task_id), AccessLevel(cap), tuple(makers), tuple(creators)
+        task_id, digest, reach, (*lineage.split(), task_id), AccessLevel(cap), tuple(makers), tuple(creators), origin
     )
