@@ -45,8 +45,10 @@ class GrantEndings:
         while True:
             try:
                 began_ms = self._engine.clock.now_ms()
-                for grant_id in await self._engine.database.read(store.endings):
-                    await self._end(grant_id)
+                grant_id = ""
+                while found := await self._engine.database.read(partial(store.endings, grant_id)):
+                    for grant_id in found:
+                        await self._end(grant_id)
                 await self._engine.database.run(partial(store.forget_endings, began_ms - KEPT_MS))
             except StorageUnavailable as error:
                 logger.info("tasks of revoked grants are ended when storage answers", reason=str(error))

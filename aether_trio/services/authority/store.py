@@ -252,9 +252,11 @@ def note_ending(grant_id: str, now_ms: int) -> Program[None]:
     )
 
 
-def endings() -> Program[list[str]]:
-    """Read the revoked grants of which tasks are still to be ended."""
-    rows = yield Fetch("SELECT grant_id FROM authority_endings LIMIT $1", (FORGET_PAGE,))
+def endings(after: str) -> Program[list[str]]:
+    """Read a page of the revoked grants of which tasks are still to be ended."""
+    rows = yield Fetch(
+        "SELECT grant_id FROM authority_endings WHERE grant_id > $1 ORDER BY grant_id LIMIT $2", (after, FORGET_PAGE)
+    )
     return [grant_id for (grant_id,) in rows]
 
 

@@ -361,14 +361,19 @@ async def test_a_limited_credential_passes_on_its_own_reach_only(core: Core) -> 
         assert "credential" in refused.error
 
 
-async def test_tasks_of_a_revoked_grant_end_though_its_node_did_not_live_to_do_it(world: World) -> None:
+@pytest.mark.parametrize("others", [0, 3])
+async def test_tasks_of_a_revoked_grant_end_though_its_node_did_not_live_to_do_it(
+    world: World, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "FORGET_PAGE", 2)  # who revokes much hides no revocation of another
     async with world.open() as core, connect(core, planner()) as agent_, connect(core, user("ann", "w1")) as ann:
         parent = await delegated(core, ann, PLANNER, hops=1)
         task_id = (await on_behalf(agent_, parent)).task_id
         # The revocation alone, as by a node that is killed right after its commit.
         now_ms = core.clock.now_ms()
         await core.tasks.engine.database.run(lambda: store.revoke(parent, now_ms))
-        await core.tasks.engine.database.run(lambda: store.note_ending(parent, now_ms))
+        for name in (*(f"!{number}" for number in range(others)), parent):
+            await core.tasks.engine.database.run(lambda name=name: store.note_ending(name, now_ms - 3600_000))  # type: ignore[misc]
         world.fail()
     async with world.open() as core, connect(core, planner()) as agent_:
         while await status(agent_, task_id) != "CANCELLED":
