@@ -178,9 +178,13 @@ class AuditTrail:
 
     # -- messages ----------------------------------------------------------------------------------
 
-    def fold_routes(self, router: Router, *, all_routes: bool) -> None:
-        """Record what was sent: routes that are new, or with `all_routes` all of them."""
-        for count in router.take_counts(all_routes=all_routes):
+    def fold_routes(self, router: Router, *, all_routes: bool) -> int:
+        """Record what was sent: routes that are new, or with `all_routes` all of them.
+
+        Returns how many these were.
+        """
+        counts = router.take_counts(all_routes=all_routes)
+        for count in counts:
             session_id = count.session_id
             if not (count.refusal or count.grant_id) and self._topics[session_id] < TOPICS_PER_MINUTE:
                 self._topics[session_id] += 1
@@ -189,6 +193,7 @@ class AuditTrail:
             kind = (session_id, count.target, count.refusal, count.grant_id)
             make = partial(self._route_failed if count.refusal else self._routed, count)
             self._counts.count(kind, make, count.messages, EventSource(session_id, count.workspace))
+        return len(counts)
 
     def fold(self) -> None:
         """Record what was counted since the last call."""

@@ -112,7 +112,7 @@ async def open_offline(settings: Settings) -> AsyncIterator[OfflineAccess]:
                 databases.tasks,
                 authorizer,
                 changes,
-                AuditService(databases.tasks, clock, authorizer, audit.writer, lambda: None, audit.upkeep.forget),
+                AuditService(databases.tasks, clock, authorizer, audit.writer, lambda: 0, audit.upkeep.forget),
                 IdFactory(random.SystemRandom()),
                 clock,
                 _OwnersGranting(authorizer),

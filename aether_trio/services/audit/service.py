@@ -17,9 +17,12 @@ log. A query sees what this node has done before it.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
+
+import trio
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.audit import (
@@ -52,6 +55,8 @@ FLUSH_S: Final = 2.0
 """How long a query waits for what this node has not written yet."""
 STORE_S: Final = 10.0
 """How long a submitted entry may take to be stored, before its outcome is said to be unknown."""
+SETTLE_ROW_S: Final = 0.001
+"""How long the next query waits for each row of counts that a query has had written."""
 MAX_PRINCIPALS: Final = 10_000
 _MAX_INT32: Final = 2**31 - 1
 _MAX_METADATA: Final = 100
@@ -75,8 +80,9 @@ _DECISIONS: Final = {"": None, "ALLOW": True, "DENY": False}
 class AuditService:
     """Handles the requests about the audit log.
 
-    `settle()` has what this node has counted written to the queue; `forget(days)` deletes rows that
-    are older. `writer` is None while the audit log is disabled.
+    `settle()` has what this node has counted written to the queue, and returns how many rows that
+    are; `forget(days)` deletes rows that are older. `writer` is None while the audit log is
+    disabled.
     """
 
     def __init__(
@@ -85,7 +91,7 @@ class AuditService:
         clock: Clock,
         authorizer: Authorizer,
         writer: AuditWriter | None,
-        settle: Callable[[], None],
+        settle: Callable[[], int],
         forget: Callable[[int], Awaitable[int]],
         *,
         submits_per_s: float = 100.0,
@@ -97,6 +103,9 @@ class AuditService:
         self._settle = settle
         self._forget = forget
         self._submits_per_s = submits_per_s
+        self._settles_from_s = -math.inf
+        """When a query may have counts written again (trio's clock)."""
+        self._settles = 0
         self._buckets: OrderedDict[tuple[str, str], TokenBucket] = OrderedDict()
 
     @property
@@ -125,9 +134,23 @@ class AuditService:
     async def find(self, wanted: AuditFilter) -> RowPage:
         """Read a page, with all that this node did before. Raises StorageUnavailable."""
         if self._writer is not None:
-            self._settle()
-            await self._writer.flush_within(FLUSH_S)
+            with trio.move_on_after(FLUSH_S):
+                await self._settle_once()
+                await self._writer.flush()
         return await self._database.read(lambda: find(wanted))
+
+    async def _settle_once(self) -> None:
+        """Have what was counted until now written, at a bounded rate of rows.
+
+        What everyone on this node does would be a row for each query otherwise, and no count.
+        """
+        settles = self._settles
+        while (wait_s := self._settles_from_s - trio.current_time()) > 0:
+            await trio.sleep(wait_s)
+            if self._settles > settles:
+                return  # that was for another query, and after this one had begun
+        self._settles += 1
+        self._settles_from_s = trio.current_time() + SETTLE_ROW_S * self._settle()
 
     async def decisions(self, wanted: pb.ACLAuditFilter) -> tuple[Sequence[pb.ACLAuditEntryInfo], int]:
         """Read a page of access decisions, and how many there are in all.

@@ -76,10 +76,12 @@ class World:
         self.writer = AuditWriter(database, clock, tree, policy, first_batch=7)
         self.rules = Rules(admin__audit=AccessLevel.READ)
         self.settled = 0
+        self.rows_of_settle = 0
         self.service = AuditService(database, clock, self.rules, self.writer, self.settle, self.forget)  # type: ignore[arg-type]
 
-    def settle(self) -> None:
+    def settle(self) -> int:
         self.settled += 1
+        return self.rows_of_settle
 
     async def forget(self, days: int) -> int:
         return days
@@ -160,6 +162,23 @@ async def test_large_rows_of_participants_leave_the_log_readable(world: World) -
         assert reply.ByteSize() <= CLIENT_MESSAGE_BYTES
         found += [entry.resource_id for entry in reply.entries]
     assert found == numbered(range(99, -1, -1))
+
+
+async def test_queries_have_counts_written_at_a_bounded_rate(world: World) -> None:
+    world.rows_of_settle = 300
+    began_s = trio.current_time()
+    for _ in range(4):
+        await world.query()
+    assert world.settled == 4
+    assert trio.current_time() - began_s >= 0.9
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(world.query)
+    assert world.settled == 5
+    world.rows_of_settle = 10**6  # a query waits for a while only
+    for _ in range(2):
+        assert (await world.query()).success
+    assert world.settled == 6
 
 
 FILTERS = [
