@@ -152,6 +152,26 @@ class AuditTrail:
             )
         )
 
+    def lock_rejected(self, claim: Claim) -> None:
+        """Record that a client was refused, as its identity is connected already."""
+        identity = claim.identity
+
+        def make() -> AuditEvent:
+            return AuditEvent(
+                at_ms=self._clock.now_ms(),
+                event_type=EventType.CONNECTION,
+                operation="lock_rejected",
+                actor_type=identity.type_name,
+                actor_id=identity.canonical_id,
+                resource_type="gateway",
+                workspace=identity.workspace,
+                success=False,
+                error_message="the identity is connected already",
+            )
+
+        if self.writer.writes(EventType.CONNECTION):
+            self._counts.count(("lock_rejected", identity.text), make)
+
     def connected(self, session: Session, *, resumed: bool) -> None:
         """Record that a session is acknowledged."""
         peer = session.link.peer

@@ -57,6 +57,7 @@ from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.progress import ProgressService
 from aether_trio.services.sessions import SessionService
 from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNodes, TaskService
+from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
@@ -176,6 +177,7 @@ async def open_core(
             TaskTransactions(),
             changes,
             lambda service, workspace: authorizer.may_read(Identity.parse(service, strict=False), workspace),
+            TaskAudit(clock, audit.put),
         )
         authority = AuthorityService(
             engine,

@@ -128,6 +128,8 @@ class ServiceHooks:
         kind = "unknown" if claim is None else claim.identity.type_name
         workspace = claim.identity.workspace if claim is not None and authenticated else ""
         self.metrics.connection_attempts.add((workspace, kind, _attempt_label(status)))
+        if claim is not None and authenticated and status is Status.ALREADY_EXISTS:
+            self.audit.lock_rejected(claim)
 
     async def prepare(self, session: Session) -> None:
         """Give a started agent the task of its start (reference: tasks.md 4.4).

@@ -38,6 +38,7 @@ from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.access.changes import Draft
 from aether_trio.services.tasks import nodes
+from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery import status_updates
 from aether_trio.services.tasks.delivery.assignment_push import AssignmentSender
 from aether_trio.services.tasks.delivery.event_subscriptions import EventSubscriptions, watch
@@ -159,6 +160,7 @@ class Engine:
         grants: TaskGrants = NO_TASK_GRANTS,
         access: AppliedChanges = NO_CHANGES,
         may_read: Callable[[str, str], bool] = lambda service, workspace: True,
+        audit: TaskAudit | None = None,
     ) -> None:
         self._agents = agents
         self._grants = grants
@@ -166,11 +168,14 @@ class Engine:
         self.pools = PoolAccess(may_read)
         self.database = database
         self.clock = clock
+        self.audit = audit or TaskAudit(clock)
         self._locking: Database = database.separate_queue(locking=True)
         self.nodes = task_nodes
         self.event_subscriptions = EventSubscriptions(database)
         self._assignment_kicks = Kicks()
-        self.assignments = AssignmentSender(database, self._assignment_kicks.add, self.run_program, random_bytes)
+        self.assignments = AssignmentSender(
+            database, self._assignment_kicks.add, self.run_program, random_bytes, self.audit
+        )
         self._status_kicks = Kicks(STATUS_UPDATE_S)
         self.writes = WriteBatcher(self.perform, merge)
         self.follow_ups = WriteBatcher(self.perform, max_group=1)

@@ -20,6 +20,7 @@ import structlog
 
 from aether_trio.concurrency.kicks import Kickable
 from aether_trio.model.tasks import StoredStatus, TaskRow
+from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.protobuf import assignment
 from aether_trio.services.tasks.transaction import payloads, startup, task_rows
 from aether_trio.services.tasks.transaction.interface import Context
@@ -50,8 +51,10 @@ class AssignmentSender:
         kick: Callable[[Kickable], None],
         run_program: RunMint,
         random_bytes: Callable[[int], bytes],
+        audit: TaskAudit,
     ) -> None:
         self._database = database
+        self._audit = audit
         self._kick = kick
         self._run_program = run_program
         self._random_bytes = random_bytes
@@ -116,6 +119,7 @@ class AssignmentSender:
             await session.outbox.wait_control_room()
             if not session.detached:
                 self.pushed += 1
+                self._audit.token_made(session, still.task_id, still.workspace, still.target)
                 told = startup.start_assignment(still, token, numbered=session.numbered)
                 session.put(pb.DownstreamMessage(task_assignment=told))
 

@@ -165,7 +165,8 @@ class TaskCreator:
         await self.sessions.wait_joined(session)
         if task.mode is Mode.SELF_ASSIGN:
             await self.sessions.register_owner(session)
-        token, owner = await self._token(session, request)
+        owner, refusal = await self._token_owner(session, request)
+        token = new_token(self.random_bytes) if owner else ""
         key = key_hash(workspace, request.idempotency_key) if request.idempotency_key else b""
         asked = request_hash(request, workspace) if key else b""
         minted = _issued(session, token, owner) if token else None
@@ -201,6 +202,12 @@ class TaskCreator:
             raise _failed(created.problem)
         if granted is not None:
             await self.grants.created(granted)
+        if request.target_identity and created.task is not None:
+            if token and not created.task.tokens:
+                refusal = "the task of the token that let in the creator has ended, or has too many ancestors"
+            self.engine.audit.token_made(
+                session, created.task_id, task.workspace, owner or request.target_identity, refusal
+            )
         return self._answer(created, token)
 
     async def _retry_absent(
@@ -263,20 +270,22 @@ class TaskCreator:
             return OfflinePolicy.START
         return OfflinePolicy.UNKNOWN
 
-    async def _token(self, session: Session, request: pb.CreateTaskRequest) -> tuple[str, str]:
-        """Make a task token for the identity that the request names as its worker.
+    async def _token_owner(self, session: Session, request: pb.CreateTaskRequest) -> tuple[str, str]:
+        """Return the identity that is given a task token, and why none is given.
 
-        Returns the token and the identity, ("", "") if the request asks for none, or may have none.
-        The token gives no more rights than the creator's credential.
+        The identity is "" if it gets none. The token gives no more rights than the creator's
+        credential.
         """
         if not request.target_identity:
             return "", ""
         try:
             owner = Identity.parse(request.target_identity, strict=self.strict)
-        except IdentityError:
-            return "", ""
-        if owner.kind not in WORKER_KINDS or not session.covers(owner):
-            return "", ""
+        except IdentityError as error:
+            return "", str(error)
+        if owner.kind not in WORKER_KINDS:
+            return "", f"{owner.kind.with_article} is given no tasks"
+        if not session.covers(owner):
+            return "", f"this credential does not cover {owner.text}"
         if owner.kind is Kind.SERVICE:
             name = owner.implementation
             decision = await self.authorizer.check(
@@ -287,8 +296,8 @@ class TaskCreator:
                 session, owner.workspace, AccessLevel.MANAGE, "task_token_issue"
             )
         else:
-            return "", ""
-        return (new_token(self.random_bytes), owner.text) if decision.allowed else ("", "")
+            return "", f"there are no tokens for {owner.text}"
+        return (owner.text, "") if decision.allowed else ("", decision.reason)
 
     def _next_order_us(self) -> int:
         """Return an increasing time in microseconds, which orders the node's tasks."""

@@ -186,6 +186,9 @@ class TaskOperator:
             if await may(self._authorizer, caller, result.needs, needed, result.level):
                 manages = result.level is AccessLevel.MANAGE
                 result = await self._run(replace(caller, allowed=manages, may_answer=True), request)
+            if result.needs:
+                what = f"task_op {Op.OpType.Name(op.op)}"
+                self._engine.audit.denied(session, what, request.task_id, result.needs)
         if result.task is None:
             response.error = NOT_FOUND
         elif result.refusal:

@@ -19,6 +19,7 @@ from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.access import Actor, Authorizer, GatewayActor
+from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.handlers.sanitize import storable
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.session.session import Session
@@ -92,14 +93,27 @@ def waits_for(task: TaskRow, caller: Caller) -> bool:
 
 
 async def load_visible(
-    database: Database, authorizer: Authorizer, session: Session, task_id: str, *, operation: str
+    database: Database,
+    authorizer: Authorizer,
+    session: Session,
+    task_id: str,
+    *,
+    operation: str,
+    audit: TaskAudit | None = None,
 ) -> TaskRow | None:
-    """Load a task if the session may see it, else None. Raises StorageUnavailable."""
+    """Load a task if the session may see it, else None. Raises StorageUnavailable.
+
+    A refusal of a participant's request is recorded in `audit`.
+    """
     task = await database.read_small(lambda: task_rows.load(storable(task_id)))
     caller = Caller.of(session)
     if task is None or is_party(task, caller):
         return task
-    return task if await may(authorizer, caller, task.workspace, operation, AccessLevel.READ) else None
+    if await may(authorizer, caller, task.workspace, operation, AccessLevel.READ):
+        return task
+    if audit is not None:
+        audit.denied(session, operation, task.task_id, task.workspace)
+    return None
 
 
 async def may(

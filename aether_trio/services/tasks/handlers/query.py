@@ -110,6 +110,7 @@ class TaskReader:
 
     def __init__(self, engine: Engine, sessions: TaskSessions, authorizer: Authorizer) -> None:
         self._database = engine.database
+        self._audit = engine.audit
         self._sessions = sessions
         self._authorizer = authorizer
 
@@ -131,7 +132,9 @@ class TaskReader:
         return [pb.DownstreamMessage(task_query=response)]
 
     async def _get(self, session: Session, task_id: str, response: pb.TaskQueryResponse) -> None:
-        task = await load_visible(self._database, self._authorizer, session, task_id, operation="task_query")
+        task = await load_visible(
+            self._database, self._authorizer, session, task_id, operation="task_query", audit=self._audit
+        )
         if task is None:
             response.error = NOT_FOUND
             return

@@ -120,7 +120,14 @@ class TaskSubscriber:
         subscriptions = self._engine.event_subscriptions
         if subscriptions.count(session) >= MAX_SUBSCRIPTIONS:
             raise RequestError(Code.QUOTA, f"a session may have at most {MAX_SUBSCRIPTIONS} task subscriptions")
-        task = await load_visible(self._engine.database, self._authorizer, session, op.task_id, operation=OPERATION)
+        task = await load_visible(
+            self._engine.database,
+            self._authorizer,
+            session,
+            op.task_id,
+            operation=OPERATION,
+            audit=self._engine.audit,
+        )
         if task is None:
             raise RequestError(Code.INVALID_ARGUMENT, NOT_FOUND)
         # One with a part in a task sees that task, and others of the workspace if it may read it.
