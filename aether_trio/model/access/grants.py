@@ -34,6 +34,8 @@ MAX_PATTERN_BYTES: Final = 256
 MAX_COMPARISONS: Final = 32
 """Pairs of wildcard patterns that one comparison of scopes looks into; more count as wider."""
 MAX_HOPS: Final = MAX_DEPTH - 1
+ADMINISTRATIVE: Final = frozenset({"admin", "capability"})
+"""Types of resources that belong to all workspaces, unless an operation names one."""
 SUBJECT_WORKSPACES: Final = "_subject_workspaces"
 """In a scope: all workspaces that the subject may use."""
 MAX_TIME_MS: Final = 2**52
@@ -212,14 +214,17 @@ class GrantScope:
     ) -> GrantProblem | None:
         """Return which limit an operation breaks, None if it breaks none.
 
-        An operation without a workspace is in none, so the workspaces do not limit it.
+        An operation without a workspace is in none, so the workspaces do not limit it; one that
+        administers without a workspace is in all.
         """
         if level > self.level:
             return GrantProblem.LEVEL
         if not _fits(self.operations, operation):
             return GrantProblem.OPERATION
-        if workspace and not self.any_workspace and not _fits(self.workspaces, workspace):
-            return GrantProblem.WORKSPACE
+        if not self.any_workspace:
+            inside = _fits(self.workspaces, workspace) if workspace else resource_type not in ADMINISTRATIVE
+            if not inside:
+                return GrantProblem.WORKSPACE
         if self.resources:
             own = dict(self.resources)
             if resource_type not in own or not _fits(own[resource_type], resource_id):

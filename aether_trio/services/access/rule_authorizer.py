@@ -314,10 +314,7 @@ class RuleAuthorizer:
     ) -> AccessDecision:
         decision = AccessDecision(False, "no access rule covers this target")
         for access in self._asked_of_send(actor, topic, workspace, declared_workspace):
-            # The actor's own access is enough, unless it works in no workspace.
-            decision = self.decide(actor, access, DIRECT if actor.identity.workspace else authority)
-            if not decision.allowed and actor.identity.workspace and not authority.is_direct:
-                decision = self.decide(actor, access, authority)
+            decision = self.decide(actor, access, authority)
             if not decision.allowed and access.resource_type == "user":
                 decision = (
                     self._to_itself(actor, access, authority)
@@ -331,10 +328,7 @@ class RuleAuthorizer:
 
     def check_app_workspace(self, actor: Actor, workspace: str, authority: Authority = DIRECT) -> AccessDecision:
         access = AccessQuestion("send_message", "workspace", workspace, workspace, AccessLevel.READWRITE)
-        decision = self.decide(actor, access)
-        if not decision.allowed and not authority.is_direct:
-            decision = self.decide(actor, access, authority)
-        return self._report(actor, access, authority, decision)
+        return self._report(actor, access, authority, self.decide(actor, access, authority))
 
     def receipt(
         self, actor: Actor, asked: pb.ResourceAccessRequest, authority: Authority = DIRECT, target: str = ""
@@ -625,7 +619,7 @@ class RuleAuthorizer:
                 if not workspace:
                     return [AccessQuestion(send, "topic", topic.text, "", level)]
                 return [AccessQuestion(send, "workspace", workspace, workspace, level)]
-            needed = [AccessQuestion(send, "capability", broadcast, "", level)]
+            needed = [AccessQuestion(send, "capability", broadcast, declared_workspace, level)]
             if declared_workspace:
                 needed.append(AccessQuestion(send, "workspace", declared_workspace, declared_workspace, level))
             return needed

@@ -176,13 +176,14 @@ class GrantService:
             metadata |= {"exchange_mode": "self"}
         else:
             raise RequestError(Code.PERMISSION_DENIED, "only a user exchanges a grant without source_session_id")
+        scope = scope_of(
+            level_of(request.max_access_level), request.workspace_scope, request.resource_scope, request.operation_scope
+        )
+        if source and workspaces[0]:
+            scope = self.rights.narrowed(session, scope, workspaces[0])
+            workspaces += () if scope.any_workspace else scope.workspaces
         terms = GrantTerms(
-            scope_of(
-                level_of(request.max_access_level),
-                request.workspace_scope,
-                request.resource_scope,
-                request.operation_scope,
-            ),
+            scope,
             own_audience(session, audience_of(request.audience_type, request.audience_id), source),
             moment_ms(request.expires_at, "expires_at"),
             moment_ms(request.renewable_until, "renewable_until"),
@@ -201,7 +202,10 @@ class GrantService:
         )
 
         def check() -> None:
-            if source and not self.rights.may_exchange(session, subject, workspaces):
+            if source and (
+                not self.rights.may_exchange(session, subject, workspaces)
+                or self.rights.narrowed(session, scope, workspaces[0]) != scope
+            ):
                 raise _not_exchanged()
 
         return await self._insert("authority_grant_exchange", session, (grant,), check)

@@ -11,7 +11,7 @@ may not see or decide is answered like one that does not exist.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final, TypeVar
 
@@ -186,9 +186,15 @@ class RequestService:
         known = await self._load(request_id)
         reason = reason_of(given.reason)
 
+        home = home_of(known.subject) if known.subject is not None and known.subject != approver else ""
+        anywhere = GrantScope(AccessLevel.READ)
+        limit = anywhere
+
         def check() -> None:
+            nonlocal limit
             if not self._may_decide(session, known):
                 raise ResolveError(REQUEST_NOT_FOUND)
+            limit = self.rights.narrowed(session, anywhere, home)
 
         check()  # before anything is said about the decision
         if given.decision == given.DENY:
@@ -216,8 +222,11 @@ class RequestService:
 
             def change(current: RequestRecord, now_ms: int) -> tuple[RequestRecord, AuthorityGrant | None]:
                 after, grant = approve(current, approval, approver=approver, grant_id=grant_id, now_ms=now_ms)
-                check_reach(session, grant.terms.scope)
-                return after, grant
+                scope = grant.terms.scope
+                if scope.any_workspace and limit.workspaces:
+                    scope = replace(scope, workspaces=limit.workspaces)
+                check_reach(session, scope)
+                return after, replace(grant, terms=replace(grant.terms, scope=scope))
 
         else:
             raise bad("decision is APPROVE or DENY")

@@ -7,11 +7,12 @@ form, as it could be read as two.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Final, Protocol
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.grants import Audience, GrantError, GrantProblem, GrantScope, Lineage, PrincipalKey
-from aether_trio.model.access.patterns import compile_pattern
+from aether_trio.model.access.patterns import compile_pattern, escape
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.access import DIRECT, AccessDecision, AccessQuestion, Actor, Authority, Capability
 from aether_trio.session.session import Session
@@ -56,6 +57,15 @@ class Rights:
         if all(name and self.holds(actor, name) for name in narrow):
             return True
         return self.holds(actor, Capability.EXCHANGE_AUTHORITY_GRANTS)
+
+    def narrowed(self, actor: Actor, scope: GrantScope, workspace: str) -> GrantScope:
+        """Return the scope of a grant that a participant makes for a subject in a workspace.
+
+        The narrow form of the capability gives no authority in any workspace but those it names.
+        """
+        if not workspace or not scope.any_workspace or self.holds(actor, Capability.EXCHANGE_AUTHORITY_GRANTS):
+            return scope
+        return replace(scope, workspaces=(escape(workspace),))
 
 
 def _narrow(workspace: str, subject: PrincipalKey) -> str:
