@@ -59,7 +59,7 @@ class Rights:
         return self.holds(actor, Capability.EXCHANGE_AUTHORITY_GRANTS)
 
     def narrowed(self, actor: Actor, scope: GrantScope, workspace: str) -> GrantScope:
-        """Return the scope of a grant that a participant makes for a subject in a workspace.
+        """Return the scope of a grant that one makes for a subject in a workspace.
 
         The narrow form of the capability gives no authority in any workspace but those it names.
         """
