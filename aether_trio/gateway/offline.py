@@ -10,7 +10,7 @@ from __future__ import annotations
 import getpass
 import random
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
@@ -21,6 +21,7 @@ from aether_trio.config import Settings
 from aether_trio.gateway.audit import open_audit
 from aether_trio.gateway.databases import open_databases, starting
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.holdings import Holder
 from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.access.rules import Lock
 from aether_trio.model.clock import Clock, SystemClock
@@ -77,7 +78,10 @@ class _OwnersGranting(Granting):
     """Lets the owner of the databases give, remove and lock anything."""
 
     def held(self, actor: Actor, authority: Authority = DIRECT) -> HeldRights:
-        return _OwnersRights(self.authorizer, actor, authority, actor.identity.type_name, ())
+        return _OwnersRights(self.authorizer, actor, authority, ())
+
+    def holders(self, actor: Actor, authority: Authority = DIRECT) -> Sequence[Holder]:
+        return ()  # none gains by a removal
 
     def check_lock(self, actor: Actor, lock: Lock) -> None:
         return

@@ -242,3 +242,100 @@ async def test_who_acts_for_another_gives_nothing_that_outlasts_the_grant(core: 
             assert "for longer" in await refused(helper, Op.GRANT, grant_request=longer, authorization=context)
         given = rule(EVE, BLUE, READWRITE, expires_at=in_seconds(core, 60))
         await done(helper, Op.GRANT, grant_request=given, authorization=context)
+
+
+# -- gains that a look at one name, one moment or one type does not show ---------------------------
+
+
+@pytest.fixture
+async def barred(core: Core, admin: MemoryLink) -> AsyncIterator[MemoryLink]:
+    """A user who administers rules, and has nothing else."""
+    await grant(admin, ACL, ("admin", "admin/acl"), ADMIN)
+    async with connect(core, user("acl", "w", credentials=key("all"))) as link:
+        yield link
+
+
+async def test_a_ban_of_ones_own_hides_no_gain(admin: MemoryLink, barred: MemoryLink) -> None:
+    """A pattern is worth its lowest level: so a caller bars itself from one name."""
+    asked = pb.ACLSetFallbackRequest(rule_category="user_workspace", fallback_access_level=READWRITE)
+    await done(admin, Op.SET_FALLBACK_POLICY, fallback_request=asked)
+    ban = await grant(admin, ACL, ("workspace", "blue*"), 0)
+    await grant(barred, ACL, ("workspace", "blue1"), 0)
+    assert "another administrator" in await refused(barred, Op.REVOKE, rule_id=ban.rule_id)
+    rest = "rules: ['user:acl admin admin/acl', 'user:acl none workspace:blue1']"
+    text = document(f"version: 1\nbase: closed\n{rest}", prune=True)
+    assert "instead of NONE" in await refused(barred, Op.GRANT, grant_request=ask("apply", text))
+    assert not await may(barred, ("workspace", "blue2"), READ)
+
+
+async def test_a_banned_key_is_not_opened_by_its_scope(admin: MemoryLink, barred: MemoryLink) -> None:
+    for scope, resource in (
+        ("global", ("kv_key", "secret")),
+        ("user-shared", ("kv_key", "s*")),
+        ("user-shared", ("kv_scope", "user-shared/ann")),
+        ("user-workspace-shared", ("kv_scope", "user-workspace-shared/*")),
+    ):
+        opened = await grant(admin, ACL, ("kv_scope", scope), READWRITE)
+        ban = await grant(admin, ACL, resource, 0)
+        assert "another administrator" in await refused(barred, Op.REVOKE, rule_id=ban.rule_id), resource
+        await done(admin, Op.REVOKE, rule_id=opened.rule_id)
+        await done(barred, Op.REVOKE, rule_id=ban.rule_id)
+
+
+async def test_a_user_to_whom_one_may_not_write(admin: MemoryLink, barred: MemoryLink) -> None:
+    """Without a rule those who share a workspace may write to each other."""
+    ban = await grant(admin, ACL, ("user", "ann"), 0)
+    assert "another administrator" in await refused(barred, Op.REVOKE, rule_id=ban.rule_id)
+
+
+async def test_a_ban_that_counts_between_two_moments_stays(core: Core, admin: MemoryLink, barred: MemoryLink) -> None:
+    await grant(admin, ACL, ("workspace", "re*"), ADMIN, expires_at=in_seconds(core, 200))
+    await done(admin, Op.CREATE_GROUP, name="g")
+    await grant(admin, ("group", "g"), RED, ADMIN, expires_at=in_seconds(core, 100))
+    await join(admin, "g")
+    ban = await grant(admin, ACL, RED, 0)
+    assert await may(barred, RED, ADMIN)
+    assert "another administrator" in await refused(barred, Op.REVOKE, rule_id=ban.rule_id)
+
+
+async def test_a_policy_ends_no_ban_that_counts_for_a_while(admin: MemoryLink, barred: MemoryLink) -> None:
+    await grant(admin, ACL, ("workspace", "re*"), ADMIN, expires_at=4_200_000_000)
+    await grant(admin, ACL, RED, 0)
+    ending = "rules: [{principal: 'user:acl', level: none, resource: 'workspace:red', expires: 2099-01-31}]"
+    text = document(f"version: 1\n{ending}")
+    assert "instead of NONE" in await refused(barred, Op.GRANT, grant_request=ask("apply", text))
+
+
+async def test_a_right_with_a_gap_is_given_until_the_gap(core: Core, admin: MemoryLink, barred: MemoryLink) -> None:
+    await grant(admin, ACL, ("workspace", "re*"), ADMIN)
+    await done(admin, Op.CREATE_GROUP, name="g")
+    await grant(admin, ("group", "g"), RED, ADMIN, expires_at=in_seconds(core, 100))
+    await join(admin, "g")
+    await grant(admin, ACL, RED, 0, expires_at=in_seconds(core, 200))
+    for expires_at in (0, in_seconds(core, 101), in_seconds(core, 300)):
+        longer = rule(EVE, RED, ADMIN, expires_at=expires_at)
+        assert "for longer" in await refused(barred, Op.GRANT, grant_request=longer)
+    await grant(barred, EVE, RED, ADMIN, expires_at=in_seconds(core, 100))
+
+
+async def test_more_ends_than_are_compared(core: Core, admin: MemoryLink, barred: MemoryLink) -> None:
+    await grant(admin, ACL, ("workspace", "*"), ADMIN)
+    for number in range(65):
+        await grant(admin, ACL, ("workspace", f"a{number}"), READ, expires_at=in_seconds(core, 10**6 + number))
+    assert "too many to compare" in await refused(barred, Op.GRANT, grant_request=rule(EVE, RED, READ))
+    await grant(barred, EVE, RED, READ, expires_at=in_seconds(core, 10**6))
+
+
+async def test_the_rule_own_gives_every_workspace(admin: MemoryLink, barred: MemoryLink) -> None:
+    own = (("wildcard", "_own_workspace"), ("workspace", "_own"))
+    await grant(admin, ACL, ("workspace", "_*"), ADMIN)
+    assert "than you have" in await refused(barred, Op.GRANT, grant_request=rule(*own, ADMIN))
+    await grant(admin, ACL, ("workspace", "*"), ADMIN)
+    ban = await grant(admin, ACL, RED, 0)
+    assert "than you have" in await refused(barred, Op.GRANT, grant_request=rule(*own, ADMIN))
+    text = document("version: 1\nrules: ['wildcard:_own_workspace admin workspace:_own']")
+    assert "than you have" in await refused(barred, Op.GRANT, grant_request=ask("apply", text))
+    await done(admin, Op.REVOKE, rule_id=ban.rule_id)
+    assert "kv_scope" not in await refused(barred, Op.GRANT, grant_request=rule(*own, ADMIN))
+    await grant(admin, ACL, ("kv_scope", "workspace"), ADMIN)
+    await grant(barred, *own, ADMIN)

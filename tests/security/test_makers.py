@@ -11,10 +11,10 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Status
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, connect, deadlock_is_an_error
-from tests.security.intruders import CLOSED, EVE, RED, administrator, eve
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error, user
+from tests.security.intruders import CLOSED, EVE, RED, administrator, eve, key
 from tests.security.test_credentials_tokens import create as create_token
-from tests.services.access.acl import ADMIN, MANAGE, READ, READWRITE, Op, done, grant, may, rule
+from tests.services.access.acl import ADMIN, MANAGE, READ, READWRITE, Op, done, grant, may, refused, rule, wanted
 from tests.services.tasks.peers import create
 
 BOSS: Final = ("agent", "ag::red::boss::1")
@@ -105,3 +105,41 @@ async def test_a_lock_of_the_creator_takes_the_task_token_along(core: Core, admi
         assert (await worker.wait_end()).status is Status.UNAUTHENTICATED
     async with connect(core, red("worker", task_token=token), wait_ack=False) as worker:
         assert (await worker.wait_end()).status is Status.UNAUTHENTICATED
+
+
+async def test_a_right_of_all_agents_is_no_right_of_the_maker_of_a_token(core: Core, admin: MemoryLink) -> None:
+    await grant(admin, ("user", "clerk"), ("admin", "admin/tokens"), ADMIN)
+    await grant(admin, ("user", "clerk"), RED, READ)
+    everyone = ("wildcard", "_any_agent")
+    async with connect(core, user("clerk", "w", credentials=key("all"))) as clerk:
+        text, _ = await create_token(clerk, workspace_patterns=["red"])
+    for resource in (RED, ("workspace", "*")):
+        given = await grant(admin, everyone, resource, MANAGE)
+        async with connect(core, red("x", api_key=text)) as intruder:
+            assert not await may(intruder, RED, MANAGE)
+            assert await may(intruder, RED, READWRITE)
+        await done(admin, Op.REVOKE, rule_id=given.rule_id)
+    await grant(admin, everyone, ACL, READ)
+    async with connect(core, red("x", api_key=text)) as intruder:
+        assert not await may(intruder, ACL, READ)
+
+
+async def test_a_token_gives_no_pattern_that_its_maker_has_not(core: Core, admin: MemoryLink) -> None:
+    """Where a pattern is given, what the maker has over all of it counts."""
+    await grant(admin, EVE, ("admin", "admin/tokens"), ADMIN)
+    await grant(admin, EVE, ACL, ADMIN)
+    await grant(admin, EVE, PURGE, ADMIN)
+    await grant(admin, EVE, ("workspace", "*"), READ)
+    await grant(admin, BOSS, ("workspace", "*"), ADMIN)
+    async with eve(core, tenant="all") as intruder:
+        text, _ = await create_token(intruder, workspace_patterns=["*"])
+    async with connect(core, red("boss", api_key=text)) as boss:
+        for resource in (RED, ("workspace", "re*"), ("workspace", "*")):
+            assert "than you have" in await refused(boss, Op.GRANT, grant_request=rule(EVE, resource, MANAGE))
+        await grant(boss, ("agent", "ag::red::ann::1"), ("workspace", "re*"), READWRITE)
+        ban = await grant(admin, EVE, ("workspace", "b*"), 0)
+        await done(admin, Op.REVOKE, rule_filter=wanted(EVE, ("workspace", "*")))
+        await grant(admin, ("agent", "ag::re?::*"), ("workspace", "blue"), ADMIN)
+        await grant(admin, EVE, ("workspace", "blue"), 0)
+        assert "another administrator" in await refused(boss, Op.REVOKE, rule_filter=wanted(EVE, ("workspace", "blue")))
+        await done(boss, Op.REVOKE, rule_id=ban.rule_id)

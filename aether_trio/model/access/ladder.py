@@ -387,6 +387,11 @@ class AccessIndex:
         """Return the rule with this id."""
         return self._rules.get(rule_id)
 
+    @property
+    def own_rule(self) -> Rule | None:
+        """The rule "own"."""
+        return self._own
+
     def same_rule(self, rule: Rule) -> Rule | None:
         """Return the rule with the subject and resource of a normalised rule."""
         known = self._pattern_rules.get(_key_of(rule))

@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.holdings import Holdings, given_by
 from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.access.policy import (
     AccessState,
@@ -45,7 +46,7 @@ from aether_trio.services.access import records
 from aether_trio.services.access.audit_events import change_event
 from aether_trio.services.access.authorizer import AccessQuestion, Actor, Admin, Authority
 from aether_trio.services.access.changes import AccessChanges, Draft
-from aether_trio.services.access.granting import FOREVER, Granting, HeldRights, LastingRights, check_reach
+from aether_trio.services.access.granting import Granting, LastingRights, cap_of, check_reach, moments_of, who_gains
 from aether_trio.services.access.records import GroupRecord
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.storage.base import Database, Program
@@ -223,19 +224,13 @@ class PolicyService:
         trial = self._authorizer.by(plan.index)
         now_ms = self._clock.now_ms()
         given: dict[tuple[str, str, int], Rule] = {}
-        touched: dict[tuple[str, str], None] = {}
         joined: dict[tuple[str, str], int] = {}
-        left: set[tuple[str, str]] = set()
-        for old, new in plan.found.changes:
+        for _, new in plan.found.changes:
             if isinstance(new, Rule):
                 _raise_to(given, new, new.expires_ms)
-            if isinstance(old, Rule):
-                touched[old.resource_type, old.resource_id] = None
             if isinstance(new, Member):
                 container = new.kind, new.name
                 joined[container] = _later(joined.get(container, new.expires_ms), new.expires_ms)
-            if isinstance(old, Member):
-                left.add((old.kind, old.name))
             if isinstance(new, FallbackLevel):
                 self._granting.check_fallback(actor, new.category, new.level, authority)
             if isinstance(new, Lock):
@@ -243,12 +238,8 @@ class PolicyService:
         for container, ends_ms in joined.items():
             for rule in _rules_through(plan.index, [container], now_ms):
                 _raise_to(given, rule, ends_ms)
-        for rule in _rules_through(self._authorizer.index, left, now_ms):
-            touched[rule.resource_type, rule.resource_id] = None
         await self._check_given(self._granting.lasting(actor, authority), given)
-        after = self._granting.by(trial)
-        for now, then in ((self._granting, after), (self._granting.at(FOREVER), after.at(FOREVER))):
-            await self._compare(now.held(actor, authority), then.held(actor, authority), touched)
+        await self._check_gains(actor, authority, plan.index, now_ms)
         access = AccessQuestion(APPLY_POLICY, "admin", Admin.ACL, "", AccessLevel.ADMIN)
         if not trial.decide(actor, access, authority).allowed:
             raise RequestError(
@@ -263,16 +254,24 @@ class PolicyService:
             if steps % STEPS == 0:
                 await trio.lowlevel.checkpoint()
 
-    async def _compare(self, before: HeldRights, after: HeldRights, touched: Iterable[tuple[str, str]]) -> None:
-        for steps, (resource_type, resource_id) in enumerate(touched, 1):
-            old, new = before.level_over(resource_type, resource_id), after.level_over(resource_type, resource_id)
-            if new > old:
-                raise RequestError(
-                    Code.PERMISSION_DENIED,
-                    f"by the policy you would have {new.name} instead of {old.name} on {resource_type}:{resource_id}: "
-                    "another administrator may apply it",
-                )
-            if steps % STEPS == 0:
+    async def _check_gains(self, actor: Actor, authority: Authority, after: AccessIndex, now_ms: int) -> None:
+        """Raise RequestError if the caller would have more than before, now or later."""
+        cap = cap_of(actor, authority)
+        for holder in self._granting.holders(actor, authority):
+            before = Holdings(self._authorizer.index, holder, now_ms)
+            trial = Holdings(after, holder, now_ms)
+            if before.terms == trial.terms:
+                continue
+            for moment_ms in moments_of(now_ms, before.ends() | trial.ends()):
+                old, new = before.at(moment_ms), trial.at(moment_ms)
+                gone = [rule for rule in old.rules() if not new.has(rule)]
+                gain = new.gain(old.held_down(gone, cap), cap)
+                if gain is not None:
+                    raise RequestError(
+                        Code.PERMISSION_DENIED,
+                        f"by the policy {who_gains(actor, holder)} would have {gain.new.name} instead of "
+                        f"{gain.old.name} on {gain.rule.resource}: another administrator may apply it",
+                    )
                 await trio.lowlevel.checkpoint()
 
     # -- the change --------------------------------------------------------------------------------
@@ -351,10 +350,11 @@ def _first(entries: Sequence[T]) -> tuple[T, ...]:
 
 def _raise_to(given: dict[tuple[str, str, int], Rule], rule: Rule, ends_ms: int) -> None:
     """Keep the highest of the rules for a resource that end together."""
-    key = rule.resource_type, rule.resource_id, min(filter(None, (rule.expires_ms, ends_ms)), default=0)
-    known = given.get(key)
-    if known is None or known.level < rule.level:
-        given[key] = rule
+    for resource in given_by(rule):
+        key = *resource, min(filter(None, (rule.expires_ms, ends_ms)), default=0)
+        known = given.get(key)
+        if known is None or known.level < rule.level:
+            given[key] = rule
 
 
 def _later(one_ms: int, other_ms: int) -> int:

@@ -13,7 +13,7 @@ Every decision is reported to a DecisionSink, with what was asked.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -405,7 +405,7 @@ class RuleAuthorizer:
 
     def explain(self, principal_type: str, principal_id: str, resource_type: str, resource_id: str) -> Explanation:
         """Return the ladder's verdict about a principal, with all that it rests on."""
-        own = _workspace_of(principal_type, principal_id)
+        own = workspace_of(principal_type, principal_id)
         return self._index.explain(
             principal_type, principal_id, resource_type, resource_id, self._clock.now_ms(), own_workspace=own
         )
@@ -464,13 +464,12 @@ class RuleAuthorizer:
         if grant is None:
             principal, own, groups = (identity.type_name, identity.canonical_id), identity.workspace, actor.groups
         else:
-            principal, own, groups = grant.subject, _workspace_of(*grant.subject), ()
+            principal, own, groups = grant.subject, workspace_of(*grant.subject), ()
             cap = min(cap, grant.max_level)
         verdict = self._verdict(principal, access, own, groups, now_ms)
-        makers = actor.makers if grant is not None else (*actor.makers, *actor.creators)
         most, makers_until_ms = SUPERADMIN, 0
-        if makers and verdict.tier not in _OF_ALL and access.resource_type in _ADMINISTERED:
-            most, makers_until_ms = self._level_of_makers(makers, access, now_ms)
+        if (actor.makers or actor.creators) and bounded_by_makers(access.resource_type, verdict.tier):
+            most, makers_until_ms = self._level_of_makers(makers_of(actor, authority), access, now_ms)
         cap = min(cap, most)
         level = min(verdict.level, cap)
         allowed = level >= access.level and access.level > AccessLevel.NONE
@@ -488,22 +487,18 @@ class RuleAuthorizer:
             (access.resource_type, access.resource_id),
         )
 
-    def _level_of_makers(self, makers: Sequence[str], access: AccessQuestion, now_ms: int) -> tuple[AccessLevel, int]:
+    def _level_of_makers(
+        self, makers: Iterable[tuple[str, str]], access: AccessQuestion, now_ms: int
+    ) -> tuple[AccessLevel, int]:
         """Return the highest level that the makers of a token leave it, and until when.
 
         A token that lets in other principals must not make an administrator of its maker.
         """
         most, until_ms = SUPERADMIN, 0
         for maker in makers:
-            principal_type, _, principal_id = maker.partition(":")
-            if principal_type == OPERATOR:
-                continue
-            own = _workspace_of(principal_type, principal_id)
-            verdict = self._verdict((principal_type, principal_id), access, own, (), now_ms)
-            most = min(most, verdict.level)
+            verdict = self._verdict(maker, access, workspace_of(*maker), (), now_ms)
+            most = min(most, most_of_maker(access.resource_type, verdict.level))
             until_ms = _earlier(until_ms, verdict.until_ms)
-        if access.resource_type == "workspace":
-            most = max(most, AccessLevel.READWRITE)  # beyond it a level administers the workspace
         return most, until_ms
 
     def lock_among(self, principals: Iterable[tuple[str, str]]) -> str | None:
@@ -696,7 +691,30 @@ def _earlier(until_ms: int, other_ms: int) -> int:
     return min(until_ms, other_ms) if until_ms and other_ms else until_ms or other_ms
 
 
-def _workspace_of(principal_type: str, principal_id: str) -> str:
+def makers_of(actor: Actor, authority: Authority) -> Iterator[tuple[str, str]]:
+    """Yield the principals, bounded by rules, that have made an actor's token."""
+    for maker in actor.makers if authority.grant is not None else (*actor.makers, *actor.creators):
+        principal_type, _, principal_id = maker.partition(":")
+        if principal_type != OPERATOR:
+            yield principal_type, principal_id
+
+
+def bounded_by_makers(resource_type: str, tier: int = 0) -> bool:
+    """Return whether a token gives a right only as far as its makers have it.
+
+    `tier`: of its holder's verdict. A capability of all of a type is no administration.
+    """
+    return resource_type in _ADMINISTERED and not (resource_type == "capability" and tier in _OF_ALL)
+
+
+def most_of_maker(resource_type: str, level: AccessLevel) -> AccessLevel:
+    """Return the highest level that a maker who has a level leaves its token."""
+    if resource_type == "workspace":
+        return max(level, AccessLevel.READWRITE)  # beyond it a level administers the workspace
+    return level
+
+
+def workspace_of(principal_type: str, principal_id: str) -> str:
     """Return the workspace that a principal belongs to, "" for none."""
     if principal_type not in {"agent", "task"}:
         return ""
