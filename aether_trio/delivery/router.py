@@ -44,6 +44,8 @@ MAX_FLOWS = 20_000
 """Pairs of sender and target that are counted apart (about 300 bytes each)."""
 MAX_WORKSPACE_FLOWS = 1000
 """The same of one workspace; further pairs are counted together as (OTHER, OTHER)."""
+MAX_COUNTED_TARGET = 512
+"""Characters of a refused target, and of a claimed grant or subject, that are counted apart."""
 MAX_SUFFIXES = 64
 """Remembered (type, workspace) suffixes of frames per sender: more than a well-behaved one has."""
 
@@ -239,7 +241,8 @@ class RouteCount:
     """How many messages a session has sent to a topic, or was refused; for audits.
 
     `refusal` is the code of refused ones, of which no bytes are counted. `grant_id` and `subject`
-    are of messages in the name of another principal, which are in counts of their own.
+    are of messages in the name of another principal, which are in counts of their own; those of
+    refused ones are what the sender has claimed.
     """
 
     identity: Identity
@@ -300,7 +303,7 @@ class Router:
         # their sender has dropped them or is gone.
         self._fresh_routes: list[_Route] = []
         self._known_routes: list[_Route] = []
-        self._denied: dict[tuple[Identity, str, str, str, str], int] = {}
+        self._denied: dict[tuple[Identity, str, str, str, str, str, tuple[str, str]], int] = {}
         self._delegated: dict[tuple[Identity, str, str, str, str, tuple[str, str]], tuple[int, int]] = {}
 
     def send(self, sender: Sender, message: pb.SendMessage, forwarded: Forwarded = None) -> None:
@@ -377,7 +380,7 @@ class Router:
             if isinstance(forwarded, pb.ForwardedAuthorization):
                 suffix += delivery_suffix(extra=pb.IncomingMessage(forwarded_authorization=forwarded))
         except RequestError as error:
-            self._count_refusal(sender, target, error.code)
+            self._count_refusal(sender, target, error.code, rest)
             raise
         if authority is not None:
             self._count_delegated(sender, resolved, authority, len(payload))
@@ -435,16 +438,23 @@ class Router:
         for key, (messages, payload_bytes) in delegated.items():
             counts.append(RouteCount(*key[:4], messages, payload_bytes, "", key[4], key[5]))
         denied, self._denied = self._denied, {}
-        counts += [RouteCount(*key[:4], times, 0, key[4]) for key, times in denied.items()]
+        counts += [RouteCount(*key[:4], times, 0, *key[4:]) for key, times in denied.items()]
         return counts
 
-    def _count_refusal(self, sender: Sender, target: str, code: Code) -> None:
+    def _count_refusal(self, sender: Sender, target: str, code: Code, rest: pb.SendMessage | None) -> None:
         workspace = sender.workspace
-        denied = (sender.identity, sender.session_id, workspace, target, code.value)
+        # What a client says may be as long as a message.
+        most = MAX_COUNTED_TARGET
+        grant_id, subject = "", ("", "")
+        if rest is not None and rest.authorization.grant_id:
+            named = rest.authorization.subject
+            grant_id = rest.authorization.grant_id[:most]
+            subject = named.principal_type[:most], named.principal_id[:most]
+        denied = (sender.identity, sender.session_id, workspace, target[:most], code.value, grant_id, subject)
         if not self._denied:
             self._on_counts()
         if denied not in self._denied and len(self._denied) >= MAX_SERIES:
-            denied = (*denied[:3], OTHER, code.value)
+            denied = (*denied[:3], OTHER, code.value, "", ("", ""))
         self._denied[denied] = self._denied.get(denied, 0) + 1
         key = (workspace, code.value)
         if key not in self._refused and len(self._refused) >= MAX_SERIES:

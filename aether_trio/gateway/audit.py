@@ -13,8 +13,8 @@ import random
 import re
 import socket
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -29,15 +29,16 @@ from aether_trio.delivery.router import RouteCount, Router
 from aether_trio.gateway.databases import OpenDatabase
 from aether_trio.model.audit import AuditEvent, EventType, content_text
 from aether_trio.model.clock import Clock
-from aether_trio.model.errors import Status, StatusError
+from aether_trio.model.errors import RequestError, Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.services.audit.checkpoints import SigningKey
-from aether_trio.services.audit.counts import EventCounts, EventSource
+from aether_trio.services.audit.counts import OTHERS, EventCounts, EventSource
 from aether_trio.services.audit.heads import HeadSigner
 from aether_trio.services.audit.keys import KEY_FILE, open_signing_key
 from aether_trio.services.audit.trees import AuditTree, begin_tree
 from aether_trio.services.audit.upkeep import DAY_MS, AuditUpkeep
 from aether_trio.services.audit.writer import AuditPolicy, AuditWriter
+from aether_trio.services.authority.fields import principal_of
 from aether_trio.services.credentials.throttle import network_of
 from aether_trio.session.dispatch import BatchHandler, Handler
 from aether_trio.session.init_connection import Authenticated, Claim
@@ -60,6 +61,9 @@ _KV_NAMES: Final = {number: f"kv_{name.lower()}" for name, number in _KV.OpType.
 _KV_SCOPES: Final = {number: name.lower() for name, number in _KV.Scope.items()}
 _KV_READS: Final = frozenset({_KV.GET, _KV.LIST, _KV.SET_CARD, _KV.PURGE_IDENTITY})
 _KV_PLAIN_WRITES: Final = frozenset({_KV.PUT, _KV.DELETE, _KV.INCREMENT, _KV.DECREMENT})
+_DIRECT: Final[Mapping[str, str]] = {}
+CLAIMED_CHARACTERS: Final = 512
+"""Of the subject and the grant that a request names."""
 KEYS_PER_MINUTE: Final = 200
 """Keys of one session that get rows; writes of further ones are counted by scope, like reads."""
 TOPICS_PER_MINUTE: Final = 1000
@@ -210,7 +214,7 @@ class AuditTrail:
                 self._topics[session_id] += 1
                 self.writer.put(self._routed(count))
                 continue
-            kind = (session_id, count.target, count.refusal, count.grant_id)
+            kind = (session_id, count.target, count.refusal, count.grant_id, *count.subject)
             make = partial(self._route_failed if count.refusal else self._routed, count)
             self._counts.count(kind, make, count.messages, EventSource(session_id, count.workspace))
         return len(counts)
@@ -270,12 +274,14 @@ class AuditTrail:
         error = next((one.error for one in answer if one.HasField("error")), None)
         success = response is not None and response.success
         key = op.key if op.op not in _KV_READS else ""
-        kind = (session.session_id, op.op, op.scope, key, op.workspace, op.user_id, success)
+        authority = _claimed(op)
+        place = (session.session_id, op.op, op.scope, op.workspace, op.user_id, success, *authority.values())
+        kind = (*place, key)
         if key and kind not in self._counts:
             keys = self._keys.get(session.session_id, 0)
             if keys >= KEYS_PER_MINUTE:
                 key = ""
-                kind = (session.session_id, op.op, op.scope, key, op.workspace, op.user_id, success)
+                kind = (*place, key)
             else:
                 self._keys[session.session_id] = keys + 1
 
@@ -300,6 +306,7 @@ class AuditTrail:
                 success=success,
                 error_message=error.message if error is not None else "",
                 metadata=metadata,
+                authority=authority,
             )
 
         self._counts.count(kind, make, source=_source(session))
@@ -346,11 +353,12 @@ class AuditTrail:
             success=error is None,
             error_message=error.message if error is not None else "",
             metadata=metadata,
+            authority=_claimed(request),
         )
         if error is None:
             self.writer.put(event)
         else:
-            kind = ("task_create", session.session_id, request.task_type, error.code)
+            kind = ("task_create", session.session_id, request.task_type, error.code, event.authority_grant_id)
             self._counts.count(kind, lambda: event, source=_source(session))
 
     def disconnects(self, handle: Handler) -> Handler:
@@ -369,8 +377,9 @@ class AuditTrail:
                     success=reply.success,
                     error_message=reply.error,
                     metadata={"reason": op.reason},
+                    authority=_claimed(op),
                 )
-                kind = ("disconnect", session.session_id, op.session_id, reply.success)
+                kind = ("disconnect", session.session_id, op.session_id, reply.success, event.authority_grant_id)
                 self._counts.count(kind, lambda: event, source=_source(session))
             return answers
 
@@ -394,6 +403,7 @@ class AuditTrail:
         success: bool = True,
         error_message: str = "",
         metadata: dict[str, object],
+        authority: Mapping[str, str] = _DIRECT,
     ) -> AuditEvent:
         identity: Identity = session.identity
         return AuditEvent(
@@ -409,7 +419,25 @@ class AuditTrail:
             success=success,
             error_message=error_message,
             metadata=metadata,
+            **authority,
         )
+
+
+def _claimed(request: pb.KVOperation | pb.CreateTaskRequest | pb.SessionOperation) -> dict[str, str]:
+    """Return on whose authority a request says that it is; if it was done, that is so."""
+    context = request.authorization
+    if context.authority_mode in ("", "direct"):
+        return {}
+    named = context.subject
+    subject_type, subject_id = named.principal_type[:CLAIMED_CHARACTERS], named.principal_id[:CLAIMED_CHARACTERS]
+    with suppress(RequestError):
+        subject_type, subject_id = principal_of(named, "subject", strict=False)
+    return {
+        "authority_mode": "on_behalf_of",
+        "subject_type": subject_type,
+        "subject_id": subject_id or OTHERS,
+        "authority_grant_id": context.grant_id[:CLAIMED_CHARACTERS],
+    }
 
 
 def _source(session: Session) -> EventSource:

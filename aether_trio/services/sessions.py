@@ -15,10 +15,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from aether_trio.model.clock import Clock
+from aether_trio.model.errors import RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind, parse_principal_type
 from aether_trio.model.ownership import DisconnectOutcome, SessionFilter, SessionRecord
 from aether_trio.model.text import line, shown
-from aether_trio.services.access import Authorizer
+from aether_trio.services.access import Authority, Authorizer
 from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.session import Session
@@ -45,17 +46,23 @@ class SessionService:
     async def operate(self, session: Session, op: pb.SessionOperation) -> Sequence[pb.DownstreamMessage]:
         """Perform LIST, GET or DISCONNECT; a refusal is in the typed reply."""
         reply = pb.SessionOperationResponse(request_id=op.request_id)
-        decision = await self._authorizer.check_admin(session, "sessions", operation="session_op")
         try:
+            context = op.authorization if op.HasField("authorization") else None
+            authority = await self._authorizer.authority(session, context)
+            decision = await self._authorizer.check_admin(
+                session, "sessions", operation="session_op", authority=authority
+            )
             if decision.allowed:
                 await self._operate(session, op, reply)
-            elif await self._may_look_around(session, op):
+            elif await self._may_look_around(session, op, authority):
                 await self._list(op.filter, reply)
                 for connection in reply.connections:
                     connection.ClearField("session_id")
                     connection.ClearField("remote_addr")
             else:
                 reply.error = decision.reason
+        except RequestError as error:
+            reply.error = error.message
         except StorageUnavailable as error:
             reply.error = outage_text(error)
         return [pb.DownstreamMessage(session_response=reply)]
@@ -70,12 +77,15 @@ class SessionService:
         else:
             reply.error = f"unknown session operation {op.op}"
 
-    async def _may_look_around(self, session: Session, op: pb.SessionOperation) -> bool:
+    async def _may_look_around(self, session: Session, op: pb.SessionOperation, authority: Authority) -> bool:
         """Whether a request is a LIST of the session's workspace, which it may read."""
         workspace = session.workspace
         if op.op != pb.SessionOperation.LIST or not workspace or op.filter.workspace != workspace:
             return False
-        return (await self._authorizer.check_workspace(session, workspace, operation="session_op")).allowed
+        decision = await self._authorizer.check_workspace(
+            session, workspace, operation="session_op", authority=authority
+        )
+        return decision.allowed
 
     async def _list(self, wanted: pb.ConnectionFilter, reply: pb.SessionOperationResponse) -> None:
         kinds = frozenset(kind for kind in Kind if int(kind.principal_type) == wanted.type)

@@ -30,6 +30,9 @@ MAX_KINDS: Final = 200
 row with their number for each outcome."""
 
 
+OTHERS: Final = "*"
+
+
 class _Kind(NamedTuple):
     """What repeats have in common."""
 
@@ -84,6 +87,8 @@ class DecisionLog:
                 return known.count
         self._kinds[actor.session_id] = kinds + 1
         event = decision_event(kind, decision, authority, self._clock.now_ms())
+        if kind.grant_id == OTHERS:
+            event = _of_several(event)
         count = DecisionCount(times - 1)
         self._open[kind] = _Repeats(event, count)
         self._put(event)
@@ -151,7 +156,7 @@ def _others(kind: _Kind) -> _Kind:
         resource_type="",
         resource_id="*",
         workspace="",
-        grant_id="",
+        grant_id=OTHERS if kind.grant_id else "",
         level=AccessLevel.NONE,
         rule_id="",
         required=AccessLevel.NONE,
@@ -192,6 +197,20 @@ def decision_event(kind: _Kind, decision: AccessDecision, authority: Authority, 
         authority_mode="direct" if grant is None else "on_behalf_of",
         authority_grant_id=authority.grant_id,
         root_authority_grant_id="" if grant is None else grant.root_grant_id,
+    )
+
+
+def _of_several(event: AuditEvent) -> AuditEvent:
+    """Return the event of decisions in the names of several subjects."""
+    return replace(
+        event,
+        metadata={key: value for key, value in event.metadata.items() if key not in ("subject", "reason")},
+        subject_type="",
+        subject_id=OTHERS,
+        root_subject_type="",
+        root_subject_id=OTHERS,
+        authority_grant_id=OTHERS,
+        root_authority_grant_id="",
     )
 
 

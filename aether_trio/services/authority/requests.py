@@ -53,7 +53,13 @@ from aether_trio.services.authority.grants import hops_of, request_error
 from aether_trio.services.authority.push import REQUEST
 from aether_trio.services.authority.rights import Rights, check_reach, home_of, own_audience
 from aether_trio.services.authority.tasks import end_wait_of
-from aether_trio.services.authority.transactions import commit_with_tasks, grant_event, request_event_row
+from aether_trio.services.authority.transactions import (
+    AuditSink,
+    commit_with_tasks,
+    grant_event,
+    refused_request_row,
+    request_event_row,
+)
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -71,6 +77,12 @@ MAX_LISTED: Final = 2000
 """Requests that one list looks through."""
 MAX_CAPABILITIES: Final = 64
 _TASK_NOT_FOUND: Final = "task not found"
+_CHANGES: Final = {
+    Op.CREATE: "created",
+    Op.RESOLVE: RequestStatus.APPROVED.value,
+    Op.CANCEL: RequestStatus.CANCELLED.value,
+}
+"""What an operation would have done, for the audit of refused ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +93,7 @@ class RequestService:
     engine: Engine
     changes: AccessChanges
     rights: Rights
+    audit: AuditSink
     ids: IdFactory
     clock: Clock
     strict: bool = True
@@ -92,14 +105,29 @@ class RequestService:
             await self._operate(session, op, response)
             response.success = True
         except GrantError as error:
-            return _refused(op, request_error(error))
+            return self._refused(session, op, request_error(error))
         except ResolveError as error:
-            return _refused(op, RequestError(Code.INVALID_ARGUMENT, str(error)))
+            return self._refused(session, op, RequestError(Code.INVALID_ARGUMENT, str(error)))
         except RequestError as error:
-            return _refused(op, error)
+            return self._refused(session, op, error)
         except StorageUnavailable as error:
-            return _refused(op, outage(error))
+            return self._refused(session, op, outage(error))
         return [pb.DownstreamMessage(authority_request_response=response)]
+
+    def _refused(
+        self, session: Session, op: pb.AuthorityRequestOperation, error: RequestError
+    ) -> list[pb.DownstreamMessage]:
+        word = _CHANGES.get(op.op)
+        if word is not None and error.code in (Code.PERMISSION_DENIED, Code.INVALID_ARGUMENT, Code.QUOTA):
+            if op.op == Op.RESOLVE and op.resolve.decision == pb.ResolveAuthorityRequestPayload.DENY:
+                word = RequestStatus.DENIED.value
+            self.audit.put(refused_request_row(word, session, op.request_id, self.clock.now_ms(), error.message))
+        text = error.message if error.code is Code.INVALID_ARGUMENT else str(error)
+        response = pb.AuthorityRequestOperationResponse(client_request_id=op.client_request_id, error=text)
+        return [
+            pb.DownstreamMessage(authority_request_response=response),
+            error_response(error, op.client_request_id),
+        ]
 
     async def _operate(
         self, session: Session, op: pb.AuthorityRequestOperation, response: pb.AuthorityRequestOperationResponse
@@ -338,12 +366,3 @@ def _workspaces_of(record: RequestRecord, subject: PrincipalKey) -> Sequence[str
     narrow form.
     """
     return (home_of(subject) or "*",) if record.wish.any_workspace else record.wish.workspaces
-
-
-def _refused(op: pb.AuthorityRequestOperation, error: RequestError) -> list[pb.DownstreamMessage]:
-    text = error.message if error.code is Code.INVALID_ARGUMENT else str(error)
-    response = pb.AuthorityRequestOperationResponse(client_request_id=op.client_request_id, error=text)
-    return [
-        pb.DownstreamMessage(authority_request_response=response),
-        error_response(error, op.client_request_id),
-    ]

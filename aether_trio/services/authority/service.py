@@ -57,7 +57,7 @@ class AuthorityService:
         grants = GrantService(
             database, engine, changes, cache, endings, rights, directory, audit, ids, clock, strict=strict
         )
-        requests = RequestService(database, engine, changes, rights, ids, clock, strict=strict)
+        requests = RequestService(database, engine, changes, rights, audit, ids, clock, strict=strict)
         self.grants = grants
         self.grant_maker = TaskGrantMaker(database, cache, endings, authorizer, rights, ids, clock)
         self.handlers: Final[Mapping[str, Handler]] = MappingProxyType(

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Final, Protocol, TypeVar
 
 from aether_trio.model.access.grants import Lineage, PrincipalKey
-from aether_trio.model.access.requests import RequestRecord
+from aether_trio.model.access.requests import RequestRecord, RequestStatus
 from aether_trio.model.audit import AuditEvent, EventType
 from aether_trio.services.access import Actor
 from aether_trio.services.access.changes import AccessChanges, Committed, Draft, OutdatedCheck
@@ -110,8 +110,26 @@ def grant_row(
     )
 
 
-def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int, *, error: str = "") -> AuditEvent:
-    """Make the audit event of an authority request's present state, or of a refusal."""
+def refused_request_row(word: str, actor: Actor, request_id: str, now_ms: int, error: str) -> AuditEvent:
+    """Make the audit event of a refused operation on an authority request."""
+    who = PrincipalKey.of(actor.identity)
+    return AuditEvent(
+        at_ms=now_ms,
+        event_type=EventType.AUTHORITY_REQUEST,
+        operation=f"authority_request_{word}",
+        actor_type=who.type_name,
+        actor_id=who.id,
+        resource_type="authority_request",
+        resource_id=request_id[:256],
+        workspace=actor.identity.workspace,
+        session_id=actor.session_id,
+        success=False,
+        error_message=error,
+    )
+
+
+def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int) -> AuditEvent:
+    """Make the audit event of an authority request's present state."""
     who = record.requester if actor is None else PrincipalKey.of(actor.identity)
     word = "created" if record.status.value == "pending" else record.status.value
     metadata: dict[str, object] = {
@@ -131,7 +149,9 @@ def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int, *
         "granted_grant_id": record.grant_id,
         "expires_at": record.expires_ms // 1000,
     }
-    subject = record.subject or record.requester
+    # Without a subject it is for the authority of its approver.
+    approver = record.resolved_by if record.status is RequestStatus.APPROVED else None
+    subject = record.subject or approver or record.requester
     return AuditEvent(
         at_ms=now_ms,
         event_type=EventType.AUTHORITY_REQUEST,
@@ -142,8 +162,6 @@ def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int, *
         resource_id=record.request_id,
         workspace=record.wish.workspaces[0] if record.wish.workspaces else "",
         session_id="" if actor is None else actor.session_id,
-        success=not error,
-        error_message=error,
         metadata=metadata,
         subject_type=subject.type_name,
         subject_id=subject.id,
