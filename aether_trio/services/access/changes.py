@@ -163,13 +163,22 @@ class Committed(Generic[T]):
     @property
     def caveat(self) -> str:
         """A sentence that names the nodes that have not confirmed; "" if all have."""
-        if not self.missing:
-            return ""
-        names = ", ".join(self.missing)
-        return (
-            f"not confirmed within {CONFIRM_S:g} s by {names}: a node that cannot look for changes "
-            f"stops the input of its clients within {STALE_S:g} s"
-        )
+        return caveat_of(self.missing)
+
+
+def caveat_of(missing: Sequence[str]) -> str:
+    """Return a sentence that names nodes that have not confirmed; "" without any."""
+    if not missing:
+        return ""
+    return (
+        f"not confirmed within {CONFIRM_S:g} s by {', '.join(missing)}: a node that cannot look for changes "
+        f"stops the input of its clients within {STALE_S:g} s"
+    )
+
+
+def with_caveat(text: str, caveat: str) -> str:
+    """Return an answer's text with its caveat."""
+    return f"{text}; {caveat}" if caveat else text
 
 
 def begin(draft: Draft) -> Program[None]:
@@ -387,6 +396,15 @@ class AccessChanges:
         if draft.version == self.version + 1:
             self._apply_page([(draft.version, draft.encoded)])
         self._look.set()
+
+    async def in_force_now(self) -> str:
+        """Wait until all that is committed is in force; return the caveat.
+
+        For the answer that what is to be taken away is not there: it may have been taken away by a
+        change whose answer was lost. Raises StorageUnavailable.
+        """
+        version, _ = await self._database.read_small(current)
+        return caveat_of(await self.in_force(version)) if version else ""
 
     async def in_force(self, version: int) -> tuple[str, ...]:
         """Wait until all live nodes have applied `version`; name those that have not."""

@@ -169,8 +169,8 @@ class PolicyService:
                 return answer
             _check_plan(plan, order)
             await self._check_rights(actor, authority, plan)
-            if not plan.found.changes:
-                return answer
+            if not plan.found.changes:  # or they were made by an order whose answer was lost
+                return msgspec.structs.replace(answer, caveat=await self._changes.in_force_now())
             try:
                 caveat = await self._commit(actor, authority, plan, digest)
             except _OutdatedPlan:

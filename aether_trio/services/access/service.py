@@ -49,7 +49,7 @@ from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.services.access import records
 from aether_trio.services.access.audit_events import change_event
 from aether_trio.services.access.authorizer import AccessQuestion, Actor, Admin, Authority
-from aether_trio.services.access.changes import AccessChanges, Committed, Draft
+from aether_trio.services.access.changes import AccessChanges, Committed, Draft, with_caveat
 from aether_trio.services.access.granting import Granting, check_reach, reaches_all_of
 from aether_trio.services.access.policy_service import PolicyService
 from aether_trio.services.access.records import FallbackRecord, GroupRecord
@@ -326,7 +326,7 @@ class AccessService:
         rule = await self._find(op)
         if rule is None:
             self._check_administers(caller, op)
-            raise _no_rule(op)
+            raise _no_rule(op, await self._changes.in_force_now())
 
         def check() -> None:
             self._check_may_rule(caller, op, rule.resource_type, rule.resource_id, _needed(rule.level))
@@ -342,7 +342,7 @@ class AccessService:
 
         done = await self._changes.commit(program, check)
         if not done.result:
-            raise _no_rule(op)
+            raise _no_rule(op, done.caveat)
         reply.rule.CopyFrom(_rule_info(rule))
         reply.message = _told("the rule is revoked", done)
 
@@ -355,7 +355,7 @@ class AccessService:
         reply.rule.resource_id = asked.resource_id
         reply.rule.rule_id = found.digest
         reply.rule.reason = msgspec.json.encode(found).decode()
-        reply.message = f"{text}; {found.caveat}" if found.caveat else text
+        reply.message = with_caveat(text, found.caveat)
 
     # -- locks -------------------------------------------------------------------------------------
 
@@ -391,7 +391,7 @@ class AccessService:
 
         done = await self._changes.commit(program, partial(self._check_administers, caller, op))
         if not done.result:
-            raise _no_rule(op)
+            raise _no_rule(op, done.caveat)
         reply.message = _told("the lock is ended", done)
         return True
 
@@ -465,7 +465,7 @@ class AccessService:
 
         done = await self._changes.commit(program, check)
         if not done.result:
-            raise _no_group(kind, name)
+            raise _no_group(kind, name, done.caveat)
         reply.message = _told(f"{kind} {name} is deleted, with its members and rules", done)
 
     async def _get_group(self, caller: _Caller, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
@@ -533,9 +533,8 @@ class AccessService:
         done = await self._changes.commit(program, check)
         if not done.result:
             what = "membership" if kind == "group" else "role assignment"
-            raise RequestError(
-                Code.INVALID_ARGUMENT, f"{what} not found: {asked_type}:{shown(asked_id)} is not in {kind} {name}"
-            )
+            text = f"{what} not found: {asked_type}:{shown(asked_id)} is not in {kind} {name}"
+            raise RequestError(Code.INVALID_ARGUMENT, with_caveat(text, done.caveat))
         reply.message = _told(f"{member.member_type}:{member.member_id} is not in {kind} {name} any more", done)
 
     async def _list_members(self, caller: _Caller, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
@@ -733,13 +732,13 @@ def checked_resource(resource_type: str, resource_id: str) -> tuple[str, str]:
     return rule.resource_type, literal_of(rule.resource_id) or ""
 
 
-def _no_rule(op: pb.ACLOperation) -> RequestError:
+def _no_rule(op: pb.ACLOperation, caveat: str = "") -> RequestError:
     what = f"rule {shown(op.rule_id)}" if op.rule_id else "rule for this principal and resource"
-    return RequestError(Code.INVALID_ARGUMENT, f"there is no {what}")
+    return RequestError(Code.INVALID_ARGUMENT, with_caveat(f"there is no {what}", caveat))
 
 
-def _no_group(kind: str, name: str) -> RequestError:
-    return RequestError(Code.INVALID_ARGUMENT, f"{kind} not found: {shown(name)}")
+def _no_group(kind: str, name: str, caveat: str = "") -> RequestError:
+    return RequestError(Code.INVALID_ARGUMENT, with_caveat(f"{kind} not found: {shown(name)}", caveat))
 
 
 # -- answers ---------------------------------------------------------------------------------------
@@ -752,7 +751,7 @@ def _refused(op: pb.ACLOperation, error: RequestError) -> list[pb.DownstreamMess
 
 
 def _told(text: str, done: Committed[T]) -> str:
-    return f"{text}; {done.caveat}" if done.caveat else text
+    return with_caveat(text, done.caveat)
 
 
 def _event(

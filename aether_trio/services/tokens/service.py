@@ -43,7 +43,7 @@ from aether_trio.model.identity import SEPARATOR, Identity, IdentityError, parse
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.services.access import AccessQuestion, Admin, Capability
-from aether_trio.services.access.changes import Committed, Draft
+from aether_trio.services.access.changes import Committed, Draft, with_caveat
 from aether_trio.services.access.granting import Granting
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tokens import rows
@@ -92,6 +92,9 @@ class TokenChanges(Protocol):
         self, program: Callable[[Draft], Program[T]], check: Callable[[], None] | None = None
     ) -> Committed[T]:
         """Commit a change, and wait until all live nodes have applied it."""
+
+    async def in_force_now(self) -> str:
+        """Wait until all that is committed is in force; return the caveat."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,13 +280,20 @@ class TokenService:
         response.tokens.extend(map(token_info, found))
 
     async def _visible(self, session: Session, token_id: str) -> ApiToken:
+        token = await self._seen(session, token_id)
+        if token is None:
+            raise _unknown(token_id)
+        return token
+
+    async def _seen(self, session: Session, token_id: str) -> ApiToken | None:
+        """Return a token that the caller may see, or None."""
         try:
             check_text(token_id, "token_id", MAX_ID_BYTES)
         except TextError:
             raise _unknown(token_id) from None
         row = await self._database.read_small(partial(rows.by_id, token_id))
         if row is None or _beyond(session, row.token.workspace_patterns) is not None:
-            raise _unknown(token_id)
+            return None
         return row.token
 
     # -- changing ----------------------------------------------------------------------------------
@@ -312,12 +322,13 @@ class TokenService:
         response.message = committed.caveat or f"token {token.name!r} was made; its secret is shown this once"
 
     async def _end(self, session: Session, token_id: str, response: pb.TokenResponse, *, delete: bool) -> None:
-        await self._visible(session, token_id)
+        if await self._seen(session, token_id) is None:
+            raise _unknown(token_id, await self._changes.in_force_now())
         maker = TokenMaker.of(session)
         program = partial(end_token, token_id=token_id, maker=maker, delete=delete)
         committed = await self._changes.commit(program, partial(self._check_administers, session))
         if committed.result is None:
-            raise _unknown(token_id)
+            raise _unknown(token_id, committed.caveat)
         response.message = committed.caveat or f"the token was {'deleted' if delete else 'revoked'}"
 
     # -- no wider than the maker -------------------------------------------------------------------
@@ -408,8 +419,9 @@ def token_info(token: ApiToken) -> pb.TokenInfo:
     )
 
 
-def _unknown(token_id: str) -> RequestError:
-    return RequestError(Code.INVALID_ARGUMENT, f"there is no API token with the id {shown(token_id)}")
+def _unknown(token_id: str, caveat: str = "") -> RequestError:
+    text = f"there is no API token with the id {shown(token_id)}"
+    return RequestError(Code.INVALID_ARGUMENT, with_caveat(text, caveat))
 
 
 def _wider(why: str) -> RequestError:

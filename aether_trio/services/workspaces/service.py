@@ -182,13 +182,19 @@ class WorkspaceService:
         self, session: Session, op: pb.WorkspaceOperation
     ) -> tuple[str, WorkspaceRecord | None, WorkspaceUse]:
         """Find the workspace that an operation names. Raises RequestError without one."""
-        self._check(session, op, op.workspace_id)
-        name = self._name(op.workspace_id)
-        record = await self._database.read(partial(records.find, name))
-        use = (await self._directory.use(name)).get(name, _NOT_USED)
+        name, record, use = await self._look(session, op)
         if record is None and not use.total:
             raise _missing(name)
         return name, record, use
+
+    async def _look(
+        self, session: Session, op: pb.WorkspaceOperation
+    ) -> tuple[str, WorkspaceRecord | None, WorkspaceUse]:
+        """Look for the workspace that an operation names."""
+        self._check(session, op, op.workspace_id)
+        name = self._name(op.workspace_id)
+        record = await self._database.read(partial(records.find, name))
+        return name, record, (await self._directory.use(name)).get(name, _NOT_USED)
 
     def _name(self, text: str) -> str:
         return check_token(text, "workspace_id", strict=self._strict)
@@ -308,7 +314,10 @@ class WorkspaceService:
         reply.message = _told(f"workspace {name} {what}", done)
 
     async def _delete(self, session: Session, op: pb.WorkspaceOperation, reply: pb.WorkspaceResponse) -> None:
-        name, _, use = await self._find(session, op)
+        name, record, use = await self._look(session, op)
+        if record is None and not use.total:
+            caveat = await self._changes.in_force_now()
+            raise _missing(name, f"; {caveat}" if caveat else "")
         if use.total:
             raise RequestError(
                 Code.INVALID_ARGUMENT,
@@ -333,7 +342,7 @@ class WorkspaceService:
         done = await self._changes.commit(program, check)
         deleted, rules = done.result
         if not deleted:
-            raise _missing(name)
+            raise _missing(name, f"; {done.caveat}" if done.caveat else "")
         reply.message = _told(f"workspace {name} is deleted, with {rules} rules about it", done)
 
     def _audit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 import pytest
 import trio
@@ -12,9 +13,10 @@ from aether_trio.services.access import changes as changes_module
 from aether_trio.storage.base import StorageUnavailable
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import Fabric, Gateway, Participant, open_fabric, until
-from tests.helpers.core import agent, barrier, errors, message_to, orchestrator, payloads
+from tests.helpers.core import agent, barrier, errors, message_to, orchestrator, payloads, user
 from tests.helpers.engines import PostgresEngine
 from tests.services.access.acl import READ, READWRITE, Op, done, grant, may, rule, wanted
+from tests.services.access.test_policy_service import ask, document
 
 ANN = ("agent", "ag::red::ann::1")
 RED, BLUE = ("workspace", "red"), ("workspace", "blue")
@@ -205,3 +207,51 @@ async def test_administrators_on_all_nodes_at_once(closed: Fabric) -> None:
         for gateway in gateways
     ]
     assert rules[0] == rules[1] == rules[2] == {f"u{number}-{turn}" for number in range(3) for turn in (0, 2, 4)}
+
+
+async def test_what_is_gone_already_is_answered_like_what_goes(closed: Fabric, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A revocation is asked for again, as its answer was lost: all nodes count."""
+    monkeypatch.setattr(changes_module, "LOOK_S", 600.0)
+    monkeypatch.setattr(changes_module, "CONFIRM_S", 0.3)
+    one, two = await closed.start_many(2)
+    admin = await one.join(user("admin", "w"))
+    member = pb.ACLGroupMemberRequest(member_type=ANN[0], member_id=ANN[1])
+    policy = document("version: 1\nroles: {deployers: []}", prune=True)
+    given = await grant(admin, ANN, BLUE, READWRITE)
+    await grant(admin, ANN, RED, READWRITE)
+    await done(admin, Op.CREATE_GROUP, name="g")
+    await done(admin, Op.ADD_GROUP_MEMBER, name="g", member_request=member)
+    await done(admin, Op.CREATE_ROLE, name="deployers")
+    await done(admin, Op.ASSIGN_ROLE, name="deployers", assignment_request=assigned(ANN))
+    lab = pb.WorkspaceOperation(op=pb.WorkspaceOperation.CREATE, workspace=pb.WorkspaceInfo(workspace_id="lab"))
+    await asked(admin, "workspace", workspace_op=lab)
+    made = pb.TokenOperation(
+        op=pb.TokenOperation.CREATE, create_request=pb.TokenCreateRequest(name="ci", principal_type="agent")
+    )
+    token = (await asked(admin, "token", token_op=made)).created_token.id
+    await until(lambda: two.core.changes.settled_version == one.core.changes.version)
+    two.lose_notifications()
+    removals: list[tuple[str, dict[str, Any]]] = [
+        ("acl", {"acl_op": pb.ACLOperation(op=Op.REVOKE, rule_id=given.rule_id)}),
+        ("acl", {"acl_op": pb.ACLOperation(op=Op.REVOKE, rule_filter=wanted(ANN, RED))}),
+        ("acl", {"acl_op": pb.ACLOperation(op=Op.REMOVE_GROUP_MEMBER, name="g", member_request=member)}),
+        ("acl", {"acl_op": pb.ACLOperation(op=Op.DELETE_GROUP, name="g")}),
+        ("acl", {"acl_op": pb.ACLOperation(op=Op.GRANT, grant_request=ask("apply", policy))}),
+        ("token", {"token_op": pb.TokenOperation(op=pb.TokenOperation.REVOKE, token_id=token)}),
+        ("token", {"token_op": pb.TokenOperation(op=pb.TokenOperation.DELETE, token_id=token)}),
+        ("workspace", {"workspace_op": pb.WorkspaceOperation(op=pb.WorkspaceOperation.DELETE, workspace_id="lab")}),
+    ]
+    for kind, request in removals:
+        for _ in range(2):
+            answer = await asked(admin, kind, **request)
+            assert f"(node {two.cluster.node_id})" in answer.message + answer.error, (request, answer)
+
+
+def assigned(principal: tuple[str, str]) -> pb.ACLRoleAssignmentRequest:
+    return pb.ACLRoleAssignmentRequest(assignee_type=principal[0], assignee_id=principal[1])
+
+
+async def asked(peer: Participant, kind: str, **request: Any) -> Any:
+    """Perform one operation; return its typed answer."""
+    peer.send(pb.UpstreamMessage(**request))
+    return getattr(await peer.next(kind), kind)
