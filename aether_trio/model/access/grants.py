@@ -278,6 +278,8 @@ class GrantTerms:
     """Whether it lasts no longer than its audience."""
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
+    makers: tuple[str, ...] = ()
+    """The principals "type:id" that bounded who made it, as makers of a token: they bound it too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -330,6 +332,12 @@ def state_problem(lineage: Lineage, now_ms: int) -> GrantProblem | None:
 def ends_ms(lineage: Lineage) -> int:
     """Return when a grant ends unless it is renewed or revoked."""
     return min(grant.terms.expires_ms for grant in lineage)
+
+
+def lineage_makers(lineage: Lineage) -> list[PrincipalKey]:
+    """Return who bounded those who made a grant and the grants above it."""
+    makers = dict.fromkeys(maker for grant in lineage for maker in grant.terms.makers)
+    return [PrincipalKey(*maker.split(":", 1)) for maker in makers]
 
 
 def needed_sessions(lineage: Lineage) -> list[str]:

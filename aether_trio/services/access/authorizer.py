@@ -119,6 +119,10 @@ class ActiveGrant(Protocol):
         """The principals that have made and passed on the grants of its lineage."""
 
     @property
+    def makers(self) -> Sequence[str]:
+        """The principals "type:id" that have made the tokens by which grants were made."""
+
+    @property
     def max_level(self) -> AccessLevel: ...
     @property
     def expires_ms(self) -> int: ...

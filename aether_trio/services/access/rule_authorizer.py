@@ -468,7 +468,8 @@ class RuleAuthorizer:
             cap = min(cap, grant.max_level)
         verdict = self._verdict(principal, access, own, groups, now_ms)
         most, makers_until_ms = SUPERADMIN, 0
-        if (actor.makers or actor.creators) and bounded_by_makers(access.resource_type, verdict.tier):
+        has_makers = actor.makers or actor.creators or (grant is not None and grant.makers)
+        if has_makers and bounded_by_makers(access.resource_type, verdict.tier):
             most, makers_until_ms = self._level_of_makers(makers_of(actor, authority), access, now_ms)
         cap = min(cap, most)
         level = min(verdict.level, cap)
@@ -692,8 +693,12 @@ def _earlier(until_ms: int, other_ms: int) -> int:
 
 
 def makers_of(actor: Actor, authority: Authority) -> Iterator[tuple[str, str]]:
-    """Yield the principals, bounded by rules, that have made an actor's token."""
-    for maker in actor.makers if authority.grant is not None else (*actor.makers, *actor.creators):
+    """Yield the principals, bounded by rules, that have made an actor's token.
+
+    On behalf also those that have made the tokens by which the grant was made.
+    """
+    grant = authority.grant
+    for maker in (*actor.makers, *(actor.creators if grant is None else grant.makers)):
         principal_type, _, principal_id = maker.partition(":")
         if principal_type != OPERATOR:
             yield principal_type, principal_id

@@ -16,7 +16,7 @@ live what was revoked above; a refused operation has an ErrorResponse behind its
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Final
 
@@ -60,7 +60,7 @@ from aether_trio.services.authority.fields import (
     short_text,
 )
 from aether_trio.services.authority.known_grants import GRANT, KnownGrants
-from aether_trio.services.authority.rights import Rights, check_reach, own_audience, reaches
+from aether_trio.services.authority.rights import Rights, bounds_of, check_reach, own_audience, reaches
 from aether_trio.services.authority.transactions import AuditSink, commit_with_tasks, grant_event
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import task_rows
@@ -191,6 +191,7 @@ class GrantService:
             request.valid_while_audience_active or bool(source),
             reason_of(request.reason),
             metadata,
+            bounds_of(session),
         )
         grant = new_root(
             self.ids.unique(),
@@ -295,7 +296,8 @@ class GrantService:
         )
         for lineage in found:
             known = lineage[-1].terms
-            same = known.scope == scope and known.hops == terms.hops and _lasts_no_longer(known, terms)
+            same = known.scope == scope and known.hops == terms.hops and known.makers == session.makers
+            same = same and _lasts_no_longer(known, terms)
             if same and state_problem(lineage, self.clock.now_ms()) is None and self._sees(session, lineage):
                 self.audit.put(grant_event("authority_grant_get", session, lineage, self.clock.now_ms()))
                 return lineage, REUSED
@@ -312,7 +314,7 @@ class GrantService:
             self.ids.unique(),
             delegate=delegate,
             issued_by=actor,
-            terms=terms,
+            terms=replace(terms, makers=session.makers),
             now_ms=self.clock.now_ms(),
         )
         return await self._insert("authority_grant_derive", session, (*parent, grant), lambda: None)

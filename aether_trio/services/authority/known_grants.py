@@ -28,6 +28,7 @@ from aether_trio.model.access.grants import (
     Lineage,
     PrincipalKey,
     ends_ms,
+    lineage_makers,
     needed_sessions,
     use_problem,
 )
@@ -78,8 +79,12 @@ class UsableGrant:
 
     @property
     def passed_by(self) -> Sequence[tuple[str, str]]:
-        issuers = {grant.issued_by for grant in self.lineage}
-        return tuple(issuers.union(grant.delegate for grant in self.lineage[:-1]))
+        passed = {grant.issued_by for grant in self.lineage}.union(grant.delegate for grant in self.lineage[:-1])
+        return (*passed, *lineage_makers(self.lineage))
+
+    @property
+    def makers(self) -> Sequence[str]:
+        return [f"{kind}:{name}" for kind, name in lineage_makers(self.lineage)]
 
     @property
     def max_level(self) -> AccessLevel:

@@ -51,7 +51,7 @@ from aether_trio.services.authority.fields import (
 )
 from aether_trio.services.authority.grants import hops_of, request_error
 from aether_trio.services.authority.push import REQUEST
-from aether_trio.services.authority.rights import Rights, check_reach, home_of, own_audience
+from aether_trio.services.authority.rights import Rights, bounds_of, check_reach, home_of, own_audience
 from aether_trio.services.authority.tasks import end_wait_of
 from aether_trio.services.authority.transactions import (
     AuditSink,
@@ -216,7 +216,7 @@ class RequestService:
 
         home = home_of(known.subject) if known.subject is not None and known.subject != approver else ""
         anywhere = GrantScope(AccessLevel.READ)
-        limit = anywhere
+        limit, bounds = anywhere, bounds_of(session)
 
         def check() -> None:
             nonlocal limit
@@ -254,7 +254,7 @@ class RequestService:
                 if scope.any_workspace and limit.workspaces:
                     scope = replace(scope, workspaces=limit.workspaces)
                 check_reach(session, scope)
-                return after, replace(grant, terms=replace(grant.terms, scope=scope))
+                return after, replace(grant, terms=replace(grant.terms, scope=scope, makers=bounds))
 
         else:
             raise bad("decision is APPROVE or DENY")

@@ -11,7 +11,15 @@ from dataclasses import replace
 from typing import Final, Protocol
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.grants import Audience, GrantError, GrantProblem, GrantScope, Lineage, PrincipalKey
+from aether_trio.model.access.grants import (
+    Audience,
+    GrantError,
+    GrantProblem,
+    GrantScope,
+    Lineage,
+    PrincipalKey,
+    lineage_makers,
+)
 from aether_trio.model.access.patterns import compile_pattern, escape
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.access import DIRECT, AccessDecision, AccessQuestion, Actor, Authority, Capability
@@ -44,7 +52,7 @@ class Rights:
 
     def lock_on(self, lineage: Lineage) -> str | None:
         """Return who of a grant's lineage is locked, and why; None: no one is."""
-        made = {grant.issued_by for grant in lineage}
+        made = {grant.issued_by for grant in lineage}.union(lineage_makers(lineage))
         return self._decider.lock_among({lineage[-1].subject, *made, *(grant.delegate for grant in lineage)})
 
     def may_exchange(self, actor: Actor, subject: PrincipalKey, workspaces: Sequence[str]) -> bool:
@@ -100,6 +108,11 @@ def reaches(session: Session, scope: GrantScope) -> bool:
         return True
     literals = [compile_pattern(one).literal for one in scope.workspaces]
     return not scope.any_workspace and all(one is not None and session.allows_workspace(one) for one in literals)
+
+
+def bounds_of(session: Session) -> tuple[str, ...]:
+    """Return who bounds what a session gives in its own name: makers of its token."""
+    return tuple(dict.fromkeys((*session.makers, *session.creators)))
 
 
 def own_audience(session: Session, wanted: Audience, source: str) -> Audience:

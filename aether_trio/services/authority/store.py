@@ -67,7 +67,7 @@ def _grant(row: Row) -> AuthorityGrant:
     details = msgspec.json.decode(row[20])
     terms = GrantTerms(
         _scope_of(row[10], details), Audience(row[11], row[12]), row[16], row[17], row[14], bool(row[13]),
-        details["reason"], details["metadata"],
+        details["reason"], details["metadata"], tuple(details.get("makers", ())),
     )  # fmt: skip
     keys = (PrincipalKey(row[4], row[5]), PrincipalKey(row[6], row[7]), PrincipalKey(row[8], row[9]))
     return AuthorityGrant(row[0], row[1], row[2], row[3], *keys, terms, row[15], row[18], row[19])
@@ -77,6 +77,8 @@ def insert_grant(grant: AuthorityGrant, lineage_above: Lineage = (), task_id: st
     """Write a new grant, once; `task_id`: the task whose own grant it is."""
     terms = grant.terms
     details = {**_scope_json(terms.scope), "reason": terms.reason, "metadata": dict(terms.metadata)}
+    if terms.makers:
+        details["makers"] = terms.makers
     yield Execute(
         f"INSERT INTO authority_grants ({_GRANT}, task_id) VALUES ({placeholders(len(_GRANT_COLUMNS) + 1)}) "  # noqa: S608
         "ON CONFLICT (grant_id) DO NOTHING",

@@ -193,6 +193,7 @@ class TaskGrantMaker:
             above.terms.hops - 1,
             reason=f"task {task.task_id}",
             metadata={"task_id": task.task_id},
+            makers=session.makers,
         )
         issuer, now_ms = PrincipalKey.of(session.identity), self._clock.now_ms()
         try:
