@@ -279,7 +279,7 @@ class GrantTerms:
     reason: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     makers: tuple[str, ...] = ()
-    """The principals "type:id" that bounded who made it, as makers of a token: they bound it too."""
+    """The principals "type:id" that bounded who made it, as makers of a token: they bound it."""
 
 
 @dataclass(frozen=True, slots=True)
