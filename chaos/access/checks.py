@@ -9,6 +9,7 @@ from typing import Final
 
 from chaos.access.history import AccessHistory, Attempt, Change, Recorded
 from chaos.checks import Verdict
+from chaos.history import Disturbance
 
 STALE_S: Final = 5.0
 """A node that could not look for changes for that long handles no input."""
@@ -26,19 +27,21 @@ def takes_effect_s(change: Change, node: str) -> float:
     return change.answered_s + (STALE_S if node in change.missing else 0.0)
 
 
-def decided_by(changes: list[Change], attempt: Attempt) -> Change | None:
+def decided_by(changes: list[Change], attempt: Attempt, woken_s: float = 0.0) -> Change | None:
     """Return the change that decides an attempt; None if it fell into another one.
 
     The change was in force on the node when the attempt was made, and the next one had not been
-    asked for when the attempt was answered.
+    asked for when the attempt was answered. `woken_s` is when the node woke, if the attempt was
+    made while it was stopped: no node decides before it wakes.
     """
     if attempt.what == CONNECT and not ends_sessions(attempt.right):
         return None
-    place = bisect_right([change.asked_s for change in changes], attempt.sent_s)
+    since_s = max(attempt.sent_s, woken_s)
+    place = bisect_right([change.asked_s for change in changes], since_s)
     if not place:
         return None
     change = changes[place - 1]
-    if not change.answered_s or attempt.sent_s <= takes_effect_s(change, attempt.node):
+    if not change.answered_s or since_s <= takes_effect_s(change, attempt.node):
         return None
     return None if place < len(changes) and attempt.done_s >= changes[place].asked_s else change
 
@@ -84,15 +87,20 @@ def a_node_that_wakes_knows_no_less(history: AccessHistory) -> Verdict:
     stops = [one for one in history.disturbances if one.kind.startswith(STOPPED)]
     seen, violations = 0, []
     for attempt in history.attempts:
-        if not any(one.target == attempt.node and one.since_s < attempt.sent_s < one.until_s for one in stops):
+        woken_s = [one.until_s for one in stops if _falls_into(attempt, one)]
+        if not woken_s:
             continue
-        change = decided_by(history.changes.get(attempt.right, []), attempt)
+        change = decided_by(history.changes.get(attempt.right, []), attempt, woken_s[0])
         if change is None or change.given or attempt.allowed is None:
             continue
         seen += 1
         if attempt.allowed:
             violations.append(_against(change, attempt))
     return Verdict("a node that wakes lets nothing through", seen, "attempts on stopped nodes", tuple(violations))
+
+
+def _falls_into(attempt: Attempt, stop: Disturbance) -> bool:
+    return stop.target == attempt.node and stop.since_s < attempt.sent_s < stop.until_s
 
 
 def _against(change: Change, attempt: Attempt) -> str:

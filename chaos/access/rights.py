@@ -42,7 +42,10 @@ READWRITE: Final = 20
 NONE: Final = 0
 SHORT_S: Final = (0.3, 1.5)
 LONG_S: Final = (3.0, 6.0)
-"""How long a right stays taken: mostly short; sometimes longer, and until a stopped node wakes."""
+"""How long a right stays taken: mostly short; sometimes longer, and until a stopped node wakes.
+
+Always so while a node is stopped: what reached it meanwhile is decided without the right.
+"""
 LONG_SHARE: Final = 0.4
 WAKES_S: Final = 1.0
 ANSWER_S: Final = 15.0
@@ -241,7 +244,7 @@ class Administrator:
             while not self.quiet:
                 await trio.sleep(self._chance.uniform(*SHORT_S))
                 await self._change(answers, given=False)
-                long = self._chance.random() < LONG_SHARE
+                long = self._chance.random() < LONG_SHARE or self._is_stopped()
                 await trio.sleep(self._chance.uniform(*(LONG_S if long else SHORT_S)))
                 while long and self._is_stopped():  # noqa: ASYNC110  # by a signal
                     await trio.sleep(WAKES_S)

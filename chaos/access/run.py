@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +53,7 @@ from chaos.checks import Verdict
 from chaos.faults import Weather
 from chaos.history import History
 from chaos.load import options
-from chaos.plan import Kind, plan
+from chaos.plan import Kind, Step, plan
 from chaos.run import last_lines_of_tracebacks
 
 KINDS: Final = (
@@ -80,6 +81,9 @@ SETTINGS: Final = (
 WARM_UP_S: Final = 1.0
 REST_S: Final = 2.0
 """Holders go on for this long when the faults are over."""
+STOP_S: Final = 9.0
+"""A revocation during a stop is answered after 2 s, and in force on the stopped node 5 s later."""
+PLANS_APART: Final = 1_000_000_007
 SETTLE_S: Final = 60.0
 SCHEMES: Final = ("aether", "ws", "grpc")
 
@@ -179,6 +183,16 @@ class Cast:
         )
 
 
+def steps_of(wishes: AccessWishes, nodes: Sequence[str]) -> list[Step]:
+    """Return the faults of a run: of the seed's plans the first with a stop that is long enough."""
+    assert Kind.STOP_NODE in wishes.kinds
+    for seed in count(wishes.seed, PLANS_APART):
+        steps = plan(seed, nodes, wishes.seconds, mean_s=wishes.mean_s, kinds=wishes.kinds)
+        if any(step.kind is Kind.STOP_NODE and step.duration_s >= STOP_S for step in steps):
+            return steps
+    raise AssertionError
+
+
 async def _prepare(cluster: ProcessCluster) -> None:
     """Make the rules and groups that stay."""
     op = pb.ACLOperation
@@ -247,7 +261,7 @@ async def _play(cluster: ProcessCluster, wishes: AccessWishes, say: Callable[[st
     ]
     seen = History()
     weather = Weather(cluster, seen, now, say)
-    steps = plan(wishes.seed, names, wishes.seconds, mean_s=wishes.mean_s, kinds=wishes.kinds)
+    steps = steps_of(wishes, names)
     async with trio.open_nursery() as witnesses:
         for topic in (VICTIM, FRIEND):
             witnesses.start_soon(attempts.witness, cluster.front.address, topic)

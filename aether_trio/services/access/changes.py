@@ -441,6 +441,7 @@ class AccessChanges:
 
     async def run(self) -> None:
         """Apply the changes of all nodes until cancelled."""
+        failed = False
         while True:
             with trio.move_on_after(self._pause_s()):
                 await self._look.wait()
@@ -451,9 +452,15 @@ class AccessChanges:
             try:
                 await self._catch_up()
             except StorageUnavailable as error:
-                logger.info("changes of access data cannot be read; this node tries again", reason=str(error))
+                if not failed:
+                    logger.warning("changes of access data cannot be read; this node tries again", reason=str(error))
+                failed = True
                 self._look.set()
                 await trio.sleep(RETRY_DELAY_S)
+            else:
+                if failed:
+                    logger.info("changes of access data can be read again")
+                failed = False
 
     def _pause_s(self) -> float:
         shared_s = LOOK_S if self._database.shared else math.inf
