@@ -230,8 +230,8 @@ class Administrator:
         self._is_stopped = is_stopped
         """Whether a node is stopped, by SIGSTOP."""
         self._changes = history.changes.setdefault(right.name, [])
-        self.quiet = False
-        """Set: nothing more is begun."""
+        self.quiet = trio.Event()
+        """Set: nothing more is begun, but what was taken is given again."""
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Give and take until `quiet`; started when the right is given."""
@@ -241,14 +241,19 @@ class Administrator:
             answers = answers_of(client)
             await self._change(answers, given=True)
             task_status.started()
-            while not self.quiet:
-                await trio.sleep(self._chance.uniform(*SHORT_S))
+            while not self.quiet.is_set():
+                await self._pause(SHORT_S)
                 await self._change(answers, given=False)
                 long = self._chance.random() < LONG_SHARE or self._is_stopped()
-                await trio.sleep(self._chance.uniform(*(LONG_S if long else SHORT_S)))
+                await self._pause(LONG_S if long else SHORT_S)
                 while long and self._is_stopped():  # noqa: ASYNC110  # by a signal
                     await trio.sleep(WAKES_S)
                 await self._change(answers, given=True)
+
+    async def _pause(self, limits_s: tuple[float, float]) -> None:
+        """Wait for a while, or until `quiet`."""
+        with trio.move_on_after(self._chance.uniform(*limits_s)):
+            await self.quiet.wait()
 
     async def _change(self, answers: Answers, *, given: bool) -> None:
         change = Change(self._right.name, given, self._now())

@@ -278,7 +278,7 @@ async def _play(cluster: ProcessCluster, wishes: AccessWishes, say: Callable[[st
                 say(f"{now():7.1f} s  the faults are over")
                 await trio.sleep(REST_S)
                 for one in administrators:
-                    one.quiet = True
+                    one.quiet.set()
                 rulers.cancel_scope.deadline = trio.current_time() + SETTLE_S
             await trio.sleep(REST_S)
             attempts.quiet = True

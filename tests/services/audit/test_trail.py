@@ -15,6 +15,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.services.audit.checkpoints import PublicKey, parse_note
 from aether_trio.testing.memory import StreamEnded
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.core import (
     World,
     agent,
@@ -282,8 +283,9 @@ async def test_only_enabled_types_cost_rows(world: World) -> None:
 
 
 async def test_starts_and_stops_are_rows_and_heads_are_signed(world: World) -> None:
+    calendar = VirtualClock(trio.current_time)
     for _ in range(2):
-        async with world.open() as core:
+        async with world.open(clock=calendar) as core:
             await trio.sleep(130)
             assert core.audit.signer.signed >= 1
             assert core.audit.problem is None
@@ -293,7 +295,8 @@ async def test_starts_and_stops_are_rows_and_heads_are_signed(world: World) -> N
     ]
     assert operations == ["audit_started", "audit_stopped"] * 2
     heads = tasks.query(
-        "SELECT t.origin, t.public_key, t.size, h.size, h.note FROM audit_heads h JOIN audit_trees t ON t.tree = h.tree ORDER BY h.at_ms"
+        "SELECT t.origin, t.public_key, t.size, h.size, h.note FROM audit_heads h "
+        "JOIN audit_trees t ON t.tree = h.tree ORDER BY h.tree, h.size"
     )
     assert [(size, head) for _, _, size, head, _ in heads if size == head]
     for origin, raw, _, _, note in heads:
