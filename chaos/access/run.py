@@ -184,7 +184,7 @@ class Cast:
 
 
 def steps_of(wishes: AccessWishes, nodes: Sequence[str]) -> list[Step]:
-    """Return the faults of a run: of the seed's plans the first with a stop that is long enough."""
+    """Return the first of the plans of a seed that stops a node for long enough."""
     assert Kind.STOP_NODE in wishes.kinds
     for seed in count(wishes.seed, PLANS_APART):
         steps = plan(seed, nodes, wishes.seconds, mean_s=wishes.mean_s, kinds=wishes.kinds)
