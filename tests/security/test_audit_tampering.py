@@ -240,3 +240,30 @@ def test_a_place_without_a_log(tmp_path: Path) -> None:
     done = aether("audit", "verify", "--data-dir", str(tmp_path / "nowhere"))
     assert done.returncode == 1
     assert "there is no" in done.stderr
+
+
+@pytest.mark.parametrize("row_id", [-1, 0, -(2**62), 2**39, 2**40, 2**62])
+def test_a_row_outside_all_trees(site: Site, row_id: int) -> None:
+    """Such rows are shown by queries as any other one."""
+    row = next(one for one in site.rows() if one[0] == site.id_of("key-2"))
+    made_up = (row_id, *row[1:])
+    names = ", ".join(COLUMNS)
+    values = ", ".join(f"${number}" for number in range(1, len(COLUMNS) + 1))
+    site.sql(f"INSERT INTO audit_log ({names}) VALUES ({values})", *made_up)
+    code, said = site.verify()
+    assert code == 1
+    assert ("row_removed" if row_id == 2**39 else "row_inserted" if row_id <= 0 else "tree_missing") in said
+
+
+def test_a_row_put_back_below_what_retention_has_deleted(site: Site) -> None:
+    rows = site.rows()
+    floor = EMPTY.extend([row[LEAF_HASH] for row in rows[:3]])
+    site.sql("DELETE FROM audit_log WHERE audit_id <= $1", rows[2][0])
+    site.sql("UPDATE audit_trees SET floor_size = $1, floor_frontier = $2", floor.size, floor.encode())
+    assert "row_inserted" not in site.verify()[1]
+    names = ", ".join(COLUMNS)
+    values = ", ".join(f"${number}" for number in range(1, len(COLUMNS) + 1))
+    site.sql(f"INSERT INTO audit_log ({names}) VALUES ({values})", *rows[1][:3], *rows[5][3:])
+    code, said = site.verify()
+    assert code == 1
+    assert "row_inserted" in said, said

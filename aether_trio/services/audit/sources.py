@@ -144,6 +144,11 @@ class StoredLog:
             found.append(first >> LEAF_BITS)
             start = found[-1] + 1 << LEAF_BITS
 
+    def ends(self, first: int, last: int) -> tuple[int, int] | None:
+        """Return the lowest and the highest id of the rows from `first` to `last`."""
+        [[lowest, highest]] = self._snapshot.query(_ENDS, first, last)
+        return None if lowest is None else (lowest, highest)
+
     def rows(self, first: int, last: int) -> Iterator[Sequence[RawRow]]:
         """Return the rows with ids from `first` to `last`, in order, in chunks."""
         for start, end in self._ranges(first, last):
@@ -152,26 +157,29 @@ class StoredLog:
 
     def blocks(self, first: int, last: int) -> Iterator[RowBlock]:
         """Return the rows with ids from `first` to `last`, in order."""
-        ranges = self._ranges(first, last)
-        if len(ranges) * BLOCK <= FEW or processes() < 2:
-            for start, end in ranges:
+        ends = self.ends(first, last)
+        if ends is None or ends[1] - ends[0] < FEW or processes() < 2:
+            for start, end in self._ranges(first, last):
                 if found := self._snapshot.query(_ROWS, start, end):
                     yield block_of(found)
             return
         pool = self._processes()
         running: deque[Future[RowBlock | None]] = deque()
-        for start, end in ranges:
+        for start, end in self._ranges(first, last):
             running.append(pool.submit(_block_in_process, start, end))
             if len(running) > 2 * processes():
                 yield from _done(running.popleft())
         while running:
             yield from _done(running.popleft())
 
-    def _ranges(self, first: int, last: int) -> list[tuple[int, int]]:
-        [[lowest, highest]] = self._snapshot.query(_ENDS, first, last)
-        if lowest is None:
-            return []
-        return [(start, min(start + BLOCK - 1, highest)) for start in range(lowest, highest + 1, BLOCK)]
+    def _ranges(self, first: int, last: int) -> Iterator[tuple[int, int]]:
+        """Return ranges of ids in which rows are; a made-up id may be far from the others."""
+        start: int | None = first
+        while start is not None and start <= last:
+            [[start]] = self._snapshot.query(_NEXT, start)
+            if start is not None and start <= last:
+                yield start, min(start + BLOCK - 1, last)
+                start += BLOCK
 
     def _processes(self) -> ProcessPoolExecutor:
         if self._pool is None:

@@ -52,6 +52,7 @@ _OPERATION: Final = TEXT_COLUMNS.start + TEXTS.index("operation")
 _METADATA: Final = TEXT_COLUMNS.start + TEXTS.index("metadata")
 _RETENTION: Final = "audit_retention"
 
+LOWEST_ID: Final = -(2**63)
 NO_LEAF: Final = bytes(HASH_BYTES)
 
 RawRow: TypeAlias = tuple[Any, ...]
@@ -139,6 +140,9 @@ class AuditSource(Protocol):
     def tree_numbers(self) -> Sequence[int]:
         """Return the numbers of all trees that have rows."""
 
+    def ends(self, first: int, last: int) -> tuple[int, int] | None:
+        """Return the lowest and the highest id of the rows from `first` to `last`."""
+
     def blocks(self, first: int, last: int) -> Iterable[RowBlock]:
         """Return the rows with ids from `first` to `last`, in order."""
 
@@ -189,7 +193,11 @@ class Verification:
                 newest = max(demands, key=lambda one: one.size)
                 text = f"{newest.says} has a tree of {newest.size} rows, which is not in the database"
                 yield Finding("tree_missing", origin, 0, 0, text)
+        yield from self._strays("", LOWEST_ID, -1, "no tree has rows with such numbers")
         for tree in self.source.trees:
+            first, floor = audit_id(tree.number, 0), audit_id(tree.number, tree.floor_size)
+            yield from self._strays(tree.origin, first - 1, first - 1, "a tree has no row with such a number")
+            yield from self._strays(tree.origin, first, floor - 1, "the tree says that retention has deleted them")
             yield from _TreeCheck(tree, self).run()
         for tree in self.source.trees:
             if tree.floor_size and _floor_text(tree) not in self._attested:
@@ -200,6 +208,11 @@ class Verification:
                     audit_id(tree.number, tree.floor_size - 1),
                     f"the rows before number {tree.floor_size} are gone, and no row of retention says so",
                 )
+
+    def _strays(self, origin: str, first: int, last: int, why: str) -> Iterator[Finding]:
+        ends = self.source.ends(first, last) if first <= last else None
+        if ends is not None:
+            yield Finding("row_inserted", origin, *ends, f"there are rows from {ends[0]} to {ends[1]}: {why}")
 
     def demands(self, origin: str) -> list[_Demand]:
         """Return the roots that heads demand of a tree, in order of size."""

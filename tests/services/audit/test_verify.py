@@ -54,6 +54,10 @@ class Log:
     def tree_numbers(self) -> Sequence[int]:
         return sorted({place_of(row[0])[0] for row in self.stored})
 
+    def ends(self, first: int, last: int) -> tuple[int, int] | None:
+        found = [row[0] for row in self.stored if first <= row[0] <= last]
+        return (min(found), max(found)) if found else None
+
     def blocks(self, first: int, last: int) -> Iterator[RowBlock]:
         rows = sorted((row for row in self.stored if first <= row[0] <= last), key=lambda row: row[0])
         for start in range(0, len(rows), self.block):
