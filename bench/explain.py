@@ -24,6 +24,8 @@ from bench.parts import part_of, thread_of
 from bench.scenarios import Scenario
 
 SECONDS: Final = 3.0
+SAMPLES: Final = 200
+"""Fewer say little; where the gateway gets little CPU, more windows are run."""
 PATIENCE_SECONDS: Final = 60.0
 ATTACH_SECONDS: Final = 0.3
 LINES: Final = 12
@@ -75,6 +77,17 @@ def explain(scenario: Scenario, samplers: Sequence[Path], pids: Sequence[int], w
 def _explain(scenario: Scenario, samplers: Sequence[Path], window_seconds: float) -> dict[str, Any]:
     if not samplers:
         raise Unexplained("only a gateway that is started here has a sampler")
+    reports: list[Mapping[str, Any]] = []
+    until = perf_counter() + PATIENCE_SECONDS
+    while True:
+        reports += _sample(scenario, samplers, window_seconds)
+        samples = sum(sum(report["stacks"].values()) for report in reports)
+        if samples >= SAMPLES or perf_counter() > until:
+            return shares(reports)
+
+
+def _sample(scenario: Scenario, samplers: Sequence[Path], window_seconds: float) -> list[Mapping[str, Any]]:
+    """Run windows for SECONDS with samplers on; return what each of them has counted."""
     # Without waiting: a sampler that has ended must not stop the bench.
     controls = [os.open(sampler, os.O_WRONLY | os.O_NONBLOCK) for sampler in samplers]
     try:
@@ -96,10 +109,10 @@ def _explain(scenario: Scenario, samplers: Sequence[Path], window_seconds: float
         if perf_counter() > until:
             raise Unexplained("the sampler does not answer")
         scenario.world.pause(0.02)
-    found = shares(json.loads(result.read_text()) for result in results)
+    reports = [json.loads(result.read_text()) for result in results]
     for result in results:
         result.unlink()
-    return found
+    return reports
 
 
 def system_calls(scenario: Scenario, pids: Sequence[int], window_seconds: float) -> dict[str, float]:

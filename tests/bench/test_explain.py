@@ -144,7 +144,9 @@ def test_the_sampler_counts_cpu_and_no_waiting_and_can_start_again(tmp_path: Pat
             with control.open("w") as orders:
                 orders.write("start\n")
                 orders.flush()
-                time.sleep(0.1)
+                while not Path(f"/proc/{process.pid}/timers").read_text():
+                    assert process.poll() is None
+                    time.sleep(0.01)
                 process.stdin.write("again\n")
                 process.stdin.flush()
                 process.stdout.readline()
@@ -174,14 +176,14 @@ def test_a_run_is_explained_by_parts_and_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(explain, "SECONDS", 1.0)
-    found = explained(tmp_path, "routed-1")["framed/routed-1"]["explained"]
+    found = explained(tmp_path, "routed-16")["framed/routed-16"]["explained"]
     assert "failed" not in found
     assert sum(found["parts"].values()) == pytest.approx(1, abs=0.05)
     assert list(found["parts"].values()) == sorted(found["parts"].values(), reverse=True)
     assert "socket writes" in found["parts"]
     assert found["samples"] > 0
     shown = capsys.readouterr().out
-    assert f"framed/routed-1: {next(iter(found['parts']))} " in shown
+    assert f"framed/routed-16: {next(iter(found['parts']))} " in shown
 
 
 def test_a_gateway_that_was_not_started_here_is_not_explained() -> None:
