@@ -46,6 +46,8 @@ MAX_WORKSPACE_FLOWS = 1000
 """The same of one workspace; further pairs are counted together as (OTHER, OTHER)."""
 MAX_COUNTED_TARGET = 512
 """Characters of a refused target, and of a claimed grant or subject, that are counted apart."""
+MAX_ENCODED_BYTES = 512
+"""Of what says in whose name messages are, and is remembered; usually it has some 120."""
 MAX_SUFFIXES = 64
 """Remembered (type, workspace) suffixes of frames per sender: more than a well-behaved one has."""
 
@@ -107,6 +109,9 @@ class SendRules(TargetRules, Protocol):
 
     def send_authority(self, actor: Any, context: pb.AuthorizationContext) -> SendAuthority:
         """Resolve a message's authorization context. Raises RequestError."""
+
+    def holds(self, authority: Any) -> bool:
+        """Whether a resolved authority is still good; if not, it is to be resolved anew."""
 
     def checked_receipt(
         self, actor: Any, asked: pb.ResourceAccessRequest, authority: Any, target: str
@@ -186,6 +191,18 @@ class ResolvedTarget:
     """Whether `take_counts` has reported messages to this target before."""
 
 
+@dataclass(slots=True)
+class DelegatedRoute:
+    """What the router decided once about messages to a target in another's name."""
+
+    authority: SendAuthority
+    target: str
+    grant_id: str
+    sent: int = 0
+    """Messages that `take_counts` has not reported yet; their payloads have `sent_bytes`."""
+    sent_bytes: int = 0
+
+
 _NOTHING_SENT: Final[dict[Any, Any]] = {}
 """Of all sessions that have sent nothing; never written to."""
 
@@ -208,11 +225,16 @@ class Sender:
     )
     """By type and workspace, and by the grant of such messages."""
 
+    delegated: dict[tuple[str, str] | tuple[str, bytes, bool], DelegatedRoute] = field(
+        default_factory=lambda: _NOTHING_SENT
+    )
+    """By target and grant; by target and what says so in a message, whether that is `extra`."""
+
     session_id: str = ""
 
     def forget_decisions(self) -> None:
         """Forget all decisions about targets, as access data have changed."""
-        self.targets = self.suffixes = _NOTHING_SENT
+        self.targets = self.suffixes = self.delegated = _NOTHING_SENT
 
     def moved_to(self, workspace: str) -> None:
         """Forget all decisions about targets, as the sender is in another workspace."""
@@ -304,11 +326,44 @@ class Router:
         self._fresh_routes: list[_Route] = []
         self._known_routes: list[_Route] = []
         self._denied: dict[tuple[Identity, str, str, str, str, str, tuple[str, str]], int] = {}
-        self._delegated: dict[tuple[Identity, str, str, str, str, tuple[str, str]], tuple[int, int]] = {}
+        self._delegated: list[tuple[Identity, str, str, DelegatedRoute]] = []
 
-    def send(self, sender: Sender, message: pb.SendMessage, forwarded: Forwarded = None) -> None:
+    def send(
+        self,
+        sender: Sender,
+        message: pb.SendMessage,
+        forwarded: Forwarded = None,
+        route: DelegatedRoute | None = None,
+    ) -> None:
         """Check one message of a client and append it to the log. Raises RequestError."""
-        self.publish(sender, message.target_topic, message.payload, message.message_type, message, forwarded)
+        rest = message if route is None else None
+        self.publish(sender, message.target_topic, message.payload, message.message_type, rest, forwarded, route)
+
+    def route_of(self, sender: Sender, message: pb.SendMessage) -> DelegatedRoute | None:
+        """Return what is decided about a message in another's name, if it still holds.
+
+        None if the message has rarer fields, which are looked at each time.
+        """
+        if _has_more(message):
+            return None
+        context = message.authorization.SerializeToString()
+        return self._held(sender.delegated.get((message.target_topic, context, False)))
+
+    def route_of_frame(self, sender: Sender, target: str, extra: bytes) -> DelegatedRoute | None:
+        """Return the same for a frame with a field `extra` that was remembered."""
+        return self._held(sender.delegated.get((target, extra, True)))
+
+    def remember_frame(self, sender: Sender, target: str, extra: bytes, rest: pb.SendMessage) -> None:
+        """Remember the route of a frame that was published; `extra` is its encoded `rest`."""
+        if rest.HasField("authorization") and not _has_more(rest):
+            context = rest.authorization.SerializeToString()
+            # The context alone is what other transports have.
+            route = sender.delegated.pop((target, context, False), None)
+            if route is not None:
+                _remember(sender, target, extra, route, is_extra=True)
+
+    def _held(self, route: DelegatedRoute | None) -> DelegatedRoute | None:
+        return route if route is not None and self._rules.holds(route.authority) else None
 
     def check_target(self, sender: Sender, target: str, rest: pb.SendMessage) -> Topic:
         """Return the topic of a message that may be sent there. Raises RequestError."""
@@ -330,10 +385,13 @@ class Router:
         message_type: int,
         rest: pb.SendMessage | None,
         forwarded: Forwarded = None,
+        route: DelegatedRoute | None = None,
     ) -> None:
         """Check a message and append it; `rest` has rarer fields. Raises RequestError.
 
-        `forwarded` is the authority that the message passes on to its receiver, if it asks for it.
+        `forwarded` is the authority that the message passes on to its receiver, if it asks for it;
+        `route` is what `route_of` or `route_of_frame` has returned for it in this step; then `rest`
+        is None.
         """
         try:
             resolved = sender.targets.get(target)
@@ -352,11 +410,13 @@ class Router:
                 )
             self._rates.take(sender.bucket, sender.workspace, sender.identity.text)
             context = rest.authorization if rest is not None and rest.HasField("authorization") else None
-            if resolved.refusal is not None and (context is None or resolved.is_final):
+            if resolved.refusal is not None and ((context is None and route is None) or resolved.is_final):
                 # else each raise would add its frames to all before
                 raise resolved.refusal.with_traceback(None)
             negative = message_type == pb.METRIC and self._check_metric(payload)
-            authority = None if context is None else self._authority(sender, target, resolved, context)
+            if context is not None:
+                route = self._delegated_route(sender, target, resolved, context)
+            authority = None if route is None else route.authority
             workspace = self._check_rest(rest, forwarded) if rest is not None else ""
             if negative and not self._rules.may_credit_metrics(sender.actor):
                 raise RequestError(
@@ -368,10 +428,10 @@ class Router:
                 self._check_declared(sender, resolved.topic, named, authority)
             if not workspace:
                 workspace = resolved.declared_workspace or sender.workspace
-            if authority is None:
+            if route is None:
                 known = sender.suffixes.get((message_type, workspace))
             else:
-                known = sender.suffixes.get((message_type, workspace, authority.grant_id))
+                known = sender.suffixes.get((message_type, workspace, route.grant_id))
             suffix, count = (
                 known if known is not None else self._suffix(sender, message_type, workspace, named, authority)
             )
@@ -380,10 +440,13 @@ class Router:
             if isinstance(forwarded, pb.ForwardedAuthorization):
                 suffix += delivery_suffix(extra=pb.IncomingMessage(forwarded_authorization=forwarded))
         except RequestError as error:
-            self._count_refusal(sender, target, error.code, rest)
+            self._count_refusal(sender, target, error.code, rest, route)
             raise
-        if authority is not None:
-            self._count_delegated(sender, resolved, authority, len(payload))
+        if route is not None:
+            if not route.sent:
+                self._begin_delegated(sender, route)
+            route.sent += 1
+            route.sent_bytes += len(payload)
         else:
             if not resolved.sent:
                 self._begin_count(sender, resolved)
@@ -409,14 +472,11 @@ class Router:
             self._on_counts()
         self._fresh_routes.append(route)
 
-    def _count_delegated(
-        self, sender: Sender, resolved: ResolvedTarget, authority: SendAuthority, payload_bytes: int
-    ) -> None:
-        route = sender.identity, sender.session_id, sender.workspace, resolved.topic.text
+    def _begin_delegated(self, sender: Sender, route: DelegatedRoute) -> None:
+        """Keep a route in another's name until the messages on it are reported."""
         if not self._delegated:
             self._on_counts()
-        messages, total = self._delegated.get((*route, authority.grant_id, authority.subject), (0, 0))
-        self._delegated[*route, authority.grant_id, authority.subject] = messages + 1, total + payload_bytes
+        self._delegated.append((sender.identity, sender.session_id, sender.workspace, route))
 
     def take_counts(self, *, all_routes: bool) -> list[RouteCount]:
         """Return how many messages went to each target since they were taken last.
@@ -434,14 +494,22 @@ class Router:
             counts.append(RouteCount(identity, session_id, workspace, name, resolved.sent, resolved.sent_bytes))
             resolved.sent = resolved.sent_bytes = 0
             resolved.reported = True
-        delegated, self._delegated = self._delegated, {}
-        for key, (messages, payload_bytes) in delegated.items():
+        delegated, self._delegated = self._delegated, []
+        merged: dict[tuple[Identity, str, str, str, str, tuple[str, str]], tuple[int, int]] = {}
+        for identity, session_id, workspace, route in delegated:
+            key = identity, session_id, workspace, route.target, route.grant_id, route.authority.subject
+            messages, payload_bytes = merged.get(key, (0, 0))
+            merged[key] = messages + route.sent, payload_bytes + route.sent_bytes
+            route.sent = route.sent_bytes = 0
+        for key, (messages, payload_bytes) in merged.items():
             counts.append(RouteCount(*key[:4], messages, payload_bytes, "", key[4], key[5]))
         denied, self._denied = self._denied, {}
         counts += [RouteCount(*key[:4], times, 0, *key[4:]) for key, times in denied.items()]
         return counts
 
-    def _count_refusal(self, sender: Sender, target: str, code: Code, rest: pb.SendMessage | None) -> None:
+    def _count_refusal(
+        self, sender: Sender, target: str, code: Code, rest: pb.SendMessage | None, route: DelegatedRoute | None
+    ) -> None:
         workspace = sender.workspace
         # What a client says may be as long as a message.
         most = MAX_COUNTED_TARGET
@@ -450,6 +518,8 @@ class Router:
             named = rest.authorization.subject
             grant_id = rest.authorization.grant_id[:most]
             subject = named.principal_type[:most], named.principal_id[:most]
+        elif route is not None:
+            grant_id, subject = route.grant_id, route.authority.subject
         denied = (sender.identity, sender.session_id, workspace, target[:most], code.value, grant_id, subject)
         if not self._denied:
             self._on_counts()
@@ -460,6 +530,24 @@ class Router:
         if key not in self._refused and len(self._refused) >= MAX_SERIES:
             key = (OTHER, code.value)
         self._refused[key] = self._refused.get(key, 0) + 1
+
+    def _delegated_route(
+        self, sender: Sender, target: str, own: ResolvedTarget, context: pb.AuthorizationContext
+    ) -> DelegatedRoute | None:
+        """Return the route of a message in another's name; None if it is in the sender's.
+
+        Raises RequestError if it may not be sent so. `own` is the target in the sender's name.
+        """
+        authority = self._authority(sender, target, own, context)
+        if authority is None:
+            return None
+        # A client may encode the same context in any number of ways.
+        route = sender.delegated.get((target, authority.grant_id))
+        if route is None:
+            route = DelegatedRoute(authority, own.topic.text, authority.grant_id)
+        route.authority = authority  # found anew
+        _remember(sender, target, context.SerializeToString(), route)
+        return route
 
     def _authority(
         self, sender: Sender, target: str, own: ResolvedTarget, context: pb.AuthorizationContext
@@ -617,6 +705,22 @@ class Router:
             messages, payload_bytes = accepted.get(key, (0, 0))
             accepted[key] = (messages + count.messages, payload_bytes + count.payload_bytes)
         return RouterStatistics(accepted, dict(self._refused))
+
+
+def _has_more(message: pb.SendMessage) -> bool:
+    """Return whether a message has more than in whose name it is, and a frame."""
+    return bool(
+        message.app_workspace or message.HasField("checked_access") or message.HasField("authority_continuation")
+    )
+
+
+def _remember(sender: Sender, target: str, encoded: bytes, route: DelegatedRoute, *, is_extra: bool = False) -> None:
+    """Remember a route by what says in whose name a message is, if it is short."""
+    if not 0 < len(sender.delegated) < MAX_TARGETS:
+        sender.delegated = {}
+    sender.delegated[target, route.grant_id] = route
+    if len(encoded) <= MAX_ENCODED_BYTES:
+        sender.delegated[target, encoded, is_extra] = route
 
 
 def _type_name(message_type: int) -> str:

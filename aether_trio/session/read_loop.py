@@ -14,7 +14,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from aether_trio.delivery.receipts import Receipts
-from aether_trio.delivery.router import Forwarded
+from aether_trio.delivery.router import DelegatedRoute, Forwarded
 from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.init_connection import credit_granted
@@ -91,14 +91,20 @@ class ReadLoop:
         session.touch(self._clock.now_ms())
         handled = 0
         for message in batch[:A_TURN]:
+            route = None
             if isinstance(message, Send):
                 if message.extra:
-                    break  # its grant may have to be read first
-                self._publish(session, message)
+                    route = self._router.route_of_frame(session.sender, message.topic, message.extra)
+                    if route is None:
+                        break  # its grant may have to be read first
+                self._publish(session, message, route=route)
             elif message.WhichOneof("payload") == "send":
-                if message.send.HasField("authorization") or message.send.HasField("authority_continuation"):
-                    break
-                self._send(session, message.send)
+                send = message.send
+                if _may_read(send):
+                    route = self._router.route_of(session.sender, send)
+                    if route is None:
+                        break
+                self._send(session, send, route=route)
             else:
                 break
             handled += 1
@@ -111,6 +117,7 @@ class ReadLoop:
         waiting_case = ""
         left = A_TURN
         for message in batch:
+            route = None
             if left <= 0:
                 left = A_TURN
                 if waiting:
@@ -122,16 +129,23 @@ class ReadLoop:
             if isinstance(message, Send):
                 if waiting:
                     await self._answer_together(session, waiting_case, waiting)
-                rest = _rest_or_none(message) if message.extra else None
-                self._publish(session, message, await self._prepare(session, message.topic, rest) if rest else None)
+                forwarded = None
+                if message.extra:
+                    route = self._router.route_of_frame(session.sender, message.topic, message.extra)
+                    if route is None and (rest := _rest_or_none(message)) is not None:
+                        forwarded = await self._prepare(session, message.topic, rest)
+                self._publish(session, message, forwarded, route)
                 continue
             case = message.WhichOneof("payload")
             if waiting and case != waiting_case:
                 await self._answer_together(session, waiting_case, waiting)
             if case == "send":
-                send = message.send
-                prepares = send.HasField("authorization") or send.HasField("authority_continuation")
-                self._send(session, send, await self._prepare(session, send.target_topic, send) if prepares else None)
+                send, forwarded = message.send, None
+                if _may_read(send):
+                    route = self._router.route_of(session.sender, send)
+                    if route is None:
+                        forwarded = await self._prepare(session, send.target_topic, send)
+                self._send(session, send, forwarded, route)
             elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
                 outbox.grant(*grant)
             elif case == "init" and session.renews and message.init.WhichOneof("client_type") is None:
@@ -189,31 +203,42 @@ class ReadLoop:
             raise session.ending
         return forwarded
 
-    def _send(self, session: Session, send: pb.SendMessage, forwarded: Forwarded = None) -> None:
+    def _send(
+        self,
+        session: Session,
+        send: pb.SendMessage,
+        forwarded: Forwarded = None,
+        route: DelegatedRoute | None = None,
+    ) -> None:
         counted = session.counted
         if counted is None:
             try:
-                self._router.send(session.sender, send, forwarded)
+                self._router.send(session.sender, send, forwarded, route)
             except RequestError as error:
                 session.put_error(error)
             return
         counted.count()
         try:
-            self._router.send(session.sender, send, forwarded)
+            self._router.send(session.sender, send, forwarded, route)
             counted.appended(session.sender.last_append)
         except RequestError as error:
             counted.refuse(error)
 
-    def _publish(self, session: Session, send: Send, forwarded: Forwarded = None) -> None:
+    def _publish(
+        self, session: Session, send: Send, forwarded: Forwarded = None, route: DelegatedRoute | None = None
+    ) -> None:
         receipts = session.receipts
         if receipts is None:
             receipts = Receipts(self._log, session.outbox, None)
             session.number_sends(receipts)
         try:
             if receipts.wanted(send.seq):
-                rest = _rest_of(send) if send.extra else None
-                self._router.publish(session.sender, send.topic, send.payload, send.message_type, rest, forwarded)
-                receipts.appended(send.seq, session.sender.last_append)
+                sender = session.sender
+                rest = _rest_of(send) if send.extra and route is None else None
+                self._router.publish(sender, send.topic, send.payload, send.message_type, rest, forwarded, route)
+                receipts.appended(send.seq, sender.last_append)
+                if rest is not None:
+                    self._router.remember_frame(sender, send.topic, send.extra, rest)
         except RequestError as error:
             receipts.refuse(send.seq, error)
 
@@ -224,6 +249,11 @@ async def _wait_for_next(session: Session) -> None:
         await session.outbox.wait_control_room()
     if session.ending is not None:
         raise session.ending  # a wait that is over is not cancelled any more
+
+
+def _may_read(send: pb.SendMessage) -> bool:
+    """Return whether something may have to be read before a message can be published."""
+    return send.HasField("authorization") or send.HasField("authority_continuation")
 
 
 def _rest_or_none(send: Send) -> pb.SendMessage | None:

@@ -170,6 +170,12 @@ class GrantSource(Protocol):
         Raises GrantMissing if it is not in memory, RequestError if the actor may not use it.
         """
 
+    def holds(self, grant: ActiveGrant) -> bool:
+        """Return whether an actor may still use a grant that `find` has found for it.
+
+        False also where `find` is to be asked each time.
+        """
+
     async def load(self, grant_id: str) -> None:
         """Read a grant and its lineage into memory. Raises StorageUnavailable."""
 
@@ -179,6 +185,9 @@ class NoGrants:
 
     def find(self, actor: Actor, context: pb.AuthorizationContext) -> ActiveGrant:
         raise RequestError(Code.PERMISSION_DENIED, f"no grant {shown(context.grant_id)} is known to this gateway")
+
+    def holds(self, grant: ActiveGrant) -> bool:
+        return False
 
     async def load(self, grant_id: str) -> None:
         """Do nothing: there are no grants."""
@@ -290,6 +299,9 @@ class Authorizer(Protocol):
 
     def send_authority(self, actor: Actor, context: pb.AuthorizationContext) -> Authority:
         """Resolve a message's authorization context. Never waits. Raises RequestError."""
+
+    def holds(self, authority: Authority) -> bool:
+        """Whether what `send_authority` returned is still so. Never waits."""
 
     def may_credit_metrics(self, actor: Actor) -> bool:
         """Whether `actor` may report negative quantities. Never waits."""

@@ -279,6 +279,10 @@ class RuleAuthorizer:
                 Code.CIRCUIT_OPEN, "the gateway's storage does not answer: the grant cannot be read"
             ) from None
 
+    def holds(self, authority: Authority) -> bool:
+        grant = authority.grant
+        return grant is not None and self._grants.holds(grant)
+
     def _resolved(self, actor: Actor, context: pb.AuthorizationContext) -> Authority:
         mode = context.authority_mode
         if mode in {"", "direct"}:

@@ -35,6 +35,7 @@ from aether_trio.model.access.grants import (
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.services.access import Actor, GrantMissing
+from aether_trio.services.access.authorizer import ActiveGrant
 from aether_trio.services.access.changes import AccessChanges
 from aether_trio.services.authority import store
 from aether_trio.services.authority.fields import principal_of, short_text
@@ -60,6 +61,9 @@ class UsableGrant:
     lineage: Lineage
     expires_ms: int
     """When it ends, or when to look again whether the session that it needs is alive."""
+
+    applied: int = -1
+    """After how many changes of grants it was found; -1: it is to be found for each use."""
 
     @property
     def grant_id(self) -> str:
@@ -148,11 +152,19 @@ class KnownGrants:
         if known is not None and self._clock.now_ms() < known.expires_ms:
             return known
         grant = self._find(actor, context)
-        if not needed_sessions(grant.lineage):
+        if grant.applied >= 0:
             if len(self._usable) >= self._capacity:
                 self._usable.clear()
             self._usable[key] = grant
         return grant
+
+    def holds(self, grant: ActiveGrant) -> bool:
+        """Return whether an actor may still use a grant that `find` has found for it."""
+        return (
+            isinstance(grant, UsableGrant)
+            and grant.applied == self._applied
+            and self._clock.now_ms() < grant.expires_ms
+        )
 
     def _find(self, actor: Actor, context: pb.AuthorizationContext) -> UsableGrant:
         try:
@@ -169,8 +181,8 @@ class KnownGrants:
             raise RequestError(Code.PERMISSION_DENIED, problem.value)
         end_ms = ends_ms(lineage)
         if needed_sessions(lineage):
-            end_ms = min(end_ms, self._clock.now_ms() + RECHECK_MS)
-        return UsableGrant(lineage, end_ms)
+            return UsableGrant(lineage, min(end_ms, self._clock.now_ms() + RECHECK_MS))
+        return UsableGrant(lineage, end_ms, self._applied)
 
     async def load(self, grant_id: str) -> None:
         """Read a grant and its lineage into memory. May raise StorageUnavailable.

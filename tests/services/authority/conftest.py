@@ -14,5 +14,7 @@ __all__ = ["core", "world"]
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     use_virtual_time(
-        items, Path(__file__).parent, ("test_audit", "test_grants", "test_renewal", "test_requests", "test_tasks")
+        items,
+        Path(__file__).parent,
+        ("test_audit", "test_delegated_sends", "test_grants", "test_renewal", "test_requests", "test_tasks"),
     )

@@ -229,3 +229,37 @@ async def test_a_session_of_another_node_is_looked_up_again(
         with pytest.raises(RequestError, match="audience"):
             grants.find(actor, context())
     assert directory.looks == 2  # what has ended stays so
+
+
+async def test_a_found_grant_holds_until_a_change_or_its_end(
+    tasks: Database, clock: ManualClock, directory: Directory
+) -> None:
+    grants, changes = known(tasks, clock, directory)
+    await write(tasks, *grants_of(clock.now_ms()))
+    await grants.load("child")
+    actor = GatewayActor(PLANNER)
+    found = grants.find(actor, context())
+    assert grants.holds(found)
+    changes.apply([("another", {"revoked": 7})], False)
+    assert not grants.holds(found)  # which grant has changed is not looked at
+    found = grants.find(actor, context())
+    assert grants.holds(found)
+    changes.apply([("root", {"expires": clock.now_ms() + 5})], False)
+    assert not grants.holds(found)
+    found = grants.find(actor, context())
+    clock.advance(4)
+    assert grants.holds(found)
+    clock.advance(1)
+    assert not grants.holds(found)
+    changes.apply([], True)
+    assert not grants.holds(found)
+
+
+async def test_a_grant_that_needs_a_session_holds_for_no_second_use(
+    tasks: Database, clock: ManualClock, directory: Directory
+) -> None:
+    await write(tasks, *grants_of(clock.now_ms(), Audience("session", "s1")))
+    grants, _ = known(tasks, clock, directory)
+    directory.alive = frozenset({"s1"})
+    await grants.load("child")
+    assert not grants.holds(grants.find(GatewayActor(PLANNER), context()))
