@@ -94,6 +94,19 @@ def lock(pattern: str) -> pb.ACLOperation:
     return pb.ACLOperation(op=pb.ACLOperation.GRANT, grant_request=wanted)
 
 
+def allow(administrator: UserWindow, user_id: str, workspace: str) -> None:
+    """Let a user read and write a workspace."""
+    wanted = pb.ACLGrantRequest(
+        principal_type="user",
+        principal_id=user_id,
+        resource_type="workspace",
+        resource_id=workspace,
+        access_level=READWRITE,
+        reason="bench",
+    )
+    administrator.ask("acl_op", [pb.ACLOperation(op=pb.ACLOperation.GRANT, grant_request=wanted)])
+
+
 def grants_for(owner: UserWindow, agents: Sequence[str]) -> list[str]:
     """Have agents act for the owner; return the id of the grant of each."""
     times = {"expires_at": int(time()) + GRANT_SECONDS, "renewable_until": int(time()) + GRANT_SECONDS}

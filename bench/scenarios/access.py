@@ -49,6 +49,7 @@ class _OnBehalf(Routed):
     """Each sender acts for one user, by a separate grant."""
 
     def further_fields(self) -> Sequence[bytes]:
+        control.allow(control.UserWindow(self.world), OWNER, self.world.workspace)
         owner = control.UserWindow(self.world, OWNER)
         senders = [self.world.topic("sender", n) for n in range(self.options.pairs)]
         return [wire.on_behalf("user", OWNER, grant) for grant in control.grants_for(owner, senders)]
