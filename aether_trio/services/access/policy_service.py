@@ -2,8 +2,9 @@
 
 A policy is planned on this node: its difference from the rules in memory, the state after it, and
 its tests against that state, in a thread, as 100,000 rules take seconds. It is then checked as if
-its changes came one by one: a caller gives no more than it has (granting.py). The transaction makes
-the changes if no other change came between; otherwise the policy is planned anew.
+its changes came one by one: a caller gives no more than it has (granting.py). That is done in
+slices, between which other sessions are served. The transaction makes the changes if no other
+change came between; otherwise the policy is planned anew.
 
 On the wire: `acl_op` GRANT with the resource type "policy" (docs/wire.md).
 """
@@ -108,6 +109,7 @@ class _Plan:
     index: AccessIndex
     problems: list[str]
     outcomes: list[PolicyOutcome]
+    answer: PolicyAnswer
 
 
 class _OutdatedPlan(Exception):
@@ -161,21 +163,20 @@ class PolicyService:
         order = await trio.to_thread.run_sync(decoded, document)
         digest = hashlib.sha256(document.encode()).hexdigest()
         for _ in range(ATTEMPTS):
-            plan = await self._plan(actor, order)
+            plan = await self._plan(actor, order, digest)
             if plan is None:
                 continue
-            answer = _answer(plan, digest)
             if action == PLAN:
-                return answer
+                return plan.answer
             _check_plan(plan, order)
             await self._check_rights(actor, authority, plan)
             if not plan.found.changes:  # or they were made by an order whose answer was lost
-                return msgspec.structs.replace(answer, caveat=await self._changes.in_force_now())
+                return msgspec.structs.replace(plan.answer, caveat=await self._changes.in_force_now())
             try:
-                caveat = await self._commit(actor, authority, plan, digest)
+                caveat = await self._commit(actor, authority, plan)
             except _OutdatedPlan:
                 continue
-            return msgspec.structs.replace(answer, caveat=caveat)
+            return msgspec.structs.replace(plan.answer, caveat=caveat)
         raise RequestError(
             Code.CIRCUIT_OPEN, "access data change faster than the policy can be compared with them; try again"
         )
@@ -186,7 +187,7 @@ class PolicyService:
 
     # -- planning ----------------------------------------------------------------------------------
 
-    async def _plan(self, actor: Actor, order: PolicyOrder) -> _Plan | None:
+    async def _plan(self, actor: Actor, order: PolicyOrder, digest: str) -> _Plan | None:
         """Compare a policy with what this node knows; None if that changes meanwhile."""
         version = self._changes.version
         groups = await self._database.read(records.all_groups)
@@ -213,7 +214,8 @@ class PolicyService:
             if len(after.rules) > records.MAX_RULES:
                 problems.append(f"there would be {len(after.rules)} rules; at most {records.MAX_RULES} are allowed")
             trial = after.index()
-            return _Plan(version, found, trial, problems, run_tests(order.policy.tests, trial, now_ms))
+            outcomes = run_tests(order.policy.tests, trial, now_ms)
+            return _Plan(version, found, trial, problems, outcomes, _answer(version, found, outcomes, digest))
 
         return await trio.to_thread.run_sync(plan)
 
@@ -225,7 +227,9 @@ class PolicyService:
         now_ms = self._clock.now_ms()
         given: dict[tuple[str, str, int], Rule] = {}
         joined: dict[tuple[str, str], int] = {}
-        for _, new in plan.found.changes:
+        for steps, (_, new) in enumerate(plan.found.changes, 1):
+            if steps % STEPS == 0:
+                await trio.lowlevel.checkpoint()
             if isinstance(new, Rule):
                 _raise_to(given, new, new.expires_ms)
             if isinstance(new, Member):
@@ -276,7 +280,7 @@ class PolicyService:
 
     # -- the change --------------------------------------------------------------------------------
 
-    async def _commit(self, actor: Actor, authority: Authority, plan: _Plan, digest: str) -> str:
+    async def _commit(self, actor: Actor, authority: Authority, plan: _Plan) -> str:
         """Make the changes of a plan; return the caveat. Raises _OutdatedPlan."""
 
         def check() -> None:
@@ -293,11 +297,11 @@ class PolicyService:
                     authority,
                     APPLY_POLICY,
                     "policy",
-                    digest,
+                    plan.answer.digest,
                     now_ms=draft.now_ms,
-                    added=plan.found.count("add"),
-                    changed=plan.found.count("change"),
-                    removed=plan.found.count("remove"),
+                    added=plan.answer.added,
+                    changed=plan.answer.changed,
+                    removed=plan.answer.removed,
                     changes=[str(one.line()) for one in plan.found.changes[:AUDITED_LINES]],
                 )
             )
@@ -321,31 +325,31 @@ def _check_plan(plan: _Plan, order: PolicyOrder) -> None:
         raise RequestError(Code.INVALID_ARGUMENT, f"{len(failed)} of {len(plan.outcomes)} tests fail: {shown}")
 
 
-def _answer(plan: _Plan, digest: str) -> PolicyAnswer:
-    changes = plan.found.changes
-    failed = [one for one in plan.outcomes if not one.passed]
+def _answer(version: int, found: Difference, outcomes: Sequence[PolicyOutcome], digest: str) -> PolicyAnswer:
+    failed = [one for one in outcomes if not one.passed]
     return PolicyAnswer(
-        plan.version,
+        version,
         digest,
-        plan.found.count("add"),
-        plan.found.count("change"),
-        plan.found.count("remove"),
-        plan.found.unnamed,
-        _first([one.line() for one in changes]),
-        len(plan.outcomes),
+        found.count("add"),
+        found.count("change"),
+        found.count("remove"),
+        found.unnamed,
+        _first(one.line() for one in found.changes),
+        len(outcomes),
         len(failed),
         _first(failed),
     )
 
 
-def _first(entries: Sequence[T]) -> tuple[T, ...]:
+def _first(entries: Iterable[T]) -> tuple[T, ...]:
     """Return as many entries as have SHOWN_BYTES together, as JSON."""
-    left = SHOWN_BYTES
-    for number, one in enumerate(entries):
+    shown, left = [], SHOWN_BYTES
+    for one in entries:
         left -= len(msgspec.json.encode(one))
         if left < 0:
-            return tuple(entries[:number])
-    return tuple(entries)
+            break
+        shown.append(one)
+    return tuple(shown)
 
 
 def _raise_to(given: dict[tuple[str, str, int], Rule], rule: Rule, ends_ms: int) -> None:

@@ -412,6 +412,16 @@ def all_members() -> Program[list[Member]]:
     return [Member(*row) for row in rows]
 
 
+def page_of_members(limit: int, offset: int) -> Program[tuple[list[Member], int]]:
+    """Read a page of all memberships in the order of `all_members`, and their number."""
+    [[total]] = yield Fetch("SELECT count(*) FROM access_members")
+    rows = yield Fetch(
+        f"SELECT {_MEMBER} FROM access_members ORDER BY kind, name, member_type, member_id LIMIT $1 OFFSET $2",
+        (limit, offset),
+    )
+    return [Member(*row) for row in rows], total
+
+
 def put_member(draft: Draft, member: Member) -> Program[None]:
     """Write a membership; the group and the absence of a cycle are checked before."""
     yield from put_members(draft, [member])

@@ -215,9 +215,8 @@ class AccessService:
         limit = min(wanted.limit, records.MAX_PAGE) if wanted.limit > 0 else DEFAULT_PAGE
         offset = max(wanted.offset, 0)
         if wanted.resource_type in {LOCK, FALLBACK, MEMBER}:
-            others = await self._database.read(partial(_others, wanted.resource_type))
-            reply.rules.extend(others[offset : offset + limit])
-            reply.total_rules = len(others)
+            others, reply.total_rules = await self._database.read(partial(_others, wanted.resource_type, limit, offset))
+            reply.rules.extend(others)
             return
         names = (wanted.principal_type, wanted.principal_id, wanted.resource_type, wanted.resource_id)
         if any("\0" in name for name in names):
@@ -801,13 +800,16 @@ def _lock_info(lock: Lock) -> pb.ACLRuleInfo:
     )
 
 
-def _others(resource_type: str) -> Program[list[pb.ACLRuleInfo]]:
-    """Read what is listed as rules, and is not stored as such."""
-    if resource_type == LOCK:
-        return [_lock_info(one) for one in (yield from records.list_locks())]
+def _others(resource_type: str, limit: int, offset: int) -> Program[tuple[list[pb.ACLRuleInfo], int]]:
+    """Read a page of what is listed as rules without being one, and the total."""
     if resource_type == MEMBER:
-        return [_member_info(one) for one in (yield from records.all_members())]
-    return [_fallback_rule(one) for one in (yield from records.list_fallbacks())]
+        members, total = yield from records.page_of_members(limit, offset)
+        return [_member_info(one) for one in members], total
+    if resource_type == LOCK:
+        locks = yield from records.list_locks()
+        return [_lock_info(one) for one in locks[offset : offset + limit]], len(locks)
+    fallbacks = yield from records.list_fallbacks()
+    return [_fallback_rule(one) for one in fallbacks[offset : offset + limit]], len(fallbacks)
 
 
 def _member_info(member: Member) -> pb.ACLRuleInfo:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import threading
 from typing import Any
 
 import msgspec
 import pytest
+import trio
 
 from aether_trio.cli.access.policy_file import policy_node
 from aether_trio.gateway.core import Core
@@ -16,9 +18,10 @@ from aether_trio.services.access.changes import AccessChanges
 from aether_trio.services.access.policy_service import PolicyAnswer, PolicyOrder
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, connect, orchestrator, user
+from tests.helpers.core import agent, connect, kv_get, orchestrator, user
 from tests.services.access.acl import ADMIN, MANAGE, READ, READWRITE, SUPERADMIN, Op, acl, done, grant, may, refused
 
+PATIENCE_S = 60.0
 ANN, BLUE, RED = ("agent", "ag::red::ann::1"), ("workspace", "blue"), ("workspace", "red")
 POLICY = """
 version: 1
@@ -252,6 +255,79 @@ async def test_a_large_policy_is_one_change(closed: Core, commits: list[int]) ->
         assert len(commits) == 1
         listing = await done(admin, Op.LIST_RULES, rule_filter=pb.ACLRuleFilter(principal_type="user"))
         assert listing.total_rules == 5000
+
+
+@pytest.mark.parametrize("action", ["plan", "apply"])
+async def test_others_are_served_while_a_large_policy_is_planned_and_checked(
+    closed: Core, monkeypatch: pytest.MonkeyPatch, action: str
+) -> None:
+    """The slow part waits until another session is served, which takes a turn."""
+    rules = [["user", f"u{n}", "workspace", f"w{n % 7}", 10] for n in range(2000)]
+    text = json.dumps({"version": 1, "policy": {"rules": rules}})
+    happened: list[str] = []
+    turns = 0
+    served = threading.Event()
+    make_answer, check = policy_service._answer, policy_service.PolicyService._check_rights
+
+    def answer_at_leisure(*arguments: Any) -> PolicyAnswer:
+        happened.append("the plan is made")
+        assert served.wait(PATIENCE_S), "no other session was served"
+        return make_answer(*arguments)
+
+    async def count_turns(self: Any, *arguments: Any) -> None:
+        async def take_turns() -> None:
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(take_turns)
+            await trio.lowlevel.checkpoint()
+            await check(self, *arguments)
+            nursery.cancel_scope.cancel()
+
+    monkeypatch.setattr(policy_service, "_answer", answer_at_leisure)
+    monkeypatch.setattr(policy_service.PolicyService, "_check_rights", count_turns)
+    async with connect(closed, user("admin", "w")) as admin, connect(closed, agent("red", "ann", "1")) as ann:
+
+        async def use_keys() -> None:
+            while not happened:
+                await trio.lowlevel.checkpoint()
+            ann.send(kv_get("k"))
+            await ann.next("kv")
+            happened.append("another session is served")
+            served.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(use_keys)
+            answer = await done(admin, Op.GRANT, grant_request=ask(action, text))
+            happened.append("the policy is answered")
+    assert happened == ["the plan is made", "another session is served", "the policy is answered"]
+    assert msgspec.json.decode(answer.rule.reason, type=PolicyAnswer).added == len(rules)
+    if action == "apply":
+        assert turns >= len(rules) // policy_service.STEPS - 1, "the check is done in slices"
+
+
+@pytest.mark.parametrize("kind", ["member", "lock", "fallback"])
+async def test_what_is_listed_as_rules_comes_in_pages(closed: Core, kind: str) -> None:
+    text = """
+version: 1
+groups: {a: ['user:u1', 'user:u2'], b: ['user:u1', 'group:a']}
+locks: [{pattern: 'ag::x::*'}, {pattern: 'ag::y::*'}, {pattern: 'ag::z::*'}]
+fallbacks: {agent_topic: read, task_topic: read}
+"""
+    async with connect(closed, orchestrator("o", "1")) as admin:
+        await operate(admin, "apply", text)
+        everything = await listed(admin, kind)
+        assert len(everything) >= 2
+        found: list[pb.ACLRuleInfo] = []
+        for offset in range(0, len(everything) + 2, 2):
+            wanted = pb.ACLRuleFilter(resource_type=kind, limit=2, offset=offset)
+            page = await done(admin, Op.LIST_RULES, rule_filter=wanted)
+            assert page.total_rules == len(everything)
+            found += page.rules
+        assert found == everything
 
 
 async def test_an_administrator_of_the_role_may_give_all(closed: Core) -> None:
