@@ -123,8 +123,7 @@ class ReadLoop:
                 if waiting:
                     await self._answer_together(session, waiting_case, waiting)
                 await trio.lowlevel.checkpoint()
-                if session.ending is not None:
-                    raise session.ending
+                await self._wait_for_next(session)
             left -= 1
             if isinstance(message, Send):
                 if waiting:
@@ -167,7 +166,7 @@ class ReadLoop:
                     await dispatcher.dispatch(session, case, message)
                 else:
                     await dispatcher.refuse(session, case, message, refusal)
-                await _wait_for_next(session)
+                await self._wait_for_next(session)
         if waiting:
             await self._answer_together(session, waiting_case, waiting)
         self._write_receipts(session)
@@ -182,7 +181,23 @@ class ReadLoop:
         """Answer all these requests of one type, which then are removed from the list."""
         while requests:
             del requests[: await self._dispatcher.dispatch_some(session, case, requests)]
-            await _wait_for_next(session)
+            await self._wait_for_next(session)
+
+    async def _wait_for_next(self, session: Session) -> None:
+        """Wait until the next message of a batch may be handled. Raises the session's end."""
+        if session.ending is None and not session.outbox.control_has_room:
+            await session.outbox.wait_control_room()
+        await self._wait_open(session)
+
+    async def _wait_open(self, session: Session) -> None:
+        """Wait while the node may handle no input, as it may have come to be meanwhile.
+
+        Raises the session's end.
+        """
+        while session.ending is None and self._gate.is_closed:
+            await self._gate.wait()
+        if session.ending is not None:
+            raise session.ending  # a wait that is over is not cancelled any more
 
     async def _prepare(self, session: Session, target: str, rest: pb.SendMessage) -> Forwarded:
         """Read and write what a message needs, so that the router need not wait.
@@ -199,8 +214,7 @@ class ReadLoop:
                 forwarded = await self._rules.forward(session, rest, topic)
             except RequestError as error:
                 forwarded = error
-        if session.ending is not None:
-            raise session.ending
+        await self._wait_open(session)
         return forwarded
 
     def _send(
@@ -241,14 +255,6 @@ class ReadLoop:
                     self._router.remember_frame(sender, send.topic, send.extra, rest)
         except RequestError as error:
             receipts.refuse(send.seq, error)
-
-
-async def _wait_for_next(session: Session) -> None:
-    """Wait until the next message of a batch may be handled. Raises the session's end."""
-    if session.ending is None and not session.outbox.control_has_room:
-        await session.outbox.wait_control_room()
-    if session.ending is not None:
-        raise session.ending  # a wait that is over is not cancelled any more
 
 
 def _may_read(send: pb.SendMessage) -> bool:
