@@ -18,7 +18,7 @@ HELPER = ("agent", "ag::prod::helper::1")
 
 
 async def test_what_was_read_with_a_request_that_took_too_long(core: Core, world: World) -> None:
-    """The database stalls, or the node is stopped, while a request of a batch is handled."""
+    """The database stalls, or the node is stopped, amid the requests of a batch."""
     async with (
         connect(core, user("ann", "w1")) as ann,
         connect(core, agent("prod", "planner", "1")) as peer,
