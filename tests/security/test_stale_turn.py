@@ -1,4 +1,4 @@
-"""A node that cannot look for changes stops in the middle of what it has read, too."""
+"""A node that cannot look for changes stops amid what it has read, too."""
 
 from __future__ import annotations
 
