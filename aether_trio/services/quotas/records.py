@@ -15,7 +15,7 @@ from aether_trio.storage.base import Execute, Fetch, Program
 
 QUOTA: Final = "quota"
 _BETWEEN: Final = "\x1f"
-"""Between workspace and name in an item's key; neither has control characters."""
+"""Between workspace and name in an item's key; the name of a quota has none."""
 
 
 def follow(changes: AccessChanges, quotas: WorkspaceQuotas) -> None:
@@ -29,7 +29,7 @@ def follow(changes: AccessChanges, quotas: WorkspaceQuotas) -> None:
 
 
 def _names(key: str) -> tuple[str, str]:
-    workspace, _, name = key.partition(_BETWEEN)
+    workspace, _, name = key.rpartition(_BETWEEN)
     return workspace, name
 
 

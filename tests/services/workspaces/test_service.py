@@ -361,6 +361,18 @@ async def test_quotas_outlive_the_gateway(world: World) -> None:
         assert [(one.code, one.retryable, one.retry_after_ms) for one in errors(peer)] == [(Code.QUOTA, True, 1000)]
 
 
+async def test_quotas_of_a_workspace_with_any_name(world: World) -> None:
+    name = "lab\x1fconnections_per_workspace"
+    loose = {"gateway": {"strict_identifier_charset": False}}
+    async with world.open(**loose) as core, connect(core, orchestrator("o", "1")) as admin:
+        await done(admin, Op.CREATE, workspace=info(name, metadata={"quota.connections_per_workspace": "2"}))
+        assert core.registry._connections_of(name) == 2
+    async with world.open(**loose) as core, connect(core, orchestrator("o", "1")) as admin:
+        assert core.registry._connections_of(name) == 2
+        await done(admin, Op.UPDATE, workspace=info(name, metadata={"quota.connections_per_workspace": ""}))
+        assert core.registry._connections_of(name) == core.registry._connections_of("other")
+
+
 async def test_connections_of_a_workspace(core: Core) -> None:
     async with connect(core, orchestrator("o", "1")) as admin, connect(core, agent("w", "a", "1")):
         metadata = {"quota.connections_per_workspace": "2"}
