@@ -10,6 +10,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.access.patterns import escape
+from aether_trio.services.access import service as service_module
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error, user
@@ -339,3 +340,26 @@ async def test_the_rule_own_gives_every_workspace(admin: MemoryLink, barred: Mem
     assert "kv_scope" not in await refused(barred, Op.GRANT, grant_request=rule(*own, ADMIN))
     await grant(admin, ACL, ("kv_scope", "workspace"), ADMIN)
     await grant(barred, *own, ADMIN)
+
+
+# -- floods ----------------------------------------------------------------------------------------
+
+
+async def test_a_manager_of_a_workspace_makes_rules_up_to_a_limit(
+    core: Core, admin: MemoryLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many patterns about one workspace would slow all decisions about it."""
+    monkeypatch.setattr(service_module, "MAX_OF_MANAGER", 5)
+    for name in ("red", "blue"):
+        await grant(admin, EVE, ("workspace", name), MANAGE)
+    async with eve(core) as manager:
+        for number in range(4):
+            await grant(manager, ("agent", f"*{number}?"), BLUE, READ)
+        pattern = ("agent", "*more?")
+        assert "ERR_QUOTA_001" in await refused(manager, Op.GRANT, grant_request=rule(pattern, BLUE, READ))
+        await grant(manager, ("agent", "*3?"), BLUE, READWRITE)  # of a known rule
+        await grant(manager, pattern, RED, READ)
+        assert "ERR_QUOTA_001" in await refused(manager, Op.GRANT, grant_request=rule(("agent", "*x?"), RED, READ))
+        await grant(admin, pattern, BLUE, READ)
+        await done(manager, Op.REVOKE, rule_filter=wanted(("agent", "*3?"), BLUE))
+        assert "5 about" in await refused(manager, Op.GRANT, grant_request=rule(("agent", "*3?"), BLUE, READ))

@@ -156,7 +156,7 @@ class _Bucket(Generic[_Item]):
         self.prefix: Final = prefix
         self.parent = parent
         """The bucket of the longest other prefix that this one begins with."""
-        self.items: dict[str, tuple[_Item, ...]] = {}
+        self.items: dict[str, list[_Item]] = {}
 
 
 class _Prefixes(Generic[_Item]):
@@ -205,12 +205,12 @@ class _Prefixes(Generic[_Item]):
             self._prefixes.insert(at, prefix)
             self._buckets.insert(at, bucket)
             self._remembered.clear()
-        bucket.items[key] = (*bucket.items.get(key, ()), item)
+        bucket.items.setdefault(key, []).append(item)
 
     def discard(self, prefix: str, key: str, item: _Item) -> None:
         at = bisect_right(self._prefixes, prefix) - 1
         bucket = self._buckets[at]
-        rest = tuple(one for one in bucket.items[key] if one is not item)
+        rest = [one for one in bucket.items[key] if one is not item]
         if rest:
             bucket.items[key] = rest
             return

@@ -49,6 +49,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 FALLBACK_TIER: Final = 6
 MAX_CACHED: Final = 65_536
 """Verdicts that are remembered until something changes, about 300 bytes each."""
+MAX_CACHED_NAME: Final = 256
+"""Characters of a resource about which a verdict is remembered: clients choose what they ask."""
 
 SUPERADMIN: Final = AccessLevel.SUPERADMIN
 _ADMINISTERED: Final = frozenset({"admin", "capability", "workspace"})
@@ -546,9 +548,10 @@ class RuleAuthorizer:
         verdict = self._index.decide(
             *principal, access.resource_type, access.resource_id, now_ms, own_workspace=own, groups=groups
         )
-        if len(self._cache) >= MAX_CACHED:
-            self._cache.clear()
-        self._cache[key] = verdict
+        if len(access.resource_type) + len(access.resource_id) <= MAX_CACHED_NAME:
+            if len(self._cache) >= MAX_CACHED:
+                self._cache.clear()
+            self._cache[key] = verdict
         return verdict
 
     def _denial(

@@ -67,6 +67,9 @@ MAX_TEXT_BYTES: Final = 1024
 MAX_METADATA: Final = 64
 MAX_CATEGORY_BYTES: Final = 128
 MAX_UNIX_S: Final = 2**40
+MAX_OF_MANAGER: Final = 1000
+"""Rules that one who does not administer access makes, and rules about a resource beside which it
+makes another: each decision about a resource looks at all rules about it that have patterns."""
 LOCK: Final = "lock"
 """The resource type under which locks are rules on the wire."""
 FALLBACK: Final = "fallback"
@@ -299,6 +302,8 @@ class AccessService:
             needed = _needed(level if known is None else max(level, known.level))
             self._check_may_rule(caller, op, rule.resource_type, rule.resource_id, needed)
             self._granting.check_rule(caller.session, rule, caller.authority)
+            if known is None and not self._administers(caller, op):
+                self._check_room(caller, rule)
 
         def program(draft: Draft) -> Program[Rule | None]:
             stored = yield from records.put_rule(draft, rule)
@@ -318,6 +323,20 @@ class AccessService:
             f"{rule.principal_type}:{rule.principal_id} has {level.name} on {rule.resource_type}:{rule.resource_id}",
             done,
         )
+
+    def _check_room(self, caller: _Caller, rule: Rule) -> None:
+        """Raise RequestError if a manager makes too many rules."""
+        about = made = 0
+        for one in self._authorizer.index.rules():
+            about += one.resource_id == rule.resource_id and one.resource_type == rule.resource_type
+            made += one.granted_by == caller.name
+        if max(about, made) >= MAX_OF_MANAGER:
+            raise RequestError(
+                Code.QUOTA,
+                f"you have made {made} rules, and there are {about} about {rule.resource}: without ADMIN on "
+                f"{Admin.ACL} the limit is {MAX_OF_MANAGER}; use groups and patterns",
+                retryable=False,
+            )
 
     async def _revoke(self, caller: _Caller, op: pb.ACLOperation, reply: pb.ACLResponse) -> None:
         if op.rule_id and await self._unlock(caller, op, reply):
