@@ -79,7 +79,7 @@ SETTINGS: Final = (
     'websocket.principals=["*"]',
 )
 WARM_UP_S: Final = 1.0
-REST_S: Final = 2.0
+REST_S: Final = 1.0
 """Holders go on for this long when the faults are over."""
 STOP_S: Final = 9.0
 """A revocation during a stop is answered after 2 s, and in force on the stopped node 5 s later."""
