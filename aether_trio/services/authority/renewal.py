@@ -56,15 +56,23 @@ class TaskGrantRenewal:
 
     async def renew_due(self) -> None:
         """Renew the grants of live tasks that are about to end. Raises StorageUnavailable."""
-        if await self._database.read(partial(_due, self._clock.now_ms())):
-            await self._changes.commit(_renew)
+        place: store.Place | None = store.FIRST
+        while place is not None:
+            after = place
+            found, place = await self._database.read(partial(_due, self._clock.now_ms(), after))
+            if found:
+                await self._changes.commit(lambda draft, after=after: _renew(draft, after))  # type: ignore[misc]
 
 
-def _due(now_ms: int) -> Program[Renewed]:
-    """Return the grants to renew, as they will be; those above others come first."""
+def _due(now_ms: int, after: store.Place) -> Program[tuple[Renewed, store.Place | None]]:
+    """Return a page of the grants to renew, as they will be, and where the next one is.
+
+    Those above others come first.
+    """
     found: Renewed = []
     later: dict[str, AuthorityGrant] = {}
-    for grant_id, task_id, is_own in (yield from store.ending_for_tasks(now_ms, now_ms + LEAD_MS)):
+    ending, place = yield from store.ending_for_tasks(now_ms, now_ms + LEAD_MS, after)
+    for grant_id, task_id, is_own in ending:
         lineage = yield from store.load_lineage(grant_id)
         task = yield from task_rows.load(task_id)
         if lineage is None or task is None or task.is_final:
@@ -73,11 +81,11 @@ def _due(now_ms: int) -> Program[Renewed]:
         if not (is_own or grant_id == task.authority_grant_id or lineage[-1].terms.audience == ("task", task_id)):
             continue
         lineage = tuple(later.get(one.grant_id, one) for one in lineage)
-        after = _later(lineage, now_ms)
-        if after is not None:
-            later[grant_id] = after
-            found.append(((*lineage[:-1], after), task_id))
-    return found
+        renewed_grant = _later(lineage, now_ms)
+        if renewed_grant is not None:
+            later[grant_id] = renewed_grant
+            found.append(((*lineage[:-1], renewed_grant), task_id))
+    return found, place
 
 
 def _later(lineage: Lineage, now_ms: int) -> AuthorityGrant | None:
@@ -94,8 +102,9 @@ def _later(lineage: Lineage, now_ms: int) -> AuthorityGrant | None:
     return after if after.terms.expires_ms > expires_ms else None
 
 
-def _renew(draft: Draft) -> Program[None]:
-    for lineage, task_id in (yield from _due(draft.now_ms)):
+def _renew(draft: Draft, after: store.Place) -> Program[None]:
+    found, _ = yield from _due(draft.now_ms, after)
+    for lineage, task_id in found:
         grant = lineage[-1]
         yield from store.save_renewed(grant)
         draft.record(GRANT, grant.grant_id, {"expires": grant.terms.expires_ms})

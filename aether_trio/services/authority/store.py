@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -200,21 +200,31 @@ def own_grant(task_id: str) -> Program[Lineage | None]:
     return (yield from load_lineage(rows[0][0])) if rows else None
 
 
-def ending_for_tasks(now_ms: int, until_ms: int) -> Program[list[tuple[str, str, bool]]]:
-    """Read the renewable grants of tasks that end within a time.
+Place: TypeAlias = tuple[int, int, str]
+"""Of a grant among those that are to be renewed: its depth, its end, its id."""
+FIRST: Final[Place] = (0, 0, "")
+
+
+def ending_for_tasks(
+    now_ms: int, until_ms: int, after: Place
+) -> Program[tuple[list[tuple[str, str, bool]], Place | None]]:
+    """Read a page of the renewable grants of tasks that end within a time.
 
     Each is (grant id, task id, whether it was made with the task): grants made with a task, those
-    directly below, and those whose audience is a task. Those above others come first.
+    directly below, and those whose audience is a task. Those above others come first. Returns the
+    place after which the next page is too, None if there is none.
     """
     rows = yield Fetch(
         "SELECT g.grant_id, CASE WHEN g.task_id <> '' THEN g.task_id WHEN g.audience_type = 'task' "
-        "THEN g.audience_id ELSE p.task_id END, g.task_id FROM authority_grants g "
+        "THEN g.audience_id ELSE p.task_id END, g.task_id, g.depth, g.expires_ms FROM authority_grants g "
         "LEFT JOIN authority_grants p ON p.grant_id = g.parent_id "
         "WHERE g.expires_ms > $1 AND g.expires_ms <= $2 AND g.renewable_ms > g.expires_ms AND g.revoked_ms = 0 "
-        "AND (g.task_id <> '' OR g.audience_type = 'task' OR p.task_id <> '') ORDER BY g.depth, g.expires_ms LIMIT $3",
-        (now_ms, until_ms, RENEW_PAGE),
+        "AND (g.task_id <> '' OR g.audience_type = 'task' OR p.task_id <> '') "
+        "AND (g.depth, g.expires_ms, g.grant_id) > ($4, $5, $6) ORDER BY g.depth, g.expires_ms, g.grant_id LIMIT $3",
+        (now_ms, until_ms, RENEW_PAGE, *after),
     )
-    return [(grant_id, task_id, bool(own)) for grant_id, task_id, own in rows]
+    last = (rows[-1][3], rows[-1][4], rows[-1][0]) if len(rows) == RENEW_PAGE else None
+    return [(grant_id, task_id, bool(own)) for grant_id, task_id, own, _, _ in rows], last
 
 
 def grants_ending_with(task_id: str) -> Program[list[str]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.authority import store
 from aether_trio.services.authority.renewal import LOOK_S
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -136,3 +138,25 @@ async def test_what_a_worker_has_passed_on_is_not_renewed(core: Core) -> None:
         assert (await grant_of(ann, own_grant)).expires_at > info.expires_at
         assert (await grant_of(ann, passed.grant_id)).expires_at == info.expires_at
         assert WORKER[1] == info.delegate.principal_id
+
+
+async def test_grants_that_cannot_be_renewed_keep_no_other_from_it(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their subject or a neighbour may make as many of them as he likes."""
+    monkeypatch.setattr(store, "RENEW_PAGE", 5)
+    async with (
+        connect(core, planner()) as agent_,
+        connect(core, worker()) as helper,
+        connect(core, user("ann", "w1")) as ann,
+    ):
+        above = await delegated(core, ann, PLANNER, hops=3)
+        parent = (await made(await derive(agent_, above, PLANNER, may_delegate=True, remaining_hops=2))).grant_id
+        assert (await on_behalf(agent_, parent)).success
+        grant_id = (await given(helper)).authorization.grant_id
+        before = await grant_of(ann, parent)
+        await renew(ann, parent)
+        not_renewed = await delegated(core, ann, PLANNER, hops=2)
+        for _ in range(12):
+            assert (await on_behalf(agent_, not_renewed)).success
+        await trio.sleep(1.1 * LEASE_S)
+        assert (await grant_of(ann, grant_id)).expires_at > before.expires_at
+        assert (await resolve(helper, grant_id, "ann")).ok
