@@ -65,7 +65,7 @@ class TaskGrantRenewal:
 
 
 def _due(now_ms: int, after: store.Place) -> Program[tuple[Renewed, store.Place | None]]:
-    """Return a page of the grants to renew, as they will be, and where the next one is.
+    """Return a page of the grants to renew, as they will be, and the next place.
 
     Those above others come first.
     """
