@@ -115,6 +115,19 @@ def forget_ended(before_ms: int) -> Program[int]:
     return count
 
 
+@dataclass(frozen=True, slots=True)
+class RateStatistics:
+    """The leases of message rates of a node."""
+
+    workspaces: int
+    messages_per_second: float
+    """What this node may accept by its leases together."""
+    unsatisfied: int
+    """Workspaces in which it is leased less than its share."""
+    renewals: int
+    """Transactions that have renewed leases since the start."""
+
+
 class _Leased:
     """A workspace with a rate in which this node has senders."""
 
@@ -162,6 +175,16 @@ class LeasedRates:
 
     def __len__(self) -> int:
         return len(self._workspaces)
+
+    def statistics(self) -> RateStatistics:
+        """Return what is leased now, for metrics."""
+        leased = self._workspaces.values()
+        return RateStatistics(
+            len(leased),
+            sum(one.bucket.rate for one in leased),
+            sum(one.unsatisfied for one in leased),
+            self.renewals,
+        )
 
     def take(self, workspace: str, rate: float, now: float) -> bool:
         one = self._workspaces.get(workspace)

@@ -349,6 +349,9 @@ async def open_core(
         metrics.watch_sessions(metric_families, registry, dispatcher)
         metrics.watch_tasks(metric_families, engine, autostarter)
         metrics.watch_cluster(metric_families, membership)
+        metrics.watch_access(metric_families, changes, authorizer, enforcement, credential_ends, expiry)
+        if leased_rates is not None:
+            metric_families.watch("rate_leases", leased_rates.statistics, counters={"renewals"})
         core = Core(
             settings=settings,
             clock=clock,

@@ -18,9 +18,14 @@ from aether_trio.gateway.membership import ClusterMembership
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.queues.work_queues import WorkQueues
+from aether_trio.services.access.changes import AccessChanges
+from aether_trio.services.access.enforcement import ENDED_BY, Enforcement
+from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.agents import Autostarter
+from aether_trio.services.credentials.ends import CredentialEnds
 from aether_trio.services.tasks import Engine
 from aether_trio.session.dispatch import Dispatcher
+from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
 from aether_trio.transport.socket.ports import Ports
@@ -53,13 +58,36 @@ def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
 
 def watch_audit(metrics: Metrics, audit: AuditTrail) -> None:
     """Register metrics of the audit log."""
-    metrics.watch("audit", audit.writer.statistics, counters={"written", "lost"})
+    metrics.watch("audit", audit.writer.statistics, counters={"written", "lost", "gaps"})
     metrics.counter("aether_audit_heads", "Signed heads of the audit log", (), lambda: {(): audit.signer.signed})
     metrics.gauge(
         "aether_audit_tampered",
         "1 while nothing is signed, as stored audit rows were changed",
         (),
         lambda: {(): int(audit.signer.problem is not None)},
+    )
+
+
+def watch_access(
+    metrics: Metrics,
+    changes: AccessChanges,
+    authorizer: RuleAuthorizer,
+    enforcement: Enforcement,
+    credential_ends: CredentialEnds,
+    expiry: SessionExpiry,
+) -> None:
+    """Register metrics of access data, decisions, and sessions that they have ended."""
+    metrics.watch("access", changes.statistics)
+    metrics.watch("access_decisions", authorizer.statistics, counters={"hits", "misses"})
+    metrics.counter(
+        "aether_access_sessions_ended",
+        "Sessions that lost what let them in, by what ended it",
+        ("cause",),
+        lambda: {
+            **{(cause,): enforcement.ended[cause] for cause in ENDED_BY.values()},
+            ("credential",): credential_ends.ended,
+            ("expiry",): expiry.ended,
+        },
     )
 
 

@@ -46,6 +46,8 @@ class SessionExpiry:
         self._earlier = AutoResetEvent()
         self._offset_ms = self._offset()
         self._compact_at = _SPARE
+        self.ended = 0
+        """How many sessions were ended since the start."""
 
     def __len__(self) -> int:
         return len(self._heap)
@@ -56,7 +58,7 @@ class SessionExpiry:
             return
         left_ms = session.expires_ms - self._clock.now_ms()
         if left_ms <= 0:
-            session.end(Status.UNAUTHENTICATED, EXPIRED)
+            self._end(session)
             return
         entry = _Expiring(self._clock.monotonic() + left_ms / 1000, session.session_id, session.expires_ms)
         heapq.heappush(self._heap, entry)
@@ -76,13 +78,17 @@ class SessionExpiry:
             for count, due in enumerate(self._take_due()):
                 session = self._registry.session(due.session_id)
                 if session is not None and session.expires_ms == due.expires_ms:
-                    session.end(Status.UNAUTHENTICATED, EXPIRED)
+                    self._end(session)
                 if count % _SLICE == _SLICE - 1:
                     await trio.lowlevel.checkpoint()
             if self._heap:
                 left_s = self._heap[0].deadline - self._clock.monotonic()
                 with trio.move_on_after(min(max(left_s, 0.0), CHECK_S)):
                     await self._earlier.wait()
+
+    def _end(self, session: Session) -> None:
+        self.ended += session.ending is None
+        session.end(Status.UNAUTHENTICATED, EXPIRED)
 
     def _take_due(self) -> list[_Expiring]:
         """Remove the entries that are due from the heap, and return them."""

@@ -137,7 +137,7 @@ class World:
 
         @asynccontextmanager
         async def open_inline(_: Settings) -> AsyncIterator[Databases]:
-            yield Databases(**self.databases)  # type: ignore[arg-type]  # its statistics are itself
+            yield Databases(**self.databases)  # type: ignore[arg-type]
 
         with mock.patch("aether_trio.gateway.core.open_databases", open_inline):
             opened = open_core(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TypeVar
 
 import outcome
@@ -59,6 +60,15 @@ class Gate:
     async def arrival(self) -> None:
         """Wait until a caller stands at the gate, since it was closed."""
         await self._arrived.wait()
+
+
+@dataclass(frozen=True, slots=True)
+class InlineStatistics:
+    """The figures of an InlineDatabase: if it fails, and how many programs it ran."""
+
+    failing: bool
+    reads: int
+    writes: int
 
 
 class InlineDatabase(Database):
@@ -152,9 +162,9 @@ class InlineDatabase(Database):
         """Wait until a test has set `failing`."""
         await self._failed.wait()
 
-    def statistics(self) -> object:
+    def statistics(self) -> InlineStatistics:
         """What metrics ask for."""
-        return self
+        return InlineStatistics(self.failing, self.reads, self.writes)
 
 
 @contextmanager

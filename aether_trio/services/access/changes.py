@@ -232,6 +232,16 @@ def read_on(version: int) -> Program[tuple[bool, list[tuple[int, bytes]]]]:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeStatistics:
+    """The access data of a node: its version, and how old its knowledge may be."""
+
+    version: int
+    settled_version: int
+    look_age_seconds: float
+    """Since the beginning of the last look that counts; 0.0 without other nodes."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Reaction:
     """What follows a change of some kinds."""
 
@@ -286,6 +296,13 @@ class AccessChanges:
         gate.on_stale = self._look.set
         peers.on_announced(self._look.set)
         peers.on_seen(self._confirmed.set)
+
+    def statistics(self) -> ChangeStatistics:
+        """Return what this node knows of access data, for metrics."""
+        age_s = 0.0
+        if math.isfinite(self._fresh_until_s):
+            age_s = max(0.0, trio.current_time() - (self._fresh_until_s - STALE_S))
+        return ChangeStatistics(self.version, self.settled_version, age_s)
 
     # -- listeners, before `start` -----------------------------------------------------------------
 

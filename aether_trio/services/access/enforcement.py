@@ -9,6 +9,7 @@ because its decisions are made anew.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -26,6 +27,8 @@ SLICE: Final = 256
 """Sessions that are looked at in one step."""
 ASKED_AT_CONNECT: Final = frozenset({Kind.AGENT, Kind.UNIQUE_TASK, Kind.TASK})
 """Kinds that are in a workspace from the start, and must be allowed to read it."""
+ENDED_BY: Final = {Status.UNAUTHENTICATED: "lock", Status.PERMISSION_DENIED: "right"}
+"""By the status of its end: what has ended a session, a lock or the loss of a right."""
 
 
 class Enforcement:
@@ -36,6 +39,8 @@ class Enforcement:
         self._authorizer = authorizer
         self._moved = moved
         self._leaving: list[Session] = []
+        self.ended: Counter[str] = Counter()
+        """How many sessions were ended since the start, by cause (ENDED_BY)."""
         self._applied = 0
 
     def applied(self) -> None:
@@ -59,6 +64,7 @@ class Enforcement:
         refusal = self.refusal(session)
         if refusal is not None:
             status, reason = refusal
+            self.ended[ENDED_BY[status]] += session.ending is None
             session.end(status, reason)
             return
         workspace = session.workspace

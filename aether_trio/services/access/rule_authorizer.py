@@ -82,6 +82,16 @@ class _KvDecision:
 
 
 @dataclass(frozen=True, slots=True)
+class DecisionStatistics:
+    """The memory of verdicts of a node."""
+
+    remembered: int
+    hits: int
+    misses: int
+    """Verdicts for which the rules were asked."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Moment:
     """A Clock that stands still."""
 
@@ -103,6 +113,7 @@ class RuleAuthorizer:
         self._grants = grants
         self._decisions = decisions
         self._cache: dict[tuple[str, str, str, str, str, tuple[str, ...]], Verdict] = {}
+        self._hits = self._misses = 0
         self._kv_decisions: dict[tuple[str, str, str, str, AccessLevel, bool], _KvDecision] = {}
         """What sessions may do with all keys of a place, in their own name."""
 
@@ -113,6 +124,10 @@ class RuleAuthorizer:
         changes.when_applied(records.MEMBER, self._members_changed, records.load_members)
         changes.when_applied(records.LOCK, self._locks_changed, records.load_locks)
         changes.when_expired(self._index.next_expiry_ms, self.forget_verdicts)
+
+    def statistics(self) -> DecisionStatistics:
+        """Return the counters of remembered verdicts, for metrics."""
+        return DecisionStatistics(len(self._cache) + len(self._kv_decisions), self._hits, self._misses)
 
     @property
     def index(self) -> AccessIndex:
@@ -184,6 +199,7 @@ class RuleAuthorizer:
             known = self._kv_decisions.get(question)
             if known is not None and known.is_current(self._clock):
                 known.count.times += 1
+                self._hits += 1
                 return known.decision
         access, decision, until_ms = self._decide_kv(
             actor, scope, key, workspace, user_id, level, authority, exclusive=exclusive
@@ -544,7 +560,9 @@ class RuleAuthorizer:
         key = (*principal, access.resource_type, access.resource_id, own, groups)
         found = self._cache.get(key)
         if found is not None and (not found.until_ms or found.until_ms > now_ms):
+            self._hits += 1
             return found
+        self._misses += 1
         verdict = self._index.decide(
             *principal, access.resource_type, access.resource_id, now_ms, own_workspace=own, groups=groups
         )

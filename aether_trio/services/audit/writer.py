@@ -86,6 +86,10 @@ class AuditStatistics:
     written: int
     lost: int
     waiting: int
+    queue_bytes: int
+    """About the memory of the events that wait."""
+    gaps: int
+    """Rows `audit_gap`, each of which stands for lost events."""
     failing: bool
 
 
@@ -121,6 +125,7 @@ class AuditWriter:
         self._batch: RowBatch | None = None
         self._bytes = 0
         self._gap: _Gap | None = None
+        self._gaps = 0
         self._number = first_batch
         self._added = AutoResetEvent()
         self._hurry = AutoResetEvent()
@@ -175,7 +180,7 @@ class AuditWriter:
 
     def statistics(self) -> AuditStatistics:
         """Return the counters, for metrics."""
-        return AuditStatistics(self.written, self.lost, self.waiting, self.failing)
+        return AuditStatistics(self.written, self.lost, self.waiting, self._bytes, self._gaps, self.failing)
 
     async def flush(self) -> None:
         """Wait until all events that are queued now are written, or counted as lost."""
@@ -251,6 +256,7 @@ class AuditWriter:
             await trio.sleep(RETRY_DELAY_S)
             return
         self.written += len(records)
+        self._gaps += batch.gap is not None
         if self.failing:
             logger.info("the audit log is written again")
         self.failing = False

@@ -21,6 +21,8 @@ class CredentialEnds:
     def __init__(self, credentials: CredentialChecker, registry: SessionRegistry) -> None:
         self._credentials = credentials
         self._registry = registry
+        self.ended = 0
+        """How many sessions were ended since the start."""
 
     def tokens_changed(self, items: Sequence[tuple[str, Any]], everything: bool) -> None:
         """Apply a change of API tokens; `everything`: the items are all live tokens."""
@@ -51,6 +53,7 @@ class CredentialEnds:
             if problem is not None:
                 session.end(Status.UNAUTHENTICATED, problem)
                 count += 1
+        self.ended += count
         if count:
             logger.info("sessions ended with their credentials", sessions=count)
         return count
