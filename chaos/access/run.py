@@ -82,7 +82,10 @@ WARM_UP_S: Final = 1.0
 REST_S: Final = 1.0
 """Holders go on for this long when the faults are over."""
 STOP_S: Final = 9.0
-"""A revocation during a stop is answered after 2 s, and in force on the stopped node 5 s later."""
+"""How long one stop of a run lasts at least.
+
+A revocation during a stop is answered after 2 s, and in force on the stopped node 5 s later.
+"""
 PLANS_APART: Final = 1_000_000_007
 SETTLE_S: Final = 60.0
 SCHEMES: Final = ("aether", "ws", "grpc")
@@ -275,6 +278,9 @@ async def _play(cluster: ProcessCluster, wishes: AccessWishes, say: Callable[[st
                     holders.start_soon(holder.run)
                 await trio.sleep(WARM_UP_S)
                 await weather.run(steps)
+                stops = [one.until_s - one.since_s for one in seen.disturbances if one.kind == Kind.STOP_NODE]
+                if max(stops) < STOP_S:  # its node was not back yet from another fault
+                    await weather.run([Step(0.0, Kind.STOP_NODE, names[0], STOP_S, 0.0)])
                 say(f"{now():7.1f} s  the faults are over")
                 await trio.sleep(REST_S)
                 for one in administrators:
