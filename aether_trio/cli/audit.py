@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import re
@@ -343,9 +344,14 @@ def export(log: AbstractContextManager[StoredLog], only_heads: bool) -> None:
                     fields = dict(zip(COLUMNS, row, strict=True))
                     fields |= {"tree": origins.get(number, ""), "leaf": place_of(row[0])[1]}
                     fields["success"] = bool(fields["success"])
-                    fields["leaf_hash"] = fields["leaf_hash"].hex()
-                    fields["metadata"] = json.loads(fields["metadata"])
-                    say_json(json.dumps(fields, ensure_ascii=False))
+                    # What was changed behind the gateway may be of any type, and no JSON.
+                    with contextlib.suppress(ValueError, TypeError, RecursionError):
+                        fields["metadata"] = json.loads(fields["metadata"])
+                    say_json(json.dumps(fields, ensure_ascii=False, default=_hexadecimal))
+
+
+def _hexadecimal(value: object) -> str:
+    return value.hex() if isinstance(value, bytes) else str(value)
 
 
 @command.command()

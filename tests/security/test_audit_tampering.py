@@ -267,3 +267,46 @@ def test_a_row_put_back_below_what_retention_has_deleted(site: Site) -> None:
     code, said = site.verify()
     assert code == 1
     assert "row_inserted" in said, said
+
+
+def test_everything_removed(site: Site) -> None:
+    """Nothing is left that does not fit; who trusts a key misses its tree."""
+    [key] = site.run("keys")[1].splitlines()
+    for table in ("audit_log", "audit_trees", "audit_heads"):
+        site.sql(f"DELETE FROM {table}")
+    for elsewhere in (["--key", key], ["--heads", str(site.heads_file)]):
+        code, said = site.verify(*elsewhere)
+        assert code == 1
+        assert "tree_missing" in said
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("size", "'x'"), ("floor_size", "'x'"), ("floor_size", "-5"), ("floor_size", "9223372036854775807"),
+        ("public_key", "7"), ("origin", "7"), ("frontier", "'x'"), ("floor_frontier", "7"), ("tree", "-1"),
+        ("tree", "4611686018427387904"),
+    ],
+)  # fmt: skip
+def test_a_damaged_tree_hides_no_changed_row(tmp_path: Path, site: Site, column: str, value: str) -> None:
+    if isinstance(site.engine, PostgresEngine):
+        pytest.skip("PostgreSQL checks the types of columns")
+    row = site.id_of("key-2")
+    site.sql("UPDATE audit_log SET actor_id = 'someone' WHERE audit_id = $1", row)
+    site.sql(f"UPDATE audit_trees SET {column} = {value}")
+    code, said = site.verify()
+    assert code == 1
+    assert "tree_differs" in said or "tree_missing" in said
+    assert column in {"tree", "origin"} or f"row {row} was changed" in said, said
+
+
+def test_rows_with_any_columns_are_exported(site: Site) -> None:
+    row = site.id_of("key-2")
+    site.sql("UPDATE audit_log SET metadata = '{x', workspace = $1 WHERE audit_id = $2", "a\nb\x1b[2J", row)
+    if not isinstance(site.engine, PostgresEngine):
+        site.sql("UPDATE audit_log SET success = X'ff', leaf_hash = 7 WHERE audit_id = $1", row)
+    code, said = site.run("export")
+    assert (code, len(said.splitlines())) == (0, len(site.rows()))
+    assert "\x1b" not in said
+    found = next(one for one in map(json.loads, said.splitlines()) if one["audit_id"] == row)
+    assert (found["metadata"], found["workspace"]) == ("{x", "a\nb\x1b[2J")

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias
 
 from aether_trio.model.access.merkle import EMPTY, HASH_BYTES, Frontier
-from aether_trio.model.audit import MAX_LEAVES, TEXTS, audit_id
+from aether_trio.model.audit import LEAF_BITS, MAX_LEAVES, TEXTS, audit_id
 from aether_trio.services.audit.checkpoints import (
     NoteError,
     PublicKey,
@@ -53,6 +53,7 @@ _METADATA: Final = TEXT_COLUMNS.start + TEXTS.index("metadata")
 _RETENTION: Final = "audit_retention"
 
 LOWEST_ID: Final = -(2**63)
+MAX_TREES: Final = 2**63 >> LEAF_BITS
 NO_LEAF: Final = bytes(HASH_BYTES)
 
 RawRow: TypeAlias = tuple[Any, ...]
@@ -173,12 +174,21 @@ class Verification:
 
     def run(self) -> Iterator[Finding]:
         """Check everything; yield what does not fit."""
-        trees = {tree.origin: tree for tree in self.source.trees}
+        sound = [(tree, _sound(tree)) for tree in self.source.trees]
+        for stored, repaired in sound:
+            if repaired != stored:
+                text = "the row of the tree has columns of other types, or numbers, than a tree's"
+                yield Finding("tree_differs", str(stored.origin), 0, 0, text)
+        all_trees = [tree for _, tree in sound if tree is not None]
+        trees = {tree.origin: tree for tree in all_trees}
         keys = self._keys
-        for tree in self.source.trees:
+        for tree in all_trees:
             yield from self._check_key(tree, keys)
+        for key in self.trusted:
+            if key.name not in trees:
+                yield Finding("tree_missing", key.name, 0, 0, "the tree of a trusted key is not in the database")
         keys.update((key.name, key) for key in self.trusted)
-        numbers = {tree.number: tree for tree in self.source.trees}
+        numbers = {tree.number: tree for tree in all_trees}
         for head in self.source.heads:
             yield from self._check_head(head, numbers, keys)
         for note in self.notes:
@@ -194,12 +204,12 @@ class Verification:
                 text = f"{newest.says} has a tree of {newest.size} rows, which is not in the database"
                 yield Finding("tree_missing", origin, 0, 0, text)
         yield from self._strays("", LOWEST_ID, -1, "no tree has rows with such numbers")
-        for tree in self.source.trees:
+        for tree in all_trees:
             first, floor = audit_id(tree.number, 0), audit_id(tree.number, tree.floor_size)
             yield from self._strays(tree.origin, first - 1, first - 1, "a tree has no row with such a number")
             yield from self._strays(tree.origin, first, floor - 1, "the tree says that retention has deleted them")
             yield from _TreeCheck(tree, self).run()
-        for tree in self.source.trees:
+        for tree in all_trees:
             if tree.floor_size and _floor_text(tree) not in self._attested:
                 yield Finding(
                     "floor_unattested",
@@ -439,6 +449,23 @@ class _TreeCheck:
             if span_ms > UNSIGNED_MS:
                 text = f"rows of {span_ms // 60_000} minutes have no signed head behind them"
                 yield self._finding("head_missing", self._signed, end, text)
+
+
+def _sound(tree: RawRow) -> TreeRecord | None:
+    """Return a tree's row with what cannot be checked replaced; None for no tree."""
+    number, origin, node, public_key, size, frontier, floor_size, floor_frontier = tree
+    if not isinstance(number, int) or not 0 <= number < MAX_TREES or not isinstance(origin, str):
+        return None
+    return TreeRecord(
+        number,
+        origin,
+        str(node),
+        public_key if isinstance(public_key, bytes) else b"",
+        size if isinstance(size, int) else -1,
+        frontier if isinstance(frontier, bytes) else b"",
+        floor_size if isinstance(floor_size, int) and 0 <= floor_size <= MAX_LEAVES else 0,
+        floor_frontier if isinstance(floor_frontier, bytes) else b"",
+    )
 
 
 def _floor_text(tree: TreeRecord) -> str:
