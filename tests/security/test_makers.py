@@ -143,3 +143,18 @@ async def test_a_token_gives_no_pattern_that_its_maker_has_not(core: Core, admin
         await grant(admin, EVE, ("workspace", "blue"), 0)
         assert "another administrator" in await refused(boss, Op.REVOKE, rule_filter=wanted(EVE, ("workspace", "blue")))
         await done(boss, Op.REVOKE, rule_id=ban.rule_id)
+
+
+async def test_a_token_opens_no_workspace_for_longer_than_its_maker_may_enter(core: Core, admin: MemoryLink) -> None:
+    await grant(admin, ("user", "clerk"), ("admin", "admin/tokens"), ADMIN)
+    soon = core.clock.now_ms() // 1000 + 2 * 3600
+    await grant(admin, ("user", "clerk"), RED, READ, expires_at=soon)
+    async with connect(core, user("clerk", "w", credentials=key("all"))) as clerk:
+        for hours in (0, 3):
+            asked = pb.TokenCreateRequest(
+                name="ci", principal_type="agent", workspace_patterns=["red"], expires_in_hours=hours
+            )
+            operation = pb.TokenOperation(op=pb.TokenOperation.CREATE, request_id="r", create_request=asked)
+            clerk.send(pb.UpstreamMessage(token_op=operation))
+            assert "for longer" in (await clerk.next("token")).token.error
+        await create_token(clerk, workspace_patterns=["red"], expires_in_hours=1)

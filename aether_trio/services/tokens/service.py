@@ -6,7 +6,7 @@ An operation needs the resource admin/tokens at ADMIN. A token is no wider than 
   agent, a task or one of the maker's own type all of admin/*; who has all of admin/* may make any.
   A principal with more administrative rights than the maker gets no token from it.
 * Each of its workspace patterns is contained in those that the maker's credentials reach, and the
-  maker may enter all such workspaces. A maker that does not reach all workspaces sees and ends only
+  maker may enter all such workspaces until the token's end. A maker that does not reach all workspaces sees and ends only
   tokens that reach no more than it does.
 * It is capped at the level at which the maker's credential is, and lets in no agent or task that
   the maker's credential, if it is for the same type, does not.
@@ -342,6 +342,9 @@ class TokenService:
         for pattern in token.workspace_patterns:
             if self._granting.level_over(session, "workspace", pattern) < AccessLevel.READ:
                 raise _wider(f"you may not enter all of workspace {shown(pattern)}")
+            self._granting.lasting(session).check(
+                "workspace", pattern, AccessLevel.READ, token.expires_ms, f"the token gives {{}} on workspace:{pattern}"
+            )
         if token.limits.cap > session.cap:
             needed = AccessLevel(session.cap).name
             raise _wider(f"your credential is capped; give the token the scope level:{needed} or a lower one")
