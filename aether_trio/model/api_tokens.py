@@ -25,7 +25,15 @@ from functools import lru_cache
 from typing import Final
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.patterns import Pattern, PatternError, compile_pattern, contains, escape
+from aether_trio.model.access.patterns import (
+    MAX_COMPARED,
+    Pattern,
+    PatternError,
+    Steps,
+    compile_pattern,
+    contains,
+    escape,
+)
 from aether_trio.model.identity import SEPARATOR, Identity, Kind
 from aether_trio.model.text import shown
 
@@ -198,13 +206,14 @@ class ApiToken:
 def contained(inner: Sequence[str], outer: Sequence[str]) -> str | None:
     """Return a pattern of `inner` that no pattern of `outer` contains; None for none.
 
-    Raises PatternError.
+    What takes more than MAX_COMPARED steps together is not contained. Raises PatternError.
     """
     if EVERY in outer:
         return None
     wide = [_compiled(one) for one in outer]
+    steps = Steps(MAX_COMPARED)
     for text in inner:
-        if text == EVERY or not any(contains(one, _compiled(text)) for one in wide):
+        if text == EVERY or not any(contains(one, _compiled(text), steps) for one in wide):
             return text
     return None
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aether_trio.model.access import AccessLevel
+from aether_trio.model.access import AccessLevel, patterns
 from aether_trio.model.api_tokens import (
     ApiToken,
     TokenScopeError,
@@ -155,3 +155,20 @@ def test_reserved_names() -> None:
     assert reserved_part(Identity.workflow_engine()) is None
     assert reserved_part(Identity.user("_system", "w")) == "_system"
     assert reserved_part(Identity.agent("prod", "echo", "_1")) == "_1"
+
+
+def test_many_patterns_are_compared_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 expensive patterns with 64 others stop the gateway for a moment at most."""
+    steps = 0
+    step = patterns._Automaton.step
+
+    def counted(self: Any, *arguments: Any) -> int:
+        nonlocal steps
+        steps += 1
+        return step(self, *arguments)
+
+    monkeypatch.setattr(patterns._Automaton, "step", counted)
+    outer = ["*a" + "?" * 14 + f"*{number}" for number in range(64)]
+    inner = ["*a" + "[ab]" * 13 + f"b*{number}" for number in range(64)]
+    assert contained(inner, outer) is not None
+    assert steps <= 2 * patterns.MAX_COMPARED

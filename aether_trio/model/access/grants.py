@@ -22,7 +22,14 @@ from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
 from aether_trio.model.access.levels import AccessLevel
-from aether_trio.model.access.patterns import Pattern, PatternError, compile_pattern, contains
+from aether_trio.model.access.patterns import (
+    MAX_COMPARED,
+    Pattern,
+    PatternError,
+    Steps,
+    compile_pattern,
+    contains,
+)
 from aether_trio.model.identity import Identity
 from aether_trio.model.text import shown
 
@@ -111,10 +118,11 @@ def _fits(patterns: Sequence[str], text: str) -> bool:
 
 
 class _Comparison:
-    """Compares the patterns of two scopes, of which each pair may cost 10 ms at worst."""
+    """Compares the patterns of two scopes, of which each pair may cost 20 ms at worst."""
 
     def __init__(self) -> None:
         self._left = MAX_COMPARISONS
+        self._steps = Steps(MAX_COMPARED)
 
     def contains(self, outer: str, inner: str) -> bool:
         """Return whether `outer` matches all that `inner` does; no if that costs too much."""
@@ -126,7 +134,7 @@ class _Comparison:
         if wide.literal is not None or self._left == 0:
             return False
         self._left -= 1
-        return contains(wide, narrow)
+        return contains(wide, narrow, self._steps)
 
     def covers(self, outer: Sequence[str], inner: Sequence[str]) -> bool:
         """Return whether each inner pattern is contained in one of the outer ones."""

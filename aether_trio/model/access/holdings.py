@@ -17,7 +17,15 @@ from typing import Final, NamedTuple
 
 from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.access.levels import AccessLevel
-from aether_trio.model.access.patterns import Pattern, compile_pattern, contains, escape, literal_of
+from aether_trio.model.access.patterns import (
+    MAX_COMPARED,
+    Pattern,
+    Steps,
+    compile_pattern,
+    contains,
+    escape,
+    literal_of,
+)
 from aether_trio.model.access.rules import ANY, OWN_PRINCIPAL, WILDCARD, WILDCARDS, Rule
 
 NONE: Final = AccessLevel.NONE
@@ -138,11 +146,12 @@ class Holdings:
         if name is not None and asked != ANY:
             return self.level(resource_type, name)
         mine = list(self.rules(resource_type))
+        steps = Steps(MAX_COMPARED)
         best = (FALLBACK_TIER, self._fallback(resource_type))
         for rule in mine:
             tier = tier_of(rule)
             better = tier < best[0] or (tier == best[0] and rule.level > best[1])
-            if better and _covers(rule, asked):
+            if better and _covers(rule, asked, steps):
                 best = (tier, rule.level)
         tier, level = best
         earlier = [
@@ -202,7 +211,8 @@ class Holdings:
         """Return a level that is not exceeded where a rule about a pattern decided."""
         asked, resource_type, tier = gone.resource_id, gone.resource_type, tier_of(gone)
         mine = list(self.rules(resource_type))
-        if any(tier_of(rule) <= tier and _covers(rule, asked) for rule in mine):
+        steps = Steps(MAX_COMPARED)
+        if any(tier_of(rule) <= tier and _covers(rule, asked, steps) for rule in mine):
             return NONE  # it is decided by another rule of the tier, which was there, or earlier
         later = [rule.level for rule in mine if tier_of(rule) > tier and _may_overlap(rule, asked)]
         levels = [self._fallback(resource_type), self._otherwise(resource_type, asked), *later]
@@ -256,14 +266,14 @@ def _still_of(rules: Iterable[Rule], subjects: set[str]) -> Iterator[Rule]:
             yield rule
 
 
-def _covers(rule: Rule, asked: str) -> bool:
+def _covers(rule: Rule, asked: str, steps: Steps) -> bool:
     """Return whether a rule applies to all that a pattern of its type names."""
     if rule.resource_id == ANY and tier_of(rule) < PATTERN_TIER:
         return True
     # The star of a rule whose subject is a pattern matches no "/".
     if asked == ANY:
         return rule.resource_id == ANY and rule.resource_type in _WITHOUT_SLASH
-    return contains(_compiled(rule.resource_id), _compiled(asked))
+    return contains(_compiled(rule.resource_id), _compiled(asked), steps)
 
 
 def _may_overlap(rule: Rule, asked: str) -> bool:

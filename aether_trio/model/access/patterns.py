@@ -23,6 +23,8 @@ since no star is tried twice. `contains` never says yes for a wider pattern.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -32,7 +34,9 @@ from aether_trio.model.text import shown
 MAX_WILDCARDS: Final = 16
 MAX_PATTERN_BYTES: Final = 1024  # of UTF-8
 MAX_STEPS: Final = 20_000
-"""Steps of one comparison by `contains`, some 10 ms; what needs more is taken as wider."""
+"""Steps of one comparison by `contains`, some 20 ms; what needs more is taken as wider."""
+MAX_COMPARED: Final = 100_000
+"""Steps of the comparisons that one question takes together, some 100 ms."""
 
 _LAST_CODE: Final = 0x10FFFF
 _SLASH: Final = ord("/")
@@ -49,7 +53,23 @@ class PatternError(ValueError):
 
 
 class TooManySteps(Exception):
-    """Two patterns cannot be compared within MAX_STEPS."""
+    """Patterns cannot be compared within the steps that they may take."""
+
+
+class Steps:
+    """How many steps comparisons may take together; each takes MAX_STEPS at most."""
+
+    __slots__ = ("left",)
+
+    def __init__(self, left: int = MAX_STEPS) -> None:
+        self.left = left
+
+    def take(self, count: int = 1) -> None:
+        """Take some steps. Raises TooManySteps if there are no more."""
+        if self.left < count:
+            self.left = 0
+            raise TooManySteps
+        self.left -= count
 
 
 def escape(text: str) -> str:
@@ -82,6 +102,21 @@ class _CharacterSet(NamedTuple):
         """A character of the set, a readable one if there is one; None if it is empty."""
         codes = (*map(ord, "xyz019"), *(code for one in self.ranges for code in (one[0], one[1] + 1)))
         return next((chr(code) for code in codes if code <= _LAST_CODE and self.has(code)), None)
+
+    def in_order(self) -> _CharacterSet:
+        """Return the same set with ranges that are in order, and apart."""
+        merged: list[tuple[int, int]] = []
+        for low, high in sorted(self.ranges):
+            if merged and low <= merged[-1][1] + 1:
+                merged[-1] = merged[-1][0], max(high, merged[-1][1])
+            else:
+                merged.append((low, high))
+        return _CharacterSet(tuple(merged), self.negated)
+
+    def has_in_order(self, code: int) -> bool:
+        """Return what `has` does, for a set from `in_order`."""
+        at = bisect_right(self.ranges, (code, _LAST_CODE)) - 1
+        return (at >= 0 and code <= self.ranges[at][1]) is not self.negated
 
     def is_exactly(self, code: int) -> bool:
         return not self.negated and all(one == (code, code) for one in self.ranges) and bool(self.ranges)
@@ -295,7 +330,7 @@ class _Automaton:
     State n is before token n. A star's state leads to the next one without a character.
     """
 
-    __slots__ = ("_sets", "_stars", "_stays_at_slash", "accepting", "initial")
+    __slots__ = ("_classes", "_literals", "_sets", "_stars", "_stays_at_slash", "accepting", "initial")
 
     def __init__(self, tokens: Sequence[_Token], crosses_slash: bool) -> None:
         self._sets: list[_CharacterSet | None] = []
@@ -306,6 +341,18 @@ class _Automaton:
                 self._sets.append(one)
             elif not self._sets or self._sets[-1] is not None:  # two stars are one
                 self._sets.append(None)
+        self._literals: dict[int, int] = {}
+        """By code: the states before this character."""
+        self._classes: list[tuple[int, _CharacterSet]] = []
+        """States, each with the set before which it is, whose ranges are in order."""
+        for at, found in enumerate(self._sets):
+            if found is None:
+                continue
+            if not found.negated and len(found.ranges) == 1 and found.ranges[0][0] == found.ranges[0][1]:
+                code = found.ranges[0][0]
+                self._literals[code] = self._literals.get(code, 0) | 1 << at
+            else:
+                self._classes.append((1 << at, found.in_order()))
         self._stars = sum(1 << at for at, one in enumerate(self._sets) if one is None)
         self._stays_at_slash = self._stars if crosses_slash else 0
         self.accepting = 1 << len(self._sets)
@@ -316,7 +363,10 @@ class _Automaton:
 
     def moves(self, code: int) -> tuple[int, int]:
         """Return the states that this character moves on, and those where it stays."""
-        moved = sum(1 << at for at, one in enumerate(self._sets) if one is not None and one.has(code))
+        moved = self._literals.get(code, 0)
+        for state, one in self._classes:
+            if one.has_in_order(code):
+                moved |= state
         return moved, self._stays_at_slash if code == _SLASH else self._stars
 
     def step(self, states: int, moves: tuple[int, int]) -> int:
@@ -352,8 +402,9 @@ class _Letter:
     outer: tuple[int, int]
 
 
-def _letters(inner: _Automaton, outer: _Automaton) -> list[_Letter]:
+def _letters(inner: _Automaton, outer: _Automaton, steps: Steps) -> list[_Letter]:
     codes = sorted({0, _SLASH, _SLASH + 1, *inner.cuts(), *outer.cuts()} - {_LAST_CODE + 1})
+    steps.take(len(codes))
     alike: dict[tuple[tuple[int, int], tuple[int, int]], _Letter] = {}
     for code in codes:
         moves = inner.moves(code), outer.moves(code)
@@ -370,23 +421,34 @@ def _bits(states: int) -> Iterator[int]:
         states ^= lowest
 
 
-def counterexample(outer: Pattern, inner: Pattern) -> str | None:
+def _letters_of_states(letters: Sequence[_Letter]) -> dict[int, list[_Letter]]:
+    """Return the letters by which each state of `inner` is left, or is stayed in."""
+    found: dict[int, list[_Letter]] = defaultdict(list)
+    for letter in letters:
+        moved, stays = letter.inner
+        for state in _bits(moved | stays):
+            found[state].append(letter)
+    return found
+
+
+def counterexample(outer: Pattern, inner: Pattern, steps: Steps | None = None) -> str | None:
     """Return a text that `inner` matches and `outer` does not, or None: contained.
 
     Follows each state of `inner` together with the set of states that `outer` may be in after the
     same text. Raises TooManySteps where these are too many.
     """
+    steps = steps or Steps()
     if outer == inner:
         return None
     if inner.literal is not None:
         return None if outer.matches(inner.literal) else inner.literal
+    steps.take(len(inner.text) + len(outer.text))
     mine = _Automaton(_parse(inner.text, inner.crosses_slash), inner.crosses_slash)
     theirs = _Automaton(_parse(outer.text, outer.crosses_slash), outer.crosses_slash)
-    letters = _letters(mine, theirs)
+    letters = _letters_of_states(_letters(mine, theirs, steps))
     first = [(state, theirs.initial) for state in _bits(mine.initial)]
     came_from: dict[tuple[int, int], tuple[tuple[int, int], int] | None] = dict.fromkeys(first)
     waiting = first
-    steps = 0
     while waiting:
         pair = waiting.pop()
         state, others = pair
@@ -394,13 +456,9 @@ def counterexample(outer: Pattern, inner: Pattern) -> str | None:
             if not others & theirs.accepting:
                 return _text_of(pair, came_from)
             continue
-        for letter in letters:
+        for letter in letters.get(state, ()):
             reached = mine.step(state, letter.inner)
-            if not reached:
-                continue
-            steps += 1
-            if steps > MAX_STEPS:
-                raise TooManySteps
+            steps.take()
             states_of_others = theirs.step(others, letter.outer)
             for one in _bits(reached):
                 further = one, states_of_others
@@ -418,12 +476,18 @@ def _text_of(pair: tuple[int, int], came_from: dict[tuple[int, int], tuple[tuple
     return "".join(map(chr, reversed(codes)))
 
 
-def contains(outer: Pattern, inner: Pattern) -> bool:
+def contains(outer: Pattern, inner: Pattern, total: Steps | None = None) -> bool:
     """Return whether `outer` matches every text that `inner` matches.
 
-    Exact but for patterns that need more than MAX_STEPS: those count as wider.
+    Exact but for patterns that need more than MAX_STEPS, or what is left of `total`: those count as
+    wider.
     """
+    steps = Steps() if total is None else Steps(min(MAX_STEPS, total.left))
+    begun = steps.left
     try:
-        return counterexample(outer, inner) is None
+        return counterexample(outer, inner, steps) is None
     except TooManySteps:
         return False
+    finally:
+        if total is not None:
+            total.left -= begun - steps.left

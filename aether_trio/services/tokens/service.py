@@ -6,8 +6,8 @@ An operation needs the resource admin/tokens at ADMIN. A token is no wider than 
   agent, a task or one of the maker's own type all of admin/*; who has all of admin/* may make any.
   A principal with more administrative rights than the maker gets no token from it.
 * Each of its workspace patterns is contained in those that the maker's credentials reach, and the
-  maker may enter all such workspaces until the token's end. A maker that does not reach all workspaces sees and ends only
-  tokens that reach no more than it does.
+  maker may enter all such workspaces until the token's end. A maker that does not reach all
+  workspaces sees and ends only tokens that reach no more than it does.
 * It is capped at the level at which the maker's credential is, and lets in no agent or task that
   the maker's credential, if it is for the same type, does not.
 

@@ -18,6 +18,7 @@ from aether_trio.model.access.patterns import (
     MAX_WILDCARDS,
     Pattern,
     PatternError,
+    Steps,
     TooManySteps,
     compile_pattern,
     contains,
@@ -372,6 +373,36 @@ def test_a_comparison_that_takes_too_long_counts_as_wider() -> None:
         counterexample(outer, compile_pattern("*a" + "[ab]" * 14 + "b*"))
     assert not contains(outer, compile_pattern("*a" + "[ab]" * 14 + "b*"))
     assert not contains(outer, inner)
+
+
+HUGE = "prod" + "".join(map(chr, range(0xA1, 0xA1 + 500))) + "*"
+"""As long as a pattern may be, of as many characters."""
+
+
+@pytest.mark.parametrize("outer", ["prod*", "*", "prod" + "?" * 8 + "*", HUGE + "x*", "*".join(HUGE[4:-1:40])])
+def test_long_patterns_of_many_characters_cost_no_more(outer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = 0
+    step = patterns._Automaton.step
+
+    def counted(self: Any, *arguments: Any) -> int:
+        nonlocal taken
+        taken += 1
+        return step(self, *arguments)
+
+    monkeypatch.setattr(patterns._Automaton, "step", counted)
+    assert contains(compile_pattern(outer), compile_pattern(HUGE)) is outer.startswith(("prod*", "*", "prod?"))
+    assert taken <= 2 * patterns.MAX_STEPS
+
+
+def test_many_comparisons_share_their_steps() -> None:
+    outer, inner = compile_pattern("prod*"), compile_pattern(HUGE)
+    steps = Steps(5000)
+    assert contains(outer, inner, steps)
+    assert 0 < steps.left < 4000
+    assert not contains(outer, inner, Steps(100))
+    while contains(outer, inner, steps):
+        assert steps.left
+    assert contains(outer, compile_pattern("product"), steps)  # a name is no comparison
 
 
 def test_a_counterexample_is_readable() -> None:
