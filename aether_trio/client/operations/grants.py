@@ -127,7 +127,7 @@ class Grants(Namespace):
 
     @asynccontextmanager
     async def revocations(self, *, capacity: int = 1024) -> AsyncIterator[AsyncIterator[Revocation]]:
-        """Yield revocations of the caller's grants, while the block lasts."""
+        """Yield revocations of grants of the caller, or on it, while the block lasts."""
         with self._feed("authority_grant_revocation", capacity=capacity) as feed:
             yield ConvertedFeed(feed, lambda message: read(Revocation, message))
 

@@ -1,8 +1,9 @@
 """Tells connected participants of revoked grants, and of authority requests.
 
 Each node does that for its own sessions when it applies a change (services/access/changes.py):
-delegates of a revoked grant and of all below it, in all their windows; of a request its requester,
-its subject, and those who are asked. A push may be lost with the connection, and is never repeated.
+delegates of a revoked grant and of all below it, in all their windows, and the subject of the
+revoked one, whose list of those who act for it is shorter now; of a request its requester, its
+subject, and those who are asked. A push may be lost with the connection, and is never repeated.
 """
 
 from __future__ import annotations
@@ -77,12 +78,14 @@ class AuthorityPush:
     async def _tell_revoked(self, grant_id: str, revoked_ms: int) -> None:
         if not len(self._registry):
             return
-        for found_id, root_id, delegate in await self._database.read(partial(store.delegates_below, grant_id)):
+        for found_id, root_id, delegate, subject in await self._database.read(partial(store.tree_below, grant_id)):
             notice = pb.AuthorityGrantRevocation(
                 grant_id=found_id, root_grant_id=root_id, revoked_at=revoked_ms // 1000, cascade=found_id != grant_id
             )
-            for session in self._sessions_of(delegate):
-                session.put(pb.DownstreamMessage(authority_grant_revocation=notice))
+            # One notice is enough for the subject, however many grants are below this one.
+            for key in {delegate, subject} if found_id == grant_id else {delegate}:
+                for session in self._sessions_of(key):
+                    session.put(pb.DownstreamMessage(authority_grant_revocation=notice))
 
     async def _tell_request(self, request_id: str) -> None:
         if not len(self._registry):

@@ -123,14 +123,15 @@ def save_renewed(grant: AuthorityGrant) -> Program[None]:
     )
 
 
-def delegates_below(grant_id: str) -> Program[list[tuple[str, str, PrincipalKey]]]:
-    """Read (grant id, root id, delegate) of a grant, and of all that are below it."""
+def tree_below(grant_id: str) -> Program[list[tuple[str, str, PrincipalKey, PrincipalKey]]]:
+    """Read (grant id, root id, delegate, subject) of a grant, and of all below it."""
     rows = yield Fetch(
-        "SELECT a.grant_id, a.root_id, a.delegate_type, a.delegate_id FROM authority_lineage l "
+        "SELECT a.grant_id, a.root_id, a.delegate_type, a.delegate_id, a.subject_type, a.subject_id "
+        "FROM authority_lineage l "
         "JOIN authority_grants a ON a.grant_id = l.grant_id WHERE l.ancestor_id = $1 ORDER BY a.depth",
         (grant_id,),
     )
-    return [(row[0], row[1], PrincipalKey(row[2], row[3])) for row in rows]
+    return [(row[0], row[1], PrincipalKey(row[2], row[3]), PrincipalKey(row[4], row[5])) for row in rows]
 
 
 def count_issued(issuer: PrincipalKey, now_ms: int) -> Program[int]:

@@ -349,6 +349,7 @@ async def test_a_lock_takes_the_grants_along_that_came_through_who_is_locked(cor
 async def test_a_revocation_ends_the_tree_and_all_windows_hear_of_it(core: Core) -> None:
     async with (
         connect(core, user("ann", "w1")) as ann,
+        connect(core, user("ann", "w2")) as ann_2,
         connect(core, user("bob", "w1")) as bob_1,
         connect(core, user("bob", "w2")) as bob_2,
         connect(core, planner()) as agent_,
@@ -368,11 +369,24 @@ async def test_a_revocation_ends_the_tree_and_all_windows_hear_of_it(core: Core)
         for peer in (bob_1, bob_2):
             told = (await peer.next("authority_grant_revocation")).authority_grant_revocation
             assert told.grant_id == window.grant.grant_id
+        for peer in (ann, ann_2):  # whose list of grants on her is shorter now
+            told = (await peer.next("authority_grant_revocation")).authority_grant_revocation
+            assert (told.grant_id, told.cascade) == (top, False)
         assert (await resolve(helper, middle, "ann")).error == "authority grant was revoked"
         again = await grant_op(ann, GrantOp.REVOKE, grant_id=top)
         assert again.success
         await trio.sleep(1)
-        assert agent_.waiting("authority_grant_revocation") == []
+        for peer in (agent_, ann, ann_2):
+            assert peer.waiting("authority_grant_revocation") == []
+
+
+async def test_a_subject_that_is_its_own_delegate_hears_once(core: Core) -> None:
+    async with connect(core, user("ann", "w1")) as ann:
+        own = (await exchange(core, ann)).grant.grant_id
+        assert (await grant_op(ann, GrantOp.REVOKE, grant_id=own)).success
+        assert (await ann.next("authority_grant_revocation")).authority_grant_revocation.grant_id == own
+        await trio.sleep(1)
+        assert ann.waiting("authority_grant_revocation") == []
 
 
 async def test_grants_and_revocations_outlive_the_gateway(world: World) -> None:
