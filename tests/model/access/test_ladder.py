@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -11,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.ladder import AccessIndex, Verdict
+from aether_trio.model.access.ladder import MAX_ASKED, AccessIndex, Verdict
 from aether_trio.model.access.patterns import Pattern
 from aether_trio.model.access.rules import Lock, Member, Rule, membership_problem
 from tests.model.access.naive import NaiveAccess, Question
@@ -617,3 +618,31 @@ def test_a_pattern_counts_for_principals_that_have_asked_before() -> None:
     assert ask(access).level is READ
     access.remove_rule("1")
     assert ask(access).level is NONE
+
+
+def test_the_rules_of_a_principal_are_looked_up_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A client may ask for them with each request, and the look-up passes all rules."""
+    made = AccessIndex()
+    looked: list[frozenset[str]] = []
+    find = made._find_rules_of
+
+    def counted(subjects: frozenset[str]) -> list[Rule]:
+        looked.append(subjects)
+        return find(subjects)
+
+    monkeypatch.setattr(made, "_find_rules_of", counted)
+    mine = Rule("1", "agent", "x", "workspace", "a", AccessLevel.READ)
+    for known in ([mine], [mine, replace(mine, rule_id="2", principal_id="?")], [mine]):
+        for rule in known:
+            made.put_rule(rule)
+        for rule_id in {"1", "2"} - {rule.rule_id for rule in known}:
+            made.remove_rule(rule_id)
+        looked.clear()
+        for _ in range(3):
+            found = made.rules_of(["agent:x", "group:g"])
+            assert sorted(rule.rule_id for rule in found) == [rule.rule_id for rule in known]
+            found.clear()
+        assert len(looked) == 1
+    for number in range(1000):
+        made.rules_of([f"agent:{number}"])
+    assert len(made._rules_of) <= MAX_ASKED
