@@ -8,6 +8,8 @@ gateway has switched on.
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -59,6 +61,8 @@ HINTS: Final = {
     "PERMISSION_DENIED": "the credential is for another identity; see --as",
     "ALREADY_EXISTS": "that identity is connected elsewhere; choose another with --as",
 }
+_NO_RIGHT: Final = re.compile(r" needs ([A-Z]+) on (\S+), and (\S+) has ")
+"""In the gateway's text for what its rules refuse: level, resource and identity."""
 _TLS_HINTS: Final = {
     "WRONG_VERSION_NUMBER": "; is it plaintext (--no-tls)?",
     "CERTIFICATE_VERIFY_FAILED": "; --tls-ca names the authority to trust",
@@ -223,8 +227,12 @@ def innermost(error: Exception) -> Exception:
 
 
 def refusal_text(error: AetherError) -> str:
-    """Return a refused operation's code and text, and whether it may work later."""
+    """Return a refused operation's code and text, and what to do next."""
     text = error.message if error.code == "REFUSED" else f"{error.code}: {error.message}"
+    if missing := _NO_RIGHT.search(error.message):
+        level, resource, identity = missing.groups()
+        question = shlex.join((identity, resource, level.lower()))
+        return f"{text}; `aether access explain {question}` says why, `aether access grant` gives a right"
     return f"{text} (it may work later)" if error.retryable else text
 
 

@@ -132,6 +132,11 @@ class TestKv:
             ("--scope", "own-workspace", "--as", "sv::own::1", "--workspace", "kv-6"),
             ("--scope", "own-user", "--as", "sv::own::1", "--user", "u"),
         ]
+        refused = shell.run("kv", "put", "apart", "0", "--scope", "user", "--user", "u")
+        assert refused.returncode == 1
+        assert b"aether access grant" in refused.stderr
+        for scope in ("user-shared", "user-shared/u", "user-workspace-shared", "user-workspace-shared/u"):
+            shell.out("access", "grant", "_any_service", f"kv_scope:{scope}", "readwrite")
         for n, way in enumerate(ways):
             shell.out("kv", "put", "apart", str(n), *way)
         for n, way in enumerate(ways):

@@ -22,7 +22,7 @@ from tests.helpers.engines import Engine, PostgresEngine
 from tests.helpers.participants import TRANSPORTS, Participant, participant
 from tests.security.clients import gateway_with
 from tests.security.tenants import auth
-from tests.security.test_reach import BLUE, FOREIGN, SECRET, blue_at, everything, key, successes
+from tests.security.test_reach import BLUE, EVE, FOREIGN, SECRET, blue_at, everything, key, successes
 from tests.services.access.acl import ADMIN, READWRITE, Op, rule
 
 INTRUDERS = {
@@ -62,6 +62,8 @@ async def closed_gateway(engine: Engine, directory: Path) -> AsyncIterator[Gatew
 async def intrude(stream: Participant, identity: str, place: Any) -> None:
     """Send each request that touches blue; none succeeds."""
     for case, _, name, ask in FOREIGN:
+        if identity == EVE and name.endswith("what it holds"):
+            continue  # by bob's grant, and without a bound in its key
         await stream.send(ask(place))
         said = await everything(stream, identity)
         assert said, (case, name)
