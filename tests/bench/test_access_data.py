@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 
 from aether_trio.model.access.ladder import AccessIndex
 from aether_trio.model.access.rules import normalised, normalised_member
 from bench.access_data import (
     NOW_MS,
     fill,
-    index_bytes,
     memberships,
     population,
     questions,
@@ -58,7 +59,10 @@ def test_the_index_answers_as_the_table_says() -> None:
 
 
 def test_a_rule_needs_600_bytes() -> None:
-    assert index_bytes(20_000) < 20_000 * 629 + 6 * 2**20  # 60 MiB for 100,000, and the memberships
+    # Elsewhere, as what other tests have left in this process is freed or grows meanwhile.
+    program = "from bench.access_data import index_bytes; print(index_bytes(20_000))"
+    used = int(subprocess.run([sys.executable, "-c", program], check=True, capture_output=True).stdout)
+    assert used < 20_000 * 629 + 6 * 2**20  # 60 MiB for 100,000, and the memberships
 
 
 def test_answers_are_timed() -> None:

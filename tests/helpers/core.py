@@ -24,9 +24,10 @@ from aether_trio.config import Settings, load_settings
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.gateway.databases import Databases
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.access.rules import RESOURCE_TYPES
+from aether_trio.model.access.rules import RESOURCE_TYPES, Rule
 from aether_trio.model.clock import Clock
 from aether_trio.model.identity import PrincipalType
+from aether_trio.services.access.records import rule_value
 from aether_trio.session.session import Session
 from aether_trio.testing.memory import MemoryLink, StreamEnded, agent, message_to, open_participant
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -91,10 +92,14 @@ def _changed(settings: Settings, section: str, fields: Mapping[str, Any]) -> Set
     return msgspec.structs.replace(settings, **{section: new})
 
 
-def let_manage(core: Core, *kinds: str) -> None:
-    """Let these kinds of participants (agents) manage every workspace."""
-    for kind in kinds or ("agent",):
-        core.authorizer._fallbacks_changed([(f"{kind}_workspace", AccessLevel.MANAGE)], False)
+def let_manage(core: Core, *who: str) -> None:
+    """Let these agents, or these kinds of participants (agents), manage every workspace."""
+    for one in who or ("agent",):
+        if "::" in one:
+            rule = Rule(f"manager {one}", "agent", one, "workspace", "*", AccessLevel.MANAGE)
+            core.authorizer._rules_changed([(rule.rule_id, rule_value(rule))], False)
+        else:
+            core.authorizer._fallbacks_changed([(f"{one}_workspace", AccessLevel.MANAGE)], False)
 
 
 def let_share_keys(core: Core, *kinds: str) -> None:

@@ -123,11 +123,12 @@ class Hand:
 class Model:
     """See the module docstring.
 
-    `room` is how many live tasks a worker is given at most.
+    `room` is how many live tasks a worker is given at most; `manager` manages the workspace.
     """
 
-    def __init__(self, room: int, chosen: Callable[[str, int], str]) -> None:
+    def __init__(self, room: int, manager: str, chosen: Callable[[str, int], str]) -> None:
         self.room = room
+        self.manager = manager
         self.chosen = chosen
         self.jobs: dict[str, Job] = {}
         self.hands: dict[str, Hand] = {}
@@ -239,10 +240,13 @@ class Model:
             self._offer(job)
 
     def ask(self, caller: str, verb: str, name: str, *, reason: str = "", wait: Waiting | None = None) -> None:
-        """An operation of a caller that may see the task. Raises No."""
+        """An operation of a caller. Raises No."""
         job = self.jobs[name]
         work = verb in {"claim", "complete", "fail", "pause", "reject"}
-        if work and not (caller in {job.creator, job.worker, job.by, *job.had} or self._is_for(job, caller)):
+        has_part = caller in {job.creator, job.worker}
+        if work:
+            has_part |= caller in {job.by, *job.had} or self._is_for(job, caller)
+        if not has_part and caller != self.manager:
             raise No("task not found")
         if verb == "claim" and job.status == "pending" and job.mode == "pool" and not self._is_for(job, caller):
             raise No("the task is for workers of")

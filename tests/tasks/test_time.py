@@ -128,7 +128,7 @@ async def test_what_is_to_be_due_while_the_table_is_read_is_not_slept_through(pl
     # The second one is due: it happens, and the table is read for the next moment.
     await trio.sleep(46)
     await pump(30)  # not `_pass`: taking up events of children reads, too, and would wait here
-    assert tasks.after_read.waiting == 1
+    assert tasks.after_read.waiting == 3  # the timer, and two that look after grants of tasks
     link = play.links["a"]
     link.send(
         pb.UpstreamMessage(task_op=pb.TaskOperation(op=pb.TaskOperation.FAIL, task_id=play.order[0], request_id="f"))

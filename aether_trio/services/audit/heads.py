@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -134,14 +134,25 @@ def _last_signed(tree: AuditTree, heads: Sequence[Row]) -> Frontier:
 def _signed_by(origin: str, public_key: bytes, newest: Sequence[Row]) -> list[Row]:
     """Return the first of these heads that its tree's key has signed; [] for none."""
     for row in newest:
-        try:
-            checkpoint, signed = check_note(row[3], {origin: PublicKey(origin, public_key)})
-            if signed and (checkpoint.head.origin, checkpoint.head.size) == (origin, row[1]):
-                return [row]
-        except (ValueError, TypeError):
-            pass
+        if _signed_head(origin, public_key, row[3]) == (origin, row[1]):
+            return [row]
         logger.error("a head of another tree is not signed by its key", tree=origin, size=row[1])
     return []
+
+
+@lru_cache(maxsize=1024)
+def _signed_head(origin: str, public_key: bytes, note: str) -> tuple[str, int] | None:
+    """Return origin and size of a head that a key has signed. Most looks find the same heads."""
+    try:
+        checkpoint, signed = check_note(note, {origin: PublicKey(origin, public_key)})
+    except (ValueError, TypeError):
+        return None
+    return (checkpoint.head.origin, checkpoint.head.size) if signed else None
+
+
+@lru_cache(maxsize=1024)
+def _head_of(note: str) -> TreeHead:
+    return parse_note(note).checkpoint.head
 
 
 def _store(tree: AuditTree, checkpoint: TreeCheckpoint, frontier: Frontier, note: str) -> Program[None]:
@@ -235,7 +246,7 @@ class HeadSigner:
             return note
 
     def _others(self, heads: Sequence[Row]) -> tuple[TreeHead, ...]:
-        return tuple(parse_note(note).checkpoint.head for number, _, _, note in heads if number != self._tree.number)
+        return tuple(_head_of(note) for number, _, _, note in heads if number != self._tree.number)
 
     def sign_floor(self, origin: str, size: int, root: bytes) -> str:
         """Sign that retention deletes the first `size` rows of a tree, with this root."""
