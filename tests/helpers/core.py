@@ -93,7 +93,7 @@ def _changed(settings: Settings, section: str, fields: Mapping[str, Any]) -> Set
 
 
 def let_manage(core: Core, *who: str) -> None:
-    """Let these agents, or these kinds of participants (agents), manage every workspace."""
+    """Let these agents or kinds of participants (agents) manage every workspace."""
     for one in who or ("agent",):
         if "::" in one:
             rule = Rule(f"manager {one}", "agent", one, "workspace", "*", AccessLevel.MANAGE)

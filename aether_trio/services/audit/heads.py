@@ -142,7 +142,7 @@ def _signed_by(origin: str, public_key: bytes, newest: Sequence[Row]) -> list[Ro
 
 @lru_cache(maxsize=1024)
 def _signed_head(origin: str, public_key: bytes, note: str) -> tuple[str, int] | None:
-    """Return origin and size of a head that a key has signed. Most looks find the same heads."""
+    """Return origin and size of a head that a key has signed, else None."""
     try:
         checkpoint, signed = check_note(note, {origin: PublicKey(origin, public_key)})
     except (ValueError, TypeError):
