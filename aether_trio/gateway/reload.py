@@ -87,11 +87,11 @@ class SettingsReload:
 
         # From here on nothing fails.
         self._credentials.use(prepared)
-        self._store.keys = keys
+        replaced, self._store.keys = self._store.keys.replaced_by(keys), keys
         if contexts:
             self._ports.use_tls(contexts)
         self._settings = msgspec.structs.replace(old, auth=auth, tls=wanted.tls)
-        ended = self._ends.end_sessions(self._authorities - authorities)
+        ended = self._ends.end_sessions({name for name, _ in self._authorities - authorities}, replaced)
         self._authorities = authorities
         changed = _differences(old, self._settings)
         self._put_audit(
@@ -117,10 +117,13 @@ def _differences(one: Settings, other: Settings) -> list[str]:
     ]
 
 
-def _authorities(settings: Settings) -> Sequence[bytes]:
-    """Return the names of tls.client_ca, as `PeerCertificate.issuer` has them."""
+def _authorities(settings: Settings) -> Sequence[tuple[bytes, bytes]]:
+    """Return names, as `PeerCertificate.issuer` has them, and keys of tls.client_ca.
+
+    An authority that is made anew, as by `aether init --force`, has the name of the old one.
+    """
     if settings.tls.client_ca is None:
         return ()
-    from aether_trio.services.credentials.revocations import authority_names
+    from aether_trio.services.credentials.revocations import trusted_authorities
 
-    return authority_names(Path(settings.tls.client_ca))
+    return trusted_authorities(Path(settings.tls.client_ca))

@@ -111,6 +111,27 @@ async def test_an_authority_that_is_not_trusted_any_more(authority: Authority, t
             await admission("framed", gateway.address, HELLO, tls=tls(mine))
 
 
+async def test_an_authority_that_is_made_anew_under_its_name(tmp_path: Path) -> None:
+    old, new = [made_authority(tmp_path / name) for name in ("old", "new")]
+    mine, fresh = old.issue(WORKER), new.issue(WORKER)
+    hello = agent("red", "worker", "1")
+    async with gateway_with(gateway={"dev": False}, tls=old.tls, auth=auth()) as gateway:
+        async with participant("framed", gateway.address, hello, tls=old.context(mine)) as one:
+            reload(gateway)  # which takes no trust away
+            assert len(gateway.core.registry) == 1
+            reload(gateway, tls=new.tls)
+            status, text = await one.end()
+            assert (status, "not trusted any more" in text) == (Status.UNAUTHENTICATED, True)
+        async with participant("framed", gateway.address, hello, tls=new.context(fresh)):
+            reload(gateway, tls=new.tls)
+            assert len(gateway.core.registry) == 1
+
+
+def made_authority(directory: Path) -> Authority:
+    directory.mkdir()
+    return Authority(directory, name="the authority", unit="of this gateway")
+
+
 async def test_a_new_certificate_of_the_server(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     other = Authority(tmp_path / "two")
@@ -192,6 +213,31 @@ async def test_a_secret_key_that_is_taken_away_ends_the_sessions_of_its_tokens(t
             assert (status, "the key of the API token 'ci'" in text) == (Status.UNAUTHENTICATED, True)
         assert (await admission("framed", gateway.address, first))[0] is Status.UNAUTHENTICATED
         assert (await admission("framed", gateway.address, await create()))[0] is Status.OK
+
+
+async def test_another_secret_key_under_the_same_id_ends_the_sessions_of_its_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(new_key_text(b"old." * 8))
+    file.chmod(0o600)
+    kept = {"token_hmac_keys": (HmacKey(id="1", file=str(file)),), "allow_anonymous": True}
+    async with (
+        gateway_with(auth=kept) as gateway,
+        participant("framed", gateway.address, user("admin", "w")) as admin,
+    ):
+        request = pb.TokenCreateRequest(name="ci", principal_type="agent")
+        await admin.send(
+            pb.UpstreamMessage(token_op=pb.TokenOperation(op=pb.TokenOperation.CREATE, create_request=request))
+        )
+        secret = (await admin.next("token")).token.plaintext_token
+        hello = agent("red", "worker", "1", credentials={"api_key": secret})
+        async with participant("framed", gateway.address, hello) as one:
+            reload(gateway)
+            assert len(gateway.core.registry) == 2
+            file.write_text(new_key_text(b"new." * 8))
+            reload(gateway)
+            status, text = await one.end()
+            assert (status, "was replaced" in text) == (Status.UNAUTHENTICATED, True)
+        assert (await admission("framed", gateway.address, hello))[0] is Status.UNAUTHENTICATED
 
 
 # -- by a signal -----------------------------------------------------------------------------------

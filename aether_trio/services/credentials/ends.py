@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from aether_trio.model.errors import Status
-from aether_trio.services.credentials.checker import CredentialChecker
+from aether_trio.services.credentials.checker import AcceptedCredential, CredentialChecker
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 
@@ -36,20 +36,26 @@ class CredentialEnds:
         if ended:
             self._end(one for one in self._registry if one.origin in ended)
 
-    def end_sessions(self, untrusted: Collection[bytes] = ()) -> int:
+    def end_sessions(self, untrusted: Collection[bytes] = (), replaced: Collection[str] = ()) -> int:
         """End each session whose credential has ended; return how many.
 
-        `untrusted` are names of authorities that are not trusted any more.
+        `untrusted` are names of authorities that are not trusted any more, `replaced` ids of keys
+        of API tokens that stand for other keys now.
         """
-        return self._end(self._registry, untrusted)
+        return self._end(self._registry, untrusted, replaced)
 
-    def _end(self, sessions: Iterable[Session], untrusted: Collection[bytes] = ()) -> int:
+    def _end(
+        self, sessions: Iterable[Session], untrusted: Collection[bytes] = (), replaced: Collection[str] = ()
+    ) -> int:
         count = 0
         for session in sessions:
             certificate = session.link.peer.certificate
             problem = self._credentials.ended(session.accepted, certificate)
             if certificate is not None and certificate.issuer in untrusted:
                 problem = "the authority of this session's client certificate is not trusted any more"
+            accepted = session.accepted
+            if isinstance(accepted, AcceptedCredential) and accepted.token and accepted.token.key_id in replaced:
+                problem = f"the key of the API token {accepted.token.name!r} was replaced by another"
             if problem is not None:
                 session.end(Status.UNAUTHENTICATED, problem)
                 count += 1

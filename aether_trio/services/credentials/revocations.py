@@ -16,6 +16,7 @@ import structlog
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from aether_trio.config import TlsSettings
 from aether_trio.transport.link import PeerCertificate
@@ -65,9 +66,15 @@ def read_revocations(tls: TlsSettings, now_ms: int) -> RevokedCertificates:
     return RevokedCertificates(serials)
 
 
-def authority_names(path: Path) -> list[bytes]:
-    """Return the digests of the names of a file's authorities. Raises OSError."""
-    return [name_digest(one.subject.public_bytes()) for one in _authorities(path)]
+def trusted_authorities(path: Path) -> list[tuple[bytes, bytes]]:
+    """Return (digest of the name, public key) of a file's authorities. Raises OSError."""
+    return [
+        (
+            name_digest(one.subject.public_bytes()),
+            one.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo),
+        )
+        for one in _authorities(path)
+    ]
 
 
 def _authorities(path: Path) -> list[x509.Certificate]:

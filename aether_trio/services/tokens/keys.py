@@ -26,6 +26,7 @@ KEY_BYTES: Final = 32
 DEV_KEY_ID: Final = "dev"
 _DEV_KEY: Final = hashlib.sha256(b"aether dev asks for no credentials, so its key is no secret").digest()
 _HASH: Final = b"aether token\0"
+_SAME: Final = b"aether token key\0"
 _SEAL: Final = b"aether token record\0"
 
 
@@ -72,6 +73,10 @@ class HmacKeys:
             token.expires_ms,
         ]
         return self._mac(key_id, _SEAL + json.dumps(said).encode())
+
+    def replaced_by(self, other: HmacKeys) -> set[str]:
+        """Return the ids under which others have another key."""
+        return {one for one in self._keys if other.has(one) and self._mac(one, _SAME) != other._mac(one, _SAME)}
 
     def has(self, key_id: str) -> bool:
         """Whether a key with this id is known."""
