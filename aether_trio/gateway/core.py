@@ -209,6 +209,7 @@ async def open_core(
             checkpoints.exists,
             connected,
             randomness.randbytes,
+            may_read=authorizer.session_may_read,
             payload_bytes=lambda workspace: quotas.of(workspace).task_payload_bytes,
             strict=strict,
             capacity=settings.tasks.worker_tasks,

@@ -88,8 +88,7 @@ class Enforcement:
 
     def may_read(self, session: Session, workspace: str) -> bool:
         """Return whether a session may read a workspace now. Reports no decision."""
-        access = AccessQuestion("connect", "workspace", workspace, workspace, AccessLevel.READ)
-        return self._authorizer.decide(session, access).allowed
+        return self._authorizer.session_may_read(session, workspace)
 
     def authorize(self, session: Session) -> None:
         """Check that a new session may be connected. Raises StatusError."""

@@ -456,6 +456,11 @@ class RuleAuthorizer:
         principal = identity.type_name, identity.canonical_id
         return self._verdict(principal, access, identity.workspace, (), now_ms).level >= AccessLevel.READ
 
+    def session_may_read(self, actor: Actor, workspace: str) -> bool:
+        """Return whether an actor may read a workspace now. Reports no decision."""
+        access = AccessQuestion("connect", "workspace", workspace, workspace, AccessLevel.READ)
+        return self.decide(actor, access).allowed
+
     def forget_verdicts(self) -> None:
         """Ask the index anew for every verdict."""
         self._cache.clear()

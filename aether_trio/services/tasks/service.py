@@ -28,8 +28,9 @@ class TaskService:
     """Makes the handlers of requests on tasks; `handlers` has them by request field.
 
     `has_checkpoint(identity, key)` and `connected(identity)` raise StorageUnavailable; the latter
-    says whether a participant is connected to any node. `payload_bytes` says how many bytes the
-    payload of a task of a workspace may have. `capacity` is the maximum number of live tasks of a
+    says whether a participant is connected to any node. `may_read` says whether a session may read
+    a workspace, and records nothing; `payload_bytes` how many bytes the payload of a task of a
+    workspace may have. `capacity` is the maximum number of live tasks of a
     worker.
     """
 
@@ -43,6 +44,7 @@ class TaskService:
         connected: Callable[[str], Awaitable[bool]],
         random_bytes: Callable[[int], bytes],
         *,
+        may_read: Callable[[Session, str], bool],
         payload_bytes: Callable[[str], int],
         strict: bool,
         capacity: int,
@@ -67,7 +69,7 @@ class TaskService:
             {
                 "create_task": creator.handle,
                 "task_op": TaskOperator(engine, self.sessions, ids, authorizer, has_checkpoint).handle,
-                "task_query": TaskReader(engine, self.sessions, authorizer).handle,
+                "task_query": TaskReader(engine, self.sessions, authorizer, may_read).handle,
                 "task_subscription_op": self._subscriber.handle,
             }
         )

@@ -2,6 +2,10 @@
 
 Order: latest change first, then by id. A page token names the last row of its page. A task that
 changes between two pages moves to the front, so it is never listed twice.
+
+A participant in no workspace (a service, an orchestrator, a user's window) that names none is
+listed the tasks of all workspaces that it may read, and those that it has created or works on. Each
+workspace is read in that order and no further than the page needs.
 """
 
 from __future__ import annotations
@@ -9,9 +13,11 @@ from __future__ import annotations
 import base64
 import binascii
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
+
+import trio
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, IdentityError
@@ -37,6 +43,10 @@ MAX_DESCENDANTS: Final = 10_000
 """Descendants of one task that a filter may ask for; more are an error."""
 MAX_PAGE_BYTES: Final = 3 * 1024 * 1024
 """Size of the rows of a page: clients refuse messages over 4 MiB."""
+MAX_WORKSPACES: Final = 1_000
+"""Workspaces with tasks that one list may be of; with more a filter has to name one."""
+SLICE: Final = 64
+"""Workspaces that are decided on in one step."""
 ROW_BYTES: Final = 600
 """Size of a row without the texts of its client."""
 
@@ -71,6 +81,15 @@ _PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FR
     ) SELECT {", ".join(f"t.{name}" for name in COLUMNS)} FROM summed JOIN tasks t ON t.task_id = summed.task_id
     WHERE summed.number = 1 OR summed.total <= {MAX_PAGE_BYTES} ORDER BY summed.number"""  # noqa: S608
 """The rows of a condition that fit in a message: clients choose the sizes of rows."""
+
+
+_KEYS: Final = "SELECT updated_ms, task_id FROM tasks WHERE {0}"
+_WORKSPACES: Final = f"""WITH RECURSIVE names(name) AS (
+        SELECT MIN(workspace) FROM tasks
+        UNION ALL
+        SELECT (SELECT MIN(workspace) FROM tasks WHERE workspace > names.name) FROM names WHERE names.name IS NOT NULL
+    ) SELECT name FROM names WHERE name IS NOT NULL LIMIT {MAX_WORKSPACES + 1}"""  # noqa: S608
+"""Workspaces that have tasks: an index look-up for each."""
 
 
 class TokenError(ValueError):
@@ -108,7 +127,14 @@ class _Where:
 class TaskReader:
     """Handles `task_query`: GET a task by its id, and LIST tasks by a filter."""
 
-    def __init__(self, engine: Engine, sessions: TaskSessions, authorizer: Authorizer) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        sessions: TaskSessions,
+        authorizer: Authorizer,
+        may_read: Callable[[Session, str], bool],
+    ) -> None:
+        self._may_read = may_read
         self._database = engine.database
         self._audit = engine.audit
         self._sessions = sessions
@@ -144,8 +170,14 @@ class TaskReader:
     async def _list(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
         """Add a page of a workspace's tasks: all for a reader of it, else the caller's."""
         workspace = wanted.workspace or session.workspace
+        if not workspace and wanted.parent_task_id:
+            parent = await self._database.read_small(lambda: task_rows.load(storable(wanted.parent_task_id)))
+            workspace = parent.workspace if parent is not None else ""
+            if parent is None:
+                response.success = True
+                return
         if not workspace:
-            response.error = "filter.workspace is required: this participant is in no workspace"
+            await self._list_everywhere(session, wanted, response)
             return
         caller = Caller.of(session)
         if await may(self._authorizer, caller, workspace, "task_query", AccessLevel.READ):
@@ -161,6 +193,31 @@ class TaskReader:
                 response.error = f"task {wanted.parent_task_id} has more than {MAX_DESCENDANTS} tasks below it"
                 return
         page = await self._database.read(lambda: list_page(where, args, limit_of(wanted)))
+        self._show(session, page, response)
+
+    async def _list_everywhere(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
+        """Add a page of the tasks of all workspaces that the caller may read, and its own."""
+        _add_filter(_Where(), wanted)  # a bad token is an error before anything is read
+        caller = Caller.of(session)
+        found: list[Row] = await self._database.fetch(_WORKSPACES)
+        if len(found) > MAX_WORKSPACES:
+            response.error = f"filter.workspace is required: more than {MAX_WORKSPACES} workspaces have tasks"
+            return
+        readable, others = [], []
+        for number, (workspace,) in enumerate(found, 1):
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
+            # What it may not read it has not asked for: such a refusal is no decision to record.
+            if self._may_read(session, workspace) and await may(
+                self._authorizer, caller, workspace, "task_query", AccessLevel.READ
+            ):
+                readable.append(workspace)
+            elif caller.can_reach(workspace):
+                others.append(workspace)
+        page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text))
+        self._show(session, page, response)
+
+    def _show(self, session: Session, page: QueryPage, response: pb.TaskQueryResponse) -> None:
         response.success = True
         response.tasks.extend(info(task, numbered=session.numbered) for task in page.tasks)
         response.total_count = len(page.tasks)
@@ -203,6 +260,12 @@ def condition(
     wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
 ) -> tuple[str, Sequence[Value]]:
     """Make the WHERE clause of a task filter, with order and limit. Raises TokenError."""
+    where = _in_workspace(wanted, workspace, party, of)
+    _add_filter(where, wanted)
+    return _ordered(where, wanted), where.args
+
+
+def _in_workspace(wanted: pb.TaskFilter, workspace: str, party: str, of: Part) -> _Where:
     where = _Where()
     # As an expression, the workspace is not chosen where another index finds fewer rows.
     where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
@@ -210,6 +273,10 @@ def condition(
         where.add("(creator = {0} OR assigned_to = {0})", party)
     elif of is Part.GIVEN:
         where.add("assigned_to = {0} AND creator <> {0}", party)
+    return where
+
+
+def _add_filter(where: _Where, wanted: pb.TaskFilter) -> None:
     statuses = _statuses(wanted.statuses or ([wanted.status] if wanted.status else []))
     if wanted.statuses or wanted.status:
         where.among("status", statuses)
@@ -243,8 +310,11 @@ def condition(
     if wanted.page_token:
         updated_ms, task_id = decode_token(wanted.page_token)
         where.add("(updated_ms, task_id) < ({0}, {1})", updated_ms, task_id)
+
+
+def _ordered(where: _Where, wanted: pb.TaskFilter) -> str:
     order = f"ORDER BY updated_ms DESC, task_id DESC LIMIT {limit_of(wanted) + 1:d}"
-    return f"{' AND '.join(where.parts)} {order}", where.args
+    return f"{' AND '.join(where.parts)} {order}"
 
 
 def _creator(name: str) -> str:
@@ -270,6 +340,36 @@ def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPag
     more = min(limit, len(tasks)) < len(sizes)
     tasks = tasks[:limit]
     return QueryPage(tasks, encode_token(tasks[-1]) if tasks and more else "")
+
+
+def everywhere(wanted: pb.TaskFilter, readable: Sequence[str], others: Sequence[str], party: str) -> Program[QueryPage]:
+    """Read a page of the tasks of readable workspaces, and of those of `party`.
+
+    Tasks that it has created are listed of `others`, too, and tasks that it works on of any
+    workspace. Raises TokenError.
+    """
+    limit = limit_of(wanted)
+    places = [_in_workspace(wanted, workspace, party, Part.ANY) for workspace in readable]
+    created, given = _Where(), _Where()
+    created.add("creator = {0}", party)
+    created.among("workspace", others)
+    given.add("holder = {0}", party)
+    keys: set[tuple[int, str]] = set()
+    oldest: tuple[int, str] | None = None
+    for where in (*places, created, given):
+        _add_filter(where, wanted)
+        if oldest is not None:
+            where.add("(updated_ms, task_id) > ({0}, {1})", *oldest)
+        found: list[Row] = yield Fetch(_KEYS.format(_ordered(where, wanted)), where.args)
+        keys.update((updated_ms, task_id) for updated_ms, task_id in found)
+        if len(keys) > limit:
+            keys = set(sorted(keys)[-limit - 1 :])
+            oldest = min(keys)
+    if not keys:
+        return QueryPage([])
+    page = _Where()
+    page.among("task_id", [task_id for _, task_id in keys])
+    return (yield from list_page(_ordered(page, wanted), page.args, limit))
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
