@@ -283,3 +283,16 @@ async def test_markup_of_a_requester_is_text(core: Core) -> None:
         found = await request_op(ann, RequestOp.GET, request_id=request_id)
         assert found.request.reason == words  # shown as text; docs/browser.md
         assert "control character" in (await ask(agent_, reason="\x1b[2J")).error
+
+
+async def test_reason_markup(core: Core) -> None:
+    """It is an agent's words, no more; tests/browser shows what a page makes of it."""
+    words = "<script>window.ran=1</script> [ok](javascript:1) \u202eevorppa\u2066"
+    async with connect(core, planner()) as intruder, connect(core, user("ann", "w1")) as approver:
+        refused = await ask(intruder, reason="\x1b[2J")
+        assert not refused.success
+        assert refused.request.request_id == ""
+        request_id = await asked(intruder, reason=words)
+        shown = (await request_op(approver, RequestOp.GET, request_id=request_id)).request
+        assert (shown.reason, shown.requesting_actor.principal_id) == (words, PLANNER[1])
+        assert shown.requested_access_level == pb.ACCESS_LEVEL_READWRITE
