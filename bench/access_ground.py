@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, Any, Final
 
 import trio
@@ -70,18 +71,19 @@ def _insert(table: str, rows: Sequence[Sequence[Any]]) -> Program[None]:
 
 
 async def _lay_audit(data_dir: Path, count: int) -> None:
-    events = islice(_events(random.Random(SEED)), count)
+    now_ms = int(time() * 1000)  # no long time without a head in front of what ends the work
+    events = islice(_events(random.Random(SEED), now_ms), count)
     async with _opened(data_dir) as opened:
         [[origin]] = await opened.database.read(_origin)
         while batch := list(islice(events, BATCH)):
-            await opened.database.run(partial(append, origin, batch, access_data.NOW_MS))
+            await opened.database.run(partial(append, origin, batch, now_ms))
 
 
 def _origin() -> Program[Sequence[Sequence[str]]]:
     return (yield Fetch("SELECT origin FROM audit_trees"))
 
 
-def _events(chance: random.Random) -> Iterator[AuditEvent]:
+def _events(chance: random.Random, now_ms: int) -> Iterator[AuditEvent]:
     """Yield what a busy gateway records: logins, decisions, messages."""
     people = access_data.population(random.Random(SEED), 100)
     agents = [name for kind, name in people.principals if kind == "agent"]
@@ -91,7 +93,7 @@ def _events(chance: random.Random) -> Iterator[AuditEvent]:
         workspace = agent.split("::")[1]
         session += 1
         whose = {
-            "at_ms": access_data.NOW_MS - chance.randrange(60_000),
+            "at_ms": now_ms - chance.randrange(60_000),
             "actor_type": "agent",
             "actor_id": agent,
             "subject_type": "agent",
