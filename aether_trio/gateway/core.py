@@ -224,8 +224,7 @@ async def open_core(
             settings.auth,
             clock,
             tasks.sessions.admit,
-            tokens.find,
-            tokens.has_key,
+            tokens,
             bounded=settings.access.default == CLOSED,
         )
         credentials.use(credentials.prepare(settings.auth, settings.tls))

@@ -152,7 +152,10 @@ class ApiToken:
 
     def allows_workspace(self, workspace: str) -> bool:
         """Whether the token reaches a workspace."""
-        return self.everywhere or any(one.matches(workspace) for one in self._workspaces)
+        for one in self._workspaces:  # any() takes twice as long, for each client
+            if one.matches(workspace):
+                return True
+        return self.everywhere
 
     @property
     def identity_patterns(self) -> tuple[str, ...]:

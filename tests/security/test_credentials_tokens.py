@@ -154,7 +154,7 @@ async def test_a_text_with_a_wrong_checksum_costs_no_query(
     async def find(shown: str) -> None:
         asked.append(shown)
 
-    monkeypatch.setattr(core.credentials, "_find_token", find)
+    monkeypatch.setattr(core.credentials._api_tokens, "find", find)
     slipped = text[:-1] + ("A" if text[-1] != "A" else "B")
     await status(core, agent("red", "worker", "1"), slipped)
     assert asked == []
@@ -162,17 +162,34 @@ async def test_a_text_with_a_wrong_checksum_costs_no_query(
     assert asked == [text]
 
 
+async def test_a_token_that_has_let_in_others_is_checked_for_each(core: Core, admin: MemoryLink) -> None:
+    text, token_id = await create(admin, workspace_patterns=["red"], scopes=["connect", "level:READ"])
+    for name in ("1", "2", "3"):
+        assert await status(core, agent("red", "worker", name), text) is None
+        assert await status(core, agent("blue", "worker", name), text) is DENIED
+        assert await status(core, user("eve", name), text) is DENIED
+    async with connect(core, agent("red", "worker", "4", credentials={"api_key": text})):
+        session = core.registry.holder("ag::red::worker::4")
+        assert session is not None
+        assert (session.credential, session.cap) == (f"token:{token_id}", AccessLevel.READ)
+        assert session.allows_workspace("red")
+        assert not session.allows_workspace("blue")
+    assert (await ask(admin, op=Op.REVOKE, token_id=token_id)).success
+    for _ in range(2):
+        assert await status(core, agent("red", "worker", "5"), text) is UNAUTHENTICATED
+
+
 async def test_token_revoked_while_connecting(core: Core, admin: MemoryLink, monkeypatch: pytest.MonkeyPatch) -> None:
     """The row was read before the revocation, and the identity is taken after it."""
     text, token_id = await create(admin)
-    find = core.credentials._find_token
+    find = core.credentials._api_tokens.find
 
     async def find_and_wait(shown: str) -> ApiToken | None:
         found = await find(shown)
         assert (await ask(admin, op=Op.REVOKE, token_id=token_id)).success
         return found
 
-    monkeypatch.setattr(core.credentials, "_find_token", find_and_wait)
+    monkeypatch.setattr(core.credentials._api_tokens, "find", find_and_wait)
     assert await status(core, agent("red", "worker", "1"), text) is UNAUTHENTICATED
     assert core.registry.holder("ag::red::worker::1") is None
 

@@ -269,13 +269,30 @@ async def no_tokens(identity: Identity, credentials: Mapping[str, str]) -> Token
     return None
 
 
-TokenLookup = Callable[[str], Awaitable[ApiToken | None]]
-"""Finds the API token with a text; None if there is none. Raises StatusError."""
+class TokenLookup(Protocol):
+    """Finds API tokens by their text (services/tokens/store.py)."""
+
+    def known(self, text: str) -> ApiToken | None:
+        """Return a token that was found before, used now; None if it is to be looked for."""
+
+    async def find(self, text: str) -> ApiToken | None:
+        """Return a token, used now; None if there is none. Raises StatusError."""
+
+    def has_key(self, key_id: str) -> bool:
+        """Return whether the secret key with this id is among the settings."""
 
 
-async def no_api_tokens(text: str) -> ApiToken | None:
-    """Return None: the look-up of API tokens in a gateway without them."""
-    return None
+class _NoApiTokens:
+    """The look-up in a gateway without API tokens."""
+
+    def known(self, text: str) -> ApiToken | None:
+        return None
+
+    async def find(self, text: str) -> ApiToken | None:
+        return None
+
+    def has_key(self, key_id: str) -> bool:
+        return bool(key_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +321,7 @@ class CredentialChecker:
         settings: AuthSettings,
         clock: Clock,
         check_token: TokenCheck = no_tokens,
-        find_token: TokenLookup = no_api_tokens,
-        has_token_key: Callable[[str], bool] = bool,
+        api_tokens: TokenLookup | None = None,
         *,
         bounded: bool = False,
     ) -> None:
@@ -313,10 +329,11 @@ class CredentialChecker:
         self._bounded = bounded
         self._settings = settings
         self._keys = frozenset(settings.api_keys)
-        self._has_token_key = has_token_key
         self._clock = clock
         self._check_token = check_token
-        self._find_token = find_token
+        self._api_tokens = api_tokens or _NoApiTokens()
+        self._by_token: dict[str, tuple[AcceptedCredential, Authenticated]] = {}
+        """By the id of an API token: what it alone permits, as its record said when it was used."""
         self._jwt: JwtVerifier | None = None
         self._jwt_made = AutoResetEvent()
         self._revoked: RevokedCertificates | None = None
@@ -382,7 +399,7 @@ class CredentialChecker:
             return f"the API key {accepted.key.id!r} of this session is not among the settings any more"
         if accepted.token is not None and accepted.token.token_id in self._ended_tokens:
             return f"the API token {accepted.token.name!r} of this session was revoked"
-        if accepted.token is not None and not self._has_token_key(accepted.token.key_id):
+        if accepted.token is not None and not self._api_tokens.has_key(accepted.token.key_id):
             return f"the key of the API token {accepted.token.name!r} is not among the settings any more"
         if accepted.login is not None and accepted.login.provider not in self._settings.jwt.providers:
             return f"the identity provider {accepted.login.provider.name!r} is not among the settings any more"
@@ -428,7 +445,7 @@ class CredentialChecker:
             accepted = await self._look_up(identity, claim.credentials, certified)
             accepted = accepted or self.check(identity, claim.credentials, certified)
             proven = accepted is not NO_CREDENTIAL
-            admitted = _of_credential(accepted, certificate) if proven or certificate is not None else _ANYONE
+            admitted = self._permitted(accepted, certificate) if proven or certificate is not None else _ANYONE
         if certificate is not None:
             # A session ends with each of its credentials.
             ends = filter(None, (admitted.expires_ms, certificate.not_after_ms))
@@ -441,9 +458,18 @@ class CredentialChecker:
         """Accept an API token or a JWT; None when no such one counts. Raises StatusError."""
         key = _key_of(credentials)
         if key is not None:
-            if not is_token_text(key) or find_key(self._settings.api_keys, key) is not None:
+            if self._settings.api_keys and find_key(self._settings.api_keys, key) is not None:
                 return None
-            return AcceptedCredential(certificate=certified, token=await self._check_api_token(key, identity))
+            found = self._api_tokens.known(key)
+            if found is None:
+                if not is_token_text(key):
+                    return None
+                found = await self._api_tokens.find(key)
+            token = self._check_api_token(found, identity)
+            known = self._by_token.get(token.token_id)
+            if known is not None and known[0].token is token and certified is None:
+                return known[0]
+            return AcceptedCredential(certificate=certified, token=token)
         if self._jwt is None or not self._jwt:
             return None
         from aether_trio.services.credentials.jwt import bearer_of
@@ -453,8 +479,19 @@ class CredentialChecker:
             return None
         return AcceptedCredential(certificate=certified, login=await self._jwt.login(bearer, identity))
 
-    async def _check_api_token(self, text: str, identity: Identity) -> ApiToken:
-        token = await self._find_token(text)
+    def _permitted(self, accepted: AcceptedCredential, certificate: PeerCertificate | None) -> Authenticated:
+        """Return what a credential permits; for a token that comes again, the same object."""
+        token = accepted.token
+        if token is None or certificate is not None:
+            return _of_credential(accepted, certificate)
+        known = self._by_token.get(token.token_id)
+        if known is None or known[0] is not accepted:
+            if len(self._by_token) >= _REMEMBERED_TOKENS:
+                self._by_token.clear()
+            known = self._by_token[token.token_id] = accepted, _of_credential(accepted, None)
+        return known[1]
+
+    def _check_api_token(self, token: ApiToken | None, identity: Identity) -> ApiToken:
         if token is None or token.token_id in self._ended_tokens:
             why = "credential authentication failed: this gateway does not know the API token"
             raise StatusError(Status.UNAUTHENTICATED, why)
@@ -586,8 +623,9 @@ def _of_token(token: TokenAdmission, certified: CertifiedName | None) -> Authent
 def _of_credential(accepted: AcceptedCredential, certificate: PeerCertificate | None) -> Authenticated:
     name = accepted.name or ("" if certificate is None else f"certificate:{certificate.serial_number}")
     token, login = accepted.token, accepted.login
+    alone = token is not None and accepted.certificate is None
     return Authenticated(
-        accepted.allows_workspace,
+        token.allows_workspace if token is not None and alone else accepted.allows_workspace,
         accepted.covers,
         accepted.everywhere,
         credential=name,
@@ -602,7 +640,9 @@ def _of_credential(accepted: AcceptedCredential, certificate: PeerCertificate | 
 
 def _proof(claim: Claim, peer: Peer) -> bytes:
     certificate = peer.certificate and (peer.certificate.common_name, peer.certificate.serial_number)
-    return hashlib.sha256(repr((sorted(claim.credentials.items()), certificate)).encode()).digest()
+    credentials = claim.credentials
+    items = sorted(credentials.items()) if len(credentials) > 1 else list(credentials.items())
+    return hashlib.sha256(repr((items, certificate)).encode()).digest()
 
 
 def parse_common_name(name: str, mode: CertificateMode, *, bounded: bool = False) -> CertifiedName | None:

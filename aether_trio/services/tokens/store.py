@@ -9,9 +9,10 @@ information, and never a right.
 
 from __future__ import annotations
 
+import hashlib
 import hmac
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -44,6 +45,7 @@ class TokenStore:
         self._clock = clock
         self._keys = keys
         self._known: OrderedDict[bytes, ApiToken] = OrderedDict()
+        """By the SHA-256 of their text: the table has another hash, with a secret key."""
         self._changes = 0
         self._waiting: dict[str, int] = {}
         self._work = AutoResetEvent()
@@ -76,24 +78,33 @@ class TokenStore:
         """Whether the secret key with this id is among the settings."""
         return self.keys.has(key_id)
 
+    def known(self, text: str) -> ApiToken | None:
+        """Return the token with this text, used now, if it is in memory."""
+        token = self._known.get(_digest(text))
+        if token is not None:
+            self._note_use(token)
+        return token
+
     async def find(self, text: str) -> ApiToken | None:
         """Return the token with this text, used now; None for none. Raises StatusError.
 
         A row whose hash or seal does not fit its key is no token: it was written by another hand.
         """
-        keys = self._keys
-        hashes = keys.hashes(text)
-        token = next((known for one in hashes if (known := self._known.get(one)) is not None), None)
-        if token is None and hashes:
-            token = await self._read(keys, hashes)
-        now_ms = self._clock.now_ms()
-        if token is not None and token.ended(now_ms) is None and (token.token_id in self._waiting or self._has_room):
-            self._waiting[token.token_id] = now_ms
-            self._work.set()
+        token = self.known(text)
+        if token is None and len(self._keys):
+            token = await self._read(self._keys, text)
+            if token is not None:
+                self._note_use(token)
         return token
 
-    async def _read(self, keys: HmacKeys, hashes: Mapping[bytes, str]) -> ApiToken | None:
-        changes = self._changes
+    def _note_use(self, token: ApiToken) -> None:
+        now_ms = self._clock.now_ms()
+        if token.ended(now_ms) is None and (token.token_id in self._waiting or self._has_room):
+            self._waiting[token.token_id] = now_ms
+            self._work.set()
+
+    async def _read(self, keys: HmacKeys, text: str) -> ApiToken | None:
+        changes, hashes = self._changes, keys.hashes(text)
         try:
             row = await self._database.read_small(partial(rows.by_hash, tuple(hashes)))
         except StorageUnavailable as error:
@@ -106,7 +117,7 @@ class TokenStore:
             logger.error("an API token's row was changed by another hand, and admits no client", id=row.token.token_id)
             return None
         if changes == self._changes:  # else it may have been changed since it was read
-            self._known[row.token_hash] = row.token
+            self._known[_digest(text)] = row.token
             if len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return row.token
@@ -142,3 +153,7 @@ class TokenStore:
         for token_id, at_ms in waiting:
             if self._waiting.get(token_id) == at_ms:
                 del self._waiting[token_id]
+
+
+def _digest(text: str) -> bytes:
+    return hashlib.sha256(text.encode()).digest()

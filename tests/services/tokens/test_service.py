@@ -299,6 +299,21 @@ async def test_a_token_that_is_remembered_costs_no_query(world: World, monkeypat
     assert found.ended(world.clock.now_ms()) == "was revoked"
 
 
+async def test_a_token_is_known_until_it_or_its_key_changes(world: World) -> None:
+    made, other = await world.create(), await world.create(name="other")
+    text = made.plaintext_token
+    assert world.store.known(text) is None
+    found = await world.store.find(text)
+    assert world.store.known(text) is found
+    assert world.store.known(other.plaintext_token) is None
+    assert await world.store.find(other.plaintext_token) is not None
+    await world.ask(op=Op.REVOKE, token_id=made.created_token.id)
+    assert world.store.known(text) is None
+    assert world.store.known(other.plaintext_token) is not None
+    world.store.keys = HmacKeys({"k2": b"2" * 32})
+    assert world.store.known(other.plaintext_token) is None
+
+
 async def test_a_token_that_changes_while_it_is_read_is_not_remembered(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
