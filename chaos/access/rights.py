@@ -47,7 +47,8 @@ LONG_S: Final = (3.0, 6.0)
 Always so while a node is stopped: what reached it meanwhile is decided without the right.
 """
 LONG_SHARE: Final = 0.4
-WAKES_S: Final = 1.0
+WAKES_S: Final = 2.0
+"""How soon a node that wakes has answered, mostly."""
 ANSWER_S: Final = 15.0
 GRANT_S: Final = 24 * 3600
 _NAMED: Final = re.compile(r"([\w-]+) \(node \d+\)")
@@ -246,14 +247,20 @@ class Administrator:
                 await self._change(answers, given=False)
                 long = self._chance.random() < LONG_SHARE or self._is_stopped()
                 await self._pause(LONG_S if long else SHORT_S)
-                while long and self._is_stopped():  # noqa: ASYNC110  # by a signal
-                    await trio.sleep(WAKES_S)
+                if long and self._is_stopped():
+                    await self._nodes_awake()
                 await self._change(answers, given=True)
 
     async def _pause(self, limits_s: tuple[float, float]) -> None:
         """Wait for a while, or until `quiet`."""
         with trio.move_on_after(self._chance.uniform(*limits_s)):
             await self.quiet.wait()
+
+    async def _nodes_awake(self) -> None:
+        """Wait until no node is stopped, and what it was sent meanwhile is answered."""
+        while self._is_stopped():  # noqa: ASYNC110  # by a signal
+            await trio.sleep(SHORT_S[0])
+        await trio.sleep(WAKES_S)
 
     async def _change(self, answers: Answers, *, given: bool) -> None:
         change = Change(self._right.name, given, self._now())
