@@ -20,7 +20,7 @@ from aether_trio.model.errors import Status
 from aether_trio.services.tokens.keys import new_key_text
 from aether_trio.testing.memory import agent
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import user
+from tests.helpers.core import let_manage, user
 from tests.helpers.gateway import GatewayProcess, start_gateway
 from tests.helpers.identity_provider import claims, jwk, key_set, provider, rsa_key, signed
 from tests.helpers.participants import admission, participant
@@ -213,6 +213,42 @@ async def test_a_secret_key_that_is_taken_away_ends_the_sessions_of_its_tokens(t
             assert (status, "the key of the API token 'ci'" in text) == (Status.UNAUTHENTICATED, True)
         assert (await admission("framed", gateway.address, first))[0] is Status.UNAUTHENTICATED
         assert (await admission("framed", gateway.address, await create()))[0] is Status.OK
+
+
+@pytest.mark.parametrize("same_id", [False, True])
+async def test_task_tokens_end_with_the_secret_key_of_their_makers_token(tmp_path: Path, same_id: bool) -> None:
+    records = []
+    for name in ("old", "new"):
+        file = tmp_path / name
+        file.write_text(new_key_text(name.encode() * 16))
+        file.chmod(0o600)
+        records.append(HmacKey(id="1" if same_id else name, file=str(file)))
+    old, new = records
+    async with (
+        gateway_with(auth={"token_hmac_keys": (old,), "allow_anonymous": True}) as gateway,
+        participant("framed", gateway.address, user("admin", "w")) as admin,
+    ):
+        let_manage(gateway.core)
+        request = pb.TokenCreateRequest(name="ci", principal_type="agent")
+        await admin.send(
+            pb.UpstreamMessage(token_op=pb.TokenOperation(op=pb.TokenOperation.CREATE, create_request=request))
+        )
+        text = (await admin.next("token")).token.plaintext_token
+        maker = agent("red", "maker", "1", credentials={"api_key": text})
+        async with participant("framed", gateway.address, maker) as one:
+            made = pb.CreateTaskRequest(
+                task_type="t", workspace="red", target_identity=WORKER, assignment_mode=pb.SELF_ASSIGN, request_id="r"
+            )
+            await one.send(pb.UpstreamMessage(create_task=made))
+            created = (await one.next("create_task")).create_task
+            task_token = created.task_token
+        assert task_token, created.error_message
+        hello = agent("red", "worker", "1", credentials={"task_token": task_token})
+        async with participant("framed", gateway.address, hello) as two:
+            reload(gateway, auth={"token_hmac_keys": (new,)})
+            assert (await two.end())[0] is Status.UNAUTHENTICATED
+        if not same_id:
+            assert (await admission("framed", gateway.address, hello))[0] is Status.UNAUTHENTICATED
 
 
 async def test_another_secret_key_under_the_same_id_ends_the_sessions_of_its_tokens(tmp_path: Path) -> None:

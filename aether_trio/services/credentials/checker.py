@@ -256,6 +256,10 @@ class TokenAdmission(Protocol):
     def origin(self) -> str:
         """The API token with which it was made, and with which it ends; "" for none."""
 
+    @property
+    def origin_key(self) -> str:
+        """The id of the secret key under which that API token is stored."""
+
     def covers(self, identity: Identity) -> bool:
         """Whether the token reaches all that a token for `identity` would."""
 
@@ -296,12 +300,20 @@ class _NoApiTokens:
 
 
 @dataclass(frozen=True, slots=True)
-class _TaskTokenReach:
+class TaskTokenReach:
     """What a session of a task token reaches, as patterns."""
 
     workspace_limits: tuple[tuple[str, ...], ...]
     origin: str
+    origin_key: str
     identity_limits: tuple[tuple[str, ...], ...] = ()
+
+
+def token_key_of(accepted: Reached) -> str:
+    """Return the id of the secret key of the API token behind a session, or ""."""
+    if isinstance(accepted, TaskTokenReach):
+        return accepted.origin_key
+    return accepted.token.key_id if isinstance(accepted, AcceptedCredential) and accepted.token is not None else ""
 
 
 class PreparedCredentials(NamedTuple):
@@ -391,8 +403,14 @@ class CredentialChecker:
         """Return why what let a session in does so no more (a sentence), or None."""
         if certificate is not None and self._revoked is not None and self._revoked.has(certificate):
             return "the client certificate of this session was revoked"
-        if isinstance(accepted, _TaskTokenReach) and accepted.origin in self._ended_tokens:
+        if isinstance(accepted, TaskTokenReach) and accepted.origin in self._ended_tokens:
             return "the API token with which the task token of this session was made was revoked"
+        if (
+            isinstance(accepted, TaskTokenReach)
+            and accepted.origin
+            and not self._api_tokens.has_key(accepted.origin_key)
+        ):
+            return "the key of the API token with which the task token of this session was made is gone"
         if not isinstance(accepted, AcceptedCredential):
             return None
         if accepted.key is not None and accepted.key not in self._keys:
@@ -441,6 +459,8 @@ class CredentialChecker:
         token = await self._check_token(identity, claim.credentials) if claim.credentials else None
         if token is not None:
             admitted, proven = _of_token(token, certified), True
+            if (problem := self.ended(admitted.accepted, None)) is not None:
+                raise StatusError(Status.UNAUTHENTICATED, problem)
         else:
             accepted = await self._look_up(identity, claim.credentials, certified)
             accepted = accepted or self.check(identity, claim.credentials, certified)
@@ -613,7 +633,7 @@ def _of_token(token: TokenAdmission, certified: CertifiedName | None) -> Authent
         token.lineage,
         f"task:{task_id}",
         cap=token.cap,
-        accepted=_TaskTokenReach((tuple(map(escape, sorted(workspaces))),), token.origin),
+        accepted=TaskTokenReach((tuple(map(escape, sorted(workspaces))),), token.origin, token.origin_key),
         makers=token.makers,
         creators=token.creators,
         origin=token.origin,

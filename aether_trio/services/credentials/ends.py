@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 
 from aether_trio.model.errors import Status
-from aether_trio.services.credentials.checker import AcceptedCredential, CredentialChecker
+from aether_trio.services.credentials.checker import CredentialChecker, token_key_of
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 
@@ -53,9 +53,8 @@ class CredentialEnds:
             problem = self._credentials.ended(session.accepted, certificate)
             if certificate is not None and certificate.issuer in untrusted:
                 problem = "the authority of this session's client certificate is not trusted any more"
-            accepted = session.accepted
-            if isinstance(accepted, AcceptedCredential) and accepted.token and accepted.token.key_id in replaced:
-                problem = f"the key of the API token {accepted.token.name!r} was replaced by another"
+            if replaced and token_key_of(session.accepted) in replaced:
+                problem = "the key of the API token by which this session is here was replaced by another"
             if problem is not None:
                 session.end(Status.UNAUTHENTICATED, problem)
                 count += 1

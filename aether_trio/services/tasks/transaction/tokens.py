@@ -51,6 +51,7 @@ class AdmittedToken:
     makers: tuple[str, ...]
     creators: tuple[str, ...]
     origin: str = ""
+    origin_key: str = ""
 
     def covers(self, identity: Identity) -> bool:
         """Return whether the token's workspaces include that of a participant."""
@@ -206,7 +207,7 @@ async def admit(
     digest = hash_token(token)
     query = Fetch(
         "SELECT k.identity, k.expires_ms, k.revoked_ms, k.task_id, k.lineage, k.cap, k.makers, k.origin, t.workspace, "
-        "a.revoked_ms FROM task_tokens k JOIN tasks t ON t.task_id = k.task_id "
+        "a.revoked_ms, a.key_id FROM task_tokens k JOIN tasks t ON t.task_id = k.task_id "
         "LEFT JOIN api_tokens a ON a.token_id = k.origin WHERE k.hash = $1",
         (digest,),
     )
@@ -216,7 +217,8 @@ async def admit(
         raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
     if not found:
         raise StatusError(Status.UNAUTHENTICATED, "this task token is unknown to this gateway")
-    owner, expires_ms, revoked_ms, task_id, lineage, cap, made_by, origin, workspace, origin_revoked_ms = found[0]
+    owner, expires_ms, revoked_ms, task_id, lineage, cap, made_by, origin, workspace, *of_origin = found[0]
+    origin_revoked_ms, origin_key = of_origin
     if revoked_ms or 0 < expires_ms <= now_ms:
         raise StatusError(
             Status.UNAUTHENTICATED,
@@ -229,5 +231,13 @@ async def admit(
     reach = frozenset({workspace, identity.workspace} - {""})
     makers, creators = json.loads(made_by) if made_by else ((), ())
     return AdmittedToken(
-        task_id, digest, reach, (*lineage.split(), task_id), AccessLevel(cap), tuple(makers), tuple(creators), origin
+        task_id,
+        digest,
+        reach,
+        (*lineage.split(), task_id),
+        AccessLevel(cap),
+        tuple(makers),
+        tuple(creators),
+        origin,
+        origin_key or "",
     )
