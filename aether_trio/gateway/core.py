@@ -45,7 +45,14 @@ from aether_trio.services.access.records import DECISIVE
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.access.seeding import seed
 from aether_trio.services.access.service import AccessService
-from aether_trio.services.agents import AgentRegistry, AgentService, AgentStarter, Autostarter, AutostartQueue
+from aether_trio.services.agents import (
+    AgentRegistry,
+    AgentService,
+    AgentStarter,
+    Autostarter,
+    AutostartQueue,
+    ResourceOwners,
+)
 from aether_trio.services.audit.service import AuditService
 from aether_trio.services.authority import AuthorityService, KnownGrants, TaskTransactions
 from aether_trio.services.authority.continuation import Continuations
@@ -146,7 +153,8 @@ async def open_core(
         publishers = PublisherStore(databases.log, clock, window=framed.publish_window, lifetime_s=framed.dedup_s)
 
         # Services.
-        decisions = DecisionLog(audit.writer.offer, clock, ids.unique)
+        owners = ResourceOwners(tasks_database)
+        decisions = DecisionLog(audit.writer.offer, clock, ids.unique, owners.owner_of)
         grants = KnownGrants(tasks_database, clock, registry, directory, strict=strict)
         authorizer = RuleAuthorizer(AccessIndex(), clock, grants, decisions)
         peers: ChangePeers = NoPeers()
@@ -195,7 +203,7 @@ async def open_core(
         agents = AgentRegistry(
             tasks_database,
             clock,
-            autostart_queue.registration_changed,
+            partial(_call_all, autostart_queue.registration_changed, owners.changed),
             strict=strict,
             most=settings.limits.agent_registrations,
         )
@@ -395,6 +403,7 @@ async def open_core(
             "token-uses": tokens.run,
             "audit-counts": fold_forever(audit, router),
             "decisions": decisions.run,
+            "resource-owners": owners.run,
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
             **authority.background,
@@ -427,6 +436,11 @@ async def open_core(
 
 def _probe(failing: Callable[[], bool]) -> Callable[[], str | None]:
     return lambda: "the last group could not be written" if failing() else None
+
+
+def _call_all(*calls: Callable[[], None]) -> None:
+    for call in calls:
+        call()
 
 
 async def _is_connected(directory: SessionDirectory, identity: str) -> bool:

@@ -15,7 +15,10 @@ from tests.helpers.engines import Engine
 
 __all__ = ["core", "world"]
 VIRTUAL = ("test_credentials_jwks", "test_last_seen", "test_progress", "test_sessions")
-VIRTUAL_AGENTS = ("agents_that_end", "orchestrators", "random", "registry", "started_by_messages", "started_by_tasks")
+VIRTUAL_AGENTS = (
+    "agents_that_end", "orchestrators", "random", "registry", "resource_owners", "started_by_messages",
+    "started_by_tasks",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

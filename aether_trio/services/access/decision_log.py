@@ -62,10 +62,18 @@ class _Repeats:
 class DecisionLog:
     """A DecisionSink that writes rows with `put`, which says False if it takes none."""
 
-    def __init__(self, put: Callable[[AuditEvent], bool | None], clock: Clock, new_id: Callable[[], str]) -> None:
+    def __init__(
+        self,
+        put: Callable[[AuditEvent], bool | None],
+        clock: Clock,
+        new_id: Callable[[], str],
+        owner_of: Callable[[str], tuple[str, str] | None] = lambda resource_type: None,
+    ) -> None:
         self._put = put
         self._clock = clock
         self._new_id = new_id
+        self._owner_of = owner_of
+        """Returns who has registered a resource type, and its prefix there."""
         self._open: dict[_Kind, _Repeats] = {}
         self._kinds: Counter[str] = Counter()
 
@@ -86,7 +94,7 @@ class DecisionLog:
                 known.count.times += times
                 return known.count
         self._kinds[actor.session_id] = kinds + 1
-        event = decision_event(kind, decision, authority, self._clock.now_ms())
+        event = self._event(kind, decision, authority)
         if kind.grant_id == OTHERS:
             event = _of_several(event)
         count = DecisionCount(times - 1)
@@ -98,11 +106,18 @@ class DecisionLog:
         self, actor: Actor, access: AccessQuestion, decision: AccessDecision, authority: Authority, correlation: str
     ) -> str:
         decision_id = self._new_id()
-        event = decision_event(_kind(actor, access, decision, authority), decision, authority, self._clock.now_ms())
+        event = self._event(_kind(actor, access, decision, authority), decision, authority)
         metadata = {**event.metadata, "decision_id": decision_id, "correlation_id": correlation}
         if self._put(replace(event, metadata=metadata)) is False:
             raise RequestError(Code.CIRCUIT_OPEN, "the audit log takes no row of this decision now; try again")
         return decision_id
+
+    def _event(self, kind: _Kind, decision: AccessDecision, authority: Authority) -> AuditEvent:
+        event = decision_event(kind, decision, authority, self._clock.now_ms())
+        owner = self._owner_of(kind.resource_type)
+        if owner is None:
+            return event
+        return replace(event, metadata={**event.metadata, "owning_agent": owner[0], "owning_agent_prefix": owner[1]})
 
     def fold(self) -> None:
         """Write a row for each decision that was repeated; forget the others."""

@@ -2,7 +2,8 @@
 
 from aether_trio.services.agents.autostart import Autostarter, AutostartQueue
 from aether_trio.services.agents.registry import AgentRegistry
+from aether_trio.services.agents.resource_owners import ResourceOwners
 from aether_trio.services.agents.service import AgentService
 from aether_trio.services.agents.startup import AgentStarter
 
-__all__ = ["AgentRegistry", "AgentService", "AgentStarter", "AutostartQueue", "Autostarter"]
+__all__ = ["AgentRegistry", "AgentService", "AgentStarter", "AutostartQueue", "Autostarter", "ResourceOwners"]
