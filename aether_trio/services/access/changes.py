@@ -387,6 +387,8 @@ class AccessChanges:
 
     async def wait_settled(self, version: int) -> None:
         """Wait until this node has applied a committed version, and acted on it."""
+        if self.version < version:
+            self._look.set()  # its commit may not have been answered
         while self.settled_version < version:
             await self._settled.wait()
 

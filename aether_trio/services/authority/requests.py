@@ -268,15 +268,16 @@ class RequestService:
         check: Callable[[], None],
     ) -> RequestRecord:
         """Change a request once, with all that follows, in one transaction."""
-        caller = PrincipalKey.of(session.identity)
+        made: list[RequestRecord] = []
 
         def program(tx: TaskTransaction, draft: Draft) -> Program[RequestRecord]:
             current = yield from store.lock_request(request_id)
             if current is None:
                 raise ResolveError(REQUEST_NOT_FOUND)
-            if tx.context.again and current.resolved_by == caller:
+            if current in made:
                 return current  # an earlier run of this program was committed
             after, grant = change(current, draft.now_ms)
+            made.append(after)
             if grant is not None:
                 audience = grant.terms.audience
                 if audience.type_name == "task" and not (yield from task_rows.mark_granted(audience.id)):

@@ -58,7 +58,8 @@ async def commit_with_tasks(
         except OutdatedCheck as outdated:
             await changes.wait_settled(outdated.version)
             continue
-        missing = await changes.in_force(draft.version) if draft.version else ()
+        version = draft.version or draft.known
+        missing = await changes.in_force(version) if version else ()
         return Committed(result, draft.version, missing)
 
 
