@@ -213,6 +213,11 @@ def contained(inner: Sequence[str], outer: Sequence[str]) -> str | None:
     """
     if EVERY in outer:
         return None
+    return _first_beyond(tuple(inner), tuple(outer))
+
+
+@lru_cache(maxsize=256)
+def _first_beyond(inner: tuple[str, ...], outer: tuple[str, ...]) -> str | None:
     wide = [_compiled(one) for one in outer]
     steps = Steps(MAX_COMPARED)
     for text in inner:

@@ -37,7 +37,7 @@ _OWN_TYPES: Final = {"workspace": None, "kv_scope": "workspace"}
 """Types of which the rule "own" gives something: the name; None: the own workspace."""
 
 
-@lru_cache(maxsize=4096)
+@lru_cache(maxsize=1024)
 def _compiled(text: str) -> Pattern:
     return compile_pattern(text)
 

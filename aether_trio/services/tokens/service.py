@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Final, Protocol, TypeVar
 
+import trio
+
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.patterns import PatternError, compile_pattern
 from aether_trio.model.api_tokens import (
@@ -275,7 +277,11 @@ class TokenService:
             # What it may not see is not counted either, so all rows are looked at.
             read = partial(rows.page, revoked=wanted.include_revoked, limit=2**31 - 1, offset=0)
             every, _ = await self._database.read(read)
-            mine = [one for one in every if _beyond(session, one.workspace_patterns) is None]
+            mine = []
+            for one in every:
+                if _beyond(session, one.workspace_patterns) is None:
+                    mine.append(one)
+                await trio.lowlevel.checkpoint()  # comparing patterns may take a while
             found, response.total_count = mine[offset : offset + limit], len(mine)
         response.tokens.extend(map(token_info, found))
 
