@@ -46,9 +46,22 @@ def postgres_gateway(postgres_server: PostgresServer, postgres_session: Postgres
         yield gateway
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(scope="package")
+def three_gateways(
+    postgres_server: PostgresServer, postgres_session: PostgresSession
+) -> Iterator[list[GatewayProcess]]:
+    """Three gateways on one PostgreSQL."""
+    with ExitStack() as stack:
+        engine = stack.enter_context(open_postgres_engine(postgres_server, postgres_session))
+        yield [stack.enter_context(start_gateway(extra_args=on_postgres(engine))) for _ in range(3)]
+
+
+@pytest.fixture(params=["sqlite", "postgres", "three-nodes"])
 def any_target(request: pytest.FixtureRequest) -> str:
-    """HOST:PORT of a shared gateway on each engine in turn."""
+    """HOST:PORT of a gateway on each engine, and of three nodes with commas between."""
+    if request.param == "three-nodes":
+        nodes: list[GatewayProcess] = request.getfixturevalue("three_gateways")
+        return ",".join(node.address for node in nodes)
     name = "shared_gateway" if request.param == "sqlite" else "postgres_gateway"
     gateway: GatewayProcess = request.getfixturevalue(name)
     return gateway.address

@@ -1,4 +1,4 @@
-"""Scenarios 93, 95 and 96: workspaces, who may not change them, two calls at once."""
+"""Scenarios 93, 95, 96 and 97: workspaces, two calls at once, sessions."""
 
 from __future__ import annotations
 
@@ -112,3 +112,21 @@ async def test_96_a_two_calls_at_once_each_get_their_own_answer(world: World) ->
         ]
     for name in names:
         answered(await client.delete_workspace(name), "delete")
+
+
+@in_asyncio
+async def test_97_a_sessions_are_listed_looked_up_and_ended(world: World) -> None:
+    one, other, admin = await world.open(world.agent("a"), world.agent("b"), world.orchestrator())
+    listed = answered(await admin.client.list_sessions(workspace=world.ws), "list_sessions")
+    assert {found.identity for found in listed.connections} == {one.topic, other.topic}
+    assert listed.total_count == 2
+    found = answered(await admin.client.get_session(one.session_id), "get_session").connection
+    assert (found.identity, found.workspace) == (one.topic, world.ws)
+    answered(await admin.client.disconnect_session(one.session_id, "you are done"), "disconnect_session")
+    async with asyncio.timeout(60):
+        await one.gone.wait()
+    assert not one.client.is_running
+    assert any("you are done" in reason for reason in one.reasons), one.reasons
+    await other.barrier()
+    declined(await other.client.disconnect_session(admin.session_id, "no"), "an agent's disconnect_session")
+    await admin.barrier()

@@ -62,7 +62,7 @@ async def send_for(
     target: str, world: World, spec: str, to: str, payload: bytes, context: pb.AuthorizationContext
 ) -> list[str]:
     """Send on behalf of a user, which the SDK's send cannot; codes of refusals."""
-    async with raw_stream(target, **agent_init(world.ws, world.impl, spec)) as stream:
+    async with raw_stream(target.split(",", maxsplit=1)[0], **agent_init(world.ws, world.impl, spec)) as stream:
         await stream.expect("connection_ack")
         message = pb.SendMessage(target_topic=to, payload=payload, authorization=context)
         await stream.send(send=message)
@@ -245,8 +245,8 @@ async def test_105_r_requests_are_asked_listed_narrowed_and_decided(any_target: 
         )
         user_init = {"user": pb.UserIdentity(user_id=world.uid, window_id="w1")}
         async with (
-            raw_stream(any_target, **user_init) as window,
-            raw_stream(any_target, **agent_init(world.ws, world.impl, "a")) as agent,
+            raw_stream(any_target.rsplit(",", maxsplit=1)[-1], **user_init) as window,
+            raw_stream(any_target.split(",", maxsplit=1)[0], **agent_init(world.ws, world.impl, "a")) as agent,
         ):
             await window.expect("connection_ack")
             await agent.expect("connection_ack")
@@ -291,7 +291,7 @@ async def test_105_r_a_task_that_waits_for_a_request_goes_on(any_target: str) ->
         created = answered(await agent.client.create_task_sync("t", world.ws, timeout=LIMIT_S), "create_task")
         claimed = await agent.client.claim_task(created.task_id, timeout=LIMIT_S)
         answered(claimed, "claim")
-        async with raw_stream(any_target, **user_init) as window:
+        async with raw_stream(any_target.rsplit(",", maxsplit=1)[-1], **user_init) as window:
             await window.expect("connection_ack")
             # The SDK's own call is answered with what it does not read; the event tells the id.
             asking = asyncio.create_task(
