@@ -288,8 +288,12 @@ class Administrator:
             return
 
     def _missing(self, said: str) -> frozenset[str]:
-        """Return the nodes that an answer names as those that have not confirmed it."""
-        if "not confirmed" not in said:
+        """Return the nodes that an answer names as those that have not confirmed it.
+
+        Without an answer that says something there was nothing left to do: a request whose answer
+        was lost has done it, and may not be in force.
+        """
+        if said and "not confirmed" not in said:
             return frozenset()
         return frozenset(_NAMED.findall(said)) or frozenset(self._history.nodes)
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import trio
 
+from aether_trio.client import ConnectionLost
 from chaos.access.checks import STALE_S, check_all
 from chaos.access.history import AccessHistory, Attempt, Change, Recorded
 from chaos.access.report import as_json
+from chaos.access.rights import Administrator, Answers, Right
 from chaos.access.run import STOP_S, AccessResult, AccessWishes, run, steps_of
 from chaos.history import Disturbance
 from chaos.plan import Kind
@@ -132,6 +136,31 @@ def test_a_result_has_its_figures_and_its_first_violations(tmp_path: Path) -> No
     assert [one["violations"] for one in shown["invariants"]] == [0, 0, 1, 0, 0, 0, 0]
     seen.write(tmp_path / "access.jsonl")
     assert len((tmp_path / "access.jsonl").read_text().splitlines()) == 1 + 6 + 17
+
+
+@pytest.mark.parametrize(
+    ("said", "missing"),
+    [
+        ("unlocked", frozenset()),
+        ("unlocked; not confirmed within 2 s by node-2 (node 7): it stops", frozenset({"node-2"})),
+        ("", frozenset(NODES)),
+    ],
+    ids=["confirmed", "a node is named", "done before, by a request without an answer"],
+)
+async def test_the_nodes_that_have_not_confirmed_a_change(said: str, missing: frozenset[str]) -> None:
+    lost = ["the connection was cut"]
+
+    async def unlock(_answers: object) -> str:
+        if lost:
+            raise ConnectionLost(lost.pop(), in_doubt=True)
+        return said
+
+    seen = AccessHistory(NODES)
+    right = Right("lock", unlock, unlock)
+    one = Administrator(right, "", seen, trio.current_time, random.Random(1), lambda: False)
+    await one._change(Answers(None), given=True)  # type: ignore[arg-type]
+    (change,) = seen.changes["lock"]
+    assert (change.attempts, change.missing) == (2, missing)
 
 
 @pytest.mark.parametrize("seed", range(20))
