@@ -84,6 +84,12 @@ class TaskTransactions:
         for grant_id in (yield from store.grants_ending_with(task.task_id)):
             yield from _revoke(tx, task, grant_id)
 
+    def retry_problem(self, task: TaskRow) -> Program[str]:
+        """Return why an ended task may not be tried again: what it rests on is revoked."""
+        own = (yield from store.own_grant(task.task_id)) if task.authority_grant_id else None
+        revoked = own is not None and any(above.revoked_ms for above in own[:-1])
+        return GrantProblem.REVOKED.value if revoked else ""
+
     def begin_wait(self, tx: Transaction, task: TaskRow, request_id: str) -> Program[None]:
         """Let a task wait for a request, unless it is decided already.
 

@@ -404,3 +404,25 @@ async def test_an_issuer_has_a_bounded_number_of_live_grants(core: Core, monkeyp
         assert "at most 2 live grants" in refused.error
         await trio.sleep(1000)
         assert (await exchange(core, ann)).success
+
+
+async def test_a_task_of_a_revoked_grant_is_not_tried_again(core: Core) -> None:
+    async with (
+        connect(core, planner()) as agent_,
+        connect(core, user("ann", "w1")) as ann,
+        connect(core, worker()) as helper,
+    ):
+        for revoked in (False, True):
+            parent = await delegated(core, ann, PLANNER, hops=2)
+            task = await on_behalf(agent_, parent)
+            await given(helper)
+            if revoked:
+                assert (await grant_op(ann, GrantOp.REVOKE, grant_id=parent)).success
+            else:
+                assert (await operate(agent_, Op.CANCEL, task.task_id)).success
+            assert await status(agent_, task.task_id) == "CANCELLED"
+            again = await operate(agent_, Op.RETRY, task.task_id)
+            assert again.success is not revoked, again
+            assert await status(agent_, task.task_id) == ("CANCELLED" if revoked else "QUEUED")
+            if not revoked:
+                await given(helper)

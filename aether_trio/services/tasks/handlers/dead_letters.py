@@ -65,7 +65,7 @@ class DeadLetters:
         return await self._engine.database.read(program)
 
     async def requeue(self, task_id: str, by: str) -> bool:
-        """Retry a dead task; False if there is none, or its agent has a later start."""
+        """Retry a dead task; False if there is none, or it may not be tried again."""
 
         def retry(tx: TaskTransaction) -> Program[bool]:
             task = yield from task_rows.load(task_id)
@@ -73,6 +73,8 @@ class DeadLetters:
                 return False
             if task.task_type == AGENT_STARTUP and (yield from startup.reopen(tx, task)):
                 return False  # its agent has a later start
+            if (yield from tx.context.grants.retry_problem(task)):
+                return False
             fresh = task.changed({"retry_count": 0})
             yield from task_rows.save(task, fresh)
             yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, "requeued")

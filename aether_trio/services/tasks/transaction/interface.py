@@ -37,6 +37,9 @@ class TaskGrants(Protocol):
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Revoke the grants that end with a task."""
 
+    def retry_problem(self, task: TaskRow) -> Program[str]:
+        """Return why an ended task may not be tried again: what it rests on is revoked."""
+
     def begin_wait(self, tx: Transaction, task: TaskRow, request_id: str) -> Program[None]:
         """Let a task wait for a request, unless it is decided already."""
 
@@ -52,6 +55,10 @@ class NoTaskGrants:
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         yield from ()
+
+    def retry_problem(self, task: TaskRow) -> Program[str]:
+        yield from ()
+        return ""
 
     def begin_wait(self, tx: Transaction, task: TaskRow, request_id: str) -> Program[None]:
         yield from ()

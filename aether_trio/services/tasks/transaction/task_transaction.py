@@ -134,6 +134,8 @@ class TaskTransaction:
             reopens = move is Move.RETRY and task.task_type == AGENT_STARTUP and task.is_final
             if reopens and (problem := (yield from startup.reopen(self, task))):
                 return RefusedMove(MoveRefusal.STATUS, problem)
+            if move is Move.RETRY and (problem := (yield from self.context.grants.retry_problem(task))):
+                return RefusedMove(MoveRefusal.STATUS, problem)
             yield from self.write(task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved)
         return decision
 
