@@ -13,7 +13,8 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.services.audit.log import AuditFilter, AuditRow, find
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, barrier, connect, errors, give_all_rights, user
+from tests.helpers.core import World, agent, barrier, connect, errors, give_all_rights, user
+from tests.security.intruders import CLOSED, bob
 from tests.services.authority.people import (
     Decision,
     acting_for,
@@ -141,6 +142,14 @@ async def test_the_subject_of_a_request_for_no_one_is_its_approver(core: Core) -
         assert (await decide(window, request_id)).success
         (approved,) = await said(core, operation="authority_request_approved")
         assert (approved.actor, approved.subject) == ("ann", "ann")
+
+
+async def test_a_request_for_a_workspace_out_of_reach_is_no_row_of_it(world: World) -> None:
+    async with world.open(**CLOSED) as core, bob(core) as intruder:
+        for workspace in ("red", "blue"):
+            request_id = await asked(intruder, desired_workspace_scope=[workspace])
+            (made,) = await rows(core, operation="authority_request_created", resource_id=request_id)
+            assert made.workspace == "blue"
 
 
 async def test_a_self_approval_leaves_a_row(core: Core) -> None:

@@ -150,6 +150,9 @@ def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int) -
         "granted_grant_id": record.grant_id,
         "expires_at": record.expires_ms // 1000,
     }
+    workspace = record.wish.workspaces[0] if record.wish.workspaces else ""
+    if actor is not None and workspace and not actor.allows_workspace(workspace):
+        workspace = actor.identity.workspace  # no one writes into the log of a workspace out of reach
     # Without a subject it is for the authority of its approver.
     approver = record.resolved_by if record.status is RequestStatus.APPROVED else None
     subject = record.subject or approver or record.requester
@@ -161,7 +164,7 @@ def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int) -
         actor_id=who.id,
         resource_type="authority_request",
         resource_id=record.request_id,
-        workspace=record.wish.workspaces[0] if record.wish.workspaces else "",
+        workspace=workspace,
         session_id="" if actor is None else actor.session_id,
         metadata=metadata,
         subject_type=subject.type_name,
