@@ -152,7 +152,7 @@ def request_event_row(record: RequestRecord, actor: Actor | None, now_ms: int) -
     }
     workspace = record.wish.workspaces[0] if record.wish.workspaces else ""
     if actor is not None and workspace and not actor.allows_workspace(workspace):
-        workspace = actor.identity.workspace  # no one writes into the log of a workspace out of reach
+        workspace = actor.identity.workspace  # no log of a workspace out of reach
     # Without a subject it is for the authority of its approver.
     approver = record.resolved_by if record.status is RequestStatus.APPROVED else None
     subject = record.subject or approver or record.requester
