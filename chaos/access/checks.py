@@ -32,16 +32,19 @@ def decided_by(changes: list[Change], attempt: Attempt, woken_s: float = 0.0) ->
 
     The change was in force on the node when the attempt was made, and the next one had not been
     asked for when the attempt was answered. `woken_s` is when the node woke, if the attempt was
-    made while it was stopped: no node decides before it wakes.
+    made while it was stopped: no node decides before it wakes, and one that was stopped for longer
+    than STALE_S looks for changes first.
     """
     if attempt.what == CONNECT and not ends_sessions(attempt.right):
         return None
     since_s = max(attempt.sent_s, woken_s)
+    looks_first = woken_s - attempt.sent_s > STALE_S
     place = bisect_right([change.asked_s for change in changes], since_s)
     if not place:
         return None
     change = changes[place - 1]
-    if not change.answered_s or since_s <= takes_effect_s(change, attempt.node):
+    in_force_s = change.answered_s if looks_first else takes_effect_s(change, attempt.node)
+    if not change.answered_s or since_s <= in_force_s:
         return None
     return None if place < len(changes) and attempt.done_s >= changes[place].asked_s else change
 

@@ -82,6 +82,16 @@ VIOLATIONS: dict[str, tuple[set[str], Callable[[AccessHistory], object]]] = {
             seen.attempts.append(attempt(13.0, 16.6, True, node="node-2")),
         ),
     ),
+    "a node that was stopped for long does not look first": (
+        {WAKES},
+        lambda seen: [
+            record(one)
+            for record, one in (
+                (seen.disturbances.append, Disturbance(Kind.STOP_NODE, "node-2", 9.5, 15.5)),
+                (seen.attempts.append, attempt(10.2, 15.6, True, node="node-2")),
+            )
+        ],
+    ),
     "a session goes on without its token": (
         {REVOKED},
         lambda seen: seen.attempts.append(attempt(15.0, 15.1, True, right="token")),
