@@ -1,7 +1,7 @@
 """Ends the tasks that rest on revoked grants.
 
 A revocation notes the grant in `authority_endings`, in its transaction. The node that made it ends
-the tasks at once, and any node looks again for a minute.
+the tasks at once, before the answer if that takes no second, and any node looks again for a minute.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.tasks import Move
 from aether_trio.services.authority import store
 from aether_trio.services.tasks.engine import Engine
@@ -21,6 +22,8 @@ from aether_trio.storage.base import Program, StorageUnavailable
 logger = structlog.get_logger("aether.authority")
 
 PAGE: Final = 50
+NOW_S: Final = 1.0
+"""How long the answer to a revocation waits for the ends of tasks, which it does not promise."""
 LOOK_S: Final = 30.0
 KEPT_MS: Final = 60_000
 """How long a revoked grant is looked at again: a node may have created a task meanwhile."""
@@ -32,13 +35,18 @@ class GrantEndings:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._look = AutoResetEvent()
 
     async def end_now(self, grant_id: str) -> None:
-        """End the tasks that rest on a revoked grant; if storage fails, `run` does it."""
+        """End the tasks that rest on a revoked grant, or leave that to `run`."""
         try:
-            await self._end(grant_id)
+            with trio.move_on_after(NOW_S) as limit:
+                await self._end(grant_id)
         except StorageUnavailable as error:
             logger.info("tasks of a revoked grant are ended when storage answers", reason=str(error))
+        else:
+            if limit.cancelled_caught:
+                self._look.set()
 
     async def run(self) -> None:
         """End what this node or an ended one has left, until cancelled."""
@@ -52,7 +60,8 @@ class GrantEndings:
                 await self._engine.database.run(partial(store.forget_endings, began_ms - KEPT_MS))
             except StorageUnavailable as error:
                 logger.info("tasks of revoked grants are ended when storage answers", reason=str(error))
-            await trio.sleep(LOOK_S)
+            with trio.move_on_after(LOOK_S):
+                await self._look.wait()
 
     async def _end(self, grant_id: str) -> None:
         after: str | None = ""

@@ -9,6 +9,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.services.authority import store
+from aether_trio.services.authority.endings import GrantEndings
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, user
@@ -305,6 +306,28 @@ async def test_a_revocation_ends_the_tasks_that_rest_on_the_grant(core: Core) ->
             assert await status(agent_, task_id) == "CANCELLED"
             assert "was revoked" in (await get(agent_, task_id)).error
         assert await status(agent_, other) != "CANCELLED"
+
+
+async def test_a_revocation_is_answered_though_the_ends_of_its_tasks_take_long(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound, calls = GrantEndings._end, 0
+
+    async def hung_once(self: GrantEndings, grant_id: str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            await trio.sleep_forever()
+        await sound(self, grant_id)
+
+    async with connect(core, planner()) as agent_, connect(core, user("ann", "w1")) as ann:
+        parent = await delegated(core, ann, PLANNER, hops=1)
+        task_id = (await on_behalf(agent_, parent)).task_id
+        monkeypatch.setattr(GrantEndings, "_end", hung_once)
+        assert (await grant_op(ann, GrantOp.REVOKE, grant_id=parent)).success
+        while await status(agent_, task_id) != "CANCELLED":
+            await trio.sleep(1)
+        assert calls > 1
 
 
 @pytest.mark.parametrize("problem", ["revoked", "expired", "another", "stolen"])
