@@ -7,6 +7,7 @@ import sqlite3
 import ssl
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_a_token_made_offline_is_one(tmp_path: Path) -> None:
     assert "rescue" not in aether("tokens", "list", *offline).stdout
     assert aether("tokens", "delete", token_id, *offline).returncode == 0
     fails(1, "there is no API token", "tokens", "delete", token_id, *offline)
-    with sqlite3.connect(tmp_path / "aether" / "data" / "tasks.db") as database:
+    with closing(sqlite3.connect(tmp_path / "aether" / "data" / "tasks.db")) as database:
         rows = database.execute(
             "SELECT operation, actor_type, source FROM audit_log WHERE resource_type = 'api_token' ORDER BY audit_id"
         ).fetchall()

@@ -56,7 +56,11 @@ class SqliteSnapshot:
 
     def __init__(self, file: str) -> None:
         self._connection = sqlite3.connect(f"file:{quote(file)}?mode=ro", uri=True, isolation_level=None)
-        self._connection.execute("BEGIN")
+        try:
+            self._connection.execute("BEGIN")
+        except BaseException:
+            self._connection.close()
+            raise
 
     def query(self, sql: str, *args: int) -> list[Any]:
         """Run a query; return its rows."""
@@ -96,6 +100,11 @@ class PostgresSnapshot:
 
     def _wait(self, coroutine: Any) -> Any:
         return self._loop.run_until_complete(coroutine)
+
+    def exported(self) -> str:
+        """Return a name by which others begin transactions that see the same."""
+        [[number]] = self.query("SELECT pg_export_snapshot()")
+        return str(number)
 
     def query(self, sql: str, *args: int) -> list[Any]:
         """Run a query; return its rows."""
@@ -231,13 +240,22 @@ def _done(future: Future[RowBlock | None]) -> Iterator[RowBlock]:
         yield block
 
 
+def _log_of(snapshot: Snapshot, place: SnapshotPlace) -> StoredLog:
+    """Return the log in a snapshot, which is closed if it cannot be read."""
+    try:
+        return StoredLog(snapshot, place)
+    except BaseException:
+        snapshot.close()
+        raise
+
+
 @contextmanager
 def open_sqlite_log(file: Path) -> Iterator[StoredLog]:
     """Read the audit log in a SQLite file. Raises StorageSetupError."""
     if not file.is_file():
         raise StorageSetupError(f"there is no {file}: name the data directory of a gateway with --data-dir.")
     try:
-        with closing(StoredLog(SqliteSnapshot(str(file)), SnapshotPlace(file=str(file)))) as log:
+        with closing(_log_of(SqliteSnapshot(str(file)), SnapshotPlace(file=str(file)))) as log:
             yield log
     except sqlite3.Error as error:
         raise StorageSetupError(f"cannot read the audit log in {file}: {error}.") from error
@@ -256,10 +274,8 @@ def open_postgres_log(dsn: str, schema: str) -> Iterator[StoredLog]:
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise StorageSetupError(f"cannot connect to the database: {error}.") from error
         try:
-            [[number]] = snapshot.query("SELECT pg_export_snapshot()")
-            log = stack.enter_context(
-                closing(StoredLog(snapshot, SnapshotPlace(dsn=dsn, schema=schema, shared=number)))
-            )
+            place = SnapshotPlace(dsn=dsn, schema=schema, shared=snapshot.exported())
+            log = stack.enter_context(closing(_log_of(snapshot, place)))
             yield log
         except asyncpg.PostgresError as error:
             raise StorageSetupError(f"cannot read the audit log in schema {schema}: {error}.") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
@@ -81,7 +81,7 @@ def test_bytes_that_are_no_text_are_a_changed_row(tmp_path: Path, opened: Opened
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    with sqlite3.connect(tmp_path / "other.db") as other:
+    with closing(sqlite3.connect(tmp_path / "other.db")) as other:
         other.execute("CREATE TABLE t (a)")
     for name, why in (("missing.db", "there is no"), ("other.db", "no such table")):
         with pytest.raises(StorageSetupError, match=why), open_sqlite_log(tmp_path / name):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -96,6 +97,7 @@ class Gateway:
 
     def __init__(self) -> None:
         self.direct = SqliteDirect("tasks")
+        weakref.finalize(self, self.direct.close)
         self.now_ms = 1000
         self.trees = [
             self.run(lambda number=number: begin_tree(f"n{number}", ORIGINS[number], KEYS[number].public_raw, 1))  # type: ignore[misc]
