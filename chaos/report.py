@@ -3,16 +3,53 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from chaos.checks import Verdict
 from chaos.history import Outcome
 from chaos.run import Result
 
 SHOWN = 8
 """Violations of an invariant that are written out."""
+
+
+def numbers_table(header: str, title: str, figures: Mapping[str, float]) -> Table:
+    """Return a table of numbers by their names."""
+    numbers = Table(header, title=title, title_justify="left")
+    numbers.add_column("", justify="right")
+    for name, number in figures.items():
+        numbers.add_row(name, f"{number:,}" if isinstance(number, int) else f"{number:.1f}")
+    return numbers
+
+
+def verdicts_table(verdicts: Sequence[Verdict]) -> Table:
+    """Return a table of the invariants, and how often each was looked at and violated."""
+    invariants = Table("invariant", title="invariants", title_justify="left")
+    invariants.add_column("looked at", justify="right")
+    invariants.add_column("")
+    invariants.add_column("violations", justify="right")
+    for verdict in verdicts:
+        count = str(len(verdict.violations)) if verdict.looked_at else "saw nothing"
+        invariants.add_row(verdict.invariant, f"{verdict.looked_at:,}", verdict.what, count)
+    return invariants
+
+
+def verdicts_as_json(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Return the invariants as JSON, with the first violations of each."""
+    return [
+        {
+            "invariant": one.invariant,
+            "looked_at": one.looked_at,
+            "what": one.what,
+            "violations": len(one.violations),
+            "first": list(one.violations[:SHOWN]),
+        }
+        for one in verdicts
+    ]
 
 
 def show(result: Result, console: Console) -> None:
@@ -35,23 +72,13 @@ def _tables(result: Result) -> RenderableType:
     faults.add_column("seconds", justify="right")
     for kind, done in sorted(Counter(fault.kind for fault in result.history.disturbances).items()):
         faults.add_row(kind, str(done), f"{seconds[kind]:.1f}")
-    invariants = Table("invariant", title="invariants", title_justify="left")
-    invariants.add_column("looked at", justify="right")
-    invariants.add_column("")
-    invariants.add_column("violations", justify="right")
-    for verdict in result.verdicts:
-        count = str(len(verdict.violations)) if verdict.looked_at else "saw nothing"
-        invariants.add_row(verdict.invariant, f"{verdict.looked_at:,}", verdict.what, count)
     times = Table("recovery", title="recovery, seconds", title_justify="left")
     for name in ("trials", "p50", "max"):
         times.add_column(name, justify="right")
     for one in result.recovery:
         times.add_row(one.what, str(len(one.seconds)), f"{one.p50_s:.2f}", f"{one.max_s:.2f}")
-    figures = Table("load", title="load", title_justify="left")
-    figures.add_column("", justify="right")
-    for name, number in _figures(result).items():
-        figures.add_row(name, f"{number:,}" if isinstance(number, int) else f"{number:.1f}")
-    return Group(faults, figures, *([times] if result.recovery else []), invariants)
+    figures = numbers_table("load", "load", _figures(result))
+    return Group(faults, figures, *([times] if result.recovery else []), verdicts_table(result.verdicts))
 
 
 def _figures(result: Result) -> dict[str, float]:
@@ -87,14 +114,5 @@ def as_json(result: Result) -> dict[str, Any]:
         "recovery": [
             {"what": one.what, "seconds": one.seconds, "p50": one.p50_s, "max": one.max_s} for one in result.recovery
         ],
-        "invariants": [
-            {
-                "invariant": one.invariant,
-                "looked_at": one.looked_at,
-                "what": one.what,
-                "violations": len(one.violations),
-                "first": list(one.violations[:SHOWN]),
-            }
-            for one in result.verdicts
-        ],
+        "invariants": verdicts_as_json(result.verdicts),
     }

@@ -205,7 +205,7 @@ async def send_checked(client: AgentClient, name: str) -> bool:
 
 async def create_task(client: AgentClient, _name: str) -> bool:
     """Create a task in the other workspace."""
-    await client.tasks.create("chaos", pool="nobody", workspace=OTHER)
+    await client.tasks.create("chaos", pool="unstaffed", workspace=OTHER)
     return True
 
 
@@ -251,7 +251,7 @@ def on_behalf(user: str, grant: GrantRight) -> Sequence[tuple[str, Try]]:
         await client.access.send_checked(VICTIM, name.encode(), _request(), authorization=acting())
 
     async def create_task_for(client: AgentClient, _name: str) -> None:
-        await client.tasks.create("chaos", pool="nobody", workspace=OTHER, authorization=acting())
+        await client.tasks.create("chaos", pool="unstaffed", workspace=OTHER, authorization=acting())
 
     tries = {
         "send for a user": send_for,

@@ -6,10 +6,9 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console, Group
-from rich.table import Table
 
 from chaos.access.run import AccessResult
-from chaos.report import SHOWN
+from chaos.report import SHOWN, numbers_table, verdicts_as_json, verdicts_table
 
 
 def figures(result: AccessResult) -> dict[str, float]:
@@ -36,18 +35,8 @@ def figures(result: AccessResult) -> dict[str, float]:
 def show(result: AccessResult, console: Console) -> None:
     """Print the numbers, the invariants and the first violations of each."""
     wishes = result.wishes
-    numbers = Table("", title=f"access of seed {wishes.seed}, {wishes.nodes} nodes", title_justify="left")
-    numbers.add_column("", justify="right")
-    for name, number in figures(result).items():
-        numbers.add_row(name, f"{number:,}" if isinstance(number, int) else f"{number:.1f}")
-    invariants = Table("invariant", title="invariants", title_justify="left")
-    invariants.add_column("looked at", justify="right")
-    invariants.add_column("")
-    invariants.add_column("violations", justify="right")
-    for verdict in result.verdicts:
-        count = str(len(verdict.violations)) if verdict.looked_at else "saw nothing"
-        invariants.add_row(verdict.invariant, f"{verdict.looked_at:,}", verdict.what, count)
-    console.print(Group(numbers, invariants))
+    numbers = numbers_table("", f"access of seed {wishes.seed}, {wishes.nodes} nodes", figures(result))
+    console.print(Group(numbers, verdicts_table(result.verdicts)))
     for verdict in result.verdicts:
         for violation in verdict.violations[:SHOWN]:
             console.print(f"[red]violated[/red] {verdict.invariant}: {violation}", soft_wrap=True, highlight=False)
@@ -60,14 +49,5 @@ def as_json(result: AccessResult) -> dict[str, Any]:
         "nodes": result.wishes.nodes,
         "well": result.well,
         "figures": figures(result),
-        "invariants": [
-            {
-                "invariant": one.invariant,
-                "looked_at": one.looked_at,
-                "what": one.what,
-                "violations": len(one.violations),
-                "first": list(one.violations[:SHOWN]),
-            }
-            for one in result.verdicts
-        ],
+        "invariants": verdicts_as_json(result.verdicts),
     }

@@ -10,18 +10,20 @@ Every node looks for such grants; the first one's change renews them.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Final, TypeAlias
 
 import structlog
 import trio
 
-from aether_trio.model.access.grants import AuthorityGrant, GrantError, Lineage, renewed
-from aether_trio.model.audit import AuditEvent, EventType
+from aether_trio.model.access.grants import AuthorityGrant, GrantError, Lineage, PrincipalKey, renewed
+from aether_trio.model.audit import AuditEvent
 from aether_trio.model.clock import Clock
 from aether_trio.services.access.changes import AccessChanges, Draft
 from aether_trio.services.authority import store
 from aether_trio.services.authority.known_grants import GRANT
+from aether_trio.services.authority.transactions import grant_row
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.storage.base import Database, Program, StorageUnavailable
 
@@ -61,7 +63,7 @@ class TaskGrantRenewal:
             after = place
             found, place = await self._database.read(partial(_due, self._clock.now_ms(), after))
             if found:
-                await self._changes.commit(lambda draft, after=after: _renew(draft, after))  # type: ignore[misc]
+                await self._changes.commit(partial(_renew, after=after))
 
 
 def _due(now_ms: int, after: store.Place) -> Program[tuple[Renewed, store.Place | None]]:
@@ -113,24 +115,10 @@ def _renew(draft: Draft, after: store.Place) -> Program[None]:
 
 def _event(lineage: Lineage, task_id: str, now_ms: int) -> AuditEvent:
     grant = lineage[-1]
-    return AuditEvent(
-        at_ms=now_ms,
-        event_type=EventType.AUTHORIZATION,
-        operation="authority_grant_renew",
-        actor_type="task",
-        actor_id=task_id,
-        resource_type="authority_grant",
-        resource_id=grant.grant_id,
-        subject_type=grant.subject.type_name,
-        subject_id=grant.subject.id,
-        root_subject_type=grant.subject.type_name,
-        root_subject_id=grant.subject.id,
-        authority_grant_id=grant.grant_id,
-        root_authority_grant_id=grant.root_id,
-        parent_authority_grant_id=grant.parent_id,
-        metadata={
-            "delegate": str(grant.delegate),
-            "expires_at": grant.terms.expires_ms // 1000,
-            "reason": "the task that holds the grant lives on",
-        },
-    )
+    metadata: dict[str, object] = {
+        "delegate": str(grant.delegate),
+        "expires_at": grant.terms.expires_ms // 1000,
+        "reason": "the task that holds the grant lives on",
+    }
+    event = grant_row("authority_grant_renew", PrincipalKey("task", task_id), "", lineage, now_ms)
+    return replace(event, metadata=metadata)
