@@ -27,7 +27,7 @@ from aether_trio.cli.output import announce, wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile, prepared_ready_file
 from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.cli.start_errors import start_error
-from aether_trio.config import Settings
+from aether_trio.config import Settings, service_variables
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.hosts import where
 from aether_trio.telemetry.logging import configure_logging
@@ -127,6 +127,8 @@ def run_gateway(
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
     configure_logging(settings.logging, node=settings.gateway.node_name)
+    if variables := service_variables(os.environ):
+        logger.info("variables that Kubernetes sets for Services are no settings and are left alone", names=variables)
     from aether_trio.gateway import open_gateway
 
     raise_file_limit()

@@ -7,6 +7,7 @@ known key; a wrong value is an error that names the expected type and unit.
 
 from aether_trio.config.describe import describe
 from aether_trio.config.keys import Key, SettingsError, all_keys
+from aether_trio.config.kubernetes import service_variables
 from aether_trio.config.loading import Loaded, load_settings, load_settings_with_origins
 from aether_trio.config.settings import (
     ApiKey,
@@ -53,4 +54,5 @@ __all__ = [
     "is_loopback",
     "load_settings",
     "load_settings_with_origins",
+    "service_variables",
 ]

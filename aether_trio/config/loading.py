@@ -16,6 +16,7 @@ from typing import Any, Final
 import msgspec
 import yaml
 
+from aether_trio.config import kubernetes
 from aether_trio.config.keys import SEPARATOR, Key, SettingsError, all_keys, nearest
 from aether_trio.config.settings import TRANSPORTS, JwtSettings, Settings
 from aether_trio.model.patterns import identity_pattern_problem
@@ -236,7 +237,7 @@ def _from_environment(environ: Mapping[str, str], problems: list[str]) -> Iterat
     chosen: dict[str, str] = {}
     # The longer spelling of a key sorts later and wins over its alias.
     for variable in sorted((v for v in environ if v.startswith(ENVIRONMENT_PREFIX)), key=lambda v: ("__" in v, v)):
-        if _is_client(variable):
+        if _is_client(variable) or kubernetes.is_of_a_service(variable, environ[variable]):
             continue
         name = known.get(variable)
         if name is None:

@@ -25,6 +25,7 @@ from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.data_dir_lock import lock_directory, temporary_directory
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite.connection import Synchronous
+from aether_trio.storage.sqlite.data_files import complete_files, database_file
 from aether_trio.storage.sqlite.database import open_sqlite
 
 if TYPE_CHECKING:
@@ -108,12 +109,14 @@ async def _open_sqlite(settings: Settings) -> AsyncIterator[Databases]:
 
         async def open_database(name: str) -> OpenDatabase:
             return await stack.enter_async_context(
-                open_sqlite(directory / f"{name}.db", name=name, readers=storage.readers, synchronous=synchronous)
+                open_sqlite(database_file(directory, name), name=name, readers=storage.readers, synchronous=synchronous)
             )
 
-        yield Databases(
-            state=await open_database("state"), log=await open_database("log"), tasks=await open_database("tasks")
-        )
+        with complete_files(directory):
+            databases = Databases(
+                state=await open_database("state"), log=await open_database("log"), tasks=await open_database("tasks")
+            )
+        yield databases
 
 
 @asynccontextmanager

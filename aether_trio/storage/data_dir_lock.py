@@ -48,6 +48,8 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
         ) from exc
     try:
         _take(descriptor, directory)
+        with contextlib.suppress(OSError):  # of another user
+            os.fchmod(descriptor, 0o600)
         yield directory
     finally:
         os.close(descriptor)

@@ -15,6 +15,7 @@ from aether_trio.devtools.ports import held_port
 from aether_trio.services.credentials.checker import KEY_PREFIX, hash_api_key
 from aether_trio.version import __version__
 from tests.cli.shell import aether, fails, leaves
+from tests.helpers.gateway import start_gateway
 
 SUBCOMMANDS = [*([name] for name in COMMANDS), *(one.split() for one in leaves() if " " in one)]
 
@@ -230,3 +231,15 @@ def test_the_ready_line_says_where_the_data_is(tmp_path: Path) -> None:
     assert data_text(files) == str(tmp_path)
     assert data_text(load_settings(sets=["gateway.ephemeral=true"])) == "a temporary directory, until the end"
     assert data_text(shared) == "the PostgreSQL database db-1,db-2/fabric, schema aether"
+
+
+def test_variables_of_a_kubernetes_service_are_told_of_in_one_line(tmp_path: Path) -> None:
+    variables = {"AETHER_PORT": "tcp://10.0.0.1:50051", "AETHER_SERVICE_HOST": "10.0.0.1"}
+    with start_gateway(ephemeral=True, env=variables) as gateway:
+        told = [line for line in gateway.output().splitlines() if "Kubernetes" in line]
+        assert len(told) == 1
+        assert "AETHER_PORT" in told[0]
+        assert "AETHER_SERVICE_HOST" in told[0]
+    wrong = aether("dev", AETHER_PORT="tcp://gateway:50051")
+    assert wrong.returncode == 3
+    assert "environment AETHER_PORT: gateway.port" in wrong.stderr

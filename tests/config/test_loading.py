@@ -30,6 +30,7 @@ from aether_trio.config import (
     describe,
     load_settings,
     load_settings_with_origins,
+    service_variables,
 )
 from aether_trio.config.keys import LIMIT_TEXTS
 from aether_trio.config.loading import ALIASES, CLIENT_PREFIXES, CLIENT_VARIABLES, environment_names
@@ -231,6 +232,43 @@ def test_variables_of_clients_are_left_alone() -> None:
         "PATH": "/bin",
     }
     assert load_settings(environ=environ) == Settings()
+
+
+SERVICE_VARIABLES = {
+    "AETHER_SERVICE_HOST": "10.0.0.1",
+    "AETHER_SERVICE_PORT": "50051",
+    "AETHER_SERVICE_PORT_GRPC": "50051",
+    "AETHER_PORT": "tcp://10.0.0.1:50051",
+    "AETHER_PORT_50051_TCP": "tcp://10.0.0.1:50051",
+    "AETHER_PORT_50051_TCP_PROTO": "tcp",
+    "AETHER_PORT_50051_TCP_PORT": "50051",
+    "AETHER_PORT_50051_TCP_ADDR": "10.0.0.1",
+    "AETHER_OPS_SERVICE_HOST": "10.0.0.2",
+    "AETHER_OPS_PORT": "tcp://10.0.0.2:9090",
+    "AETHER_OPS_PORT_9090_TCP": "tcp://10.0.0.2:9090",
+    "AETHER_GATEWAY_SERVICE_PORT": "50051",
+    "AETHER_GATEWAY_PORT": "tcp://[fd00::1]:50051",
+}
+
+
+def test_what_kubernetes_sets_for_services_of_our_name_is_left_alone() -> None:
+    assert load_settings(environ=SERVICE_VARIABLES) == Settings()
+    assert service_variables({**SERVICE_VARIABLES, "AETHER_LOG_LEVEL": "info"}) == sorted(SERVICE_VARIABLES)
+    # A setting beside them counts, under its longer name as well.
+    assert load_settings(environ={**SERVICE_VARIABLES, "AETHER_GATEWAY__PORT": "7000"}).gateway.port == 7000
+
+
+@pytest.mark.parametrize(
+    "value", ["tcp://gateway:50051", "tcp:/10.0.0.1:50051", "http://10.0.0.1:50051", "50051x", "tcp://10.0.0.1", ""]
+)
+def test_a_wrong_port_is_an_error_none_the_less(value: str) -> None:
+    assert service_variables({"AETHER_PORT": value}) == []
+    with pytest.raises(SettingsError, match=r"environment AETHER_PORT: gateway\.port"):
+        load_settings(environ={"AETHER_PORT": value})
+
+
+def test_no_setting_is_taken_for_a_variable_of_a_service() -> None:
+    assert service_variables(dict.fromkeys(environment_names(), "50051")) == []
 
 
 def test_the_variables_of_the_published_sdk_are_all_known_to_us() -> None:
