@@ -73,6 +73,23 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Build the documentation's site into site/, and check its links.
+
+    `-- serve` shows it on http://127.0.0.1:8000/ and builds it anew at each change.
+    """
+    session.install("-e", ".", *group("docs"))
+    # A notice about a successor of MkDocs, at each build.
+    quiet = {"NO_MKDOCS_2_WARNING": "1"}
+    if session.posargs:
+        session.run("python", "-m", "mkdocs", *session.posargs, env=quiet)
+        return
+    session.run("python", "-m", "mkdocs", "build", "--strict", env=quiet)
+    session.run("python", "scripts/check_site.py", "site")
+    session.log("open site/index.html, or see `nox -s docs -- serve`")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """Measure; arguments after -- go to the bench (try `-- --help`)."""
     session.install("-e", ".", *group("bench"), *group("interop"), *group("cluster"))

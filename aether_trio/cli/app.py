@@ -37,6 +37,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "keys": ("keys", "Make API keys for the settings file."),
     "access": ("access", "Say who may do what: rules, groups, locks, policies."),
     "tokens": ("tokens", "Make, list and revoke API tokens of the database."),
+    "errors": ("errors", "Say what an error code means, and what to do."),
     "version": ("version_command", "Show the version."),
 }
 
