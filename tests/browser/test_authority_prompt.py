@@ -363,7 +363,7 @@ def filled(message: Any) -> Any:
         elif field.message_type is not None:
             filled(value.add() if field.is_repeated else value)
         elif field.is_repeated:
-            value.append(field.name)
+            value.append(field.name if field.type == field.TYPE_STRING else 2)
         elif field.type == field.TYPE_STRING:
             setattr(message, field.name, field.name)
         else:

@@ -33,6 +33,8 @@ def test_the_types_declare_what_there_is(page: Page, run: Run) -> None:
         "Sessions": "new aether.Client({ userId: 'maya' }).sessions",
         "AuthorityRequests": "new aether.Client({ userId: 'maya' }).authorityRequests",
         "Grants": "new aether.Client({ userId: 'maya' }).grants",
+        "Tasks": "new aether.Client({ userId: 'maya' }).tasks",
+        "Agents": "new aether.Client({ userId: 'maya' }).agents",
         "Message": "new aether.Message({})",
         "AetherError": "new aether.AetherError('CLOSED', 'why')",
         "Statistics": "new aether.Client({ userId: 'maya' }).statistics()",

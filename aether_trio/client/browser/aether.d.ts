@@ -117,7 +117,11 @@ export interface PrincipalRef {
 }
 
 export class Message {
-  constructor(wire: object);
+  constructor(wire: object, place?: object);
+  /** Names the message for good: the same when it comes again, and in all windows that get it from one topic. */
+  readonly id: string;
+  /** The topic that it was sent to: this window's, or one of several windows. */
+  readonly topic: string;
   /** The sender's topic: where an answer goes. */
   readonly source: string;
   readonly payload: Uint8Array;
@@ -205,7 +209,9 @@ export interface ClientEvents {
   error: AetherError;
   /** A request for authority that concerns this user was made, decided, withdrawn, or has expired. */
   authority_request: AuthorityRequestEvent;
-  /** Every other DownstreamMessage, as it came: task events, assignments, ... */
+  /** Of a task that client.tasks.subscribe() follows. */
+  task_event: TaskEvent;
+  /** Every other DownstreamMessage, as it came: assignments, ... */
   downstream: Record<string, any>;
 }
 
@@ -240,6 +246,8 @@ export class Client extends EventTarget {
   readonly sessions: Sessions;
   readonly authorityRequests: AuthorityRequests;
   readonly grants: Grants;
+  readonly tasks: Tasks;
+  readonly agents: Agents;
 
   open(): Promise<this>;
   whenOpen(): Promise<void>;
@@ -270,6 +278,7 @@ export class Client extends EventTarget {
   ): void;
 
   send(topic: string, payload: Payload, options?: SendOptions): void;
+  sendAndConfirm(topic: string, payload: Payload, options?: SendOptions): Promise<void>;
   sendToAgent(implementation: string, specifier: string, payload: Payload, options?: SendOptions & InWorkspace): void;
   sendToAgents(payload: Payload, options?: SendOptions & InWorkspace): void;
   sendToUser(userId: string, payload: Payload, options?: SendOptions & InWorkspace): void;
@@ -435,6 +444,132 @@ export interface Grants {
     options?: RequestOptions & { includeRevoked?: boolean; limit?: number; offset?: number },
   ): Promise<{ grants: Grant[]; total: number }>;
   revoke(grantId: string, options?: RequestOptions): Promise<void>;
+}
+
+export type TaskStatus =
+  | "UNSPECIFIED"
+  | "QUEUED"
+  | "RUNNING"
+  | "COMPLETED"
+  | "FAILED"
+  | "CANCELLED"
+  | "WAITING_INPUT"
+  | "WAITING_AUTHORITY"
+  | "WAITING_DEPENDENCY"
+  | "HIBERNATED"
+  | "REJECTED";
+
+/** The words of the task's worker: show them as text, and say whose they are. */
+export interface TaskForm {
+  question: string;
+  choices: string[];
+  /** Whether a text is asked for, and the label of its field ("" for none). */
+  text: boolean;
+  textLabel: string;
+}
+
+export interface TaskWait {
+  reason: string;
+  /** Who alone may answer; "" for each participant of the workspace. */
+  expectedPrincipal: string;
+  /** What an input must have to end the wait. */
+  pairs: Record<string, string>;
+  form: TaskForm | null;
+  dependsOn: string[];
+  authorityRequestId: string;
+  /** 0: for ever. */
+  timeoutMs: number;
+  wakeAt: Date | null;
+}
+
+export interface Task {
+  taskId: string;
+  type: string;
+  status: TaskStatus;
+  workspace: string;
+  target: string;
+  /** Its worker. */
+  assignedTo: string;
+  creator: string;
+  createdAt: Date | null;
+  startedAt: Date | null;
+  completedAt: Date | null;
+  pausedAt: Date | null;
+  /** How often it has failed so far. */
+  failures: number;
+  maxAttempts: number;
+  error: string;
+  metadata: Record<string, string>;
+  parentTaskId: string;
+  dependsOn: string[];
+  wait: TaskWait | null;
+}
+
+export interface TaskEvent {
+  type: "status" | "progress" | "child" | "authority" | "other";
+  taskId: string;
+  emittedAt: Date | null;
+  workspace: string;
+  subscriptionId: string;
+  /** "status": from one to another, with a reason. */
+  from?: TaskStatus;
+  to?: TaskStatus;
+  reason?: string;
+  /** "progress": from 0 to 1, or -1 when it is not known. */
+  completion?: number;
+  summary?: string;
+  state?: string;
+  /** "child": a task below it. */
+  child?: string;
+  status?: TaskStatus;
+  lifecycle?: string;
+  /** "authority": a request about it. */
+  event?: AuthorityRequestEvent;
+}
+
+export interface Tasks {
+  get(taskId: string, options?: RequestOptions): Promise<Task>;
+  list(
+    options?: RequestOptions &
+      InWorkspace & { statuses?: TaskStatus[]; type?: string; parentTaskId?: string; limit?: number; pageToken?: string },
+  ): Promise<{ tasks: Task[]; pageToken: string }>;
+  create(
+    type: string,
+    payload?: Payload,
+    options?: RequestOptions &
+      InWorkspace & { pool?: string; target?: string; metadata?: Record<string, string>; idempotencyKey?: string },
+  ): Promise<string>;
+  cancel(taskId: string, reason?: string, options?: RequestOptions): Promise<Task>;
+  retry(taskId: string, reason?: string, options?: RequestOptions): Promise<Task>;
+  resume(taskId: string, reason?: string, options?: RequestOptions): Promise<Task>;
+  answer(
+    task: Pick<Task, "taskId" | "workspace" | "wait">,
+    answer: { decision: "approve" | "reject"; choice?: string; text?: string },
+  ): Promise<void>;
+  sendInput(taskId: string, metadata?: Record<string, string>, options?: InWorkspace): Promise<void>;
+  subscribe(taskId: string, options?: RequestOptions & { since?: Date | null; recursive?: boolean }): Promise<string>;
+  unsubscribe(subscriptionId: string, options?: RequestOptions): Promise<void>;
+}
+
+export interface RegisteredAgent {
+  implementation: string;
+  /** Which orchestrators start it. */
+  profile: string;
+  description: string;
+  registeredAt: Date | null;
+}
+
+export interface Agents {
+  list(
+    options?: RequestOptions & { profile?: string; limit?: number; offset?: number },
+  ): Promise<{ agents: RegisteredAgent[]; total: number }>;
+  get(implementation: string, options?: RequestOptions): Promise<RegisteredAgent>;
+  orchestrators(options?: RequestOptions): Promise<{ id: string; profiles: string[] }[]>;
+  launch(
+    implementation: string,
+    specifier: string,
+    options?: RequestOptions & InWorkspace & { params?: Record<string, string> },
+  ): Promise<string>;
 }
 
 /** Connect; resolves with a client that is open. Rejects with an AetherError. */

@@ -59,6 +59,12 @@ const PRINCIPAL_TYPES = new Set([
 ]);
 const ACCESS_LEVELS = new Set(["READ", "READWRITE", "MANAGE", "ADMIN", "SUPERADMIN"]);
 const REQUEST_STATUSES = new Set(["PENDING", "APPROVED", "DENIED", "EXPIRED", "CANCELLED"]);
+const TASK_STATUSES = new Set([
+  "QUEUED", "RUNNING", "COMPLETED", "FAILED", "CANCELLED", "WAITING_INPUT", "WAITING_AUTHORITY", "WAITING_DEPENDENCY",
+  "HIBERNATED", "REJECTED",
+]);
+const DECISIONS = new Set(["approve", "reject"]);
+const FORM_CHOICES = 100; // that a form is shown with; a task's worker has written it
 const NOT_ABOUT_A_SEND = new Set(["BACKPRESSURE"]);
 /** Requests whose id has another name, because request_id says what they are about. */
 const CLIENT_REQUEST_ID = new Set(["task_subscription_op", "authority_request_op", "submit_audit_event"]);
@@ -206,7 +212,11 @@ function randomText(length) {
 
 /** A message as it was received. */
 export class Message {
-  constructor(wire) {
+  constructor(wire, place) {
+    /** Names the message for good: the same when it comes again, and in all windows that get it from one topic. */
+    this.id = placeIsKnown(place) ? `${place.log}/${place.topic}/${place.offset}` : "";
+    /** The topic that it was sent to: this window's, or one of several windows. */
+    this.topic = place?.topic ?? "";
     this.source = wire.source_topic ?? "";
     this.payload = fromBase64(wire.payload);
     this.type = wire.message_type ?? "MESSAGE_TYPE_UNSPECIFIED";
@@ -443,6 +453,8 @@ export class Client extends EventTarget {
     this.sessions = new Sessions(this);
     this.authorityRequests = new AuthorityRequests(this);
     this.grants = new Grants(this);
+    this.tasks = new Tasks(this);
+    this.agents = new Agents(this);
   }
 
   // -- what it is
@@ -698,6 +710,7 @@ export class Client extends EventTarget {
     const why = error ?? closedError();
     for (const request of [...this.#requests.values()]) this.#settle(request, why);
     for (const flush of this.#flushes.splice(0)) flush.reject(why);
+    for (const one of [...this.#unconfirmed, ...this.#outgoing]) one.promised?.reject(why);
     this.#outgoing = [];
     this.#unconfirmed = [];
     this.#window?.release?.();
@@ -724,7 +737,7 @@ export class Client extends EventTarget {
     let message;
     try {
       wire = JSON.parse(text);
-      message = wire.msg && new Message(wire.msg);
+      message = wire.msg && new Message(wire.msg, wire.delivery);
     } catch {
       this.#finish(new AetherError("PROTOCOL", "the gateway sent something that is not understood"));
       return;
@@ -733,6 +746,7 @@ export class Client extends EventTarget {
     if (message) this.#deliver(message, wire.delivery);
     else if (wire.progress_update) this.#emit("progress", progressOf(wire.progress_update));
     else if (wire.authority_request_event) this.#emit("authority_request", requestEventOf(wire.authority_request_event));
+    else if (wire.task_event) this.#emit("task_event", taskEventOf(wire.task_event));
     else if (wire.connection_ack && this.#renewing) this.#renewed(renewalOf(wire.connection_ack));
     else if (wire.connection_ack) this.#acknowledged(wire.connection_ack);
     else if (wire.error) this.#refused(wire.error);
@@ -759,8 +773,8 @@ export class Client extends EventTarget {
     }
     const number = Number(/^send-(\d+)$/.exec(error.requestId)?.[1] ?? 0);
     if (number) {
-      this.#refusedSend(number);
       error.requestId = ""; // the number says nothing to a page
+      if (this.#refusedSend(number, error)) return;
     }
     if (number || (!error.requestId && !NOT_ABOUT_A_SEND.has(error.code))) { // a gateway that does not count gives no number
       if (this.#entering && !number) {
@@ -773,12 +787,14 @@ export class Client extends EventTarget {
     this.#emit("error", error);
   }
 
-  /** This send of the present connection is settled: another connection must not repeat it. */
-  #refusedSend(number) {
+  /** This send of the present connection is settled: another connection must not repeat it. Returns whether one waits for it. */
+  #refusedSend(number, error) {
     const at = this.#unconfirmed.findIndex((one) => one.number === number);
-    if (at < 0) return;
-    this.#unconfirmedBytes -= this.#unconfirmed[at].text.length;
-    this.#unconfirmed.splice(at, 1);
+    if (at < 0) return false;
+    const [{ text, promised }] = this.#unconfirmed.splice(at, 1);
+    this.#unconfirmedBytes -= text.length;
+    promised?.reject(error);
+    return Boolean(promised);
   }
 
   #answered(wire) {
@@ -1089,7 +1105,19 @@ export class Client extends EventTarget {
    * Send to a topic; `payload` is a string, bytes, or a value for JSON. Nothing is answered when it succeeds: see flush().
    * While the client is not open it waits and is sent then. Throws AetherError BUFFER_FULL, PAYLOAD_TOO_LARGE or CLOSED.
    */
-  send(topic, payload, { type = "OPAQUE", appWorkspace = "" } = {}) {
+  send(topic, payload, options) {
+    this.#queue(topic, payload, options, null);
+  }
+
+  /** Send, and wait until it is committed, also over a reconnect. Rejects with its refusal, of which flush() says nothing. */
+  async sendAndConfirm(topic, payload, options) {
+    const promised = deferred();
+    this.#queue(topic, payload, options, promised);
+    if (this.#state === "open") this.#confirm();
+    return promised.promise;
+  }
+
+  #queue(topic, payload, { type = "OPAQUE", appWorkspace = "" } = {}, promised) {
     this.#mustLive();
     const bytes = bytesOf(payload);
     if (bytes.length > MAX_PAYLOAD_BYTES) {
@@ -1106,7 +1134,7 @@ export class Client extends EventTarget {
     this.#unconfirmedBytes += text.length;
     this.#sequence += 1;
     this.#counts.sent += 1;
-    this.#outgoing.push({ text, sequence: this.#sequence, send: true, number: 0 });
+    this.#outgoing.push({ text, sequence: this.#sequence, send: true, number: 0, promised });
     this.#write();
   }
 
@@ -1206,6 +1234,7 @@ export class Client extends EventTarget {
     const done = this.#unconfirmed.findIndex((one) => one.sequence > last);
     for (const one of this.#unconfirmed.splice(0, done < 0 ? this.#unconfirmed.length : done)) {
       this.#unconfirmedBytes -= one.text.length;
+      one.promised?.resolve();
     }
     this.#confirmed();
     if (this.#unconfirmed.length) this.#flushes.length ? this.#confirm() : this.#confirmSoon();
@@ -1669,5 +1698,239 @@ function grantOf(wire = {}) {
     createdAt: momentOf(wire.created_at),
     expiresAt: momentOf(wire.expires_at),
     revoked: wire.revoked ?? false,
+  };
+}
+
+/** client.tasks: work that the gateway keeps until it has ended, and the answers of people that it waits for. */
+class Tasks {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #query(wire, options) {
+    return (await this.#client.request({ task_query: wire }, options)).task_query;
+  }
+
+  async #do(op, taskId, reason, options) {
+    const wire = { op, task_id: textOf("taskId", taskId), reason: textOf("reason", reason) };
+    return taskOf((await this.#client.request({ task_op: wire }, options)).task_op.task);
+  }
+
+  async get(taskId, options) {
+    return taskOf((await this.#query({ op: "GET", task_id: textOf("taskId", taskId) }, options)).task);
+  }
+
+  /** A page of tasks, the latest change first: { tasks, pageToken }; `pageToken` is "" on the last one. */
+  async list({ statuses = [], type = "", workspace = this.#client.workspace, parentTaskId = "", limit = 0, pageToken = "", ...options } = {}) {
+    const filter = {
+      statuses: statuses.map((one) => `TASK_STATUS_${oneOf(TASK_STATUSES, "status", one)}`),
+      task_type: textOf("type", type),
+      workspace: textOf("workspace", workspace),
+      parent_task_id: textOf("parentTaskId", parentTaskId),
+      limit: whole("limit", limit),
+      page_token: textOf("pageToken", pageToken),
+    };
+    const page = await this.#query({ op: "LIST", filter }, options);
+    return { tasks: (page.tasks ?? []).map(taskOf), pageToken: page.next_page_token ?? "" };
+  }
+
+  /** Have work done by any worker of `pool`, or by the participant `target`; the id of the task. */
+  async create(type, payload = "", { pool = "", target = "", workspace = "", metadata = {}, idempotencyKey = "", ...options } = {}) {
+    if (!pool === !target) throw new TypeError("a task has a pool or a target");
+    const wire = {
+      task_type: textOf("type", type),
+      payload: toBase64(bytesOf(payload)),
+      workspace: textOf("workspace", workspace),
+      assignment_mode: pool ? "POOL" : "TARGETED",
+      target_implementation: textOf("pool", pool),
+      target_agent_id: textOf("target", target),
+      metadata: textsByName("metadata", metadata),
+      idempotency_key: textOf("idempotencyKey", idempotencyKey),
+    };
+    return (await this.#client.request({ create_task: wire }, options)).create_task.task_id ?? "";
+  }
+
+  async cancel(taskId, reason = "", options) {
+    return this.#do("CANCEL", taskId, reason, options);
+  }
+
+  /** Try a task again that has failed or was cancelled. */
+  async retry(taskId, reason = "", options) {
+    return this.#do("RETRY", taskId, reason, options);
+  }
+
+  async resume(taskId, reason = "", options) {
+    return this.#do("RESUME", taskId, reason, options);
+  }
+
+  /**
+   * Answer the form of a task that waits: { decision: "approve" or "reject", choice, text }. The answer has the pairs that the
+   * wait asks for. Resolves when it is committed; the task goes on a moment later.
+   */
+  async answer(task, { decision, choice, text } = {}) {
+    const answer = { ...task.wait?.pairs, decision: oneOf(DECISIONS, "decision", decision) };
+    if (choice !== undefined) answer.choice = textOf("choice", choice);
+    if (text !== undefined) answer.text = textOf("text", text);
+    await this.sendInput(task.taskId, answer, { workspace: task.workspace });
+  }
+
+  /** Send the input that a task waits for: it goes on if `metadata` has all pairs of the wait. Resolves when it is committed. */
+  async sendInput(taskId, metadata = {}, { workspace = this.#client.workspace } = {}) {
+    const [id, place] = [textOf("taskId", taskId), textOf("workspace", workspace)];
+    const payload = { task_id: id, workspace: place, metadata: textsByName("metadata", metadata) };
+    await this.#client.sendAndConfirm(`tk::${place}::${id}::input`, payload, { type: "EVENT" });
+  }
+
+  /**
+   * Follow a task by the event "task_event", with the events since a moment (a Date), or new ones only; the id of the
+   * subscription. It ends with the connection: subscribe again when the state is "open".
+   */
+  async subscribe(taskId, { since = null, recursive = false, ...options } = {}) {
+    const wire = { op: "SUBSCRIBE", task_id: textOf("taskId", taskId), recursive: Boolean(recursive) };
+    if (since) wire.start_timestamp_unix_ms = String(whole("since", since.getTime()));
+    const answer = await this.#client.request({ task_subscription_op: wire }, options);
+    return answer.task_subscription_response.subscription_id ?? "";
+  }
+
+  async unsubscribe(subscriptionId, options) {
+    const wire = { op: "UNSUBSCRIBE", subscription_id: textOf("subscriptionId", subscriptionId) };
+    await this.#client.request({ task_subscription_op: wire }, options);
+  }
+}
+
+function textsByName(name, values) {
+  return Object.fromEntries(Object.entries(values).map(([key, value]) => [textOf(name, key), textOf(`${name}.${key}`, value)]));
+}
+
+function statusOf(wire) {
+  return (wire ?? "UNSPECIFIED").replace("TASK_STATUS_", "");
+}
+
+/** The form of a wait, which the worker of the task has written; null when there is none, or it is none. */
+function formOf(text) {
+  let form;
+  try {
+    form = JSON.parse(text);
+  } catch {
+    return null;
+  }
+  if (typeof form?.question !== "string") return null;
+  const choices = Array.isArray(form.choices) ? form.choices.filter((one) => typeof one === "string") : [];
+  const label = typeof form.text === "string" ? form.text : "";
+  return { question: form.question, choices: choices.slice(0, FORM_CHOICES), text: Boolean(form.text), textLabel: label };
+}
+
+function waitOf(wire) {
+  if (!wire) return null;
+  const match = wire.input_match ?? {};
+  return {
+    reason: (wire.reason ?? "UNSPECIFIED").replace("WAIT_REASON_", ""),
+    expectedPrincipal: wire.expected_principal ?? "",
+    pairs: Object.fromEntries(Object.entries(match).filter(([name]) => !name.startsWith("_"))),
+    form: "_form" in match ? formOf(match._form) : null,
+    dependsOn: wire.depends_on ?? [],
+    authorityRequestId: wire.authority_request_id ?? "",
+    timeoutMs: Number(wire.timeout_ms ?? 0),
+    wakeAt: Number(wire.scheduled_wake_unix_ms ?? 0) ? new Date(Number(wire.scheduled_wake_unix_ms)) : null,
+  };
+}
+
+function taskOf(wire = {}) {
+  return {
+    taskId: wire.task_id ?? "",
+    type: wire.task_type ?? "",
+    status: statusOf(wire.status),
+    workspace: wire.workspace ?? "",
+    target: wire.target_topic ?? "",
+    assignedTo: wire.assigned_to ?? "",
+    creator: wire.creator_actor_id ?? "",
+    createdAt: momentOf(wire.created_at),
+    startedAt: momentOf(wire.started_at),
+    completedAt: momentOf(wire.completed_at),
+    pausedAt: momentOf(wire.paused_at),
+    failures: wire.attempt ?? 0,
+    maxAttempts: wire.max_attempts ?? 0,
+    error: wire.error ?? "",
+    metadata: wire.metadata ?? {},
+    parentTaskId: wire.parent_task_id ?? "",
+    dependsOn: wire.depends_on ?? [],
+    wait: waitOf(wire.wait_spec),
+  };
+}
+
+/** { type: "status" or "progress" or "child" or "authority" or "other", ... } */
+function taskEventOf(wire) {
+  const { status_changed: status, progress, child_lifecycle: child, authority_request: authority } = wire;
+  const about = {
+    taskId: wire.task_id ?? "",
+    emittedAt: Number(wire.emitted_at_unix_ms ?? 0) ? new Date(Number(wire.emitted_at_unix_ms)) : null,
+    workspace: wire.workspace ?? "",
+    subscriptionId: wire.subscription_id ?? "",
+  };
+  if (status) {
+    return { ...about, type: "status", from: statusOf(status.from_status), to: statusOf(status.to_status), reason: status.reason ?? "" };
+  }
+  if (progress) {
+    const completion = Number.isFinite(progress.progress ?? 0) ? (progress.progress ?? 0) : -1;
+    return { ...about, type: "progress", completion, summary: progress.message ?? "", state: progress.state ?? "" };
+  }
+  if (child) {
+    return {
+      ...about, type: "child", child: child.child_task_id ?? "", status: statusOf(child.child_status), lifecycle: child.lifecycle ?? "",
+    };
+  }
+  if (authority) return { ...about, type: "authority", event: requestEventOf(authority.event ?? {}) };
+  return { ...about, type: "other" };
+}
+
+/** client.agents: the agents that an orchestrator starts when they are needed. A right to administrate agents is asked for. */
+class Agents {
+  #client;
+
+  constructor(client) {
+    this.#client = client;
+  }
+
+  async #do(wire, options) {
+    return (await this.#client.request({ agent_op: wire }, options)).agent;
+  }
+
+  /** A page of what is registered: { agents, total }. */
+  async list({ profile = "", limit = 0, offset = 0, ...options } = {}) {
+    const filter = { orchestrator_profile: textOf("profile", profile), limit: whole("limit", limit), offset: whole("offset", offset) };
+    const found = await this.#do({ op: "LIST", filter }, options);
+    return { agents: (found.agents ?? []).map(registrationOf), total: found.total_count ?? 0 };
+  }
+
+  async get(implementation, options) {
+    return registrationOf((await this.#do({ op: "GET", implementation: textOf("implementation", implementation) }, options)).agent);
+  }
+
+  /** The orchestrators that are connected, each with the profiles that it starts. */
+  async orchestrators(options) {
+    const found = await this.#do({ op: "LIST_ORCHESTRATORS" }, options);
+    return (found.orchestrators ?? []).map((one) => ({ id: one.orchestrator_id ?? "", profiles: one.profiles ?? [] }));
+  }
+
+  /** Have an agent started without a message for it; the id of the start, which is a task. */
+  async launch(implementation, specifier, { workspace = this.#client.workspace, params = {}, ...options } = {}) {
+    const wire = {
+      specifier: textOf("specifier", specifier),
+      workspace: textOf("workspace", workspace),
+      param_overrides: textsByName("params", params),
+    };
+    const answer = await this.#do({ op: "LAUNCH", implementation: textOf("implementation", implementation), launch_params: wire }, options);
+    return answer.launch_result?.task_id ?? "";
+  }
+}
+
+function registrationOf(wire = {}) {
+  return {
+    implementation: wire.implementation ?? "",
+    profile: wire.orchestrator_profile || wire.launch_params?.profile || "",
+    description: wire.description ?? "",
+    registeredAt: momentOf(wire.registered_at),
   };
 }

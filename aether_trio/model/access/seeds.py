@@ -126,6 +126,17 @@ def open_seeds() -> Seeds:
                     f"all may use keys in the scope {scope}",
                 )
             )
+    rules.append(
+        SeedRule(
+            "users-agents",
+            "user",
+            "*",  # a pattern, so that it does not outvote the rules of administrators
+            "admin",
+            "admin/agents",
+            AccessLevel.READ,
+            "all users may see which agents can be started",
+        )
+    )
     for principal_type, principal_id in (*(("wildcard", one) for one in _OPEN_KEYS), ("bridge", "br::*")):
         for capability, level in _OPEN_CAPABILITIES:
             name = capability.partition("/")[2]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.text import shown
@@ -24,6 +25,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.AgentOperation
 
+_READS: Final = frozenset({Op.LIST, Op.GET, Op.LIST_ORCHESTRATORS})
+"""Operations that change nothing: who may read admin/agents may see what can be started."""
 DEFAULT: Final = "default"  # the workspace and the specifier of a LAUNCH that names none
 
 
@@ -42,7 +45,8 @@ class AgentService:
         """Perform one agent operation; return the client's messages in order."""
         response = pb.AgentResponse(request_id=op.request_id)
         try:
-            decision = await self._authorizer.check_admin(session, "agents", operation="agent_op")
+            level = AccessLevel.READ if op.op in _READS else AccessLevel.ADMIN
+            decision = await self._authorizer.check_admin(session, "agents", level, operation="agent_op")
             if not decision.allowed:
                 raise RequestError(Code.PERMISSION_DENIED, decision.reason)
             await self._operate(session, op, response)

@@ -186,15 +186,23 @@ async def test_a_registration_has_to_be_given(peer: MemoryLink) -> None:
     assert "unknown agent operation 77" in (await operate(peer, 77)).error  # type: ignore[arg-type]
 
 
+READS = {Op.LIST, Op.GET, Op.LIST_ORCHESTRATORS}
+
+
 @pytest.mark.parametrize("hello", [agent("w", "a", "1"), user("u", "1"), service("s", "1")])
 async def test_others_than_the_system_may_not_and_hear_so_at_once(core: Core, hello: pb.UpstreamMessage) -> None:
+    may_read = hello.init.HasField("user")  # by a rule of the open default: a person sees what can be started
     async with connect(core, hello) as peer:
-        for op in Op.OpType.values():
+        for op in set(Op.OpType.values()) - (READS if may_read else set()):
             answer = await operate(peer, op, implementation="x", agent=info("x"))
             assert not answer.success
             assert "admin/agents" in answer.error
             error = (await peer.next("error")).error
             assert (error.code, error.request_id) == ("ERR_PERMISSION_DENIED", "r")
+        if may_read:
+            assert await listed(peer) == []
+            assert "no agent implementation 'x'" in (await operate(peer, Op.GET, implementation="x")).error
+            assert (await operate(peer, Op.LIST_ORCHESTRATORS)).success
     async with connect(core, workflow_engine()) as peer:
         assert await listed(peer) == []
 
