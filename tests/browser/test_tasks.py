@@ -1,4 +1,4 @@
-"""Tasks and registered agents in aether.js, with a worker and an orchestrator that are real."""
+"""Tasks and registered agents in aether.js, with a real worker and orchestrator."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ def test_a_page_sees_what_can_be_started_and_starts_it(page: Page, run: Run, gat
               const { type, target } = await admin.tasks.get(start);
               const again = await admin.agents.launch("clerk", "7").catch(({ message }) => message);
               const one = await client.agents.get("clerk");
-              const none = await client.agents.get("nobody").catch(({ message }) => message);
+              const none = await client.agents.get("absent").catch(({ message }) => message);
               client.close();
               return [agents.map(({ implementation, profile, description, registeredAt }) =>
                 [implementation, profile, description, registeredAt !== null]), total,
@@ -169,7 +169,7 @@ def test_a_page_sees_what_can_be_started_and_starts_it(page: Page, run: Run, gat
         "ag::starts::clerk::7",
         True,
         "clerk",
-        "no agent implementation 'nobody' is registered",
+        "no agent implementation 'absent' is registered",
     ]
 
 

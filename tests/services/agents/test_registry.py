@@ -191,7 +191,7 @@ READS = {Op.LIST, Op.GET, Op.LIST_ORCHESTRATORS}
 
 @pytest.mark.parametrize("hello", [agent("w", "a", "1"), user("u", "1"), service("s", "1")])
 async def test_others_than_the_system_may_not_and_hear_so_at_once(core: Core, hello: pb.UpstreamMessage) -> None:
-    may_read = hello.init.HasField("user")  # by a rule of the open default: a person sees what can be started
+    may_read = hello.init.HasField("user")  # by a rule of the open default
     async with connect(core, hello) as peer:
         for op in set(Op.OpType.values()) - (READS if may_read else set()):
             answer = await operate(peer, op, implementation="x", agent=info("x"))
