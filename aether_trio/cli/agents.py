@@ -53,6 +53,7 @@ def list_agents(target: GatewayTarget, who: Identity, profile: str, as_json: boo
         ("agent", "profile", "launch parameters", "description"),
         [(row.implementation, row.orchestrator_profile, _params_text(row), row.description) for row in rows],
         "no agent is registered",
+        whole=("agent", "profile"),
     )
 
 

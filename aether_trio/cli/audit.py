@@ -17,12 +17,15 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
+from aether_trio.cli.grants import grant_id_of
 from aether_trio.cli.identities import access_options
+from aether_trio.cli.ids import chosen
 from aether_trio.cli.options import GatewayTarget, load, settings_options
 from aether_trio.cli.output import print_json, print_table, run_client, say, say_json
 from aether_trio.model.identity import Identity
 
 if TYPE_CHECKING:
+    from aether_trio.client import Client
     from aether_trio.client.operations.audit import AuditEntry
     from aether_trio.services.audit.sources import StoredLog
     from aether_trio.services.audit.verify import Finding
@@ -125,10 +128,17 @@ def query(
         for entry in entries:
             say_json(_entry_json(entry))
         return
-    columns = ("time", "type", "operation", "actor", "resource", "workspace", "result")
-    print_table(columns, [_cells(entry) for entry in entries], "no entry fits")
+    columns = ("row", "time", "type", "operation", "actor", "resource", "workspace", "result")
+    rows = [(str(entry.audit_id), *_cells(entry)) for entry in entries]
+    print_table(columns, rows, "no entry fits", whole=("row", "actor", "resource", "workspace"))
     if total > len(entries):
         say(f"{len(entries)} of {total} entries; --limit shows more", err=True)
+
+
+async def _complete(client: Client, wanted: dict[str, Any]) -> None:
+    """Complete the id of the grant that a filter names."""
+    if given := wanted.get("authority_grant_id"):
+        wanted["authority_grant_id"] = await grant_id_of(client.grants.within(None), given)
 
 
 async def _query(
@@ -137,6 +147,7 @@ async def _query(
     entries: list[AuditEntry] = []
     async with open_client(target, who) as client:
         audit = client.audit.within(None)
+        await _complete(client, wanted)
         while True:
             page = await audit.query(**wanted, limit=min(_PAGE, limit - len(entries)), offset=len(entries))
             entries += page.entries
@@ -162,6 +173,7 @@ async def _tail(target: GatewayTarget, who: Identity, wanted: dict[str, Any], as
     start = datetime.now(UTC)
     async with open_client(target, who) as client:
         audit = client.audit.within(None)
+        await _complete(client, wanted)
         while True:
             fresh: list[AuditEntry] = []
             while True:
@@ -365,6 +377,20 @@ def keys(log: AbstractContextManager[StoredLog]) -> None:
             say(str(PublicKey(tree.origin, tree.public_key)))
 
 
+_MOST_DIGITS: Final = 19
+
+
+def _row_of(source: StoredLog, given: int) -> int:
+    """Return the number of the row whose number begins with `given`. Raises CliError."""
+    found: dict[str, str] = {}
+    for zeros in range(_MOST_DIGITS - len(str(given)) + 1):
+        ends = source.ends(given * 10**zeros, min((given + 1) * 10**zeros, 2**63) - 1)
+        if ends and zeros == 0:
+            return given
+        found |= {str(end): "" for end in ends or ()}
+    return int(chosen(str(given), "row", found))
+
+
 @command.command()
 @click.argument("audit_id", type=click.IntRange(min=1))
 @database_options
@@ -378,7 +404,7 @@ def prove(log: AbstractContextManager[StoredLog], audit_id: int) -> None:
 
     with log as source:
         try:
-            proof = prove_row(source, audit_id)
+            proof = prove_row(source, _row_of(source, audit_id))
         except LookupError as error:
             raise exits.CliError(str(error)) from None
     print_json(proof, indent=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import getpass
 import secrets
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from functools import wraps
 from typing import Any, Final, TypeVar
@@ -14,9 +14,11 @@ import click
 from aether_trio.cli.authority_texts import level_text, plain, scope_text, state_of, when, who
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import parse_identity
+from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget, client_options
-from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
+from aether_trio.cli.output import print_facts, print_json, print_table, run_client, say, warn_unconfirmed
 from aether_trio.client.operations.grant_values import Grant
+from aether_trio.client.operations.grants import Grants
 from aether_trio.model.identity import Identity, IdentityError
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -94,19 +96,38 @@ def list_grants(target: GatewayTarget, asker: Identity, mine: bool, revoked_too:
             for one in grants
         ],
         f"{asker} acts for no one" if mine else f"no one acts for {asker}",
+        whole=("grant", "delegate", "for"),
     )
 
 
 async def _list(target: GatewayTarget, asker: Identity, mine: bool, revoked_too: bool) -> list[Grant]:
     found: list[Grant] = []
     async with open_client(target, asker) as client:
-        grants = client.grants.within(None)
-        ask = grants.list_mine if mine else grants.list_on_me
-        while True:
-            page = await ask(include_revoked=revoked_too, limit=PAGE, offset=len(found))
-            found += page.grants
-            if len(page.grants) < PAGE:
-                return found
+        async for page in _pages(client.grants.within(None), mine, revoked_too):
+            found += page
+    return found
+
+
+async def _pages(grants: Grants, mine: bool, revoked_too: bool) -> AsyncIterator[Sequence[Grant]]:
+    ask = grants.list_mine if mine else grants.list_on_me
+    count = 0
+    while True:
+        page = await ask(include_revoked=revoked_too, limit=PAGE, offset=count)
+        yield page.grants
+        count += len(page.grants)
+        if len(page.grants) < PAGE:
+            return
+
+
+async def grant_id_of(grants: Grants, given: str) -> str:
+    """Return the id of the grant that begins with `given`. Raises CliError."""
+
+    async def listed() -> AsyncIterator[Sequence[Listed]]:
+        for mine in (False, True):
+            async for page in _pages(grants, mine, revoked_too=True):
+                yield [(one.grant_id, f"{who(one.delegate)} for {who(one.subject)}") for one in page]
+
+    return await full_id(given, "grant", listed())
 
 
 @command.command()
@@ -119,9 +140,7 @@ def show(target: GatewayTarget, asker: Identity, grant_id: str, as_json: bool) -
     if as_json:
         print_json(plain(grant), indent=2)
         return
-    for name, text in _lines(grant):
-        if text:
-            say(f"{name:18} {text}")
+    print_facts([(name, text) for name, text in _lines(grant) if text])
 
 
 def _lines(grant: Grant) -> list[tuple[str, str]]:
@@ -148,7 +167,8 @@ def _lines(grant: Grant) -> list[tuple[str, str]]:
 
 async def _get(target: GatewayTarget, asker: Identity, grant_id: str) -> Grant:
     async with open_client(target, asker) as client:
-        return await client.grants.within(None).get(grant_id)
+        grants = client.grants.within(None)
+        return await grants.get(await grant_id_of(grants, grant_id))
 
 
 @command.command()
@@ -165,7 +185,9 @@ def revoke(target: GatewayTarget, asker: Identity, grant_ids: tuple[str, ...]) -
 
 async def _revoke(target: GatewayTarget, asker: Identity, grant_ids: tuple[str, ...]) -> None:
     async with open_client(target, asker) as client:
-        for grant_id in grant_ids:
-            message = await client.grants.within(None).revoke(grant_id)
+        grants = client.grants.within(None)
+        for given in grant_ids:
+            grant_id = await grant_id_of(grants, given)
+            message = await grants.revoke(grant_id)
             say(f"{grant_id}  revoked")
             warn_unconfirmed(message)

@@ -37,8 +37,8 @@ _OBEYED: Final = (
 )
 _CONTROL: Final = re.compile(f"[\x00-\x1f{_OBEYED}]")
 _CONTROL_BUT_LINES: Final = re.compile(f"[\x00-\x08\x0b-\x1f{_OBEYED}]")
-_PIPE_WIDTH: Final = 1000
-"""Nothing may be cut off when another program reads."""
+_DEFAULT_WIDTH: Final = 80
+"""Columns of a terminal that does not say how many it has."""
 _LOOK_S: Final = 0.5
 """Between two looks at whether the output is closed."""
 UNCONFIRMED: Final = "not confirmed within"
@@ -112,28 +112,53 @@ def print_bytes(value: bytes) -> None:
 
 
 def print_table(
-    columns: Sequence[str], rows: Iterable[Sequence[str]], empty: str, *, header: bool = True, numbers: bool = False
+    columns: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    empty: str,
+    *,
+    whole: Sequence[str] | None = None,
+    numbers: bool = False,
 ) -> None:
     """Print a table of texts, or `empty` when it has no rows. Raises OutputClosed.
 
-    With `numbers` all columns but the first are aligned at their ends.
+    `whole` names the columns with ids, topics and names, which are never folded; by default it is
+    the first one. Where they leave no room for the others on a terminal, each row becomes a few
+    lines. A pipe gets a row on one line, whatever its length. With `numbers` all columns but the
+    first are aligned at their ends.
     """
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from aether_trio.cli.layout import Table
 
-    table = Table(show_header=header, box=None, pad_edge=False)
-    for place, name in enumerate(columns):
-        table.add_column(Text(name), justify="right" if numbers and place else "left", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(visible(cell)) for cell in row))
-    if not table.row_count:
+    table = Table(columns, [[visible(cell) for cell in row] for row in rows], whole, numbers=numbers)
+    if not table.rows:
         say(empty)
         return
-    console = Console(width=None if is_terminal() else _PIPE_WIDTH, highlight=False)
-    with console.capture() as captured:
-        console.print(table)
-    _write(captured.get(), err=False)
+    width = terminal_width()
+    _write("".join(f"{line}\n" for line in table.lines(width, bold=width is not None and _has_styles())), err=False)
+
+
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """Print names and texts, a line for each. Words are never folded."""
+    from aether_trio.cli.layout import fact_lines
+
+    shown = [(visible(name), visible(text)) for name, text in facts]
+    _write("".join(f"{line}\n" for line in fact_lines(shown, terminal_width())), err=False)
+
+
+def terminal_width() -> int | None:
+    """Return the columns of the terminal that is standard output, None for a pipe."""
+    if not is_terminal():
+        return None
+    with contextlib.suppress(KeyError, ValueError):
+        if (told := int(os.environ["COLUMNS"])) > 0:
+            return told
+    with contextlib.suppress(OSError, ValueError):
+        if (asked := os.get_terminal_size(sys.stdout.fileno()).columns) > 0:
+            return asked
+    return _DEFAULT_WIDTH
+
+
+def _has_styles() -> bool:
+    return not os.environ.get("NO_COLOR") and os.environ.get("TERM", "dumb") != "dumb"
 
 
 def progress_line(text: str) -> None:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from aether_trio.cli.authority_texts import level_text, parse_duration, plain, scope_text, when, who
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.grants import PAGE, person_options
+from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.client.operations import ResourceScope
 from aether_trio.client.operations.enums import AuthorityRequestEventType, AuthorityRequestStatus
-from aether_trio.client.operations.requests import AuthorityRequest, RequestEvent
+from aether_trio.client.operations.requests import AuthorityRequest, AuthorityRequests, RequestEvent
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity
 
@@ -84,6 +85,7 @@ def list_requests(
             for one in found
         ],
         f"no {status} request for {asker}",
+        whole=("request", "asks"),
     )
 
 
@@ -97,17 +99,30 @@ async def _list(
     found: list[AuthorityRequest] = []
     async with open_client(target, asker) as client:
         requests = client.authority_requests.within(None)
-        while True:
-            page = await requests.list_pending(
-                status=status,
-                workspace=workspace,
-                matching_capabilities=capabilities,
-                limit=PAGE,
-                offset=len(found),
-            )
-            found += page.requests
-            if len(page.requests) < PAGE:
-                return found
+        wanted = {"status": status, "workspace": workspace, "matching_capabilities": capabilities}
+        async for page in _pages(requests, **wanted):
+            found += page
+    return found
+
+
+async def _pages(requests: AuthorityRequests, **wanted: Any) -> AsyncIterator[Sequence[AuthorityRequest]]:
+    count = 0
+    while True:
+        page = await requests.list_pending(limit=PAGE, offset=count, **wanted)
+        yield page.requests
+        count += len(page.requests)
+        if len(page.requests) < PAGE:
+            return
+
+
+async def _request_id_of(requests: AuthorityRequests, given: str) -> str:
+    """Return the id of the pending request that begins with `given`."""
+
+    async def listed() -> AsyncIterator[Sequence[Listed]]:
+        async for page in _pages(requests, status=AuthorityRequestStatus.PENDING):
+            yield [(one.request_id, f"{who(one.requesting_actor)}: {one.reason}") for one in page]
+
+    return await full_id(given, "request", listed())
 
 
 @command.command()
@@ -188,7 +203,7 @@ def approve(
     if as_json:
         print_json(plain(decided), indent=2)
     else:
-        say(f"{request_id}  approved, grant {decided.granted_grant_id}")
+        say(f"{decided.request_id}  approved, grant {decided.granted_grant_id}")
 
 
 def _resources(given: tuple[str, ...]) -> tuple[ResourceScope, ...]:
@@ -203,8 +218,9 @@ async def _approve(
     target: GatewayTarget, asker: Identity, request_id: str, narrowing: _Narrowing, reason: str
 ) -> AuthorityRequest:
     async with open_client(target, asker) as client:
-        return await client.authority_requests.within(None).approve(
-            request_id,
+        requests = client.authority_requests.within(None)
+        return await requests.approve(
+            await _request_id_of(requests, request_id),
             workspace_scope=narrowing.workspaces,
             resource_scope=narrowing.resources,
             operation_scope=narrowing.operations,
@@ -220,10 +236,13 @@ async def _approve(
 @person_options
 def deny(target: GatewayTarget, asker: Identity, request_id: str, reason: str) -> None:
     """Deny a request. A task that waits for it fails."""
-    run_client(_deny, target, asker, request_id, reason)
-    say(f"{request_id}  denied")
+    denied = run_client(_deny, target, asker, request_id, reason)
+    say(f"{denied}  denied")
 
 
-async def _deny(target: GatewayTarget, asker: Identity, request_id: str, reason: str) -> None:
+async def _deny(target: GatewayTarget, asker: Identity, given: str, reason: str) -> str:
     async with open_client(target, asker) as client:
-        await client.authority_requests.within(None).deny(request_id, reason=reason)
+        requests = client.authority_requests.within(None)
+        request_id = await _request_id_of(requests, given)
+        await requests.deny(request_id, reason=reason)
+    return request_id

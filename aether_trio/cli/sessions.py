@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -9,8 +10,10 @@ import click
 
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
+from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.client import Client
 from aether_trio.model.identity import Identity, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -49,8 +52,8 @@ def command(
 ) -> None:
     """Show connected participants, without the command's own connection."""
     if session_id:
-        run_client(_disconnect, target, who, session_id, reason)
-        say(f"disconnected {session_id}")
+        ended = run_client(_disconnect, target, who, session_id, reason)
+        say(f"disconnected {ended}")
         return
     wanted = pb.ConnectionFilter(workspace=workspace)
     if kind:
@@ -63,6 +66,7 @@ def command(
         ("identity", "workspace", "type", "session", "since", "for", "address"),
         [_cells(row) for row in rows],
         "no participant is connected",
+        whole=("identity", "session"),
     )
 
 
@@ -74,18 +78,33 @@ def _cells(row: pb.ConnectionInfo) -> tuple[str, ...]:
 async def _list(target: GatewayTarget, identity: Identity, wanted: pb.ConnectionFilter) -> list[pb.ConnectionInfo]:
     rows: list[pb.ConnectionInfo] = []
     async with open_client(target, identity) as client:
-        while True:
-            wanted.limit, wanted.offset = _PAGE, len(rows)
-            operation = pb.SessionOperation(op=pb.SessionOperation.LIST, filter=wanted)
-            page = await client.request(pb.UpstreamMessage(session_op=operation), timeout=None)
-            rows += page.connections
-            if len(page.connections) < _PAGE:
-                return rows
+        async for page in _pages(client, wanted):
+            rows += page
+    return rows
 
 
-async def _disconnect(target: GatewayTarget, identity: Identity, session_id: str, reason: str) -> None:
+async def _pages(client: Client, wanted: pb.ConnectionFilter) -> AsyncIterator[Sequence[pb.ConnectionInfo]]:
+    count = 0
+    while True:
+        wanted.limit, wanted.offset = _PAGE, count
+        operation = pb.SessionOperation(op=pb.SessionOperation.LIST, filter=wanted)
+        page = await client.request(pb.UpstreamMessage(session_op=operation), timeout=None)
+        yield page.connections
+        count += len(page.connections)
+        if len(page.connections) < _PAGE:
+            return
+
+
+async def _disconnect(target: GatewayTarget, identity: Identity, given: str, reason: str) -> str:
     async with open_client(target, identity) as client:
+
+        async def listed() -> AsyncIterator[Sequence[Listed]]:
+            async for page in _pages(client, pb.ConnectionFilter()):
+                yield [(row.session_id, row.identity) for row in page if row.session_id]
+
+        session_id = await full_id(given, "session", listed())
         await client.sessions.within(None).disconnect(session_id, reason=reason)
+    return session_id
 
 
 def _seconds(unix: int) -> float:

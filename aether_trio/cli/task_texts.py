@@ -8,7 +8,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from aether_trio.cli.output import is_terminal, print_json, print_table
+from aether_trio.cli.output import is_terminal, print_facts, print_json, print_table
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.requests import RequestEvent
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
@@ -55,7 +55,7 @@ def _plain(value: Any) -> Any:
 def print_list(tasks: Sequence[Task], empty: str) -> None:
     """Print a table of tasks, one line for each."""
     columns = ("task", "type", "status", "attempt", "priority", "worker", "created", "error")
-    print_table(columns, [_cells(task) for task in tasks], empty)
+    print_table(columns, [_cells(task) for task in tasks], empty, whole=("task", "type", "worker"))
 
 
 def _cells(task: Task) -> tuple[str, ...]:
@@ -84,7 +84,7 @@ def print_one(task: Task, *, as_object: bool) -> None:
             rows.append((name, attempt_text(task)))
         elif name != "max_attempts" and value not in ("", None, (), {}, 0):
             rows.append((name.replace("_", " "), _text(value)))
-    print_table(("what", "value"), rows, "", header=False)
+    print_facts(rows)
 
 
 def _whose(task: Task) -> str:

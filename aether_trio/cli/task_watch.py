@@ -13,6 +13,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, open_client
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, say
+from aether_trio.cli.task_client import task_id_of
 from aether_trio.cli.task_refusals import explained_refusals
 from aether_trio.cli.task_texts import event_as_json, event_line, state_line
 from aether_trio.client import AetherError, Feed
@@ -66,6 +67,8 @@ class TaskWatch:
                 await trio.sleep(AGAIN_S)
 
     async def _follow(self, tasks: Tasks, events: Feed[pb.TaskEvent]) -> dict[str, TaskStatus]:
+        whole = [await task_id_of(tasks, given) for given in self._task_ids]
+        self._task_ids = tuple(dict.fromkeys(whole))
         for task_id in self._task_ids:
             await self._subscribe(tasks, task_id)
         # Otherwise the output begins with the state of the tasks, and what led to it is not shown.

@@ -14,7 +14,7 @@ from aether_trio.cli.connect import is_refusal, refusal_text
 from aether_trio.cli.identities import access_options, asking_options, parse_identity
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
-from aether_trio.cli.task_client import open_tasks
+from aether_trio.cli.task_client import open_tasks, task_id_of
 from aether_trio.cli.task_refusals import refused
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.task_watch import TaskWatch
@@ -122,11 +122,13 @@ def _statuses(names: Iterable[str]) -> list[TaskStatus]:
 async def _list(target: GatewayTarget, who: Identity, wanted: dict[str, Any], limit: int) -> tuple[list[Task], bool]:
     """Return at most `limit` tasks, and whether there are more."""
     found: list[Task] = []
-    async with open_tasks(target, who) as tasks, aclosing(pages_of(tasks, min(_PAGE, limit + 1), **wanted)) as pages:
-        async for page in pages:
-            found += page
-            if len(found) > limit:
-                break
+    async with open_tasks(target, who) as tasks:
+        wanted["parent_task_id"] = await task_id_of(tasks, wanted["parent_task_id"])
+        async with aclosing(pages_of(tasks, min(_PAGE, limit + 1), **wanted)) as pages:
+            async for page in pages:
+                found += page
+                if len(found) > limit:
+                    break
     return found[:limit], len(found) > limit
 
 
@@ -152,7 +154,7 @@ def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) ->
 
 async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     async with open_tasks(target, who) as tasks:
-        return await tasks.get(task_id)
+        return await tasks.get(await task_id_of(tasks, task_id))
 
 
 @command.command()
@@ -246,7 +248,8 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
 async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
     """Move tasks to another state, and print each. Raises CliError if one is refused."""
     async with open_tasks(target, who) as tasks:
-        for task_id in task_ids:
+        for given in task_ids:
+            task_id = await task_id_of(tasks, given)
             try:
                 await move(tasks, task_id)
             except AetherError as error:

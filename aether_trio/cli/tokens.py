@@ -14,6 +14,7 @@ import trio
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
+from aether_trio.cli.ids import chosen, is_whole
 from aether_trio.cli.options import GatewayTarget, load, settings_options
 from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
 from aether_trio.client.operations.records import read
@@ -188,21 +189,7 @@ def create(
 @_source_options
 def list_tokens(source: _Source, revoked: bool, as_json: bool) -> None:
     """Show the tokens, newest first, without their secrets."""
-
-    async def online(tokens: Any) -> list[Token]:
-        return await _all_pages(lambda offset: tokens.list(include_revoked=revoked, limit=_PAGE, offset=offset))
-
-    async def offline(access: Any, keys: Any) -> list[Token]:
-        from aether_trio.cli.offline_tokens import list_offline
-        from aether_trio.services.tokens.service import token_info
-
-        async def page(offset: int) -> TokenPage:
-            found, total = await list_offline(access, revoked=revoked, limit=_PAGE, offset=offset)
-            return TokenPage(tuple(read(Token, token_info(one)) for one in found), total)
-
-        return await _all_pages(page)
-
-    found = source.run(online, offline)
+    found = _tokens(source, revoked)
     if as_json:
         print_json([_as_json(one) for one in found], indent=2)
         return
@@ -221,7 +208,35 @@ def list_tokens(source: _Source, revoked: bool, as_json: bool) -> None:
             for one in found
         ],
         "there is no token; make one with `aether tokens create`",
+        whole=("id", "name"),
     )
+
+
+def _tokens(source: _Source, revoked: bool) -> list[Token]:
+    async def online(tokens: Any) -> list[Token]:
+        return await _all_pages(lambda offset: tokens.list(include_revoked=revoked, limit=_PAGE, offset=offset))
+
+    async def offline(access: Any, keys: Any) -> list[Token]:
+        from aether_trio.cli.offline_tokens import list_offline
+        from aether_trio.services.tokens.service import token_info
+
+        async def page(offset: int) -> TokenPage:
+            found, total = await list_offline(access, revoked=revoked, limit=_PAGE, offset=offset)
+            return TokenPage(tuple(read(Token, token_info(one)) for one in found), total)
+
+        return await _all_pages(page)
+
+    return source.run(online, offline)
+
+
+def _token_id_of(source: _Source, given: str) -> str:
+    """Return the id of the token whose id begins with `given`. Raises CliError."""
+    if is_whole(given):
+        return given
+    listed = {one.id: f"{one.principal_type} {one.name}" for one in _tokens(source, revoked=True)}
+    if given in listed:
+        return given
+    return chosen(given, "token", {name: about for name, about in listed.items() if name.startswith(given)})
 
 
 def _is_for_all(token: Token) -> bool:
@@ -243,6 +258,7 @@ async def _all_pages(page: Callable[[int], Awaitable[TokenPage]]) -> list[Token]
 @_source_options
 def show(source: _Source, token_id: str) -> None:
     """Show one token as a JSON object, without its secret."""
+    token_id = _token_id_of(source, token_id)
 
     async def offline(access: Any, keys: Any) -> Token:
         from aether_trio.cli.offline_tokens import find_offline
@@ -261,6 +277,7 @@ def show(source: _Source, token_id: str) -> None:
 @_source_options
 def revoke(source: _Source, token_id: str) -> None:
     """Revoke a token and end its sessions. Its record is kept."""
+    token_id = _token_id_of(source, token_id)
     message = _end(source, token_id, delete=False)
     say(f"{token_id} is revoked")
     warn_unconfirmed(message)
@@ -271,6 +288,7 @@ def revoke(source: _Source, token_id: str) -> None:
 @_source_options
 def delete(source: _Source, token_id: str) -> None:
     """Delete a token and end its sessions. Only the audit log keeps a record of it."""
+    token_id = _token_id_of(source, token_id)
     message = _end(source, token_id, delete=True)
     say(f"{token_id} is deleted")
     warn_unconfirmed(message)

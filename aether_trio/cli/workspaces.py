@@ -13,7 +13,7 @@ from google.protobuf.json_format import MessageToDict
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
-from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.output import print_facts, print_json, print_table, run_client, say
 from aether_trio.cli.workspace_calls import QUOTA_PREFIX, Op, ask, list_all
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -89,6 +89,7 @@ def list_workspaces(target: GatewayTarget, who: Identity, tenant: str, as_json: 
         ("workspace", "name", "tenant", "agents", "tasks", "users", "messages"),
         [(row.workspace_id, row.display_name, row.tenant_id, *_counters(row)) for row in rows],
         "there are no workspaces",
+        whole=("workspace", "tenant"),
     )
 
 
@@ -114,7 +115,7 @@ def show(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) ->
         ("messages", f"{messages} by the node that answers, since it started"),
         *sorted(info.metadata.items()),
     ]
-    print_table(("", ""), [(name, value) for name, value in facts if value], "", header=False)
+    print_facts([(name, value) for name, value in facts if value])
 
 
 @command.command()
@@ -134,6 +135,7 @@ def flow(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) ->
         ("from", "to", "messages"),
         [(getattr(edge, "from"), edge.to, str(edge.count)) for edge in found.edges],
         "no message has been sent",
+        whole=("from", "to"),
     )
 
 

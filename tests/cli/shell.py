@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
+import struct
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,6 +56,24 @@ def fails(code: int, text: str, *arguments: str, cwd: Path | None = None, **env:
     assert done.returncode == code, done
     assert text in done.stderr, done
     assert "Traceback" not in done.stderr
+
+
+def on_terminal(env: Mapping[str, str], columns: int, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes]:
+    """Run a program whose three streams are a terminal; return its exit code and output."""
+    ours, theirs = os.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    plain = {name: value for name, value in env.items() if name != "COLUMNS"}
+    try:
+        process = subprocess.Popen(arguments, env=plain, stdin=theirs, stdout=theirs, stderr=theirs)
+        os.close(theirs)
+        os.write(ours, stdin)
+        shown = bytearray()
+        with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+            while more := os.read(ours, 65536):
+                shown += more
+        return process.wait(LIMIT_S), bytes(shown).replace(b"\r\n", b"\n")
+    finally:
+        os.close(ours)
 
 
 def leaves() -> Iterator[str]:
@@ -121,6 +143,12 @@ class Shell:
         assert done.returncode == code, done
         assert text in done.stderr.decode(), done
         assert b"Traceback" not in done.stderr
+
+    def on_terminal(self, columns: int, *arguments: str) -> list[str]:
+        """Run a command on a terminal of this width; return the lines that it shows."""
+        code, shown = on_terminal(self.env, columns, *AETHER, *arguments)
+        assert code == 0, shown
+        return shown.decode().splitlines()
 
     def start(self, *arguments: str, program: tuple[str, ...] = AETHER, **options: Any) -> subprocess.Popen[bytes]:
         pipe = subprocess.PIPE

@@ -20,6 +20,7 @@ from aether_trio.cli.output import (
     announce,
     leave_closed_output,
     print_bytes,
+    print_facts,
     print_json,
     print_table,
     progress_line,
@@ -165,7 +166,7 @@ def test_values_and_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> Non
     with os.fdopen(terminal, "w", encoding="utf-8") as writer:
         monkeypatch.setattr(sys, "stdout", writer)
         print_bytes(b"\x1b\xff\n")
-        print_table(("key", "value"), [("a", "1.5 'x' /tmp http://localhost")], "", header=False)
+        print_facts([("a", "1.5 'x' /tmp http://localhost")])
         monkeypatch.undo()
     told = b""
     with contextlib.suppress(OSError):  # how Linux says that it was closed

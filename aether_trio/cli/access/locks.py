@@ -8,6 +8,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.access.arguments import END, until
 from aether_trio.cli.access.asking import AccessSource, Ask, say_done, source_options
 from aether_trio.cli.access.state import list_all
+from aether_trio.cli.ids import chosen
 from aether_trio.cli.output import print_json, print_table, say
 from aether_trio.model.access.spellings import SpellingError, moment_text, parse_principal
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -59,6 +60,9 @@ def unlock(source: AccessSource, which: str) -> None:
         ids = [one.rule_id for one in found if which in {one.rule_id, one.principal_id}]
         ids = ids or [one.rule_id for one in found if one.principal_id == _pattern(which)]
         if not ids:
+            beginning = {one.rule_id: one.principal_id for one in found if one.rule_id.startswith(which)}
+            ids = [chosen(which, "lock", beginning)] if beginning else []
+        if not ids:
             raise exits.CliError(f"there is no lock {which}; `aether access locks` shows them")
         return [(await ask(Op(op=Op.REVOKE, rule_id=one))).message for one in ids]
 
@@ -100,4 +104,5 @@ def locks(source: AccessSource, as_json: bool) -> None:
             for one in found
         ],
         "nothing is locked",
+        whole=("pattern", "lock"),
     )

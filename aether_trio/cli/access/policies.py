@@ -212,6 +212,7 @@ def _show_replayed(found: Replayed, since: int) -> None:
             for kind, one in found.changed().items()
         ],
         "all would be decided as they were",
+        whole=("principal", "resource"),
     )
     if found.denied or found.allowed:
         say(f"{found.denied} would be denied, {found.allowed} would be allowed")

@@ -124,6 +124,7 @@ def explain(
                 for one in found.contributions
             ],
             "",
+            whole=("subject", "resource", "rule"),
         )
 
 
@@ -236,6 +237,7 @@ def lint(source: AccessSource, everything: bool, as_json: bool) -> None:
             ("finding", "subject", "resource", "what", "rule"),
             [(one.code.value, one.subject, one.resource, one.message, one.rule_id) for one in found],
             "no rule is suspicious",
+            whole=("subject", "resource", "rule"),
         )
     if found:
         raise SystemExit(exits.FAILED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import click
@@ -16,8 +17,9 @@ from aether_trio.cli.access.arguments import (
     level_name,
     until,
 )
-from aether_trio.cli.access.asking import AccessSource, say_done, source_options
+from aether_trio.cli.access.asking import AccessSource, Ask, say_done, source_options
 from aether_trio.cli.access.state import list_all
+from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.output import print_json, print_table, say
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.spellings import SpellingError, parse_principal, parse_resource
@@ -84,8 +86,9 @@ def revoke(source: AccessSource, rule: tuple[str, ...]) -> None:
     It decides nothing on any node when the command ends.
     """
     if len(rule) == 1:
-        op = Op(op=Op.REVOKE, rule_id=rule[0])
-    elif len(rule) == 2:
+        say_done(source.run(lambda ask: _revoke(ask, rule[0])).message)
+        return
+    if len(rule) == 2:
         try:
             principal, resource = parse_principal(rule[0]), parse_resource(rule[1])
         except SpellingError as error:
@@ -95,6 +98,20 @@ def revoke(source: AccessSource, rule: tuple[str, ...]) -> None:
         raise click.UsageError("Give the id of a rule, or its principal and resource.")
     answer = source.ask(op)
     say_done(answer.message)
+
+
+async def _revoke(ask: Ask, given: str) -> pb.ACLResponse:
+    """Revoke the rule whose id begins with `given`."""
+
+    async def listed() -> AsyncIterator[Sequence[Listed]]:
+        yield [(one.rule_id, _about(one)) for one in await list_all(ask, pb.ACLRuleFilter())]
+
+    return await ask(Op(op=Op.REVOKE, rule_id=await full_id(given, "rule", listed())))
+
+
+def _about(one: pb.ACLRuleInfo) -> str:
+    who, what = principal_of(one.principal_type, one.principal_id), resource_of(one.resource_type, one.resource_id)
+    return f"{who} {level_name(one.access_level)} on {what}"
 
 
 @click.command("list")
@@ -126,6 +143,7 @@ def list_rules(
             for one in found
         ],
         "no rule fits",
+        whole=("principal", "resource", "rule"),
     )
 
 

@@ -126,12 +126,16 @@ class Tasks(TaskFeeds):
         root_task_id: str = "",
         context_id: str = "",
         correlation_id: str = "",
+        id_prefix: str = "",
         status_changed_after: datetime | None = None,
         limit: int = 0,
         offset: int = 0,
         page_token: str = "",
     ) -> TaskPage:
-        """List tasks that fit every filter, on pages of 100 by default, of 1,000 at most."""
+        """List tasks that fit every filter, on pages of 100 by default, of 1,000 at most.
+
+        `id_prefix` is what their ids begin with.
+        """
         about = None if subject is None else Principal.of(subject)
         wanted = pb.TaskFilter(
             statuses=[_status(one) for one in statuses],
@@ -158,7 +162,8 @@ class Tasks(TaskFeeds):
             offset=offset,
             page_token=page_token,
         )
-        answer: pb.TaskQueryResponse = await self._ask("task_query", pb.TaskQuery(op=pb.TaskQuery.LIST, filter=wanted))
+        query = pb.TaskQuery(op=pb.TaskQuery.LIST, task_id=id_prefix, filter=wanted)
+        answer: pb.TaskQueryResponse = await self._ask("task_query", query)
         return TaskPage(tuple(read(Task, one) for one in answer.tasks), answer.next_page_token)
 
     async def claim(self, task_id: str) -> Task:

@@ -6,6 +6,8 @@ changes between two pages moves to the front, so it is never listed twice.
 A participant in no workspace (a service, an orchestrator, a user's window) that names none is
 listed the tasks of all workspaces that it may read, and those that it has created or works on. Each
 workspace is read in that order and no further than the page needs.
+
+A LIST with a `task_id` is of the tasks whose ids begin with it.
 """
 
 from __future__ import annotations
@@ -47,6 +49,8 @@ MAX_WORKSPACES: Final = 1_000
 """Workspaces with tasks that one list may be of; with more a filter has to name one."""
 SLICE: Final = 64
 """Workspaces that are decided on in one step."""
+BEHIND: Final = "\U0010ffff"
+"""Sorts a prefix with it behind all ids that begin with the prefix."""
 ROW_BYTES: Final = 600
 """Size of a row without the texts of its client."""
 
@@ -148,7 +152,7 @@ class TaskReader:
             if asked.op == pb.TaskQuery.GET:
                 await self._get(session, asked.task_id, response)
             elif asked.op == pb.TaskQuery.LIST:
-                await self._list(session, asked.filter, response)
+                await self._list(session, asked.filter, asked.task_id, response)
             else:
                 response.error = f"unknown task query {asked.op}"
         except StorageUnavailable as error:
@@ -167,7 +171,7 @@ class TaskReader:
         response.success = True
         show(response.task, task, numbered=session.numbered)
 
-    async def _list(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
+    async def _list(self, session: Session, wanted: pb.TaskFilter, prefix: str, response: pb.TaskQueryResponse) -> None:
         """Add a page of a workspace's tasks: all for a reader of it, else the caller's."""
         workspace = wanted.workspace or session.workspace
         if not workspace and wanted.parent_task_id:
@@ -177,14 +181,14 @@ class TaskReader:
                 response.success = True
                 return
         if not workspace:
-            await self._list_everywhere(session, wanted, response)
+            await self._list_everywhere(session, wanted, prefix, response)
             return
         caller = Caller.of(session)
         if await may(self._authorizer, caller, workspace, "task_query", AccessLevel.READ):
             part = Part.ANY
         else:
             part = Part.OWN if caller.can_reach(workspace) else Part.GIVEN
-        where, args = condition(wanted, workspace, session.identity.text, part)
+        where, args = condition(wanted, workspace, session.identity.text, part, prefix)
         if wanted.parent_task_id and wanted.include_descendants:
             below = await self._database.read(
                 lambda: descendants(storable(wanted.parent_task_id), workspace, MAX_DESCENDANTS + 1)
@@ -195,7 +199,9 @@ class TaskReader:
         page = await self._database.read(lambda: list_page(where, args, limit_of(wanted)))
         self._show(session, page, response)
 
-    async def _list_everywhere(self, session: Session, wanted: pb.TaskFilter, response: pb.TaskQueryResponse) -> None:
+    async def _list_everywhere(
+        self, session: Session, wanted: pb.TaskFilter, prefix: str, response: pb.TaskQueryResponse
+    ) -> None:
         """Add a page of the tasks of all workspaces that the caller may read, and its own."""
         _add_filter(_Where(), wanted)  # a bad token is an error before anything is read
         caller = Caller.of(session)
@@ -214,7 +220,7 @@ class TaskReader:
                 readable.append(workspace)
             elif caller.can_reach(workspace):
                 others.append(workspace)
-        page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text))
+        page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text, prefix))
         self._show(session, page, response)
 
     def _show(self, session: Session, page: QueryPage, response: pb.TaskQueryResponse) -> None:
@@ -257,18 +263,22 @@ class Part(enum.Enum):
 
 
 def condition(
-    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY
+    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY, prefix: str = ""
 ) -> tuple[str, Sequence[Value]]:
-    """Make the WHERE clause of a task filter, with order and limit. Raises TokenError."""
-    where = _in_workspace(wanted, workspace, party, of)
-    _add_filter(where, wanted)
+    """Make the WHERE clause of a task filter, with order and limit. Raises TokenError.
+
+    `prefix` is what the tasks' ids begin with.
+    """
+    where = _in_workspace(wanted, workspace, party, of, prefix)
+    _add_filter(where, wanted, prefix)
     return _ordered(where, wanted), where.args
 
 
-def _in_workspace(wanted: pb.TaskFilter, workspace: str, party: str, of: Part) -> _Where:
+def _in_workspace(wanted: pb.TaskFilter, workspace: str, party: str, of: Part, prefix: str = "") -> _Where:
     where = _Where()
     # As an expression, the workspace is not chosen where another index finds fewer rows.
-    where.add("workspace || '' = {0}" if wanted.context_id or wanted.correlation_id else "workspace = {0}", workspace)
+    found_otherwise = wanted.context_id or wanted.correlation_id or prefix
+    where.add("workspace || '' = {0}" if found_otherwise else "workspace = {0}", workspace)
     if of is Part.OWN:
         where.add("(creator = {0} OR assigned_to = {0})", party)
     elif of is Part.GIVEN:
@@ -276,7 +286,9 @@ def _in_workspace(wanted: pb.TaskFilter, workspace: str, party: str, of: Part) -
     return where
 
 
-def _add_filter(where: _Where, wanted: pb.TaskFilter) -> None:
+def _add_filter(where: _Where, wanted: pb.TaskFilter, prefix: str = "") -> None:
+    if prefix:
+        where.add("task_id >= {0} AND task_id < {1}", prefix, prefix + BEHIND)
     statuses = _statuses(wanted.statuses or ([wanted.status] if wanted.status else []))
     if wanted.statuses or wanted.status:
         where.among("status", statuses)
@@ -342,14 +354,16 @@ def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPag
     return QueryPage(tasks, encode_token(tasks[-1]) if tasks and more else "")
 
 
-def everywhere(wanted: pb.TaskFilter, readable: Sequence[str], others: Sequence[str], party: str) -> Program[QueryPage]:
+def everywhere(
+    wanted: pb.TaskFilter, readable: Sequence[str], others: Sequence[str], party: str, prefix: str = ""
+) -> Program[QueryPage]:
     """Read a page of the tasks of readable workspaces, and of those of `party`.
 
     Tasks that it has created are listed of `others`, too, and tasks that it works on of any
     workspace. Raises TokenError.
     """
     limit = limit_of(wanted)
-    places = [_in_workspace(wanted, workspace, party, Part.ANY) for workspace in readable]
+    places = [_in_workspace(wanted, workspace, party, Part.ANY, prefix) for workspace in readable]
     created, given = _Where(), _Where()
     created.add("creator = {0}", party)
     created.among("workspace", others)
@@ -357,7 +371,7 @@ def everywhere(wanted: pb.TaskFilter, readable: Sequence[str], others: Sequence[
     keys: set[tuple[int, str]] = set()
     oldest: tuple[int, str] | None = None
     for where in (*places, created, given):
-        _add_filter(where, wanted)
+        _add_filter(where, wanted, prefix)
         if oldest is not None:
             where.add("(updated_ms, task_id) > ({0}, {1})", *oldest)
         found: list[Row] = yield Fetch(_KEYS.format(_ordered(where, wanted)), where.args)
