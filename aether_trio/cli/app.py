@@ -26,6 +26,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "agents": ("agents", "Show, register and start agents that can be started."),
     "orchestrate": ("orchestrate", "Start agents when they are needed."),
     "sessions": ("sessions", "Show connected participants; disconnect one."),
+    "topics": ("topics", "Show topics, their consumers and their lag; purge one."),
     "workspaces": ("workspaces", "Show, create, change and delete workspaces."),
     "quotas": ("quotas", "Show and set the limits of single workspaces."),
     "grants": ("grants", "Show who acts for whom, and revoke it."),

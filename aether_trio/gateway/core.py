@@ -67,6 +67,7 @@ from aether_trio.services.tasks import ClusterNodes, Engine, SingleNode, TaskNod
 from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
+from aether_trio.services.topics import TopicService
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -293,6 +294,7 @@ async def open_core(
         workspaces = WorkspaceService(
             tasks_database, authorizer, changes, directory, quotas, router, clock, strict=strict
         )
+        topics = TopicService(databases.log, authorizer, clock, audit.put, workspaces.handle, strict=strict)
         audit_service = AuditService(
             tasks_database,
             clock,
@@ -309,7 +311,7 @@ async def open_core(
             "switch_workspace": WorkspaceSwitch(authorizer, moves.moved, strict=strict).handle,
             "access_check": checks.check,
             "batch_access_check": checks.check_all,
-            "workspace_op": workspaces.handle,
+            "workspace_op": topics.handle,
             "acl_op": AccessService(tasks_database, authorizer, changes, audit_service, ids, clock).handle,
             "session_op": audit.disconnects(session_service.operate),
             "token_op": token_service.handle,

@@ -88,8 +88,23 @@ def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tup
 def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
     """Delete one step of a topic's expired messages; return how many went."""
     upto, bytes_so_far = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
-    if not upto:
+    return (yield from _delete_upto(topic_id, upto, bytes_so_far)) if upto else 0
+
+
+def purge(topic_id: int, upto: int) -> Program[int]:
+    """Delete one step of a topic's messages up to an offset; return how many went."""
+    rows: list[Row] = yield Fetch(
+        "SELECT message_key, topic_bytes FROM messages WHERE message_key > $1 AND message_key <= $2 "
+        "ORDER BY message_key LIMIT $3",
+        (key_of(topic_id, 0), key_of(topic_id, upto), ROWS_PER_STEP),
+    )
+    if not rows:
         return 0
+    key, bytes_so_far = rows[-1]
+    return (yield from _delete_upto(topic_id, offset_of(key), bytes_so_far))
+
+
+def _delete_upto(topic_id: int, upto: int, bytes_so_far: int) -> Program[int]:
     yield Execute(
         "UPDATE topics SET floor_offset = $2, floor_bytes = $3 WHERE id = $1 AND floor_offset < $2",
         (topic_id, upto, bytes_so_far),

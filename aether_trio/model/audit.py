@@ -117,6 +117,7 @@ OPERATIONS: Final[Mapping[EventType, frozenset[str]]] = {
             "admin_state_query",
             "admin_session_disconnect",
             "admin_config_change",
+            "admin_topic_purge",
             "audit_started",
             "audit_stopped",
             "audit_retention",

@@ -59,7 +59,7 @@ def fails(code: int, text: str, *arguments: str, cwd: Path | None = None, **env:
 
 
 def on_terminal(env: Mapping[str, str], columns: int, *arguments: str, stdin: bytes = b"") -> tuple[int, bytes]:
-    """Run a program whose three streams are a terminal; return its exit code and output."""
+    """Run a program on a terminal; return its exit code and output."""
     ours, theirs = os.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     plain = {name: value for name, value in env.items() if name != "COLUMNS"}

@@ -1,4 +1,4 @@
-"""Test the beginnings of ids in all commands that take one, and tables on terminals."""
+"""Test the beginnings of ids in commands, and tables on terminals."""
 
 from __future__ import annotations
 

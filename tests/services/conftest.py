@@ -14,7 +14,7 @@ from tests.helpers.core_fixtures import core, world
 from tests.helpers.engines import Engine
 
 __all__ = ["core", "world"]
-VIRTUAL = ("test_credentials_jwks", "test_last_seen", "test_progress", "test_sessions")
+VIRTUAL = ("test_credentials_jwks", "test_last_seen", "test_progress", "test_sessions", "test_topics")
 VIRTUAL_AGENTS = (
     "agents_that_end", "orchestrators", "random", "registry", "resource_owners", "started_by_messages",
     "started_by_tasks",

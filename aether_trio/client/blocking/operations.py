@@ -40,6 +40,7 @@ from aether_trio.client.operations.sessions import Sessions
 from aether_trio.client.operations.task_values import Assignment, Task
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.tokens import Tokens
+from aether_trio.client.operations.topics import Topics
 from aether_trio.client.operations.tunnels import Tunnel, Tunnels
 from aether_trio.client.operations.workflow import Workflow
 from aether_trio.client.operations.workspaces import Workspaces
@@ -308,6 +309,14 @@ class SyncTokens(SyncNamespace[Tokens]):
     revoke = blocking(Tokens.revoke)
 
 
+class SyncTopics(SyncNamespace[Topics]):
+    """Says what topics hold and how far they are read; purges them."""
+
+    list = blocking(Topics.list)
+    purge = blocking(Topics.purge)
+    show = blocking(Topics.show)
+
+
 class SyncTunnels(SyncNamespace[Tunnels]):
     """Opens tunnels to services, and accepts tunnels to this service."""
 
@@ -457,6 +466,7 @@ class ClientCalls(Blocking[C], Generic[C]):
     sessions = BlockingAttribute(SyncSessions)
     tasks = BlockingAttribute(SyncTasks)
     tokens = BlockingAttribute(SyncTokens)
+    topics = BlockingAttribute(SyncTopics)
     tunnels = BlockingAttribute(SyncTunnels)
     workflow = BlockingAttribute(SyncWorkflow)
     workspaces = BlockingAttribute(SyncWorkspaces)

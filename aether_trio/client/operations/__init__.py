@@ -55,6 +55,7 @@ from aether_trio.client.operations.task_events import ChildChanged, StatusChange
 from aether_trio.client.operations.task_values import CompletionEvent, Hibernation, RetryPolicy, WaitSpec
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.tokens import Tokens
+from aether_trio.client.operations.topics import Topics
 from aether_trio.client.operations.tunnels import Tunnel, TunnelClosed, Tunnels
 from aether_trio.client.operations.workflow import ScheduleScope, Workflow
 from aether_trio.client.operations.workspaces import Workspace, Workspaces
@@ -109,6 +110,7 @@ class Operations:
     sessions = NamespaceAttribute(Sessions)
     tasks = NamespaceAttribute(Tasks)
     tokens = NamespaceAttribute(Tokens)
+    topics = NamespaceAttribute(Topics)
     tunnels = NamespaceAttribute(Tunnels)
     workflow = NamespaceAttribute(Workflow)
     workspaces = NamespaceAttribute(Workspaces)

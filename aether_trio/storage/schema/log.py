@@ -38,7 +38,7 @@ MIGRATIONS: Final = (
     (
         """CREATE TABLE topics (
             id {row_id},
-            name TEXT NOT NULL UNIQUE,
+            name TEXT {byte_order} NOT NULL UNIQUE,
             floor_offset {bigint} NOT NULL DEFAULT 0,
             floor_bytes {bigint} NOT NULL DEFAULT 0,
             base_offset {bigint} NOT NULL DEFAULT 0,

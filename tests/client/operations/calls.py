@@ -12,6 +12,9 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeAlias
 
+import pytest
+
+from aether_trio.client.errors import NotImplementedByGateway
 from aether_trio.client.operations import NAMESPACES
 from aether_trio.client.operations.access_checks import AccessRequest, Continuation
 from aether_trio.client.operations.agents import Registration
@@ -55,6 +58,12 @@ def entered(make: Callable[[Any], Any]) -> Call:
 
 async def _items(namespace: Any) -> list[tuple[str, bytes]]:
     return [entry async for entry in namespace.items("k", page_size=2)]
+
+
+async def _not_understood(call: Awaitable[Any]) -> None:
+    """Await a call to a gateway that does not know it."""
+    with pytest.raises(NotImplementedByGateway):
+        await call
 
 
 CALLS: dict[str, Call] = {
@@ -214,6 +223,9 @@ CALLS: dict[str, Call] = {
     "workflow.send_event": lambda n: n.send_event("i", "go"),
     "workflow.update_rule": lambda n: n.update_rule("r", b"{}"),
     "workflow.upsert_schedule": lambda n: n.upsert_schedule("s", b"{}", workspace="prod"),
+    "topics.list": lambda n: _not_understood(n.list("prod")),
+    "topics.purge": lambda n: _not_understood(n.purge("ag::prod::echo::1", through=7)),
+    "topics.show": lambda n: _not_understood(n.show("ag::prod::echo::1")),
     "workspaces.create": lambda n: n.create(Workspace(workspace_id="prod")),
     "workspaces.delete": lambda n: n.delete("prod"),
     "workspaces.get": lambda n: n.get("prod"),
