@@ -6,7 +6,8 @@ a whole, before any handler runs. The three rules of docs/wire.md:
 * a name (ids, keys, topics, words of the protocol) has at most `Limits.name_bytes`;
 * a text for people or programs (`TEXTS`) has at most `Limits.text_bytes`;
 * a request has at most `Limits.request_bytes` without its content. Content is what is of type
-  `bytes` and what is in `CHECKED_BY_OPERATION`, which the operation checks.
+  `bytes`, what is in `CHECKED_BY_OPERATION`, which the operation checks, and the result in a
+  COMPLETE of a task.
 
 Most requests are shorter than a name may be, so one comparison lets them pass.
 """
@@ -18,6 +19,8 @@ from typing import Any, Final
 from google.protobuf.descriptor import FieldDescriptor
 
 from aether_trio.model.limits import Limits
+from aether_trio.model.tasks.result import RESULT_KEYS
+from aether_trio.wire.pb import aether_pb2 as pb
 
 CHECKED_BY_OPERATION: Final = frozenset(
     {
@@ -57,6 +60,9 @@ def excess_of(payload: Any) -> str | None:
     content, excess = _measure(payload, "")
     if excess is not None:
         return excess
+    if isinstance(payload, pb.TaskOperation) and payload.op == pb.TaskOperation.COMPLETE:
+        match = payload.wait_spec.input_match
+        content += sum(len(match[name].encode()) for name in RESULT_KEYS if name in match)
     rest = size - content
     if rest > Limits.request_bytes:
         return f"the request has {rest} bytes without its content; at most {Limits.request_bytes} are allowed"

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from aether_trio.model.tasks.result import NO_RESULT
 from aether_trio.model.tasks.retry import RetrySchedule
 from aether_trio.model.tasks.status import HELD, WAITING, StoredStatus, is_final
 from aether_trio.model.tasks.wait import Wait
@@ -108,6 +109,7 @@ class TaskRow:
     excused_ms: int = 0  # until when no heartbeat is expected, as the gateway was away
     begun: int = 0  # 1: its worker never claims, has gone, and is presumed to have begun this task
     grants: int = 0  # 1: authority grants end with it
+    result_bytes: int = NO_RESULT  # size of the result that a report or COMPLETE gave, or NO_RESULT
     launched: int = 0  # of a start: the epoch whose token its agent has shown, 0 for none
 
     queue: str = ""  # where it waits for an assignment, "" if it does not wait

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
+from aether_trio.model.tasks.result import NO_RESULT
 from aether_trio.model.tasks.status import HELD, LIVE, PAUSED, TERMINAL, WAITING, StoredStatus
 from aether_trio.model.tasks.task import Mode, TaskRow
 from aether_trio.model.tasks.wait import ESCALATIONS, Wait
@@ -75,6 +76,7 @@ class Facts(NamedTuple):
     present: bool = True  # whether the task's worker is connected and knows of the task
     lost: bool = False  # given back because of its worker, not of its gateway
     delay_ms: int = 0
+    result_bytes: int = NO_RESULT  # size of the result that a COMPLETE carries
     uniform: Callable[[], float] = lambda: 0.5
 
 
@@ -202,6 +204,7 @@ def _assigned(task: TaskRow, facts: Facts) -> Changes:
         "attached": 0,
         "heartbeat_ms": 0,
         "begun": 0,
+        "result_bytes": NO_RESULT,
     }
 
 
@@ -230,7 +233,10 @@ def _claim(task: TaskRow, facts: Facts) -> Changes | RefusedMove:
 
 
 def _complete(task: TaskRow, facts: Facts) -> Changes:
-    return {"status": S.COMPLETED, "completed_ms": facts.now_ms, "disconnected_ms": 0, "ended_by": facts.caller}
+    changes = {"status": S.COMPLETED, "completed_ms": facts.now_ms, "disconnected_ms": 0, "ended_by": facts.caller}
+    if facts.result_bytes != NO_RESULT:
+        changes["result_bytes"] = facts.result_bytes
+    return changes
 
 
 def _fail(task: TaskRow, facts: Facts) -> Changes:
@@ -402,6 +408,7 @@ def _attach(task: TaskRow, facts: Facts) -> Changes:
     changes: Changes = {"attached": 1, "disconnected_ms": 0, "updated_ms": facts.now_ms}
     if task.assigned_to != facts.caller:
         changes |= {"assigned_to": facts.caller, "assigned_ms": facts.now_ms, "epoch": task.epoch + 1}
+        changes["result_bytes"] = NO_RESULT
     if task.status in LIVE:
         changes |= _running(task, facts)
     return changes

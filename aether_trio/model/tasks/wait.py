@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 
 from aether_trio.model.identity import Identity, IdentityError, Kind
+from aether_trio.model.tasks.form import Form, form_of
 from aether_trio.model.tasks.status import StoredStatus
 
 
@@ -79,7 +80,14 @@ class Wait:
         """Return whether an input with this metadata and sender ends the wait."""
         if self.expected_principal and not self._is_expected_name(sender):
             return False
-        return all(metadata.get(key) == value for key, value in self.input_match.items())
+        if (form := self.form) is not None and not form.is_answer(metadata):
+            return False
+        return all(metadata.get(key) == value for key, value in self.input_match.items() if not key.startswith("_"))
+
+    @property
+    def form(self) -> Form | None:
+        """The question to a person for whose answer the task waits; None without one."""
+        return form_of(self.input_match)
 
     def is_expected(self, identity: Identity) -> bool:
         """Return whether a participant may end the wait."""

@@ -4,8 +4,8 @@ The protocol has no field for the number of an assignment. A client that asks fo
 (session/init_connection.py) finds it in metadata, and names the assignment that it means after the
 task's id: "TASK_ID@3". The gateway makes the ids, which have no "@".
 
-Times on the wire are Unix seconds, 0 for what has not happened. Payloads and launch parameters are
-never shown.
+Times on the wire are Unix seconds, 0 for what has not happened. Launch parameters are never shown,
+payloads only where a GET asks for one (handlers/details.py).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import RetrySchedule, StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks.result import NO_RESULT
 from aether_trio.wire.pb import aether_pb2 as pb
 
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
@@ -22,6 +23,12 @@ ASSIGNMENT: Final = "_assignment"
 """Metadata key: the number of a task's latest assignment, for clients that ask for it."""
 DEAD_LETTER: Final = "_dead_letter"
 """Metadata key of a dead task: "true", or the name of who has resolved the dead letter."""
+RESULT_BYTES: Final = "_result_bytes"
+"""Metadata key of a completed task with a result: the size of the result."""
+OUTCOME: Final = "_outcome"
+"""Metadata key of a failed task: whether and why (not) it is tried again."""
+NEXT_ATTEMPT: Final = "_next_attempt_ms"
+"""Metadata key of a failed task that will be tried again: when, in Unix ms."""
 ON_PARENT_CANCELLED: Final = "on_parent_cancelled"
 """Metadata key of a child, as the protocol has no field: its end if its parent's is CANCELLED."""
 ABANDON: Final = "abandon"
@@ -43,7 +50,11 @@ RESERVED: Final = frozenset({
     *_LINEAGE, "authority_audience_type", "authority_audience_id", "authority_delegate_type", "authority_delegate_id",
     "creator_type", "creator_id", "creator_actor_type", "creator_actor_id",
 })  # fmt: skip
-"""Metadata keys that only the gateway sets."""
+"""Metadata keys that only the gateway sets, as are those that begin with _."""
+
+
+def _is_reserved(key: str) -> bool:
+    return key.startswith("_") or key in RESERVED
 
 
 def kept_of(request: pb.CreateTaskRequest) -> bytes:
@@ -55,8 +66,8 @@ def kept_of(request: pb.CreateTaskRequest) -> bytes:
             continue
         if name in ("launch_param_overrides", "metadata"):
             getattr(kept, name).update(value)
-            for reserved in RESERVED if name == "metadata" else ():
-                kept.metadata.pop(reserved, None)
+            for reserved in [key for key in value if _is_reserved(key)] if name == "metadata" else ():
+                del kept.metadata[reserved]
         elif isinstance(value, (str, int)):
             setattr(kept, name, value)
         else:
@@ -195,18 +206,40 @@ def hibernation_of(task: TaskRow) -> dict[str, str]:
 
 def _metadata(task: TaskRow, kept: pb.CreateTaskRequest, *, numbered: bool) -> dict[str, str]:
     lineage = task.authority_grant_id
-    if kept is _NOTHING_KEPT and not (numbered or task.checkpoint_key or lineage or task.status is StoredStatus.DLQ):
+    failed = task.status in _FAILED
+    if kept is _NOTHING_KEPT and not (
+        numbered or task.checkpoint_key or lineage or failed or task.result_bytes != NO_RESULT
+    ):
         return {}
     metadata = {**kept.metadata, **hibernation_of(task)}
     if lineage:
         metadata |= {name: getattr(task, name) for name in _LINEAGE}
     if numbered and task.epoch:
         metadata[ASSIGNMENT] = str(task.epoch)
+    if task.result_bytes != NO_RESULT and task.status is StoredStatus.COMPLETED:
+        metadata[RESULT_BYTES] = str(task.result_bytes)
+    if failed:
+        metadata[OUTCOME] = _outcome(task)
+        if task.next_retry_ms:
+            metadata[NEXT_ATTEMPT] = str(task.next_retry_ms)
     note = metadata.pop(_RESOLVED, "")
     if task.status is StoredStatus.DLQ:
         stamp, _, by = note.partition(" ")
         metadata[DEAD_LETTER] = f"resolved by {by}" if stamp == str(task.failed_ms) else "true"
     return metadata
+
+
+_FAILED: Final = frozenset({StoredStatus.FAILED, StoredStatus.DLQ})
+
+
+def _outcome(task: TaskRow) -> str:
+    """Return what follows the failure of a task, or why nothing does."""
+    if task.next_retry_ms:
+        return "retry"
+    without_policy = task.policy is None and task.status is StoredStatus.FAILED
+    if task.retry_count >= task.max_attempts and not without_policy:
+        return "exhausted"
+    return "no_policy" if without_policy else "final"
 
 
 def resolved_by(task: TaskRow, by: str) -> TaskRow:

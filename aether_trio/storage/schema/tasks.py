@@ -13,7 +13,11 @@ its agent has come from: the one that its token was made for.
 
 `input_offset` is the number in the log of the last input that was taken over, and `pause_key` the
 last PAUSE of the task. `task_inputs` are the inputs that no wait has used yet: `log_offset` is the
-number in the log of the task's topic, `metadata` is JSON, `sender` an identity.
+number in the log of the task's topic, `metadata` is JSON, `sender` an identity. `task_used_inputs`
+has the input that ended the PAUSE with this `pause_key`.
+
+`task_results` has what COMPLETE, or a progress report before it, gave as the task's result;
+`tasks.result_bytes` is its size, -1 without one.
 
 `task_workers` are the connected participants that may be given work; `free` is 1 while `live` is
 below `capacity`, so that the index of a pool begins with its least busy worker and has no full
@@ -130,7 +134,8 @@ STATEMENTS: Final = (
         has_children INTEGER NOT NULL DEFAULT 0,
         begun INTEGER NOT NULL DEFAULT 0,
         grants INTEGER NOT NULL DEFAULT 0,
-        launched {bigint} NOT NULL DEFAULT 0
+        launched {bigint} NOT NULL DEFAULT 0,
+        result_bytes {bigint} NOT NULL DEFAULT -1
     )""",
     "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",
     """CREATE INDEX tasks_pooled ON tasks (target_implementation, priority DESC, order_us)
@@ -263,9 +268,18 @@ STATEMENTS: Final = (
         task_id TEXT {byte_order} NOT NULL,
         log_offset {bigint} NOT NULL,
         metadata {blob} NOT NULL,
+        payload {blob} NOT NULL,
         sender TEXT {byte_order} NOT NULL,
         PRIMARY KEY (task_id, log_offset)
     ) {clustered}""",
+    """CREATE TABLE task_used_inputs (
+        task_id TEXT {byte_order} PRIMARY KEY,
+        pause_key TEXT NOT NULL,
+        sender TEXT NOT NULL,
+        metadata {blob} NOT NULL,
+        payload {blob} NOT NULL
+    )""",
+    "CREATE TABLE task_results (task_id TEXT {byte_order} PRIMARY KEY, kind TEXT NOT NULL, data {blob} NOT NULL)",
     "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",
     "CREATE TABLE task_cancelled_parents (task_id TEXT {byte_order} PRIMARY KEY) {clustered}",
     """CREATE TABLE task_child_events (

@@ -106,6 +106,13 @@ async def get(peer: MemoryLink, task_id: str) -> pb.TaskInfo:
     return response.task
 
 
+async def listed(peer: MemoryLink, **filters: Any) -> list[pb.TaskInfo]:
+    """The tasks of a list."""
+    query = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=pb.TaskFilter(**filters), request_id=f"list-{next(_numbers)}")
+    peer.send(pb.UpstreamMessage(task_query=query))
+    return list((await answer(peer, "task_query", query.request_id)).tasks)
+
+
 def given(peer: MemoryLink) -> list[str]:
     """The tasks that a worker has been given and the test has not taken yet."""
     return [one.task_assignment.task_id for one in peer.waiting("task_assignment")]

@@ -17,6 +17,7 @@ tasks are dropped, and those for which a task has no room.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
@@ -240,7 +241,8 @@ async def _read(messages: Sequence[tuple[int, bytes]]) -> list[TaskInput]:
             size = len(frame)
             await trio.lowlevel.checkpoint()
         message = pb.DownstreamMessage.FromString(frame).msg
-        inputs.append(TaskInput(offset, metadata_of(message.payload), _sender_of(message.source_topic)))
+        metadata, payload = read_input(message.payload)
+        inputs.append(TaskInput(offset, metadata, _sender_of(message.source_topic), payload))
     return inputs
 
 
@@ -278,12 +280,13 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
         if task.is_final:
             break
         if wait is not None and wait.takes(one.metadata, one.sender):
+            yield from unused_inputs.note_used(task, one)
             yield from tx.wake(task)
             task = (yield from task_rows.load(task.task_id)) or task
             wait = _wait_of(task)
             continue
         room = room or (yield from unused_inputs.room(task.task_id))
-        if room.take(one.metadata):
+        if room.take(one):
             yield from unused_inputs.keep(task.task_id, one)
         else:
             dropped.append(page.place)
@@ -294,13 +297,20 @@ def _wait_of(task: TaskRow) -> Wait | None:
     return task.waits_for if task.status is StoredStatus.WAITING_INPUT else None
 
 
-def metadata_of(payload: bytes) -> Metadata:
-    """Return the `metadata` object of an input's JSON payload; {} if it has none."""
+def read_input(document: bytes) -> tuple[Metadata, bytes]:
+    """Return metadata and payload of an input's JSON document; empty if it is none."""
     try:
-        found = json.loads(payload)
+        found = json.loads(document)
     except (ValueError, RecursionError):
-        return {}
-    metadata = found.get("metadata") if isinstance(found, dict) else None
-    if not isinstance(metadata, dict):
-        return {}
-    return {key: value for key, value in metadata.items() if isinstance(value, str)}
+        return {}, b""
+    if not isinstance(found, dict):
+        return {}, b""
+    metadata, encoded = found.get("metadata"), found.get("payload_base64")
+    kept = (
+        {key: value for key, value in metadata.items() if isinstance(value, str)} if isinstance(metadata, dict) else {}
+    )
+    try:
+        payload = base64.b64decode(encoded, validate=True) if isinstance(encoded, str) else b""
+    except ValueError:
+        payload = b""
+    return kept, payload

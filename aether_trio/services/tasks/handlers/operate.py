@@ -17,6 +17,8 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Mode, Move, MoveStep, Reason, RefusedMove, StoredStatus, TaskRow, Wait, decide
+from aether_trio.model.tasks.form import FormError, check_match
+from aether_trio.model.tasks.result import NO_RESULT, ResultError, ResultKind, TaskResult, read_result
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.tasks.transitions import RULES, Decision
 from aether_trio.model.text import shown
@@ -35,7 +37,7 @@ from aether_trio.services.tasks.handlers.permissions import (
 from aether_trio.services.tasks.handlers.sanitize import reason, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import named, show
-from aether_trio.services.tasks.transaction import startup, task_rows, unused_inputs
+from aether_trio.services.tasks.transaction import results, startup, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.worker_choice import may_not_serve
@@ -104,6 +106,8 @@ class OperationRequest(NamedTuple):
     request_id: str = ""
     checked: bool = False
     number: int = 0
+    result: TaskResult | None = None
+    """What a COMPLETE says the task's result is."""
     first_claim: bool = False
     """Whether this is the first sign that the caller's client says when it begins a task."""
 
@@ -159,7 +163,13 @@ class TaskOperator:
         if operation is None:
             response.error = f"unknown task operation {op.op}"
             return
-        wait = read_wait(op)
+        try:
+            wait, given = read_wait(op), _read_result(op)
+            if wait is not None:
+                check_match(wait.input_match)
+        except (FormError, ResultError) as error:
+            response.error = str(error)
+            return
         if operation.needs_wait and wait is None:
             response.error = "wait_spec is required"
             return
@@ -178,6 +188,7 @@ class TaskOperator:
             op.request_id or self._ids.unique(),  # a transaction without an answer is run again
             checked=operation.needs_dependencies,
             number=number,
+            result=given,
             first_claim=operation.move is Move.CLAIM and self._sessions.is_first_claim(session),
         )
         result = await self._run(caller, request)
@@ -203,8 +214,16 @@ class TaskOperator:
     async def _run(self, caller: Caller, request: OperationRequest) -> OperationResult:
         if request.wait is not None and request.wait.reason == Reason.HIBERNATION:
             task = await self._engine.database.read_small(lambda: task_rows.load(request.task_id))
-            if task is not None and (problem := await self._checkpoint_problem(task, caller, request.wait)):
-                return OperationResult(task, refusal=problem)
+            if task is not None and (
+                problem := await self._checkpoint_problem(task, caller, request.wait.checkpoint_key)
+            ):
+                return OperationResult(task, refusal=f"{problem} before the task hibernates")
+        if request.result is not None and request.result.kind is ResultKind.CHECKPOINT:
+            task = await self._engine.database.read_small(lambda: task_rows.load(request.task_id))
+            if task is not None and (
+                problem := await self._checkpoint_problem(task, caller, request.result.data.decode())
+            ):
+                return OperationResult(task, refusal=f"{problem} before the task is completed with it")
         runs: list[int] = []
 
         def program(context: Context) -> Program[OperationResult]:
@@ -214,13 +233,12 @@ class TaskOperator:
         key = request.task_id if request.move in SEPARATE_MOVES else ""
         return await self._engine.run_program(program, lambda result: result.tx, key=key)
 
-    async def _checkpoint_problem(self, task: TaskRow, caller: Caller, wait: Wait) -> str:
-        """Return why the worker cannot hibernate with this checkpoint; "" if it can."""
+    async def _checkpoint_problem(self, task: TaskRow, caller: Caller, key: str) -> str:
+        """Return why a task's worker cannot name this checkpoint; "" if it can."""
         # Only the worker learns which checkpoints it has; others are refused for other reasons.
-        key = wait.checkpoint_key
         if task.assigned_to != caller.name or not key or await self._has_checkpoint(task.assigned_to, key):
             return ""
-        return f"checkpoint {key!r} of {task.assigned_to} not found: save it before the task hibernates"
+        return f"checkpoint {key!r} of {task.assigned_to} not found: save it"
 
 
 def operate(context: Context, caller: Caller, request: OperationRequest, since_ms: int = 0) -> Program[OperationResult]:
@@ -264,7 +282,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
                 return OperationResult(needs=task.workspace, level=level)
     if since_ms and (yield from _was_made(tx, task, request, since_ms)):
         return OperationResult(task, tx)
-    if refusal := _check_claim(task, caller, request) or (yield from _check_wait(tx, task, caller, request)):
+    refusal = _check_claim(task, caller, request) or _check_resume(task, caller, request)
+    if refusal or (refusal := (yield from _check_wait(tx, task, caller, request))):
         return OperationResult(task, refusal=refusal)
     present = True
     if request.move is Move.RESUME and task.assigned_to:
@@ -276,6 +295,7 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         wait=request.wait,
         pause_key=_pause_key(task, caller, request, epoch),
         present=present,
+        result_bytes=NO_RESULT if request.result is None else len(request.result.data),
     )
     if (
         request.wait is not None
@@ -295,6 +315,11 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         decision = yield from tx.apply(task, request.move, facts)
     if isinstance(decision, RefusedMove):
         return OperationResult(task, refusal=decision.text)
+    if request.result is not None and request.move is Move.COMPLETE:
+        if isinstance(decision, MoveStep):
+            yield from results.write(task.task_id, request.result, small=context.small)
+        elif (yield from results.load(task.task_id)) != request.result:
+            return OperationResult(task, refusal="the task was completed with another result")
     if request.first_claim:
         yield Execute("UPDATE task_workers SET claims = 1 WHERE identity = $1", (caller.name,))
     after = decision.after if isinstance(decision, MoveStep) else task
@@ -345,6 +370,7 @@ def _use_input(tx: TaskTransaction, task: TaskRow) -> Program[bool]:
     for one in kept:
         if task.waits_for.takes(one.metadata, one.sender):
             yield from unused_inputs.use(task.task_id, one.offset)
+            yield from unused_inputs.note_used(task, one)
             yield from tx.wake(task)
             return True
     return False
@@ -381,6 +407,16 @@ def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> st
     if task.task_type == AGENT_STARTUP:
         return "an agent's start is assigned to an orchestrator only"
     return f"the task is for workers of {task.target_implementation}"
+
+
+def _check_resume(task: TaskRow, caller: Caller, request: OperationRequest) -> str:
+    """Return why a caller may not RESUME a task that asks a person; "" if it may."""
+    if request.move is not Move.RESUME or task.status is not StoredStatus.WAITING_INPUT:
+        return ""
+    wait = task.waits_for
+    if wait is None or wait.form is None or caller.name == task.assigned_to:
+        return ""
+    return "the task waits for the answer to a question: send it an input whose decision is approve or reject"
 
 
 def _check_wait(tx: TaskTransaction, task: TaskRow, caller: Caller, request: OperationRequest) -> Program[str]:
@@ -444,7 +480,7 @@ def _wait_for(tx: TaskTransaction, task: TaskRow, wait: Wait) -> Program[None]:
 
 def read_wait(op: pb.TaskOperation) -> Wait | None:
     """Convert the wait_spec of a PAUSE or WAIT_FOR to a Wait; None without one."""
-    if not op.HasField("wait_spec"):
+    if not op.HasField("wait_spec") or op.op == Op.COMPLETE:
         return None
     spec = op.wait_spec
     asleep = spec.hibernation
@@ -462,3 +498,8 @@ def read_wait(op: pb.TaskOperation) -> Wait | None:
         wake_event_types=tuple(asleep.wake_event_types),
         escalation=asleep.escalation_policy,
     )
+
+
+def _read_result(op: pb.TaskOperation) -> TaskResult | None:
+    """Return the result that a COMPLETE carries; None without one. Raises ResultError."""
+    return read_result(op.wait_spec.input_match) if op.op == Op.COMPLETE and op.HasField("wait_spec") else None

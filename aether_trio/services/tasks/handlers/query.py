@@ -28,6 +28,7 @@ from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.handlers import details
 from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, Caller, load_visible, may
 from aether_trio.services.tasks.handlers.sanitize import number_of, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
@@ -140,6 +141,7 @@ class TaskReader:
     ) -> None:
         self._may_read = may_read
         self._database = engine.database
+        self._context = engine.context
         self._audit = engine.audit
         self._sessions = sessions
         self._authorizer = authorizer
@@ -150,7 +152,7 @@ class TaskReader:
         try:
             await self._sessions.wait_written(session)
             if asked.op == pb.TaskQuery.GET:
-                await self._get(session, asked.task_id, response)
+                await self._get(session, asked, response)
             elif asked.op == pb.TaskQuery.LIST:
                 await self._list(session, asked.filter, asked.task_id, response)
             else:
@@ -161,15 +163,23 @@ class TaskReader:
             response.error = str(error)
         return [pb.DownstreamMessage(task_query=response)]
 
-    async def _get(self, session: Session, task_id: str, response: pb.TaskQueryResponse) -> None:
+    async def _get(self, session: Session, asked: pb.TaskQuery, response: pb.TaskQueryResponse) -> None:
         task = await load_visible(
-            self._database, self._authorizer, session, task_id, operation="task_query", audit=self._audit
+            self._database, self._authorizer, session, asked.task_id, operation="task_query", audit=self._audit
         )
         if task is None:
             response.error = NOT_FOUND
             return
         response.success = True
         show(response.task, task, numbered=session.numbered)
+        if details.has_details(task):
+            read, context = self._database.read_small, self._context()
+            if not details.are_small(task):
+                read = self._database.read
+            response.task.metadata.update(await read(lambda: details.read(task, context)))
+        if asked.filter.page_token == details.PAYLOAD_PAGE:
+            offset = asked.filter.offset
+            response.task.metadata.update(await self._database.read(lambda: details.read_payload(task, offset)))
 
     async def _list(self, session: Session, wanted: pb.TaskFilter, prefix: str, response: pb.TaskQueryResponse) -> None:
         """Add a page of a workspace's tasks: all for a reader of it, else the caller's."""

@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.tasks.result import ResultError, reported_result
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.sanitize import storable
-from aether_trio.services.tasks.transaction import sessions, task_rows, tokens
+from aether_trio.services.tasks.transaction import results, sessions, task_rows, tokens
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -136,7 +137,8 @@ class TaskSessions:
         """Write a worker's progress report as a heartbeat and an event. Never blocks.
 
         If the task has ended, or another worker has it, the report is no event. The worker is sent
-        an error instead, and so learns of a cancellation.
+        an error instead, and so learns of a cancellation. A `result` in the metadata becomes the
+        task's when the worker completes it.
         """
         if not report.task_id:
             return
@@ -144,6 +146,11 @@ class TaskSessions:
         event = pb.TaskProgressEvent(
             state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
         )
+        try:
+            result = reported_result(report.metadata)
+        except ResultError as error:
+            _tell_lost(session, report, [str(error)])
+            return
         lost: list[str] = []
         runs: list[int] = []
         """When the mutation was run, in ms; it runs again if its commit was not answered."""
@@ -163,6 +170,9 @@ class TaskSessions:
                 if task.status in TERMINAL:
                     lost.append(f"task {task_id} has ended: it is {task.status.value}")
                     return
+            if result is not None and task.assigned_to == name:
+                yield from results.write(task_id, result)
+                yield from tx.write(task, task.changed({"result_bytes": len(result.data)}), "")
             if len(runs) > 1:
                 yield from tx.record_event_once(task, pb.TaskEvent(progress=event), runs[0])
             else:
@@ -177,6 +187,9 @@ class TaskSessions:
         )
         if number:
             self._reports[session.session_id] = number
+        elif result is not None:
+            text = f"the result in the report on task {task_id} was dropped, as too many reports wait: send it again"
+            session.put(error_response(RequestError(Code.BACKPRESSURE, text), report.request_id))
 
     async def wait_joined(self, session: Session) -> None:
         """Wait until a session that a task token let in is assigned that task."""

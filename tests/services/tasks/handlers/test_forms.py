@@ -1,0 +1,126 @@
+"""A task asks a person: its question, the inputs that answer, what it reads."""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.gateway.core import Core
+from aether_trio.model.tasks.form import MAX_FORM_BYTES
+from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, let_manage, message_to
+from tests.services.tasks.peers import Op, get, operate, own
+
+RUNNING, WAITING = pb.TASK_STATUS_RUNNING, pb.TASK_STATUS_WAITING_INPUT
+QUESTION = {"question": "Pay?", "choices": ["now", "later"], "text": "Why?"}
+
+
+def answer(peer: MemoryLink, task_id: str, payload: str = "", **metadata: str) -> None:
+    """Send an input."""
+    document = {"metadata": metadata, "payload_base64": payload}
+    peer.send(message_to(f"tk::w::{task_id}::input", json.dumps(document).encode()))
+
+
+async def ask(peer: MemoryLink, task_id: str, form: Any = QUESTION, **match: str) -> pb.TaskOperationResponse:
+    text = form if isinstance(form, str) else json.dumps(form)
+    wait = pb.WaitSpec(reason=1, input_match={"_form": text, **match})
+    return await operate(peer, Op.PAUSE, task_id, wait_spec=wait)
+
+
+async def until_running(peer: MemoryLink, task_id: str) -> dict[str, Any]:
+    """The input that ended the wait, when it has ended."""
+    while (task := await get(peer, task_id)).status != RUNNING:
+        await trio.sleep(1)
+    found: dict[str, Any] = json.loads(task.metadata["_input"])
+    return found
+
+
+async def test_an_answer_ends_the_wait_and_is_read_by_the_worker(world: World) -> None:
+    async with deadlock_is_an_error():
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+            task_id = await own(peer)
+            assert (await ask(peer, task_id, id="7")).task.status == WAITING
+            shown = await get(peer, task_id)
+            assert json.loads(shown.wait_spec.input_match["_form"]) == QUESTION
+            assert shown.metadata["_queued_because"] == "waits for the answer to: Pay?"
+        async with world.open() as core, connect(core, agent("w", "c", "1")) as peer:
+            async with connect(core, agent("w", "p", "1")) as person:
+                answer(person, task_id, decision="approve")
+                answer(person, task_id, id="7")
+                answer(person, task_id, id="7", decision="perhaps")
+                answer(person, task_id, id="7", decision="approve", choice="never")
+                await barrier(person)
+                assert (await get(peer, task_id)).status == WAITING
+                payload = base64.b64encode(b"\0").decode()
+                answer(person, task_id, payload, id="7", decision="reject", choice="now", text="too dear")
+            assert await until_running(peer, task_id) == {
+                "by": "ag::w::p::1",
+                "metadata": {"id": "7", "decision": "reject", "choice": "now", "text": "too dear"},
+                "payload_base64": payload,
+            }
+
+
+async def test_an_answer_that_came_before_the_question_is_used_and_read(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        answer(peer, task_id, "AA==", decision="approve")
+        await barrier(peer)
+        await trio.sleep(10)
+        assert (await ask(peer, task_id)).task.status == RUNNING
+        assert (await until_running(peer, task_id))["payload_base64"] == "AA=="
+
+
+async def test_the_input_of_one_wait_is_not_shown_after_the_next(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        assert (await ask(peer, task_id)).task.status == WAITING
+        answer(peer, task_id, decision="approve")
+        await until_running(peer, task_id)
+        paused = await operate(peer, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1))
+        assert paused.task.status == WAITING
+        assert "_input" not in (await get(peer, task_id)).metadata
+        assert (await operate(peer, Op.RESUME, task_id)).success
+        assert "_input" not in (await get(peer, task_id)).metadata
+
+
+async def test_a_question_is_answered_and_not_resumed(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        let_manage(core)
+        task_id = await own(peer)
+        await ask(peer, task_id)
+        assert "send it an input whose decision" in (await operate(other, Op.RESUME, task_id)).error
+        assert (await operate(peer, Op.RESUME, task_id)).success, "its worker may give up the wait"
+
+
+@pytest.mark.parametrize(
+    ("form", "why"),
+    [
+        ("Pay?", "not JSON text"),
+        ([], "not a JSON object"),
+        ({}, "no question"),
+        ({"question": " "}, "no question"),
+        ({"question": "a\0b"}, "no question"),
+        ({"question": "?", "choices": "ab"}, "choices"),
+        ({"question": "?", "choices": ["a", "a"]}, "choices"),
+        ({"question": "?", "choices": [""]}, "choices"),
+        ({"question": "?", "text": 1}, "true, false or a label"),
+        ({"question": "x" * MAX_FORM_BYTES}, "at most 16384"),
+    ],
+)
+async def test_a_malformed_question_is_refused(core: Core, form: Any, why: str) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        assert why in (await ask(peer, task_id, form)).error
+        assert (await get(peer, task_id)).status == RUNNING
+
+
+async def test_other_names_of_the_gateway_are_refused_in_a_match(core: Core) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        refused = await operate(peer, Op.PAUSE, task_id, wait_spec=pb.WaitSpec(reason=1, input_match={"_x": "1"}))
+        assert "only _form is known" in refused.error
