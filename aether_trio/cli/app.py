@@ -34,6 +34,8 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "audit": ("audit", "Search, follow, check and export the record of who did what."),
     "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
+    "backup": ("backup", "Copy a gateway's data at one moment, while it runs."),
+    "restore": ("restore", "Put a backup into a data directory."),
     "init": ("init", "Make what a gateway for others needs: secrets, certificates, settings."),
     "keys": ("keys", "Make API keys for the settings file."),
     "access": ("access", "Say who may do what: rules, groups, locks, policies."),

@@ -24,6 +24,7 @@ from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.audit import AuditTrail, fold_forever, open_audit
 from aether_trio.gateway.databases import open_databases, probe_while_failing, starting
 from aether_trio.gateway.membership import open_membership
+from aether_trio.gateway.restored import begin_log
 from aether_trio.gateway.session_hooks import ServiceHooks, WorkspaceMoves
 from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
@@ -133,6 +134,7 @@ async def open_core(
         if state.shared and isinstance(clock, SystemClock):
             # A clock that a test has given stays; that of a machine is not another machine's.
             clock = await stack.enter_async_context(open_database_clock(state, clock))
+        await begin_log(databases, clock)
         log = await stack.enter_async_context(
             open_log(
                 databases.log,

@@ -106,7 +106,7 @@ def policy_of(request: pb.CreateTaskRequest) -> RetrySchedule | None:
 def named(text: str) -> tuple[str, int]:
     """Split "TASK_ID@3" into the task's id and the number of its assignment (0: none)."""
     task_id, at, number = text.rpartition("@")
-    if not at or not (number.isascii() and number.isdigit() and len(number) <= 9):
+    if not at or not (number.isascii() and number.isdigit() and len(number) <= 15):
         return text, 0
     return task_id, int(number)
 

@@ -21,6 +21,8 @@ from aether_trio.storage.errors import StorageSetupError
 DATABASES: Final = ("state", "log", "tasks")
 """The logical databases of a gateway, in the order in which they are opened."""
 NEW_FILE: Final = "databases.new"
+RESTORING_FILE: Final = "databases.restoring"
+"""A backup is being put back (storage/backup/restore.py)."""
 
 
 def database_file(directory: Path, name: str) -> Path:
@@ -43,6 +45,11 @@ def complete_files(directory: Path) -> Iterator[None]:
 
     Raises StorageSetupError, which names a lost file and says what to do.
     """
+    if (directory / RESTORING_FILE).exists():
+        raise StorageSetupError(
+            f"a backup was being put back into {directory}, and that was interrupted. "
+            f"Run `aether restore BACKUP --data-dir {directory} --force` again."
+        )
     new_file = directory / NEW_FILE
     is_new = new_file.exists()
     if not is_new:

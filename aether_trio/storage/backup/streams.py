@@ -1,0 +1,85 @@
+"""The compressed files of backups: gzip by Python, Zstandard by the program zstd."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, Final, cast
+
+from aether_trio.storage.backup.manifest import BackupError
+
+GZIP_LEVEL: Final = 3
+SUFFIXES: Final = {".tar": "", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd"}
+"""The endings of names that are one file, and how it is compressed; other names are directories."""
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_ENDS_S: Final = 60.0
+
+
+def compression_of(name: str) -> str | None:
+    """Return the compression of a file of this name; None for a directory's name."""
+    return next((how for suffix, how in SUFFIXES.items() if name.endswith(suffix)), None)
+
+
+def require(compression: str) -> None:
+    """Raise BackupError when a compression cannot be made here."""
+    if compression == "zstd" and shutil.which("zstd") is None:
+        raise BackupError("a name that ends in .tar.zst needs the program zstd; install it, or use .tar.gz")
+
+
+@contextmanager
+def compressed(file: IO[bytes], compression: str) -> Iterator[IO[bytes]]:
+    """Yield a stream whose bytes go to `file` compressed. Raises OSError, BackupError."""
+    if compression == "gzip":
+        with gzip.GzipFile(fileobj=file, mode="wb", compresslevel=GZIP_LEVEL, mtime=0) as packed:
+            yield cast("IO[bytes]", packed)
+    elif compression == "zstd":
+        with _program(["zstd", "-q", "-T0", "-c"], stdin=subprocess.PIPE, stdout=file) as process:
+            assert process.stdin is not None
+            yield process.stdin
+            process.stdin.close()
+    else:
+        yield file
+
+
+@contextmanager
+def decompressed(file: IO[bytes]) -> Iterator[IO[bytes]]:
+    """Yield the bytes of a file, decompressed if need be. Raises BackupError."""
+    buffered = file if isinstance(file, io.BufferedReader) else io.BufferedReader(cast("io.RawIOBase", file))
+    first = buffered.peek(4)[:4]
+    if first.startswith(_GZIP_MAGIC):
+        with gzip.GzipFile(fileobj=buffered, mode="rb") as unpacked:
+            yield cast("IO[bytes]", unpacked)
+    elif first == _ZSTD_MAGIC:
+        require("zstd")
+        if not buffered.seekable():
+            raise BackupError("Zstandard is not read from a pipe: put `zstd -dc |` in front of this command")
+        os.lseek(buffered.fileno(), 0, os.SEEK_SET)  # seek() may only move within the buffer
+        with _program(["zstd", "-q", "-dc"], stdin=buffered, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            yield process.stdout
+            while process.stdout.read(65536):  # the padding of the archive, so that zstd can end
+                pass
+    else:
+        yield buffered
+
+
+@contextmanager
+def _program(
+    command: list[str], *, stdin: int | IO[bytes], stdout: int | IO[bytes]
+) -> Iterator[subprocess.Popen[bytes]]:
+    with subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        except BaseException:
+            process.kill()
+            raise
+        code = process.wait(_ENDS_S)
+        if code:
+            assert process.stderr is not None
+            raise BackupError(f"{command[0]} has failed: {process.stderr.read(2000).decode(errors='replace').strip()}")

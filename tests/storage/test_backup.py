@@ -1,0 +1,339 @@
+"""A backup is of one moment, whole or not there, and put back whole or not at all."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sqlite3
+import stat
+import subprocess
+import sys
+import tarfile
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Self
+
+import pytest
+import trio
+
+from aether_trio.gateway.databases import open_databases
+from aether_trio.storage.backup import BackupError, archive, back_up, restore
+from aether_trio.storage.backup.archive import PARTIAL
+from aether_trio.storage.backup.manifest import DATABASE_FILES, MANIFEST_FILE
+from aether_trio.storage.base import Execute, Program
+from aether_trio.storage.data_dir_lock import LOCK_FILE, lock_directory
+from aether_trio.storage.errors import DirectoryInUseError, StorageSetupError
+from aether_trio.storage.sqlite.data_files import DATABASES, RESTORING_FILE, complete_files
+from aether_trio.storage.sqlite.snapshot import open_snapshots
+from tests.helpers.core import settings_for_tests
+
+FORMS = ("backup", "backup.tar", "backup.tar.gz", "backup.tar.zst")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The databases of a gateway, with some rows."""
+    directory = tmp_path_factory.mktemp("used") / "data"
+
+    async def make() -> None:
+        settings = settings_for_tests(gateway={"ephemeral": False, "data_dir": str(directory)})
+        async with open_databases(settings) as databases:
+            await databases.log.execute("INSERT INTO log_identity (id, identity) VALUES (1, $1)", b"the old log")
+            await databases.log.executemany("INSERT INTO topics (name) VALUES ($1)", [(f"t{n}",) for n in range(5000)])
+
+    trio.run(make)
+    return directory
+
+
+def made(data: Path, target: Path) -> Path:
+    back_up(data, str(target), made_by="a test")
+    return target
+
+
+def rows(file: Path, sql: str) -> list[tuple[object, ...]]:
+    with closing(sqlite3.connect(file)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_was_backed_up_is_put_back(data: Path, tmp_path: Path, form: str) -> None:
+    before = os.umask(0)
+    try:
+        target = made(data, tmp_path / form)
+        done = restore(str(target), tmp_path / "restored")
+    finally:
+        os.umask(before)
+    assert rows(tmp_path / "restored" / "log.db", "SELECT count(*), max(name) FROM topics") == [(5000, "t999")]
+    assert done.manifest.made_by == "a test"
+    assert {entry.file for entry in done.manifest.databases} == set(DATABASE_FILES)
+    assert all(entry.schema_version > 0 for entry in done.manifest.databases)
+    files = [*(target.iterdir() if target.is_dir() else [target]), *(tmp_path / "restored").iterdir()]
+    assert {stat.S_IMODE(file.stat().st_mode) for file in files} == {0o600}
+    assert {file.name for file in (tmp_path / "restored").iterdir()} == {*DATABASE_FILES, LOCK_FILE}
+    # The gateway on it makes a new one (tests/gateway/test_restored.py).
+    assert rows(tmp_path / "restored" / "log.db", "SELECT * FROM log_identity") == []
+    assert rows(data / "log.db", "SELECT identity FROM log_identity") == [(b"the old log",)]
+
+
+def test_a_stream_is_whole_by_its_last_file(data: Path, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    back_up(data, "-", made_by="a test", stdout=stream)
+    stream.seek(0)
+    with tarfile.open(fileobj=stream) as one:
+        assert one.getnames() == ["state.db", "log.db", "tasks.db", MANIFEST_FILE]
+    for size in (0, 100, 20_000, len(stream.getvalue()) - 20_000):
+        with pytest.raises(BackupError, match=r"cut off|no whole backup"):
+            restore("-", tmp_path / "restored", stdin=io.BytesIO(stream.getvalue()[:size]))
+        assert {file.name for file in (tmp_path / "restored").iterdir()} == {LOCK_FILE}
+    stream.seek(0)
+    restore("-", tmp_path / "restored", stdin=stream)
+
+
+class Writers:
+    """Commits n to state.db, then to log.db, then to tasks.db, over and over."""
+
+    def __init__(self, directory: Path) -> None:
+        self.files = {name: directory / f"{name}.db" for name in DATABASES}
+        self.failures: list[Exception] = []
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._run,))
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._ending.set()
+        self._thread.join()
+
+    async def _run(self) -> None:
+        directory = str(self.files["log"].parent)
+        settings = settings_for_tests(
+            gateway={"ephemeral": False, "data_dir": directory}, storage={"synchronous": "normal"}
+        )
+        async with open_databases(settings) as databases:
+            number = 0
+            while not self._ending.is_set():
+                number += 1
+                try:
+                    for database in (databases.state, databases.log, databases.tasks):
+                        await database.run_small(lambda n=number: _write(n))  # type: ignore[misc]
+                except Exception as error:
+                    self.failures.append(error)
+                    return
+
+
+def _write(number: int) -> Program[None]:
+    yield Execute("CREATE TABLE IF NOT EXISTS probe (n INTEGER)")
+    yield Execute("DELETE FROM probe")
+    yield Execute("INSERT INTO probe VALUES ($1)", (number,))
+
+
+def test_all_databases_are_of_one_moment_and_no_write_is_refused(tmp_path: Path) -> None:
+    seen = []
+    with Writers(tmp_path) as writers:
+        while len(seen) < 200 and not writers.failures:
+            if not all(file.exists() for file in writers.files.values()):
+                continue
+            try:
+                with open_snapshots(writers.files) as snapshots:
+                    ask = "SELECT max(n) FROM probe"
+                    found = [snapshots.connections[name].execute(ask).fetchone()[0] for name in DATABASES]
+            except (sqlite3.OperationalError, StorageSetupError):  # they are being made
+                assert not seen
+                continue
+            state, log, tasks = found
+            assert state >= log >= tasks >= state - 1, found
+            seen.append(tuple(found))
+    assert writers.failures == []
+    assert len(set(seen)) > 50  # it went on meanwhile
+
+
+def test_a_gateway_that_commits_one_after_another_is_torn_without_the_locks(tmp_path: Path) -> None:
+    """So the test above shows something."""
+    torn = 0
+    with Writers(tmp_path) as writers:
+        while not torn and not writers.failures:
+            found = []
+            for name in reversed(DATABASES):  # tasks first: the others are newer then
+                try:
+                    found += rows(writers.files[name], "SELECT max(n) FROM probe")[0]
+                except sqlite3.Error:
+                    break
+            if len(found) == 3 and all(isinstance(one, int) for one in found):
+                torn += int(str(found[2])) > int(str(found[0])) + 1
+    assert torn
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_there_under_its_name_is_whole(
+    data: Path, tmp_path: Path, form: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A backup that fails at any point leaves nothing."""
+    for point in ("copy_snapshot", "sha256_of"):
+
+        def fails(*_: object) -> None:
+            raise OSError(28, "No space left on device")
+
+        with monkeypatch.context() as patched, pytest.raises(OSError, match="No space"):
+            patched.setattr(archive, point, fails)
+            back_up(data, str(tmp_path / form), made_by="a test")
+        assert list(tmp_path.iterdir()) == []
+    made(data, tmp_path / form)
+    assert [path.name for path in tmp_path.iterdir()] == [form]
+    assert PARTIAL not in form
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_backup_replaces_nothing(data: Path, tmp_path: Path, form: str) -> None:
+    made(data, tmp_path / form)
+    with pytest.raises(BackupError, match="exists, and is left as it is"):
+        back_up(data, str(tmp_path / form), made_by="a test")
+    with pytest.raises(BackupError, match="there is no directory"):
+        back_up(data, str(tmp_path / "none" / form), made_by="a test")
+    restore(str(tmp_path / form), tmp_path / "restored")
+
+
+def test_an_empty_directory_is_filled(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "backup").mkdir()
+    made(data, tmp_path / "backup")
+
+
+@pytest.mark.parametrize("name", DATABASE_FILES)
+def test_no_data_no_backup(data: Path, tmp_path: Path, name: str) -> None:
+    for file in DATABASE_FILES:
+        if file != name:
+            (tmp_path / file).write_bytes((data / file).read_bytes())
+    with pytest.raises(BackupError, match=f"no gateway's data in .*: {name} missing"):
+        back_up(tmp_path, str(tmp_path / "backup"), made_by="a test")
+    assert not (tmp_path / name).exists()
+
+
+def test_a_damaged_database_is_not_backed_up(data: Path, tmp_path: Path) -> None:
+    for file in DATABASE_FILES:
+        (tmp_path / file).write_bytes((data / file).read_bytes())
+    content = bytearray((tmp_path / "log.db").read_bytes())
+    content[4096 * 20 : 4096 * 22] = b"\xff" * 8192
+    (tmp_path / "log.db").write_bytes(content)
+    with pytest.raises((BackupError, StorageSetupError), match=r"damaged|malformed"):
+        back_up(tmp_path, str(tmp_path / "backup"), made_by="a test")
+    assert not (tmp_path / "backup").exists()
+
+
+def _damages(backup: Path) -> Iterator[tuple[str, str]]:
+    log, manifest = backup / "log.db", backup / MANIFEST_FILE
+    content = bytearray(log.read_bytes())
+    content[50_000] ^= 1
+    log.write_bytes(content)
+    yield "damaged: log.db has not the checksum", "a bit"
+    log.write_bytes(content[:-1])
+    yield "damaged: log.db has not the checksum", "its end"
+    log.unlink()
+    yield "no whole backup: log.db is missing", "a file"
+    text = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps({**text, "format": 2}))
+    yield "has format 2, and this release reads format 1", "its format"
+    manifest.write_text(json.dumps({**text, "databases": []}))
+    yield "its manifest does not name the files", "what it names"
+    manifest.write_text("{")
+    yield "cannot be read", "its manifest"
+    manifest.unlink()
+    yield "no whole backup: it has no aether-backup.json", "its manifest"
+
+
+def test_a_damaged_backup_changes_nothing(data: Path, tmp_path: Path) -> None:
+    backup, target = made(data, tmp_path / "backup"), tmp_path / "restored"
+    restore(str(made(data, tmp_path / "good")), target)
+    before = {path.name: path.read_bytes() for path in target.iterdir()}
+    for text, _what in _damages(backup):
+        with pytest.raises(BackupError, match=text):
+            restore(str(backup), target, force=True)
+        assert {path.name: path.read_bytes() for path in target.iterdir()} == before
+
+
+def test_an_archive_of_others_writes_nowhere(tmp_path: Path) -> None:
+    for name, kind in (("../log.db", tarfile.REGTYPE), ("log.db", tarfile.SYMTYPE), ("other", tarfile.REGTYPE)):
+        member = tarfile.TarInfo(name)
+        member.type, member.linkname = kind, "/etc/passwd"
+        with tarfile.open(tmp_path / "bad.tar", "w") as bad:
+            bad.addfile(member, io.BytesIO())
+        with pytest.raises(BackupError, match=r"does not belong|no file"):
+            restore(str(tmp_path / "bad.tar"), tmp_path / "restored")
+    assert not (tmp_path / "log.db").exists()
+    assert {file.name for file in (tmp_path / "restored").iterdir()} == {LOCK_FILE}
+
+
+def test_data_that_is_there_is_moved_aside_on_demand_alone(data: Path, tmp_path: Path) -> None:
+    backup, target = made(data, tmp_path / "backup"), tmp_path / "restored"
+    target.mkdir()
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(BackupError, match=r"is not empty \(notes.txt\)"):
+        restore(str(backup), target)
+    (target / "notes.txt").unlink()
+    restore(str(backup), target)
+    for name in ("audit.key", "log.db-wal", "log.db-shm"):
+        (target / name).write_bytes(b"old")
+    (target / "notes.txt").write_text("mine")
+    with pytest.raises(BackupError, match="has a gateway's data"):
+        restore(str(backup), target)
+    done = restore(str(backup), target, force=True)
+    assert done.aside is not None
+    assert {path.name for path in done.aside.iterdir()} == {*DATABASE_FILES, "audit.key", "log.db-wal", "log.db-shm"}
+    assert {path.name for path in target.iterdir()} == {*DATABASE_FILES, LOCK_FILE, "notes.txt", done.aside.name}
+
+
+def test_a_directory_that_is_in_use_is_refused(data: Path, tmp_path: Path) -> None:
+    backup = made(data, tmp_path / "backup")
+    with lock_directory(tmp_path / "restored"), pytest.raises(DirectoryInUseError):
+        restore(str(backup), tmp_path / "restored", force=True)
+
+
+INTERRUPTED = """
+import os, sys
+from pathlib import Path
+from aether_trio.storage.backup import restore
+steps = [int(sys.argv[1])]
+def dying(call):
+    def step(*args, **kwargs):
+        if steps[0] == 0:
+            os.kill(os.getpid(), 9)
+        steps[0] -= 1
+        return call(*args, **kwargs)
+    return step
+for name in ("rename", "unlink"):
+    setattr(Path, name, dying(getattr(Path, name)))
+restore(sys.argv[2], Path(sys.argv[3]), force=True)
+"""
+
+
+def test_a_restore_that_is_killed_at_any_step_starts_no_gateway_with_half_of_it(data: Path, tmp_path: Path) -> None:
+    backup = made(data, tmp_path / "backup")
+    steps, killed = 0, 0
+    while True:
+        target = tmp_path / f"restored-{steps}"
+        restore(str(backup), target)
+        (target / "state.db-wal").write_bytes(b"")
+        done = subprocess.run(
+            [sys.executable, "-c", INTERRUPTED, str(steps), str(backup), str(target)], check=False, timeout=300
+        )
+        if not done.returncode:
+            break
+        assert done.returncode == -9
+        killed += 1
+        if (target / RESTORING_FILE).exists():
+            with pytest.raises(StorageSetupError, match="was interrupted"), complete_files(target):
+                pass
+            with pytest.raises(BackupError, match="was interrupted: run it again with --force"):
+                restore(str(backup), target)
+        else:
+            with complete_files(target):  # the old data, or all of the new
+                pass
+        restore(str(backup), target, force=True)
+        assert not (target / RESTORING_FILE).exists()
+        with complete_files(target):
+            assert rows(target / "log.db", "SELECT count(*) FROM topics") == [(5000,)]
+        steps += 1
+    assert killed >= 7  # four old files, three new ones
