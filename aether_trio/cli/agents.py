@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 import click
 from google.protobuf.json_format import MessageToDict
@@ -18,6 +18,7 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.AgentOperation
 
 _PAGE = 500
+WAITS: Final = "the start waits for one"  # how the gateway's answer to LAUNCH ends then
 
 
 @click.group(
@@ -110,12 +111,8 @@ async def _launch(target: GatewayTarget, who: Identity, op: pb.AgentOperation) -
     """Launch an agent and return the task id. Warn when no orchestrator can start it."""
     async with open_client(target, who) as client:
         answer = await _answer(client, op)
-        registered = await _answer(client, Op(op=Op.GET, implementation=op.implementation))
-        there = (await _answer(client, Op(op=Op.LIST_ORCHESTRATORS))).orchestrators
-    profile = registered.agent.orchestrator_profile
-    if not any(profile in one.profiles for one in there):
-        text = f"no connected orchestrator starts the profile {profile}; the start waits for one, such as `aether orchestrate`"
-        say(text, err=True)
+    if answer.message.endswith(WAITS):
+        say(f"{answer.message}, such as `aether orchestrate`", err=True)
     return answer.launch_result.task_id
 
 

@@ -48,7 +48,9 @@ async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running
     addresses = addresses_of(gateway)
     orchestrator = AgentSupervisor(agents, addresses, TextReporter(announce))
     running.append(orchestrator)
-    client = OrchestratorClient(addresses.address, implementation=NAME, profiles=orchestrator.profiles)
+    client = OrchestratorClient(
+        addresses.address, implementation=NAME, profiles=orchestrator.profiles, agents=orchestrator.agents
+    )
     try:
         async with client:
             await orchestrator.register(client)

@@ -147,7 +147,12 @@ def _orchestrate(
     connection = _Connection(reporter)
     options: ClientOptions = {**options_of(target), "on_connected": connection.made, "on_disconnected": connection.lost}
     client = OrchestratorClient(
-        address, implementation=name, specifier=specifier, profiles=orchestrator.profiles, **options
+        address,
+        implementation=name,
+        specifier=specifier,
+        profiles=orchestrator.profiles,
+        agents=orchestrator.agents,
+        **options,
     )
     try:
         stopped_by = trio.run(_run, orchestrator, client, connection, agents_file, register, str(target))
@@ -274,11 +279,12 @@ async def _read_again(
     except (exits.CliError, ValueError) as error:
         text = error.message if isinstance(error, exits.CliError) else str(error)
         return f"not used, what was read before stays: {text}"
-    if register:
-        try:
+    try:
+        await client.say_agents(orchestrator.agents)
+        if register:
             await orchestrator.register(client)
-        except AetherError as error:
-            return f"used, but the gateway could not be told: {error.message}"
+    except AetherError as error:
+        return f"used, but the gateway could not be told: {error.message}"
     return f"used; it starts {orchestrator.described}"
 
 

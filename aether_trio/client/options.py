@@ -33,6 +33,8 @@ CREDENTIAL_RENEWAL: Final = "urn:aether-trio:credential-renewal"
 """The gateway says when the session ends, and takes fresh credentials before."""
 ASSIGNMENTS: Final = "urn:aether-trio:assignments"
 """An extension by which a gateway says the number of each assignment."""
+AGENTS: Final = "urn:aether-trio:agents"
+"""An extension by which an orchestrator says which agents it has."""
 
 
 AskCredentials: TypeAlias = Callable[[], Mapping[str, str] | Awaitable[Mapping[str, str]]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Self, Unpack
@@ -11,7 +12,7 @@ from aether_trio.client.feeds import Feed
 from aether_trio.client.jobs import WorkerMethods
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
-from aether_trio.client.options import ClientOptions, numbered
+from aether_trio.client.options import AGENTS, ClientOptions, numbered
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -142,11 +143,16 @@ class UserClient(ToWork, ToParticipants, ToEveryone, Client):
         await self.tell_confirmed(pb.UpstreamMessage(switch_workspace=pb.SwitchWorkspace(new_workspace_id=workspace)))
 
 
+AGENTS_AT_ONCE: Final = 400  # names in one declaration of an orchestrator's agents, of 64 KiB
+
+
 class OrchestratorClient(ToWork, Client):
     """Connects as an orchestrator, which starts agents and tasks on demand.
 
-    `profiles` are the kinds of launches that it can do; without them it only administers. Without a
-    specifier the gateway makes one up, which stays the same over reconnects.
+    `profiles` are the kinds of launches that it can do; without them it only administers. `agents`
+    are the implementations that it has: it is asked for these alone, and reports how each of their
+    processes ends. None: it is asked for whatever has one of its profiles. Without a specifier the
+    gateway makes one up, which stays the same over reconnects.
     """
 
     def __init__(
@@ -155,6 +161,7 @@ class OrchestratorClient(ToWork, Client):
         *,
         implementation: str,
         profiles: Sequence[str],
+        agents: Sequence[str] | None = None,
         specifier: str = "",
         **options: Unpack[ClientOptions],
     ) -> None:
@@ -164,6 +171,9 @@ class OrchestratorClient(ToWork, Client):
         self.__given = Identity.orchestrator(implementation, specifier or "unknown")
         self.__named = bool(specifier)
         self.__profiles = tuple(profiles)
+        if isinstance(agents, str):
+            raise ValueError(f"agents must be a list of texts, such as [{agents!r}], not the text {agents!r}")
+        self.__agents = None if agents is None else tuple(agents)
         # From the first moment on: what waits for an orchestrator comes right behind the answer
         # that lets it in.
         self.__starts: Feed[Assignment] = Feed(STARTS, lossy=False, convert=lambda message: read(Assignment, message))
@@ -174,7 +184,20 @@ class OrchestratorClient(ToWork, Client):
         """A feed of the agents and tasks that this orchestrator is asked to start."""
         return self.__starts
 
+    async def say_agents(self, agents: Sequence[str]) -> None:
+        """Tell the gateway which agents this orchestrator has from now on.
+
+        Only of one that was made with `agents`.
+        """
+        if self.__agents is None:
+            raise ValueError("this orchestrator was made without agents, so it is asked for all of its profiles")
+        self.__agents = tuple(agents)
+        await self.tell(pb.UpstreamMessage(active_extensions=[AGENTS, *_arrays(self.__agents)]))
+
     def _identify(self, init: pb.InitConnection) -> None:
+        if self.__agents is not None:
+            arrays = _arrays(self.__agents)
+            init.extensions.extend(pb.ExtensionDeclaration(uri=AGENTS, json_schema=array) for array in arrays)
         init.orchestrator.CopyFrom(
             pb.OrchestratorIdentity(
                 implementation=self.__given.implementation,
@@ -188,6 +211,12 @@ class OrchestratorClient(ToWork, Client):
             return self.__given
         specifier = assigned_id or self._reconnector.assigned or "unknown"
         return Identity.orchestrator(self.__given.implementation, specifier)
+
+
+def _arrays(names: Sequence[str]) -> list[str]:
+    """Return names as JSON arrays, each small enough for one declaration."""
+    starts = range(0, max(len(names), 1), AGENTS_AT_ONCE)
+    return [json.dumps(names[start : start + AGENTS_AT_ONCE]) for start in starts]
 
 
 class WorkflowEngineClient(ToWork, ToParticipants, ToUsersEverywhere, ToEveryone, WithTelemetry, Client):

@@ -168,6 +168,10 @@ class ServiceHooks:
         if session.identity.kind is Kind.ORCHESTRATOR:
             self.starter.joined(session, resumed=resumed, rejoined=rejoined)
 
+    def agents_changed(self, session: Session) -> None:
+        """Tell the services that an orchestrator has other agents from now on."""
+        self.starter.agents_changed(session)
+
     def ended(self, session: Session) -> None:
         """Tell the services of a session's end, once for each session."""
         tell_all(

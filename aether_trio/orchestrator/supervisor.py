@@ -89,6 +89,11 @@ class AgentSupervisor:
         return sorted({spec.profile for spec in self._agents.values()})
 
     @property
+    def agents(self) -> list[str]:
+        """The implementations of all agents, which the orchestrator tells the gateway."""
+        return sorted(self._agents)
+
+    @property
     def described(self) -> str:
         """The agents and launch profiles in one line, for a person."""
         names = ", ".join(sorted(self._agents))

@@ -62,6 +62,9 @@ class SessionHooks(Protocol):
     def joined(self, session: Session, claim: Claim) -> None:
         """Note that a session is acknowledged and its subscriptions are open."""
 
+    def agents_changed(self, session: Session) -> None:
+        """Note that an orchestrator has other agents from now on."""
+
     def ended(self, session: Session) -> None:
         """Note, once per session, that the session has given up its identity."""
 

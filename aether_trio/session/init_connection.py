@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol
 
+import msgspec
+
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Code, Status, StatusError
 from aether_trio.model.identity import MAX_TOKEN_BYTES, Identity, IdentityError, Kind
@@ -35,8 +37,12 @@ as "64/1048576"; see `credit_granted`."""
 CREDENTIAL_RENEWAL = "urn:aether-trio:credential-renewal"
 """This project's extension. The client is told when its session ends, and may show a fresh
 credential before (session/renewal.py)."""
+AGENTS = "urn:aether-trio:agents"
+"""This project's extension. Its schema is a JSON array: the agent implementations that an
+orchestrator has. It may be declared several times; the names are joined. Later the orchestrator may
+send another array (`agents_said`)."""
 KNOWN_EXTENSIONS: frozenset[str] = frozenset(
-    {WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT, CREDENTIAL_RENEWAL}
+    {WORKER_TASKS, ASSIGNMENTS, NUMBERED_SENDS, DELIVERY_CREDIT, CREDENTIAL_RENEWAL, AGENTS}
 )
 """URIs of the extensions that this gateway understands."""
 
@@ -44,7 +50,8 @@ SESSION_ID_BYTES: Final = 128
 """Ids of this gateway have 36 bytes, those of others not more than this."""
 CLIENT_TEXT_BYTES: Final = 256  # a version, or a text about the client's build: a line for people
 CREDENTIAL_NAME_BYTES: Final = 256
-JSON_SCHEMA_BYTES: Final = 64 * KIB  # of one extension. Agents read it; the gateway does not.
+JSON_SCHEMA_BYTES: Final = 64 * KIB  # of one extension; the gateway reads that of AGENTS alone
+MAX_AGENTS: Final = 1_000  # agent implementations that one orchestrator may have
 
 
 class Claim(NamedTuple):
@@ -68,6 +75,7 @@ class Claim(NamedTuple):
     counts_sends: bool = False  # whether the client is told which of its sends was refused
     credit: tuple[int, int] | None = None  # (messages, bytes) that may be delivered at first
     renews: bool = False  # whether the client is told the end of its session, and may renew it
+    agents: frozenset[str] | None = None  # the implementations that it has; None: it does not say
 
 
 class Reached(Protocol):
@@ -287,11 +295,44 @@ def _negotiate(
 
 def _own_extensions(
     declared: Sequence[pb.ExtensionDeclaration],
-) -> tuple[int | None, bool, bool, tuple[int, int] | None, bool]:
+) -> tuple[int | None, bool, bool, tuple[int, int] | None, bool, frozenset[str] | None]:
     """Return what this project's extensions ask for: the last fields of a Claim."""
     uris = {one.uri for one in declared}
-    credit = _credit(declared)
-    return _worker_tasks(declared), ASSIGNMENTS in uris, NUMBERED_SENDS in uris, credit, CREDENTIAL_RENEWAL in uris
+    said = [one.json_schema for one in declared if one.uri == AGENTS]
+    return (
+        _worker_tasks(declared),
+        ASSIGNMENTS in uris,
+        NUMBERED_SENDS in uris,
+        _credit(declared),
+        CREDENTIAL_RENEWAL in uris,
+        _agents(said) if said else None,
+    )
+
+
+def _agents(said: Sequence[str]) -> frozenset[str]:
+    """Read the agent implementations that an orchestrator has, from JSON arrays."""
+    found: set[str] = set()
+    for text in said:
+        try:
+            names = msgspec.json.decode(text, type=list[str])
+        except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+            raise TextError(
+                f"the schema of the extension {AGENTS} is a JSON array of texts, not {shown(text, 32)}"
+            ) from None
+        for name in names:
+            found.add(check_text(name, f"an agent of the extension {AGENTS}", MAX_TOKEN_BYTES))
+    if len(found) > MAX_AGENTS:
+        raise TextError(f"the extension {AGENTS} names {len(found)} agents; at most {MAX_AGENTS} are allowed")
+    return frozenset(found)
+
+
+def agents_said(message: pb.UpstreamMessage) -> frozenset[str] | None:
+    """Return the agents that a later message of an orchestrator names, or None."""
+    uri, *said = message.active_extensions or ("",)
+    try:
+        return _agents(said) if uri == AGENTS else None
+    except TextError:
+        return None
 
 
 def _worker_tasks(declared: Sequence[pb.ExtensionDeclaration]) -> int | None:

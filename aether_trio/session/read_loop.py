@@ -17,7 +17,7 @@ from aether_trio.delivery.receipts import Receipts
 from aether_trio.delivery.router import DelegatedRoute, Forwarded
 from aether_trio.model.errors import Code, RequestError, Status, StatusError
 from aether_trio.session.dependencies import SessionDependencies
-from aether_trio.session.init_connection import credit_granted
+from aether_trio.session.init_connection import agents_said, credit_granted
 from aether_trio.session.renewal import Renewals
 from aether_trio.session.session import Session
 from aether_trio.transport.link import Upstream
@@ -42,6 +42,7 @@ class ReadLoop:
         self._gate = dependencies.gate
         self._dispatcher = dependencies.dispatcher
         self._renewals = Renewals(dependencies)
+        self._hooks = dependencies.hooks
         self._batched_cases = dependencies.dispatcher.batched_cases
 
     async def run(self, session: Session, early: Sequence[Upstream]) -> None:
@@ -147,6 +148,10 @@ class ReadLoop:
                 self._send(session, send, forwarded, route)
             elif case is None and outbox.credit_messages is not None and (grant := credit_granted(message)):
                 outbox.grant(*grant)
+            elif case is None and session.agents is not None and (agents := agents_said(message)) is not None:
+                left -= REQUEST_COSTS
+                session.agents = agents
+                self._hooks.agents_changed(session)
             elif case == "init" and session.renews and message.init.WhichOneof("client_type") is None:
                 left -= REQUEST_COSTS
                 self._renewals.begin(session, message.init)

@@ -67,7 +67,7 @@ class Session:
     """A client's connection, from authentication to its end; times are Unix ms."""
 
     __slots__ = (
-        "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "accepted", "acknowledged",
+        "__weakref__", "_detached_event", "_end_after_answer", "_on_detached", "_registry", "accepted", "acknowledged", "agents",
         "allows_workspace", "answering", "authorized", "cap", "client", "connected_ms", "counted", "covers", "creators",
         "credential", "detached",
         "ending", "ephemeral_behind", "expires_ms", "finished", "groups", "history", "identity", "last_activity_ms",
@@ -102,6 +102,7 @@ class Session:
         self.client = ClientInfo(claim.sdk, claim.version)
         self.takes_any = claim.takes_any
         self.profiles = claim.profiles  # what an orchestrator can start
+        self.agents = claim.agents  # those that an orchestrator has; None: it does not say
         self.numbered = claim.numbered  # whether the client is told the numbers of its assignments
         self.worker_tasks = claim.worker_tasks  # how many live tasks it takes; None: no limit
         self.renews = claim.renews  # whether the client may show another credential (renewal.py)

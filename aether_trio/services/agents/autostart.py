@@ -301,7 +301,15 @@ class Autostarter:
             elif begun.created:
                 self._started += 1
                 task_id = begun.task and begun.task.task_id
-                logger.info("an agent is started, as a message waits for it", identity=identity.text, task=task_id)
+                if begun.waits:
+                    logger.warning(
+                        "an agent for which a message waits cannot be started yet",
+                        identity=identity.text,
+                        task=task_id,
+                        reason=begun.waits,
+                    )
+                else:
+                    logger.info("an agent is started, as a message waits for it", identity=identity.text, task=task_id)
             elif begun.missing:
                 self._queue.waiting.keep(identity.text, absent[identity])
         return ()

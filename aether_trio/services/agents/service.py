@@ -138,7 +138,8 @@ class AgentService:
             response.error = f"{target.text} is being started already (task {begun.task.task_id})"
         else:
             response.launch_result.task_id = begun.task.task_id
-            response.launch_result.message = response.message = f"{target.text} is being started"
+            text = f"{begun.waits}; the start waits for one" if begun.waits else f"{target.text} is being started"
+            response.launch_result.message = response.message = text
             response.success = True
 
     async def _orchestrators(self, response: pb.AgentResponse) -> None:

@@ -17,7 +17,7 @@ from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.agents.registry import AgentRegistry, find
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.transaction import sessions, startup
+from aether_trio.services.tasks.transaction import orchestrators, sessions, startup
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.startup import AgentStartRequest, StartResult
@@ -137,6 +137,7 @@ class AgentStarter:
         other nodes took its node for dead meanwhile.
         """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
+        agents = session.agents
         implementation = session.identity.implementation
         worker = Worker(name, session_id, self._engine.nodes.node, "", implementation, False, 0, CAPACITY)
 
@@ -148,9 +149,19 @@ class AgentStarter:
                 here = worker._replace(node=tx.context.node)
                 for task in (yield from startup.untold_starts(name)):
                     tx.effects.assignments.append(NewAssignment(task, here, b""))
-            yield from startup.orchestrator_joined(tx, name, session_id, profiles)
+            yield from startup.orchestrator_joined(tx, name, session_id, profiles, agents)
 
         self._engine.writes.put(mutation, heartbeat=Heartbeat(name))
+
+    def agents_changed(self, session: Session) -> None:
+        """Write which agents an orchestrator says that it has by now."""
+        name, session_id, profiles = session.identity.text, session.session_id, session.profiles
+        agents = session.agents or frozenset()
+        if session.identity.kind is Kind.ORCHESTRATOR:
+            self._engine.writes.put(
+                lambda tx: startup.orchestrator_changed(tx, name, session_id, profiles, agents),
+                heartbeat=Heartbeat(name),
+            )
 
     def ended(self, session: Session) -> None:
         """Reassign the startup tasks of an orchestrator whose session has ended."""
@@ -159,7 +170,7 @@ class AgentStarter:
         )
 
         def mutation(tx: TaskTransaction) -> Program[None]:
-            yield from startup.orchestrator_left(left.identity, left.session_id)
+            yield from orchestrators.leave(left.identity, left.session_id)
             yield from sessions.leave(tx, left)
 
         self._engine.writes.put(mutation)
@@ -168,6 +179,6 @@ class AgentStarter:
         """Return (identity, profiles, connected since) of the connected orchestrators."""
         await self._engine.writes.flush()  # with it the sessions that have begun on this node
         found: dict[str, tuple[list[str], int]] = {}
-        for name, profile, connected_ms in await self._engine.database.read(startup.orchestrator_rows):
+        for name, profile, connected_ms in await self._engine.database.read(orchestrators.entries):
             found.setdefault(name, ([], connected_ms))[0].append(profile.decode())
         return [(name, profiles, connected_ms) for name, (profiles, connected_ms) in found.items()]

@@ -8,6 +8,10 @@ are byte strings where they may contain what a text column of an engine refuses.
 latest start of each identity: one row makes it one start, whichever node it was requested on.
 `waits` is 1 while no orchestrator is found for it. Of starts that wait, the one with the greatest
 `priority` is assigned first.
+
+`lists` is 1 for an orchestrator that says which agents it has: they are its rows of
+`orchestrator_agents`. `implementation` and `family` of a start are the names under which an
+orchestrator may have its agent: with its version and without.
 """
 
 from __future__ import annotations
@@ -33,17 +37,25 @@ STATEMENTS: Final = (
         session_id TEXT NOT NULL,
         connected_ms {bigint} NOT NULL,
         turn {bigint} NOT NULL,
+        lists INTEGER NOT NULL,
         PRIMARY KEY (profile, orchestrator)
     ) {clustered}""",
     "CREATE INDEX orchestrator_profiles_of ON orchestrator_profiles (orchestrator)",
     "CREATE INDEX orchestrator_profiles_turns ON orchestrator_profiles (profile, turn)",
+    """CREATE TABLE orchestrator_agents (
+        orchestrator TEXT {byte_order} NOT NULL,
+        implementation TEXT {byte_order} NOT NULL,
+        PRIMARY KEY (orchestrator, implementation)
+    ) {clustered}""",
     """CREATE TABLE agent_starts (
         identity TEXT {byte_order} PRIMARY KEY,
         task_id TEXT NOT NULL,
         profile {blob} NOT NULL,
         order_us {bigint} NOT NULL,
         waits INTEGER NOT NULL,
-        priority INTEGER NOT NULL DEFAULT 30
+        priority INTEGER NOT NULL DEFAULT 30,
+        implementation TEXT {byte_order} NOT NULL,
+        family TEXT {byte_order} NOT NULL
     ) {clustered}""",
     "CREATE INDEX agent_starts_waiting ON agent_starts (profile, priority DESC, order_us) WHERE waits = 1",
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+from aether_trio.session.init_connection import AGENTS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import orchestrator
@@ -16,6 +18,12 @@ def starter(specifier: str, *profiles: str, **init: Any) -> pb.UpstreamMessage:
     hello = orchestrator("o", specifier, **init)
     hello.init.orchestrator.supported_profiles.extend(profiles)
     return hello
+
+
+def lister(specifier: str, *agents: str, profile: str = "process") -> pb.UpstreamMessage:
+    """Return the InitConnection of an orchestrator that has only these agents."""
+    said = pb.ExtensionDeclaration(uri=AGENTS, json_schema=json.dumps(agents))
+    return starter(specifier, profile, extensions=[said])
 
 
 def info(implementation: str, *prefixes: str, **fields: Any) -> pb.AgentRegistrationInfo:

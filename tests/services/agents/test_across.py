@@ -11,8 +11,8 @@ from aether_trio.gateway.core import Core, open_core
 from aether_trio.testing.memory import MemoryLink
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
-from tests.services.agents.cast import ECHO, assignment, create, launch, started_by, starts, until
-from tests.services.agents.ops import Op, operate, register, starter
+from tests.services.agents.cast import ECHO, assignment, create, launch, started_by, starts, statuses, until
+from tests.services.agents.ops import Op, lister, operate, register, starter
 
 LONG_S = 300.0
 
@@ -134,3 +134,23 @@ async def test_an_orchestrator_that_goes_is_replaced_by_one_on_another_node(post
         async with connect(two, starter("2", "process")) as second:
             first.cut()
             assert (await assignment(second)).task_id == asked.task_id
+
+
+async def test_they_are_asked_wherever_they_are_connected(postgres_engine: PostgresEngine) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, lister("1", "echo")) as first,
+        connect(two, lister("2", "clerk")) as second,
+        connect(two, agent("w", "asker", "1")) as asker,
+    ):
+        for name in ("echo", "clerk"):
+            await register(first, name)
+        while (await operate(second, Op.LIST_ORCHESTRATORS)).total_count < 2:
+            await trio.sleep(0.02)
+        for number in range(10):
+            for name in ("echo", "clerk"):
+                asker.send(message_to(f"ag::w::{name}::{number}", b"one"))
+        await barrier(asker)
+        for peer, name in ((first, "echo"), (second, "clerk")):
+            assert {(await assignment(peer)).target_implementation for _ in range(10)} == {name}
+        assert await statuses(one) == ["starting"] * 20

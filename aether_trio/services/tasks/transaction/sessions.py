@@ -21,7 +21,7 @@ from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import HELD
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.tasks.transitions import MAX_DELIVERIES
-from aether_trio.services.tasks.transaction import startup, task_rows, tokens, worker_choice
+from aether_trio.services.tasks.transaction import orchestrators, startup, task_rows, tokens, worker_choice
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker
 from aether_trio.storage.base import Execute, Fetch, Program, Row, Value
@@ -337,7 +337,7 @@ def end_sessions_of(tx: TaskTransaction, node: str, page: int) -> Program[int]:
     )
     for identity, session_id in found:
         yield from leave(tx, WorkerLeft(identity, session_id, clean=False, by_gateway=True))
-        yield from startup.orchestrator_left(identity, session_id)
+        yield from orchestrators.leave(identity, session_id)
         if (yield from startup.was_started(identity)):
             tx.effects.lost_agents.append(identity)
     yield Execute("DELETE FROM task_sessions WHERE node = $1", (node,))

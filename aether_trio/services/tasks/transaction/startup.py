@@ -8,8 +8,8 @@
 
 Each identity has one start that has not ended: a further request finds it. A paused start whose
 agent is away is woken by a request: a hibernated one is dispatched, a waiting one has its grace
-window. An orchestrator is a row of task_workers that is in no pool; orchestrator_profiles says
-whose turn it is, on any node. A start without an orchestrator waits for the first one.
+window. orchestrators.py says which orchestrator is next, on any node. A start without one waits for
+the first that has the agent.
 
 Differences from the reference (tasks.md 4): a start to which no agent attaches ends with a reason
 (there it stays assigned for ever), and an orchestrator may report that a process has ended.
@@ -17,7 +17,7 @@ Differences from the reference (tasks.md 4): a start to which no agent attaches 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Final
@@ -29,7 +29,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
 from aether_trio.model.tasks.timed_transitions import start_delay_ms
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove, Repeat
 from aether_trio.services.tasks.protobuf import assignment, hibernation_of, may_start_target
-from aether_trio.services.tasks.transaction import task_rows, tokens
+from aether_trio.services.tasks.transaction import orchestrators, task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import Context, Transaction
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -49,16 +49,6 @@ PRIORITY: Final = "priority"
 """Metadata of a start: its priority, for an orchestrator without room for all starts."""
 _BEGUN: Final = WAITING | {StoredStatus.RUNNING}
 """The agent of a start has connected, and the start was not taken from it."""
-
-_NEXT: Final = """SELECT p.orchestrator FROM orchestrator_profiles p
-    JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id
-    WHERE p.profile = $1 ORDER BY p.turn, p.orchestrator LIMIT 1"""
-_TURN: Final = """UPDATE orchestrator_profiles SET turn =
-    (SELECT MAX(turn) + 1 FROM orchestrator_profiles WHERE profile = $1) WHERE profile = $1 AND orchestrator = $2"""
-_JOIN: Final = """INSERT INTO orchestrator_profiles (profile, orchestrator, session_id, connected_ms, turn) VALUES ($1, $2, $3, $4,
-    (SELECT COALESCE(MAX(turn), 0) + 1 FROM orchestrator_profiles WHERE profile = $1))"""
-_ENTRIES: Final = """SELECT p.orchestrator, p.profile, p.connected_ms FROM orchestrator_profiles p
-    JOIN task_workers w ON w.identity = p.orchestrator AND w.session_id = p.session_id ORDER BY p.orchestrator, p.profile"""
 
 
 # By the index, from one name to the next, however many tasks wait for each.
@@ -94,6 +84,8 @@ class StartResult:
     created: bool = False
     woken: bool = False
     problem: str = ""
+    waits: str = ""
+    """Why the start waits for an orchestrator, as a sentence; "" if it was assigned to one."""
 
     @property
     def missing(self) -> bool:
@@ -185,7 +177,15 @@ def request_start(tx: Transaction, wish: AgentStartRequest) -> Program[StartResu
     task = new_start(wish, tx.context)
     yield from _become_the_start(tx, task)
     yield from tx.create(task, b"")
-    return StartResult((yield from task_rows.load(task.task_id)), created=True)
+    made = yield from task_rows.load(task.task_id)
+    return StartResult(made, created=True, waits=(yield from why_it_waits(made)) if made is not None else "")
+
+
+def why_it_waits(task: TaskRow) -> Program[str]:
+    """Return why an agent's start waits for an orchestrator; "" if it does not wait."""
+    if task.task_type != AGENT_STARTUP or task.status is not StoredStatus.PENDING:
+        return ""
+    return (yield from orchestrators.what_is_missing(task.target_implementation, launch_params(task).get(PROFILE, "")))
 
 
 def _raise_priority(tx: Transaction, task: TaskRow, priority: int) -> Program[None]:
@@ -202,10 +202,19 @@ def _become_the_start(tx: Transaction, task: TaskRow) -> Program[None]:
     """Write that this start of an agent is its current one; the former has ended."""
     tx.context.note_start(task.target)
     yield Execute(
-        "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority) VALUES ($1, $2, $3, $4, 0, $5) "
+        "INSERT INTO agent_starts (identity, task_id, profile, order_us, waits, priority, implementation, family) "
+        "VALUES ($1, $2, $3, $4, 0, $5, $6, $7) "
         "ON CONFLICT (identity) DO UPDATE SET task_id = excluded.task_id, profile = excluded.profile, "
         "order_us = excluded.order_us, waits = 0, priority = excluded.priority",
-        (task.target, task.task_id, launch_params(task).get(PROFILE, "").encode(), task.order_us, task.priority),
+        (
+            task.target,
+            task.task_id,
+            launch_params(task).get(PROFILE, "").encode(),
+            task.order_us,
+            task.priority,
+            task.target_implementation,
+            orchestrators.family_of(task.target_implementation),
+        ),
     )
 
 
@@ -286,16 +295,15 @@ def dispatch(tx: Transaction, task: TaskRow) -> Program[None]:
     if (yield from tx.find_worker(task.target)) is not None:
         yield from attach(tx, task, task.target)
         return
-    profile = launch_params(task).get(PROFILE, "").encode()
-    found: list[Row] = yield Fetch(_NEXT, (profile,))
+    profile = launch_params(task).get(PROFILE, "")
+    found = yield from orchestrators.next_for(task, profile)
     yield Execute(
         "UPDATE agent_starts SET waits = $3 WHERE identity = $1 AND task_id = $2",
-        (task.target, task.task_id, int(not found)),
+        (task.target, task.task_id, int(found is None)),
     )
-    if found:
-        orchestrator = found[0][0]
-        yield Execute(_TURN, (profile, orchestrator))
-        yield from tx.apply(task, Move.START, tx.facts(orchestrator))
+    if found is not None:
+        yield from orchestrators.had_turn(profile, found[0])
+        yield from tx.apply(task, Move.START, tx.facts(found[0]))
 
 
 def moved(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
@@ -319,22 +327,27 @@ def _fail_waiting_tasks(tx: Transaction, target: str, reason: str) -> Program[No
         tx.effects.follow_ups.append(partial(_fail_waiting_tasks, target=target, reason=reason))
 
 
-def orchestrator_joined(tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str]) -> Program[None]:
-    """Add a connected orchestrator to its profiles, as the last whose turn it is."""
-    yield Execute("DELETE FROM orchestrator_profiles WHERE orchestrator = $1", (orchestrator,))
+def orchestrator_joined(
+    tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str], agents: Collection[str] | None
+) -> Program[None]:
+    """Write that an orchestrator is connected; assign it the starts that wait for it."""
+    yield from orchestrators.join(orchestrator, session_id, profiles, agents, tx.context.now_ms)
     for profile in sorted({one.encode() for one in profiles}):
-        yield Execute(_JOIN, (profile, orchestrator, session_id, tx.context.now_ms))
+        yield from dispatch_waiting(tx, profile)
+
+
+def orchestrator_changed(
+    tx: Transaction, orchestrator: str, session_id: str, profiles: Sequence[str], agents: Collection[str]
+) -> Program[None]:
+    """Write which agents an orchestrator has by now; assign it waiting starts."""
+    yield from orchestrators.change_agents(orchestrator, session_id, agents)
     for profile in sorted({one.encode() for one in profiles}):
         yield from dispatch_waiting(tx, profile)
 
 
 def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
-    """Assign a page of the agent starts that wait for a profile's orchestrator."""
-    waiting: list[Row] = yield Fetch(
-        "SELECT identity, task_id FROM agent_starts WHERE profile = $1 AND waits = 1 "
-        "ORDER BY priority DESC, order_us LIMIT $2",
-        (profile, WAITING_PAGE),
-    )
+    """Assign a page of waiting agent starts that a profile's orchestrators can take."""
+    waiting = yield from orchestrators.startable(profile, WAITING_PAGE)
     for identity, task_id in waiting:
         task = yield from task_rows.load(task_id)
         if task is not None and task.status is StoredStatus.PENDING:
@@ -349,13 +362,6 @@ def forget_start(task: TaskRow) -> Program[None]:
     """Delete the row in `agent_starts` of a deleted start of an agent."""
     if task.task_type == AGENT_STARTUP:
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
-
-
-def orchestrator_left(orchestrator: str, session_id: str) -> Program[None]:
-    """Remove an orchestrator from its profiles; `leave` gives back its starts."""
-    yield Execute(
-        "DELETE FROM orchestrator_profiles WHERE orchestrator = $1 AND session_id = $2", (orchestrator, session_id)
-    )
 
 
 def untold_starts(orchestrator: str) -> Program[list[TaskRow]]:
@@ -387,6 +393,11 @@ def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reas
     """
     if task.status is StoredStatus.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
+        following = yield from orchestrators.next_for(task, launch_params(task).get(PROFILE, ""), but=caller)
+        if following is not None and not following[1] and task.retry_count + 1 >= task.max_attempts:
+            # One that was not asked so far is to be, though the attempts are used up.
+            before, task = task, task.changed({"max_attempts": task.retry_count + 2})
+            yield from tx.write(before, task, "")
         facts = tx.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from tx.apply(task, Move.TIME_OUT, facts))
     if task.status not in _BEGUN or task.assigned_to == caller:
@@ -437,9 +448,3 @@ def task_context(task: TaskRow) -> dict[str, str]:
         "specifier": task.target_specifier,
         "profile": params.get(PROFILE, ""),
     }
-
-
-def orchestrator_rows() -> Program[list[Row]]:
-    """Return (orchestrator, profile, connected since in ms) of all orchestrators."""
-    found: list[Row] = yield Fetch(_ENTRIES)
-    return found
