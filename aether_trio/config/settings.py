@@ -89,6 +89,10 @@ class OpsSettings(Section, frozen=True):
         Annotated[str, Meta(min_length=16)] | None,
         about("Bearer token that allows /v1/tail and resolving dead letters; 16 characters or more."),
     ] = None
+    workspace_label: Annotated[
+        bool,
+        about("Show metrics of messages, sessions, KV, checkpoints and tasks by workspace too, for 1,000 series each."),
+    ] = False
     max_connections: Annotated[int, about("Ops connections at a time; more are refused.", ge=1)] = 64
     max_header_bytes: Annotated[int, about("Largest request line and headers together.", ge=1024)] = 16 * KIB
     request_timeout_s: Annotated[

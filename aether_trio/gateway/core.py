@@ -25,6 +25,7 @@ from aether_trio.gateway.audit import AuditTrail, fold_forever, open_audit
 from aether_trio.gateway.databases import open_databases, probe_while_failing, starting
 from aether_trio.gateway.membership import open_membership
 from aether_trio.gateway.restored import begin_log
+from aether_trio.gateway.samples import open_samples
 from aether_trio.gateway.session_hooks import ServiceHooks, WorkspaceMoves
 from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
@@ -124,7 +125,7 @@ async def open_core(
     ids = IdFactory(randomness)
     strict = settings.gateway.strict_identifier_charset
     health = GatewayHealth()
-    metric_families = Metrics()
+    metric_families = Metrics(workspace_label=settings.ops.workspace_label)
     async with AsyncExitStack() as stack:
         done = stack.enter_context(starting("this gateway could not start, as storage does not answer"))
 
@@ -354,7 +355,9 @@ async def open_core(
         health.add_probe("tasks", _probe(lambda: tasks_database.statistics().failing))
         health.add_probe("audit", lambda: audit.problem)
         retention = Retention(log, limits.retention_limits(settings))
-        metrics.watch_databases(metric_families, databases)
+        samples = open_samples(settings, metric_families, log, tasks_database, clock, cluster=cluster is not None)
+        metrics.watch_databases(metric_families, databases, samples)
+        metrics.watch_health(metric_families, health)
         metrics.watch_log(metric_families, log, retention)
         metrics.watch_audit(metric_families, audit)
         metrics.watch_delivery(metric_families, router, ephemeral_topics, queues)
@@ -363,7 +366,7 @@ async def open_core(
         metrics.watch_cluster(metric_families, membership)
         metrics.watch_access(metric_families, changes, authorizer, enforcement, credential_ends, expiry)
         if leased_rates is not None:
-            metric_families.watch("rate_leases", leased_rates.statistics, counters={"renewals"})
+            metric_families.watch("rate_leases", leased_rates.statistics)
         core = Core(
             settings=settings,
             clock=clock,
@@ -411,6 +414,7 @@ async def open_core(
             "state-probe": partial(probe_while_failing, "state", state),
             "tasks-probe": partial(probe_while_failing, "tasks", tasks_database),
             **authority.background,
+            **{f"sample-{sample.name}": sample.run for sample in samples.values()},
         }
         for name, run in background.items():
             nursery.start_soon(keep_running, name, run, name=name)

@@ -21,6 +21,7 @@ from aether_trio.gateway import limits, metrics
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.gateway.reload import SettingsReload
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
+from aether_trio.telemetry.loop_lag import measure_loop_lag
 from aether_trio.telemetry.ops import serve_ops
 from aether_trio.transport.framed.server import FramedServer
 from aether_trio.transport.grpc.health import SERVING, GrpcHealth
@@ -114,6 +115,8 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         ports = limits.open_ports(settings, transports)
         await nursery.start(ports.serve)
         metrics.watch_ports(core.metrics, ports)
+        lag = core.metrics.distribution("aether_event_loop_lag_seconds")
+        nursery.start_soon(measure_loop_lag, lag, name="loop-lag")
         ops_address: str | None = None
         if settings.ops.enabled:
             ops_address = await nursery.start(
@@ -130,6 +133,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[Gateway]:
         core.health.serving()
         health.set_status(SERVING)
         gateway = Gateway(core, ports, health, settings, ops_address)
+        core.metrics.read("aether_certificate_expiry_timestamp_seconds", lambda: gateway.reload.expiries)
         try:
             yield gateway
         finally:

@@ -1,13 +1,14 @@
 """Registers the statistics of a gateway's parts as Prometheus metrics.
 
 Parts count in records of their own (`statistics()`), which are read at each scrape
-(telemetry/metrics.py). Names are the reference's.
+(telemetry/metrics.py). telemetry/families.py has their names and texts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
@@ -27,45 +28,43 @@ from aether_trio.services.tasks import Engine
 from aether_trio.session.dispatch import Dispatcher
 from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.registry import SessionRegistry
-from aether_trio.telemetry.metrics import MAX_SERIES, OTHER, Metrics
+from aether_trio.telemetry.health import GatewayHealth
+from aether_trio.telemetry.metrics import Metrics
+from aether_trio.telemetry.sampling import Sample
 from aether_trio.transport.socket.ports import Ports
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 
-REFERENCE_PREFIXES = ("aether", "aether_metering")
-"""The reference counts sessions and routed messages under both."""
 
-
-def watch_databases(metrics: Metrics, databases: Databases) -> None:
+def watch_databases(metrics: Metrics, databases: Databases, samples: Mapping[str, Sample]) -> None:
     """Register metrics of each logical database."""
-    counters = {"groups", "programs", "rows", "failed_groups", "conflicts", "losses", "stalls"}
-    metrics.watch("storage_state", databases.state.statistics, counters=counters)
-    metrics.watch("storage_log", databases.log.statistics, counters=counters)
-    metrics.watch("storage_tasks", databases.tasks.statistics, counters=counters)
+    named = {"state": databases.state, "log": databases.log, "tasks": databases.tasks}
+    for name, database in named.items():
+        metrics.watch("storage", database.statistics, database=name)
+    reads = {"log": samples["topics"], "tasks": samples["tasks"]}
+
+    def up(name: str) -> bool:
+        return not (named[name].statistics().failing or (name in reads and reads[name].failing))
+
+    metrics.read("aether_database_up", lambda: {(name,): up(name) for name in named})
+
+
+def watch_health(metrics: Metrics, health: GatewayHealth) -> None:
+    """Register what /readyz says."""
+    metrics.read("aether_ready", lambda: {(): health.readiness().ready})
+    metrics.read("aether_problem", lambda: {(part,): part in health.readiness().problems for part in health.parts})
 
 
 def watch_log(metrics: Metrics, log: TopicLog, retention: Retention) -> None:
     """Register metrics of the topic log and its retention."""
-    counters = {"appended", "settled", "refused", "groups", "remote_reads", "remote_messages", "pushed_messages"}
-    metrics.watch("log", log.statistics, counters=counters)
-    metrics.counter("aether_log_expired", "Messages that retention took", (), lambda: {(): retention.expired})
-    metrics.gauge(
-        "aether_topic_subscriptions_active",
-        "Subscriptions of connected participants to durable topics",
-        (),
-        lambda: {(): log.statistics().subscriptions},
-    )
+    metrics.watch("log", log.statistics)
+    metrics.read("aether_log_expired_total", lambda: {(): retention.expired})
 
 
 def watch_audit(metrics: Metrics, audit: AuditTrail) -> None:
     """Register metrics of the audit log."""
-    metrics.watch("audit", audit.writer.statistics, counters={"written", "lost", "gaps"})
-    metrics.counter("aether_audit_heads", "Signed heads of the audit log", (), lambda: {(): audit.signer.signed})
-    metrics.gauge(
-        "aether_audit_tampered",
-        "1 while nothing is signed, as stored audit rows were changed",
-        (),
-        lambda: {(): int(audit.signer.problem is not None)},
-    )
+    metrics.watch("audit", audit.writer.statistics)
+    metrics.read("aether_audit_heads_total", lambda: {(): audit.signer.signed})
+    metrics.read("aether_audit_tampered", lambda: {(): int(audit.signer.problem is not None)})
 
 
 def watch_access(
@@ -78,11 +77,9 @@ def watch_access(
 ) -> None:
     """Register metrics of access data, decisions, and sessions that they have ended."""
     metrics.watch("access", changes.statistics)
-    metrics.watch("access_decisions", authorizer.statistics, counters={"hits", "misses"})
-    metrics.counter(
-        "aether_access_sessions_ended",
-        "Sessions that lost what let them in, by what ended it",
-        ("cause",),
+    metrics.watch("access_decisions", authorizer.statistics)
+    metrics.read(
+        "aether_access_sessions_ended_total",
         lambda: {
             **{(cause,): enforcement.ended[cause] for cause in ENDED_BY.values()},
             ("credential",): credential_ends.ended,
@@ -93,98 +90,74 @@ def watch_access(
 
 def watch_delivery(metrics: Metrics, router: Router, ephemeral_topics: EphemeralTopics, queues: WorkQueues) -> None:
     """Register metrics of routed and refused messages, progress and work queues."""
-    metrics.watch("progress", ephemeral_topics.statistics, counters={"published", "delivered"})
-    metrics.watch("work_queues", queues.statistics, counters={"exchanges", "taken", "returned", "failed"})
-    for prefix in REFERENCE_PREFIXES:
-        metrics.counter(
-            f"{prefix}_messages_routed",
-            "Messages accepted, by the sender's workspace",
-            ("workspace", "message_type"),
-            lambda: {key: messages for key, (messages, _) in router.statistics().accepted.items()},
-        )
-    metrics.counter("aether_metering_bytes_routed", "Payload bytes accepted", ("workspace",), lambda: _bytes(router))
-    metrics.counter(
-        "aether_message_errors",
-        "Messages refused, by the sender's workspace and the error code",
-        ("workspace", "error_type"),
-        lambda: {key: count for key, count in router.statistics().refused.items()},  # noqa: C416  # widens the type
+    metrics.watch("progress", ephemeral_topics.statistics)
+    metrics.watch("work_queues", queues.statistics)
+    metrics.read(
+        "aether_messages_routed_total",
+        lambda: {key: messages for key, (messages, _) in router.statistics().accepted.items()},
     )
+    metrics.read(
+        "aether_messages_routed_bytes_total",
+        lambda: {key: payload_bytes for key, (_, payload_bytes) in router.statistics().accepted.items()},
+    )
+    metrics.read("aether_message_errors_total", lambda: router.statistics().refused)
 
 
 def watch_sessions(metrics: Metrics, registry: SessionRegistry, dispatcher: Dispatcher) -> None:
     """Register metrics of live sessions and answered requests."""
-    metrics.watch("registry", registry.statistics, counters={"claims", "takeovers", "refused"})
-    for prefix in REFERENCE_PREFIXES:
-        metrics.gauge(
-            f"{prefix}_active_connections", "Live sessions", ("workspace", "principal_type"), lambda: _live(registry)
-        )
-    metrics.counter(
-        "aether_requests",
-        "Requests answered, by operation",
-        ("operation",),
-        lambda: {(case,): count for case, count in dispatcher.counts.items()},
-    )
+    metrics.watch("registry", registry.statistics)
+    by_workspace = partial(_live, registry) if metrics.workspace_label else partial(_live_by_kind, registry)
+    metrics.read("aether_active_connections", by_workspace)
+    metrics.read("aether_requests_total", lambda: {(case,): count for case, count in dispatcher.counts.items()})
 
 
 def watch_tasks(metrics: Metrics, engine: Engine, autostarter: Autostarter) -> None:
     """Register metrics of tasks, and of agents that messages start."""
-    metrics.watch("tasks", engine.statistics, counters={"assignments", "due", "reports_dropped", "inputs_dropped"})
-    metrics.watch("autostart", autostarter.statistics, counters={"started", "given_up"})
+    metrics.watch("tasks", engine.statistics)
+    metrics.watch("autostart", autostarter.statistics)
+    metrics.read(
+        "aether_task_outcomes_total", lambda: {(outcome,): count for outcome, count in engine.outcomes.items()}
+    )
 
 
 def watch_cluster(metrics: Metrics, membership: ClusterMembership) -> None:
     """Register metrics of the cluster's parts on this node."""
-    now = {"listening", "held", "waiting", "interests", "node_id", "epoch"}
     for name, statistics in membership.statistics.items():
-        metrics.watch(name, statistics, counters={one.name for one in fields(statistics()) if one.name not in now})
+        metrics.watch(name, statistics)
 
 
 def watch_ports(metrics: Metrics, ports: Ports) -> None:
     """Register metrics of the ports and their listeners."""
-    metrics.watch("listener", ports.listener_statistics, counters={"accepted", "refused_over_limit", "pauses"})
+    metrics.watch("listener", ports.listener_statistics)
     metrics.watch("port", ports.statistics)
-    metrics.counter(
-        "aether_port_connections",
-        "Connections given to a transport",
-        ("transport",),
+    metrics.read(
+        "aether_port_connections_total",
         lambda: {(transport,): count for transport, count in ports.statistics().chosen.items()},
     )
-    metrics.counter(
-        "aether_port_rejects",
-        "Connections that reached no transport, by reason",
-        ("reason",),
+    metrics.read(
+        "aether_port_rejects_total",
         lambda: {(reason,): count for reason, count in ports.statistics().rejects.items()},
     )
 
 
 def watch_unfinished(metrics: Metrics, unfinished: UnfinishedInput) -> None:
     """Register metrics of messages that are only partly received."""
-    metrics.watch("unfinished_input", unfinished.statistics, counters={"given_up", "too_slow"})
+    metrics.watch("unfinished_input", unfinished.statistics)
 
 
 def watch_transport(metrics: Metrics, name: str, statistics: Callable[[], Any]) -> None:
     """Register metrics of a transport; refused connections by reason."""
-    metrics.watch(name, statistics, counters={"bytes_received", "bytes_sent"})
-    metrics.counter(
-        f"aether_{name}_rejects",
-        "What was refused or cut off on this transport, by reason",
-        ("reason",),
-        lambda: {(reason,): count for reason, count in statistics().rejects.items()},
+    metrics.watch(name, statistics, transport=name)
+    metrics.read(
+        "aether_transport_rejects_total",
+        lambda: {(name, reason): count for reason, count in statistics().rejects.items()},
     )
 
 
 def _live(registry: SessionRegistry) -> dict[tuple[str, ...], float]:
-    counts: dict[tuple[str, ...], float] = {}
-    for session in registry:
-        labels = (session.workspace, session.identity.type_name)
-        if labels not in counts and len(counts) >= MAX_SERIES:
-            labels = (OTHER, OTHER)
-        counts[labels] = counts.get(labels, 0) + 1
-    return counts
+    return dict(Counter((session.workspace, session.identity.type_name) for session in registry))
 
 
-def _bytes(router: Router) -> dict[tuple[str, ...], float]:
-    totals: dict[tuple[str, ...], float] = {}
-    for (workspace, _), (_, payload_bytes) in router.statistics().accepted.items():
-        totals[workspace,] = totals.get((workspace,), 0) + payload_bytes
-    return totals
+def _live_by_kind(registry: SessionRegistry) -> dict[tuple[str, ...], float]:
+    # Without a look at each session, of which there may be ten thousands.
+    return {("", kind): count for kind, count in registry.statistics().live.items()}

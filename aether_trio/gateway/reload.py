@@ -20,6 +20,7 @@ import msgspec
 import structlog
 
 from aether_trio.config import Settings, all_keys
+from aether_trio.gateway.certificates import expiry_times
 from aether_trio.gateway.limits import tls_settings
 from aether_trio.model.audit import AuditEvent, EventType
 from aether_trio.model.clock import Clock
@@ -60,6 +61,8 @@ class SettingsReload:
         clock: Clock,
     ) -> None:
         self._settings = settings
+        self.expiries = expiry_times(settings.tls)
+        """Unix times (s) at which the files of TLS in use expire, by setting."""
         self._authorities = frozenset(_authorities(settings))
         self._credentials = credentials
         self._ends = ends
@@ -84,6 +87,7 @@ class SettingsReload:
         files = tls_settings(wanted.tls)
         contexts = [] if files is None else self._ports.prepare_tls(files)
         authorities = frozenset(_authorities(wanted))
+        expiries = expiry_times(wanted.tls)
 
         # From here on nothing fails.
         self._credentials.use(prepared)
@@ -93,6 +97,7 @@ class SettingsReload:
         self._settings = msgspec.structs.replace(old, auth=auth, tls=wanted.tls)
         ended = self._ends.end_sessions({name for name, _ in self._authorities - authorities}, replaced)
         self._authorities = authorities
+        self.expiries = expiries
         changed = _differences(old, self._settings)
         self._put_audit(
             AuditEvent(

@@ -44,6 +44,11 @@ class GatewayHealth:
     def phase(self) -> Phase:
         return self._phase
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The names of the probes."""
+        return tuple(self._probes)
+
     def add_probe(self, name: str, probe: Probe) -> None:
         """Register a probe, which every readiness check asks."""
         if name in self._probes:

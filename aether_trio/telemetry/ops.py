@@ -70,6 +70,11 @@ class _Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class _ScrapeRequest:
+    """A request for the metrics."""
+
+
+@dataclass(frozen=True, slots=True)
 class _TailRequest:
     """A request to stream a topic's messages, from an offset or (None) from now on."""
 
@@ -121,7 +126,7 @@ class OpsServer:
 
     # -- what is answered
 
-    def answer(self, target: str, headers: dict[str, str]) -> _Answer | _TailRequest:
+    def answer(self, target: str, headers: dict[str, str]) -> _Answer | _TailRequest | _ScrapeRequest:
         """Answer a GET request by its path. Raises _RequestRefused."""
         url = _split(target)
         match url.path:
@@ -130,8 +135,7 @@ class OpsServer:
             case "/readyz":
                 return self._readyz()
             case "/metrics":
-                content_type, body = self._metrics.render()
-                return _Answer(200, content_type, body)
+                return _ScrapeRequest()
             case "/v1/tail":
                 return self._tail_request(parse_qs(url.query), headers)
             case _:
@@ -234,7 +238,7 @@ class OpsServer:
 
     async def _respond(self, http: Http1Connection, request: Request) -> bool:
         try:
-            answer: _Answer | _TailRequest
+            answer: _Answer | _TailRequest | _ScrapeRequest
             if request.method in ("GET", "HEAD"):
                 answer = self.answer(request.target, request.headers)
             elif request.method == "POST":
@@ -243,6 +247,9 @@ class OpsServer:
                 raise _RequestRefused(405, _METHODS)
         except _RequestRefused as refused:
             answer = refused.answer
+        if isinstance(answer, _ScrapeRequest):
+            content_type, body = await self._metrics.scrape()
+            answer = _Answer(200, content_type, body)
         if isinstance(answer, _TailRequest):
             await self._send_tail(http, request, answer)
             return False

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -32,8 +33,8 @@ TOPIC = "ag::w::a::1"
 
 
 @asynccontextmanager
-async def on_files(directory: Path) -> AsyncIterator[Core]:
-    settings = settings_for_tests(gateway={"ephemeral": False, "data_dir": str(directory)})
+async def on_files(directory: Path, **more: Any) -> AsyncIterator[Core]:
+    settings = settings_for_tests(gateway={"ephemeral": False, "data_dir": str(directory)}, **more)
     with trio.fail_after(60):
         async with open_core(settings) as core:
             yield core
@@ -132,7 +133,7 @@ async def test_a_state_database_that_cannot_be_written_shows_until_it_can(store:
 
 async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path) -> None:
     async with (
-        on_files(tmp_path) as core,
+        on_files(tmp_path, ops={"workspace_label": True}) as core,
         connect(core, agent("w", "a", "1")) as peer,
         connect(core, user("u", "1")),
         connect(core, agent("w", "a", "1"), wait_ack=False) as second,
@@ -143,17 +144,14 @@ async def test_metrics_have_the_references_names_labels_and_words(tmp_path: Path
         _, body = core.metrics.render()
     lines = set(body.decode().splitlines())
     expected = {
-        'aether_active_connections{principal_type="agent",workspace="w"} 1.0',
-        'aether_active_connections{principal_type="user",workspace=""} 1.0',
-        'aether_connection_attempts_total{principal_type="agent",status="success",workspace="w"} 1.0',
-        'aether_connection_attempts_total{principal_type="agent",status="lock_failed",workspace="w"} 1.0',
-        'aether_kv_operations_total{operation="GET",scope="GLOBAL",status="ok"} 1.0',
-        'aether_metering_checkpoint_operations_total{operation="LOAD",workspace="w"} 1.0',
-        'aether_messages_routed_total{message_type="opaque",workspace="w"} 1.0',
-        'aether_metering_bytes_routed_total{workspace="w"} 1.0',
-        'aether_metering_messages_routed_total{message_type="opaque",workspace="w"} 1.0',
-        'aether_metering_kv_operations_total{operation="GET",workspace="w"} 1.0',
-        'aether_metering_active_connections{principal_type="agent",workspace="w"} 1.0',
+        'aether_active_connections{workspace="w",principal_type="agent"} 1.0',
+        'aether_active_connections{workspace="",principal_type="user"} 1.0',
+        'aether_connection_attempts_total{workspace="w",principal_type="agent",status="success"} 1.0',
+        'aether_connection_attempts_total{workspace="w",principal_type="agent",status="lock_failed"} 1.0',
+        'aether_kv_operations_total{workspace="w",operation="GET",scope="GLOBAL",status="ok"} 1.0',
+        'aether_checkpoint_operations_total{workspace="w",operation="LOAD"} 1.0',
+        'aether_messages_routed_total{workspace="w",message_type="opaque"} 1.0',
+        'aether_messages_routed_bytes_total{workspace="w",message_type="opaque"} 1.0',
         "aether_message_routing_latency_seconds_count 1.0",
         # Of the agent: its own topic, ga; of the window: its own, uu.
         "aether_topic_subscriptions_active 4.0",

@@ -33,7 +33,8 @@ EVIL = "evil\x1b[2J\x9b31m\n\u202e"
 @asynccontextmanager
 async def serving(*, strict: bool = True) -> AsyncIterator[Gateway]:
     section = {"dev": False, "strict_identifier_charset": strict}
-    async with gateway_with(gateway=section, auth=auth(), limits={"send_rate_per_s": 0.0}) as gateway:
+    limits, ops = {"send_rate_per_s": 0.0}, {"workspace_label": True}
+    async with gateway_with(gateway=section, auth=auth(), limits=limits, ops=ops) as gateway:
         yield gateway
 
 
@@ -61,12 +62,16 @@ async def test_an_unauthenticated_client_writes_no_label(transport: str) -> None
             hello = agent(f"made-up-{number}", "eve", "1", credentials={"api_key": "aek_wrong"})
             assert (await admission(transport, gateway.address, hello))[0] is Status.UNAUTHENTICATED
         assert attempts(gateway) == [
-            'aether_connection_attempts_total{principal_type="agent",status="unauthenticated",workspace=""} 20.0'
+            'aether_connection_attempts_total{workspace="",principal_type="agent",status="unauthenticated"} 20.0'
         ]
         async with participant(transport, gateway.address, EVE):
-            assert any('status="success",workspace="red"' in line for line in attempts(gateway))
+            assert any(
+                '{workspace="red",principal_type="agent",status="success"}' in line for line in attempts(gateway)
+            )
             assert (await admission(transport, gateway.address, EVE))[0] is Status.ALREADY_EXISTS
-            assert any('status="lock_failed",workspace="red"' in line for line in attempts(gateway))
+            assert any(
+                '{workspace="red",principal_type="agent",status="lock_failed"}' in line for line in attempts(gateway)
+            )
         _, text = gateway.core.metrics.render()
         assert b"made-up" not in text
 

@@ -66,6 +66,15 @@ def read_revocations(tls: TlsSettings, now_ms: int) -> RevokedCertificates:
     return RevokedCertificates(serials)
 
 
+def lists_due(path: Path) -> float | None:
+    """Return when the first newer list is due (Unix time, s); None without one."""
+    try:
+        found = _lists(path.read_bytes())
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"cannot be used as a list of revoked certificates: {error}", str(path)) from None
+    return min((one.next_update_utc.timestamp() for one in found if one.next_update_utc is not None), default=None)
+
+
 def trusted_authorities(path: Path) -> list[tuple[bytes, bytes]]:
     """Return (digest of the name, public key) of a file's authorities. Raises OSError."""
     return [

@@ -412,8 +412,8 @@ class KvHandler:
             counted[kind] = counted.get(kind, 0) + 1
         for (number, scope_number, succeeded), times in counted.items():
             operation, scope = _OPERATIONS.get(number, "UNKNOWN"), _SCOPES.get(scope_number, "UNKNOWN")
-            self._metrics.metered_kv_operations.add((session.workspace, operation), times)
-            self._metrics.kv_operations.add((operation, scope, "ok" if succeeded else "error"), times)
+            status = "ok" if succeeded else "error"
+            self._metrics.kv_operations.add((session.workspace, operation, scope, status), times)
             self._metrics.kv_operation_latency.observe(elapsed_s, (operation, scope), times)
         return answers
 

@@ -124,6 +124,16 @@ class NoChanges:
 
 NO_CHANGES: Final = NoChanges()
 
+OUTCOMES: Final = {
+    StoredStatus.COMPLETED: "completed",
+    StoredStatus.FAILED: "failed",
+    StoredStatus.CANCELLED: "cancelled",
+    StoredStatus.REJECTED: "rejected",
+    StoredStatus.DLQ: "dead_letter",
+}
+RETRY: Final = "retry"
+"""The outcome of an attempt that failed and is followed by another one."""
+
 
 class _Run(Protocol[T]):
     """Protocol: one of the methods of Database that run a program."""
@@ -206,6 +216,8 @@ class Engine:
         self._left: deque[Callable[[], None]] = deque()
         """Ended programs whose callers were cancelled, with effects to be done."""
         self._left_added = AutoResetEvent()
+        self.outcomes = dict.fromkeys(OUTCOMES.values(), 0) | {RETRY: 0}
+        """How attempts at tasks have ended, since the start."""
         self._ended: frozenset[str] = frozenset()
         """Leases whose end this node has handled."""
 
@@ -383,6 +395,8 @@ class Engine:
         if tx.effects.events:
             self.event_subscriptions.offer(tx.effects.events)
         for task in tx.effects.status_changes:
+            if (outcome := OUTCOMES.get(task.status)) is not None:
+                self.outcomes[RETRY if task.next_retry_ms else outcome] += 1
             status_updates.publish(self._ephemeral_topics, task, tx.context.now_ms, self._status_kicks.add)
         for node, task_id in tx.effects.watching_nodes:
             self.nodes.notify(node, nodes.EVENTS, task_id)

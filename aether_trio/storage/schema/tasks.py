@@ -241,6 +241,7 @@ STATEMENTS: Final = (
         notes TEXT NOT NULL DEFAULT ''
     ) {clustered}""",
     "CREATE INDEX task_dead_letters_listed ON task_dead_letters (workspace, buried_ms)",
+    "CREATE INDEX task_dead_letters_open ON task_dead_letters (buried_ms) WHERE resolved_ms = 0",
     "CREATE TABLE task_memories (identity TEXT {byte_order} PRIMARY KEY, since_ms {bigint} NOT NULL) {clustered}",
     """CREATE INDEX tasks_of_subject ON tasks (subject_id, workspace, started_ms) WHERE subject_id <> ''
         AND status NOT IN ('completed', 'failed', 'cancelled', 'dlq', 'rejected')""",
