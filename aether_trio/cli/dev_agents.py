@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from typing import Final
 
 from aether_trio.cli import exits
+from aether_trio.cli.json_lines import agents_reporter
 from aether_trio.cli.orchestrate import read_agents, require_docker
 from aether_trio.cli.output import announce
 from aether_trio.cli.sidecar_process import Served, Sidecar
 from aether_trio.client import AetherError, OrchestratorClient
 from aether_trio.config import Settings
-from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses, TextReporter
+from aether_trio.orchestrator import AgentSpec, AgentSupervisor, GatewayAddresses
 
 NAME: Final = "aether-dev"
 
@@ -46,7 +47,7 @@ def addresses_of(gateway: Served) -> GatewayAddresses:
 
 async def _orchestrate(agents: Mapping[str, AgentSpec], gateway: Served, running: list[AgentSupervisor]) -> None:
     addresses = addresses_of(gateway)
-    orchestrator = AgentSupervisor(agents, addresses, TextReporter(announce))
+    orchestrator = AgentSupervisor(agents, addresses, agents_reporter())
     running.append(orchestrator)
     client = OrchestratorClient(
         addresses.address, implementation=NAME, profiles=orchestrator.profiles, agents=orchestrator.agents

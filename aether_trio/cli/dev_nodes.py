@@ -19,6 +19,7 @@ from typing import Final
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.json_lines import begin_log
 from aether_trio.cli.node_supervisor import FIRST_PAUSE_S, LONGEST_PAUSE_S, arguments_of, count_of, run, run_nodes
 from aether_trio.cli.options import ServingOptions
 from aether_trio.cli.output import announce
@@ -44,6 +45,7 @@ LOOK_S: Final = 0.25
 
 def run_dev_nodes(count: int, settings: Settings, given: ServingOptions, sidecar: Sidecar | None = None) -> None:
     """Run a cluster until it has drained. Exits by CliError or SystemExit."""
+    begin_log(settings.logging)
     refuse_without_packages()
     refuse_own_ports(settings)
     raise_file_limit()  # for the connections of the front

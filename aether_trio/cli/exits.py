@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Final, TypeVar, cast
+from typing import IO, Any, Final, TypeVar, cast
 
 import click
 
-from aether_trio.cli.output import visible
+from aether_trio.cli.output import Announcements, announce, visible
 
 E = TypeVar("E", bound=Exception)
 
@@ -39,6 +39,13 @@ class CliError(click.ClickException):
     def __init__(self, message: str, code: int = FAILED, *, lines: bool = False) -> None:
         super().__init__(visible(message, lines=lines))
         self.exit_code = code  # type: ignore[misc]  # click wants it per class; ours differs per error
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Print the error; in a JSON log it is a line of that."""
+        if Announcements.log is None:
+            super().show(file)
+        else:
+            announce(self.message, lines=True, level="error")
 
 
 def first_of(group: BaseExceptionGroup[E]) -> E:

@@ -10,6 +10,7 @@ Invariant: when `run_nodes` returns or raises, no process is left.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -22,6 +23,7 @@ from aether_trio.cli.options import ServingOptions
 from aether_trio.cli.output import announce as tell
 from aether_trio.cli.output import wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile
+from aether_trio.cli.service_manager import ServiceManager
 from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.devtools.node_process import NodeFailed, NodeProcess, Ready
 
@@ -57,6 +59,7 @@ class NodeSupervisor:
         self.nodes = nodes
         self.signals: list[int] = []
         """Those that this process was sent."""
+        self.manager = ServiceManager(os.environ)
         self._told = trio.Event()
         self._draining = False
 
@@ -139,6 +142,7 @@ class NodeSupervisor:
         if self._draining:
             return
         self._draining = True
+        self.manager.stopping()
         if sidecar is not None:
             await sidecar.end()
         self.stop(signal.SIGTERM)
@@ -203,6 +207,8 @@ async def run_nodes(
                 nursery.start_soon(supervisor.watch_output, nursery.cancel_scope, sidecar)
             await supervisor.start()
             tell(announce(supervisor.ready), lines=True)
+            supervisor.manager.ready(f"serving on {address or supervisor.ready[0].gateway}")
+            nursery.start_soon(supervisor.manager.keep_alive)
             if ready is not None:
                 first = supervisor.ready[0]
                 ready.write(address or first.gateway, first.ops, first.transports, supervisor.ready)

@@ -78,6 +78,9 @@ class ServingOptions:
 
     def load(self) -> Settings:
         """Load all layers of settings. Raises CliError with every problem."""
+        from aether_trio.cli.json_lines import begin_log_early
+
+        begin_log_early(self.flags, self.sets, os.environ)
         return load(self.config_file, self.flags, self.sets).settings
 
 

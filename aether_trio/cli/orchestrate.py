@@ -12,9 +12,11 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import addresses_of, innermost, on_first_spoken, options_of
+from aether_trio.cli.json_lines import JSON, LOG_FORMATS, agents_reporter, begin_log
 from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import announce, print_table, wait_output_closed
 from aether_trio.client import AetherError, ClientOptions, OrchestratorClient
+from aether_trio.config import LoggingSettings
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.orchestrator import (
     AgentsFileError,
@@ -24,7 +26,6 @@ from aether_trio.orchestrator import (
     GatewayAddresses,
     OrchestratorLimits,
     Reporter,
-    TextReporter,
     check_docker,
     load_agents,
     missing_commands,
@@ -93,6 +94,10 @@ its inherit names.
     "--register/--no-register", default=True, show_default=True,
     help="Tell the gateway of the file's agents; otherwise another program has.",
 )  # fmt: skip
+@click.option(
+    "--log-format", type=click.Choice(LOG_FORMATS), default="console", show_default=True, envvar="AETHER_LOG_FORMAT",
+    show_envvar=True, help="With json each line is an object, on standard error.",
+)  # fmt: skip
 @click.option("--check", is_flag=True, help="Only read the file, and say what is in it.")
 @client_options
 def command(
@@ -103,6 +108,7 @@ def command(
     most: int,
     grace_s: float,
     register: bool,
+    log_format: str,
     check: bool,
 ) -> None:
     """Start agents of AGENTS.YAML when a message or a task needs them.
@@ -111,6 +117,8 @@ def command(
     Processes end with this command: Ctrl-C sends them SIGTERM, a second one SIGKILL. SIGHUP has it
     read the file again.
     """
+    if log_format == JSON:
+        begin_log(LoggingSettings(format=JSON))
     agents = read_agents(agents_file)
     if check:
         show_agents(agents)
@@ -141,7 +149,7 @@ def _orchestrate(
     register: bool,
 ) -> None:
     """Start agents for the gateway at this address until a signal."""
-    reporter = TextReporter(announce)
+    reporter = agents_reporter()
     addresses = GatewayAddresses(str(target), address, tls_variables(target))
     orchestrator = AgentSupervisor(agents, addresses, reporter, limits)
     connection = _Connection(reporter)

@@ -7,7 +7,8 @@ escaped, a table takes texts and no markup, and JSON stays JSON.
 
 Commands end when their output is closed, as `head` closes it: a function of this module raises
 OutputClosed, and `run_client` ends a command that only waits. A command that serves others uses
-`announce`, which goes on.
+`announce`, which goes on. When its log is JSON, what it announces is a line of the log
+(json_lines.py).
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ import os
 import re
 import select
 import sys
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final, TypeVar
 
 import click
 
@@ -76,8 +77,30 @@ def warn_unconfirmed(message: str) -> None:
         say(f"warning: {caveat}{nodes}", err=True)
 
 
-def announce(text: str, *, err: bool = False, lines: bool = False) -> None:
-    """Print as `say` does, and do nothing when the output is closed."""
+class Announcements:
+    """Where `announce` writes: to the output, or, with `log`, to the log."""
+
+    log: ClassVar[Callable[[str, str, Mapping[str, object]], None] | None] = None
+    """Called with a level, a text of one line, and fields."""
+
+
+def announce(
+    text: str,
+    *,
+    err: bool = False,
+    lines: bool = False,
+    level: str = "info",
+    fields: Mapping[str, object] | None = None,
+) -> None:
+    """Print as `say` does, and do nothing when the output is closed.
+
+    In a log the text is its first line, and `fields` are the rest; without them `details` has it.
+    """
+    if Announcements.log is not None:
+        first, *rest = text.split("\n")
+        details = {"details": [line.strip() for line in rest]} if rest else {}
+        Announcements.log(level, first, details if fields is None else fields)
+        return
     with contextlib.suppress(OutputClosed):
         say(text, err=err, lines=lines)
 

@@ -23,14 +23,15 @@ import structlog
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.json_lines import begin_log
 from aether_trio.cli.output import announce, wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile, prepared_ready_file
+from aether_trio.cli.service_manager import ServiceManager
 from aether_trio.cli.sidecar_process import Sidecar
 from aether_trio.cli.start_errors import start_error
 from aether_trio.config import Settings, service_variables
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.postgres.hosts import where
-from aether_trio.telemetry.logging import configure_logging
 from aether_trio.version import __version__
 
 logger = structlog.get_logger("aether.cli")
@@ -124,9 +125,9 @@ def run_gateway(
 
     `load` loads the settings anew, at each SIGHUP. Without it SIGHUP ends the process at once.
     """
+    begin_log(settings.logging, node=settings.gateway.node_name)
     refuse_open_gateway(settings)
     refuse_missing_files(settings)
-    configure_logging(settings.logging, node=settings.gateway.node_name)
     if variables := service_variables(os.environ):
         logger.info("variables that Kubernetes sets for Services are no settings and are left alone", names=variables)
     from aether_trio.gateway import open_gateway
@@ -154,9 +155,10 @@ async def _run(
     sidecar: Sidecar | None = None,
     load: Callable[[], Settings] | None = None,
 ) -> int | None:
+    manager = ServiceManager({} if until_stdin_ends else os.environ)
     with trio.open_signal_receiver(*_SIGNALS, *([] if load is None else [signal.SIGHUP])) as signals:
         async with trio.open_nursery() as nursery:
-            stop = _Stop(nursery.cancel_scope, quiet=until_stdin_ends, load=load)
+            stop = _Stop(nursery.cancel_scope, manager, quiet=until_stdin_ends, load=load)
             nursery.start_soon(stop.watch, signals)
             if settings.gateway.dev and not until_stdin_ends:
                 nursery.start_soon(stop.watch_output)
@@ -166,7 +168,9 @@ async def _run(
                 stop.gateway = gateway
                 quieten_collector()
                 if not until_stdin_ends:  # else the process that started it says so
-                    announce(ready_text(settings, gateway), lines=True)
+                    announce(ready_text(settings, gateway), lines=True, fields=ready_fields(settings, gateway))
+                manager.ready(f"serving on {gateway.address}")
+                nursery.start_soon(manager.keep_alive)
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
                 if sidecar is not None:
@@ -205,9 +209,15 @@ class _Stop:
     """Turns a gateway process's signals into a drain, then into a stop."""
 
     def __init__(
-        self, scope: trio.CancelScope, *, quiet: bool = False, load: Callable[[], Settings] | None = None
+        self,
+        scope: trio.CancelScope,
+        manager: ServiceManager,
+        *,
+        quiet: bool = False,
+        load: Callable[[], Settings] | None = None,
     ) -> None:
         self._scope = scope
+        self._manager = manager
         self._load = load
         self._quiet = quiet
         self.gateway: RunningGateway | None = None
@@ -254,6 +264,7 @@ class _Stop:
         """Take over the settings of TLS and credentials, all or none; log what is wrong."""
         if self._load is None or self.gateway is None:
             return  # what is still opening has just read them
+        self._manager.reloading()
         try:
             settings = self._load()
             refuse_open_gateway(settings)
@@ -265,11 +276,14 @@ class _Stop:
             logger.error(
                 "the settings stay as they were: the new ones cannot be used", reason=f"{where}{error.strerror}"
             )
+        finally:
+            self._manager.ready(f"serving on {self.gateway.address}")
 
     async def _drain(self, gateway: RunningGateway) -> None:
         if self._draining:
             return
         self._draining = True
+        self._manager.stopping()
         if self.sidecar is not None:
             await self.sidecar.end()
         await gateway.drain()
@@ -295,6 +309,18 @@ def ready_text(settings: Settings, gateway: RunningGateway) -> str:
         lines += try_lines(gateway.addresses.get("grpc"), gateway.ops_address, tls=bool(settings.tls.cert))
     lines.append("  stop  Ctrl-C drains; a second one stops at once")
     return "\n".join(lines)
+
+
+def ready_fields(settings: Settings, gateway: RunningGateway) -> dict[str, object]:
+    """Return what the ready line says as the fields of a line of the log."""
+    return {
+        "version": __version__,
+        "address": gateway.address,
+        "transports": dict(gateway.addresses),
+        "ops": gateway.ops_address,
+        "data": data_text(settings),
+        "pid": os.getpid(),
+    }
 
 
 def data_text(settings: Settings) -> str:

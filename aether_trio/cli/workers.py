@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aether_trio.cli import exits
+from aether_trio.cli.json_lines import begin_log
 from aether_trio.cli.node_supervisor import arguments_of, count_of, run, run_nodes
 from aether_trio.cli.options import ServingOptions
 from aether_trio.cli.ready_file import prepared_ready_file
@@ -33,6 +34,7 @@ STDERR = 2
 
 def run_workers(count: int, settings: Settings, given: ServingOptions) -> None:
     """Run worker processes until drained. Exits by CliError or SystemExit."""
+    begin_log(settings.logging)
     if settings.storage.database is None:
         raise exits.CliError(
             "--workers needs a database that the workers share: give one with --database.", exits.SETTINGS

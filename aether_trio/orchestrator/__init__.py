@@ -11,7 +11,7 @@ orchestrator's own file: nothing that a gateway sends becomes a command.
 
 from aether_trio.orchestrator.agents_file import AgentsFileError, AgentSpec, load_agents
 from aether_trio.orchestrator.launch_plan import DockerError, GatewayAddresses, check_docker, missing_commands
-from aether_trio.orchestrator.reporter import Reporter, TextReporter
+from aether_trio.orchestrator.reporter import LogReporter, Reporter, TextReporter
 from aether_trio.orchestrator.supervisor import AgentSupervisor, OrchestratorLimits
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "AgentsFileError",
     "DockerError",
     "GatewayAddresses",
+    "LogReporter",
     "OrchestratorLimits",
     "Reporter",
     "TextReporter",

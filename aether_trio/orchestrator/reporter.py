@@ -1,13 +1,17 @@
 """Shows a person what agents print, and what happens to their processes.
 
-ag::default::echo::1 | hello                         a line that the agent printed
-ag::default::echo::1 : process 4711                  an event
+2026-11-29 08:50:00.123 ag::default::echo::1 | hello                a line that the agent printed
+2026-11-29 08:50:00.125 ag::default::echo::1 : process 4711         an event
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from datetime import datetime
+from typing import Final, Protocol
+
+ORCHESTRATOR: Final = "orchestrator"
+"""What stands for the agent in an event of no agent."""
 
 
 class Reporter(Protocol):
@@ -21,13 +25,34 @@ class Reporter(Protocol):
 
 
 class TextReporter:
-    """Writes the output and the events of agents as lines of text."""
+    """Writes the output and the events of agents as lines of text, with the time."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
 
     def line(self, agent: str, text: str) -> None:
-        self._write(f"{agent} | {text}")
+        self._write(f"{_time()} {agent} | {text}")
 
     def event(self, agent: str, text: str) -> None:
-        self._write(f"{agent or 'orchestrator'} : {text}")
+        self._write(f"{_time()} {agent or ORCHESTRATOR} : {text}")
+
+
+class LogReporter:
+    """Gives the output and the events of agents to a log, which adds the time.
+
+    `write(text, agent, kind)` gets "output" or "event" as the kind.
+    """
+
+    def __init__(self, write: Callable[[str, str, str], None]) -> None:
+        self._write = write
+
+    def line(self, agent: str, text: str) -> None:
+        self._write(text, agent, "output")
+
+    def event(self, agent: str, text: str) -> None:
+        self._write(text, agent or ORCHESTRATOR, "event")
+
+
+def _time() -> str:
+    """Return the local time, as log lines for people have it."""
+    return datetime.now().astimezone().strftime("%Y-%m-%d %H:%M:%S.%f")[:-3]

@@ -12,6 +12,7 @@ import trio.testing
 
 from aether_trio.cli.node_supervisor import NodeSupervisor
 from aether_trio.cli.running import _Stop
+from aether_trio.cli.service_manager import ServiceManager
 from aether_trio.cli.sidecar_process import Served, Sidecar
 from aether_trio.devtools.node_process import NodeProcess, Ready
 
@@ -75,7 +76,7 @@ async def test_beside_one_gateway() -> None:
     story: list[str] = []
     async with slow_sidecar(story) as sidecar:
         with trio.CancelScope() as scope:
-            stop = _Stop(scope, quiet=True)
+            stop = _Stop(scope, ServiceManager({}), quiet=True)
             stop.gateway = cast("Any", Node(story))
             stop.sidecar = sidecar
             assert await two_signals(stop.watch, story) == ["is to end"]
