@@ -96,8 +96,7 @@ def _whose(task: Task) -> str:
 
 def attempt_text(task: Task) -> str:
     """Return which attempt of how many a task is at, as "2/3"."""
-    failed = task.status is TaskStatus.FAILED
-    return f"{max(task.attempt, 1) if failed else task.attempt + 1}/{task.max_attempts}"
+    return f"{task.attempt}/{task.max_attempts}"
 
 
 def status_text(status: TaskStatus) -> str:

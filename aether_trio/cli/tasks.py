@@ -173,7 +173,9 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     "--retry-delay", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
     help="Before the second attempt; doubled for each further one.",
 )  # fmt: skip
-@click.option("--key", default="", metavar="KEY", help="Create it once: the same key finds the same task for a day.")
+@click.option(
+    "--idempotency-key", default="", metavar="KEY", help="Create it once: the same key finds the same task for a day."
+)
 @click.option("--correlation", default="", metavar="ID", help="A name to find it by, with others.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @workspace_option
@@ -192,7 +194,7 @@ def create(
     task_class: str | None,
     max_attempts: int | None,
     retry_delay: float,
-    key: str,
+    idempotency_key: str,
     correlation: str,
     as_object: bool,
 ) -> None:
@@ -206,9 +208,7 @@ def create(
     """
     if bool(pool) == bool(identity):
         raise click.UsageError("a task needs a worker: give either --pool IMPLEMENTATION or --target IDENTITY.")
-    retries = (
-        RetryPolicy(max_attempts=max_attempts, initial_delay_ms=round(retry_delay * 1000)) if max_attempts else None
-    )
+    retries = RetryPolicy(max_attempts=max_attempts, initial_delay_s=retry_delay) if max_attempts else None
     wanted = {
         "payload": sys.stdin.buffer.read() if payload == "-" else payload.encode(),
         "pool": pool,
@@ -219,7 +219,7 @@ def create(
         "task_class": CLASSES[task_class] if task_class else TaskClass.UNSPECIFIED,
         "offline_policy": OFFLINE[offline] if offline else TargetOfflinePolicy.UNSPECIFIED,
         "retry_policy": retries,
-        "idempotency_key": key,
+        "idempotency_key": idempotency_key,
         "correlation_id": correlation,
     }
     task = run_client(_create, target, who, task_type, wanted)

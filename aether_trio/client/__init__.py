@@ -42,6 +42,7 @@ from aether_trio.client.errors import (
     Refused,
     RequestTimeout,
     SessionEnded,
+    TaskFailed,
     TlsRefused,
     Unauthenticated,
     Unavailable,
@@ -71,7 +72,7 @@ __all__ = [
     "MessageType", "MessagesAbandoned", "MetricsBridgeClient", "NotFound", "NotImplementedByGateway",
     "OrchestratorClient", "OutcomeUnknown", "PayloadTooLarge", "PermissionDenied", "ProtocolViolation",
     "Publication", "RateLimited", "Refused", "RequestTimeout", "Requester", "Retry", "ServiceClient",
-    "SessionEnded", "State", "SyncClient", "SyncJob", "SyncPublication", "TaskClient", "TaskOver", "TlsOptions",
+    "SessionEnded", "State", "SyncClient", "SyncJob", "SyncPublication", "TaskClient", "TaskFailed", "TaskOver", "TlsOptions",
     "TlsRefused", "Unauthenticated", "Unavailable", "UnexpectedAnswer", "UserClient", "WorkflowEngineClient",
     "connect_sync",
 ]  # fmt: skip

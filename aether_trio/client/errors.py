@@ -150,6 +150,19 @@ class MessagesAbandoned(AetherError):
         super().__init__("MESSAGES_ABANDONED", text)
 
 
+class TaskFailed(AetherError):
+    """A task whose result was wanted has failed, or was cancelled or rejected.
+
+    `task` is the ended task (a Task), with its error, outcome and number of attempts.
+    """
+
+    def __init__(self, task_id: str, status: str, reason: str, task: object) -> None:
+        super().__init__("TASK_FAILED", f"task {task_id} is {status}" + (f": {reason}" if reason else ""))
+        self.task_id = task_id
+        self.reason = reason
+        self.task = task
+
+
 class AddressError(AetherError, ValueError):
     """The gateway address is invalid, or does not fit the client's other arguments."""
 

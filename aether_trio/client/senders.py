@@ -6,6 +6,7 @@ and raise as `send` does. `workspace` is by default the sender's own.
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -86,18 +87,44 @@ class ToWork(_Sender):
         await self.send(workers_of(_here(self, workspace), implementation), payload, type=type)
 
     async def send_input(
-        self, task_id: str, metadata: Mapping[str, str] | None = None, *, workspace: str | None = None
+        self,
+        task_id: str,
+        metadata: Mapping[str, str] | None = None,
+        *,
+        payload: bytes = b"",
+        workspace: str | None = None,
     ) -> None:
         """Send the input that a task waits for (`Job.wait_for_input`).
 
-        The task goes on if `metadata` has all that it wants to match; one that does not wait just
-        now keeps the input for its next wait that it matches.
+        Its worker reads `metadata` and `payload`. The task goes on if `metadata` has all that it
+        wants to match; one that does not wait just now keeps the input for its next wait that it
+        matches.
         """
         place = _here(self, workspace)
-        payload = json.dumps({"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})})
+        document = {"task_id": task_id, "workspace": place, "metadata": dict(metadata or {})}
+        if payload:
+            document["payload_base64"] = base64.b64encode(payload).decode()
         with _invalid_topic():
             topic = task_topic(check_token(place, "workspace"), check_token(task_id, "task id"), "input")
-        await self.send(topic, payload, type=MessageType.EVENT)
+        await self.send(topic, json.dumps(document), type=MessageType.EVENT)
+
+    async def answer(
+        self,
+        task_id: str,
+        approved: bool,
+        *,
+        choice: str = "",
+        text: str = "",
+        metadata: Mapping[str, str] | None = None,
+        workspace: str | None = None,
+    ) -> None:
+        """Answer the question that a task asks a person (`Job.ask`).
+
+        `metadata` are pairs that the wait asks for besides.
+        """
+        parts = {"decision": "approve" if approved else "reject", "choice": choice, "text": text}
+        given = {**(metadata or {}), **{name: part for name, part in parts.items() if part}}
+        await self.send_input(task_id, given, workspace=workspace)
 
 
 class ToParticipants(_Sender):

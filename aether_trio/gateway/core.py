@@ -309,7 +309,9 @@ async def open_core(
         )
         handlers: dict[str, Handler] = {
             **unimplemented.HANDLERS,
-            "checkpoint_op": CheckpointHandler(checkpoints, metric_families, tasks.sessions.checkpoint_owner).handle,
+            "checkpoint_op": CheckpointHandler(
+                checkpoints, metric_families, tasks.sessions.checkpoint_owner, tasks.saved_states.handle
+            ).handle,
             "progress": ProgressService(ephemeral_topics, rates, clock, authorizer, tasks.sessions.reported).handle,
             "switch_workspace": WorkspaceSwitch(authorizer, moves.moved, strict=strict).handle,
             "access_check": checks.check,

@@ -13,7 +13,7 @@ from typing import Final
 import trio
 
 from aether_trio.client import AetherError, OrchestratorClient
-from aether_trio.client.jobs.manager import LOST
+from aether_trio.client.jobs.job import LOST
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_events import StatusChanged
 from aether_trio.orchestrator.launch_plan import AgentStart

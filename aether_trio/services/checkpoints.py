@@ -44,7 +44,7 @@ class CheckpointService:
     def __init__(self, db: Database, clock: Clock, limits: Limits, *, default_ttl_s: int = 0) -> None:
         self._db = db
         self._clock = clock
-        self._data_bytes = min(limits.checkpoint_bytes, MAX_DATA_BYTES)
+        self.data_bytes = min(limits.checkpoint_bytes, MAX_DATA_BYTES)
         self._key_bytes = min(limits.checkpoint_key_bytes, MAX_KEY_BYTES)
         self._identity_bytes = limits.checkpoint_bytes_per_identity
         self._default_ttl_s = default_ttl_s
@@ -102,8 +102,8 @@ class CheckpointService:
     async def _save(
         self, identity: Identity, op: pb.CheckpointOperation, key: bytes, now_ms: int, done: pb.CheckpointResponse
     ) -> pb.CheckpointResponse:
-        if len(op.data) > self._data_bytes:
-            return _failed(op, f"the checkpoint has {len(op.data)} bytes; at most {self._data_bytes} are allowed")
+        if len(op.data) > self.data_bytes:
+            return _failed(op, f"the checkpoint has {len(op.data)} bytes; at most {self.data_bytes} are allowed")
         ttl_s = self._default_ttl_s if op.ttl < 0 else op.ttl
         expires_ms = min(now_ms + ttl_s * 1000, MAX_EXPIRES_MS) if ttl_s > 0 else None
         save = partial(_save, identity.text, key, op.data, now_ms, expires_ms, self._identity_bytes)
@@ -118,10 +118,15 @@ class CheckpointService:
         return done
 
 
+Handle = Callable[[Identity, pb.CheckpointOperation], Awaitable[pb.CheckpointResponse]]
+OfTask = Callable[[Session, pb.CheckpointOperation, Handle, int], Awaitable[pb.CheckpointResponse | None]]
+
+
 class CheckpointHandler:
     """Answers `checkpoint_op` requests of sessions and counts them.
 
-    A LOAD that finds nothing is tried again for `former_owner(identity, key)`: the worker that
+    `of_task(session, op, handle, data_bytes)` answers operations on keys that belong to tasks. A
+    LOAD that finds nothing is tried again for `former_owner(identity, key)`: the worker that
     saved the checkpoint with which a task was hibernated, if the client is the task's worker now.
     """
 
@@ -130,20 +135,28 @@ class CheckpointHandler:
         service: CheckpointService,
         metrics: Metrics,
         former_owner: Callable[[Identity, str], Awaitable[Identity | None]],
+        of_task: OfTask,
     ) -> None:
         self._service = service
         self._metrics = metrics
         self._former_owner = former_owner
+        self._of_task = of_task
 
     async def handle(self, session: Session, op: pb.CheckpointOperation) -> list[pb.DownstreamMessage]:
+        answer = await self._of_task(session, op, self._service.handle, self._service.data_bytes)
+        if answer is None:
+            answer = await self._handle(session, op)
+        operation = Op.OpType.Name(op.op) if op.op in Op.OpType.values() else "UNKNOWN"
+        self._metrics.checkpoint_operations.add((session.workspace, operation))
+        return [pb.DownstreamMessage(checkpoint=answer)]
+
+    async def _handle(self, session: Session, op: pb.CheckpointOperation) -> pb.CheckpointResponse:
         answer = await self._service.handle(session.identity, op)
         if op.op == Op.LOAD and answer.success and not answer.saved_at:
             owner = await self._former_owner(session.identity, op.key)
             if owner is not None:
                 answer = await self._service.handle(owner, op)
-        operation = Op.OpType.Name(op.op) if op.op in Op.OpType.values() else "UNKNOWN"
-        self._metrics.checkpoint_operations.add((session.workspace, operation))
-        return [pb.DownstreamMessage(checkpoint=answer)]
+        return answer
 
 
 _LIVE: Final = "(expires_ms IS NULL OR expires_ms > "

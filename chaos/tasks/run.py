@@ -148,8 +148,8 @@ class Mill:
         policy = RetryPolicy(
             max_attempts=chance.randint(2, 5),
             backoff=chance.choice((BackoffStrategy.FIXED, BackoffStrategy.EXPONENTIAL)),
-            initial_delay_ms=chance.choice((20, 100, 300)),
-            max_delay_ms=1_000,
+            initial_delay_s=chance.choice((0.02, 0.1, 0.3)),
+            max_delay_s=1,
             jitter_factor=0.3,
         )
         while True:

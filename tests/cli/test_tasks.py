@@ -68,7 +68,7 @@ def test_a_list_says_whom_a_task_is_for(shell: Shell) -> None:
 
 
 def test_the_same_key_finds_the_same_task(shell: Shell) -> None:
-    create = ("tasks", "create", "press", "--pool", "absent", "--workspace", "keys", "--key", "order-7")
+    create = ("tasks", "create", "press", "--pool", "absent", "--workspace", "keys", "--idempotency-key", "order-7")
     assert shell.out(*create) == shell.out(*create)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 import anyio
 import anyio.to_thread
@@ -22,6 +22,9 @@ import anyio.to_thread
 from aether_trio.client.blocking.bridge import BlockingContext, BlockingStream, LoopBridge
 from aether_trio.client.blocking.operations import JobCalls
 from aether_trio.client.jobs.job import Job, TaskOver
+
+WAITING_THREADS: Final = 100
+"""Threads whose tasks may wait beside those at work; with more, a wait keeps its place."""
 
 
 class SyncJob(JobCalls):
@@ -65,10 +68,13 @@ async def run_in_threads(
     handler: Callable[[SyncJob], object],
     concurrency: int,
 ) -> None:
-    """Call a blocking handler for each task, each in a separate thread."""
-    limiter = anyio.CapacityLimiter(concurrency)
+    """Call a blocking handler for each task, each in a separate thread.
 
-    async def handle(job: Job) -> None:
-        await anyio.to_thread.run_sync(partial(handler, SyncJob(bridge, job)), limiter=limiter)
+    A task that waits keeps its thread, and gives its place to another one.
+    """
+    limiter = anyio.CapacityLimiter(concurrency + WAITING_THREADS)
+
+    async def handle(job: Job) -> object:
+        return await anyio.to_thread.run_sync(partial(handler, SyncJob(bridge, job)), limiter=limiter)
 
     await run_tasks(handle, concurrency=concurrency)

@@ -290,12 +290,16 @@ class SyncTasks(SyncNamespace[Tasks]):
     hibernate = blocking(Tasks.hibernate)
     hibernations = blocking_block(Tasks.hibernations, BlockingStream)
     pause = blocking(Tasks.pause)
+    payload = blocking(Tasks.payload)
     query = blocking(Tasks.query)
     reject = blocking(Tasks.reject)
     resume = blocking(Tasks.resume)
     retry = blocking(Tasks.retry)
+    run = blocking(Tasks.run)
+    saved_result = blocking(Tasks.saved_result)
     subscribe = blocking(Tasks.subscribe)
     unsubscribe = blocking(Tasks.unsubscribe)
+    wait = blocking(Tasks.wait)
     wait_for = blocking(Tasks.wait_for)
 
 
@@ -375,10 +379,13 @@ class SyncWorkspaces(SyncNamespace[Workspaces]):
 class JobCalls(Blocking[Job]):
     """A task that this worker has claimed; the body of `with job:` works on it."""
 
+    ask = blocking(Job.ask)
+    complete = blocking(Job.complete)
     fail = blocking(Job.fail)
     hibernate = blocking(Job.hibernate)
     load = blocking(Job.load)
     progress = blocking(Job.progress)
+    save = blocking(Job.save)
     wait_for_authority = blocking(Job.wait_for_authority)
     wait_for_input = blocking(Job.wait_for_input)
     wait_for_tasks = blocking(Job.wait_for_tasks)
@@ -410,6 +417,11 @@ class JobCalls(Blocking[Job]):
         return self._target.payload
 
     @property
+    def saved_key(self) -> str:
+        """The key of the checkpoint that `save` writes, for `complete`."""
+        return self._target.saved_key
+
+    @property
     def text(self) -> str:
         """The payload as UTF-8, with invalid bytes replaced."""
         return self._target.text
@@ -418,6 +430,11 @@ class JobCalls(Blocking[Job]):
     def type(self) -> str:
         """The kind of work, as the creator of the task has named it."""
         return self._target.type
+
+    @property
+    def waits(self) -> bool:
+        """Whether the block of the task is in a wait, such as `wait_for_input`."""
+        return self._target.waits
 
     @property
     def assignment(self) -> Assignment:
@@ -479,6 +496,7 @@ class ClientCalls(Blocking[C], Generic[C]):
     statistics = called_at_once(Client.statistics)
     tell = blocking(Client.tell)
     tell_confirmed = blocking(Client.tell_confirmed)
+    answer = blocking(ToWork.answer)
     send_event = blocking(WithTelemetry.send_event)
     send_input = blocking(ToWork.send_input)
     send_metric = blocking(WithTelemetry.send_metric)

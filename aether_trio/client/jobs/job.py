@@ -15,21 +15,33 @@ from __future__ import annotations
 import enum
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime
 from functools import partial
 from types import TracebackType
-from typing import Final, NoReturn, Protocol, Self
+from typing import Any, Final, NoReturn, Protocol, Self
 
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout
+from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout, UnexpectedAnswer
 from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, ProgressStep
 from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
-from aether_trio.client.operations.task_values import NUMBER, Assignment, Hibernation, Task, WaitSpec
+from aether_trio.client.operations.task_results import EncodedResult, encoded_result, json_text
+from aether_trio.client.operations.task_values import (
+    FORM,
+    NUMBER,
+    Answer,
+    Assignment,
+    Hibernation,
+    Input,
+    Question,
+    Task,
+    WaitSpec,
+)
 from aether_trio.client.operations.tasks import Tasks
 
 Move = Callable[[], Awaitable[Task]]
@@ -51,6 +63,10 @@ PAUSE_S: Final = 0.5
 LATE_PAUSE_S: Final = 5.0
 """The same pause behind the block."""
 
+STATE: Final = "_task:"
+"""What the key of a task's state begins with; its id and the number of the assignment follow."""
+LOST: Final = "this assignment is over"
+"""The text of a refusal about a task that another worker has."""
 NO_INPUT: Final = {"aether.wait_until": "no input"}
 """The match of a wait for a time: no input satisfies it, and none is used up."""
 
@@ -97,6 +113,19 @@ class _Phase(enum.Enum):
     CLOSED = enum.auto()
 
 
+class JobPlace(Protocol):
+    """Protocol: the place that a task takes in its worker's loop."""
+
+    def free(self) -> None:
+        """Give the place to another task: this one has ended, or waits."""
+
+    def take_back(self) -> None:
+        """Take the place again after a wait."""
+
+    def waits(self, job: Job) -> None:
+        """Note that the block of a task waits, to say how many tasks it blocks."""
+
+
 class JobKeeper(Protocol):
     """Protocol: what a claimed task needs of its client. manager.py implements it."""
 
@@ -129,7 +158,7 @@ class Job:
     it; `end` says what has happened.
     """
 
-    def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, closed: Callable[[], None]) -> None:
+    def __init__(self, keeper: JobKeeper, assignment: Assignment, task: Task, place: JobPlace) -> None:
         self.assignment = assignment
         """The gateway's assignment of the task."""
         self.task = task
@@ -143,12 +172,17 @@ class Job:
         self.watched = anyio.Event()
         """Set when the events of the task reach this job."""
         self._keeper = keeper
-        self._closed = closed
+        self._place = place
+        self._has_place = True
         self._phase = _Phase.CLAIMED
         self._scope = anyio.CancelScope()
         self._status = TaskStatus.RUNNING
         self._news = anyio.Event()
         self._waiting = False
+        self._result = EncodedResult({})
+        """What COMPLETE carries."""
+        self._has_saved = False
+        """Whether this block has saved a state."""
         self._refused: Exception | None = None
         """Why COMPLETE was refused, so that the task fails."""
         self._in_doubt = False
@@ -175,6 +209,11 @@ class Job:
     def is_open(self) -> bool:
         """Whether the task is still this worker's, and its block has not ended."""
         return self.end is None and self._phase in (_Phase.CLAIMED, _Phase.OPEN)
+
+    @property
+    def waits(self) -> bool:
+        """Whether the block of the task is in a wait, such as `wait_for_input`."""
+        return self._waiting
 
     # -- the block
 
@@ -239,7 +278,11 @@ class Job:
         """Send COMPLETE, or FAIL if that is refused: a task without a block must end."""
         if self._refused is None:
             try:
-                await self._settle(lambda: self._keeper.tasks.complete(self._reference, reason=sendable(self.remark)))
+                await self._settle(
+                    lambda: self._keeper.tasks.complete(
+                        self._reference, reason=sendable(self.remark), result=self._result
+                    )
+                )
                 return
             except Exception as refused:
                 self._keeper.check_client()
@@ -272,8 +315,9 @@ class Job:
 
     def _close(self) -> None:
         """Tell the worker's loop that it has room for one more task."""
-        closed, self._closed = self._closed, lambda: None
-        closed()
+        if self._has_place:
+            self._has_place = False
+            self._place.free()
 
     def begins_too_late(self) -> None:
         """Mark the task as lost, as its block has not begun in time; cancel a late block."""
@@ -406,7 +450,7 @@ class Job:
     @property
     def metadata(self) -> Mapping[str, str]:
         """The metadata that the creator has given the task."""
-        return {name: text for name, text in self.assignment.metadata.items() if name != NUMBER}
+        return {name: text for name, text in self.assignment.metadata.items() if not name.startswith("_")}
 
     @property
     def creator(self) -> str:
@@ -416,7 +460,7 @@ class Job:
     @property
     def attempt(self) -> int:
         """Which attempt at the task this is; 1 for the first."""
-        return self.task.attempt + 1
+        return self.task.attempt
 
     async def progress(
         self,
@@ -435,21 +479,56 @@ class Job:
 
     async def wait_for_input(
         self, match: Mapping[str, str] | None = None, *, expected_principal: str = "", timeout: float | None = None
-    ) -> None:
+    ) -> Input:
         """Pause the task until it is resumed, or is sent an input that has all of `match`.
 
-        With an `expected_principal` (a user's id or an identity) only that participant's inputs
-        count. Each input is used once, the oldest first, also one that has come before. After
-        `timeout` seconds the task fails ("wait timeout"). A cancelled wait goes on without the
-        input.
+        Returns that input; an empty one after a resume. With an `expected_principal` (a user's id
+        or an identity) only that participant's inputs count. Each input is used once, the oldest
+        first, also one that has come before. After `timeout` seconds the task fails ("wait
+        timeout"). A cancelled wait goes on without the input. Meanwhile the worker's loop may take
+        another task.
         """
         wait = WaitSpec(
             reason=WaitReason.INPUT,
             expected_principal=expected_principal,
             input_match=dict(match or {}),
-            timeout_ms=_ms(timeout),
+            timeout_s=timeout or 0,
         )
-        await self._wait_as(wait)
+        return (await self._wait_as(wait)).used_input or Input()
+
+    async def ask(
+        self,
+        question: str,
+        *,
+        choices: Sequence[str] = (),
+        text: bool | str = False,
+        of: str = "",
+        match: Mapping[str, str] | None = None,
+        timeout: float | None = None,
+    ) -> Answer:
+        """Pause the task until a person answers a question, and return the answer.
+
+        The person approves or rejects, may choose one of `choices`, and may give a `text` (the
+        label of its field, or True). `of` is the only person who may answer, by a user's id or an
+        identity; `match` what an answer must have besides. After `timeout` seconds the task fails.
+        """
+        form = Question(question=question, choices=tuple(choices), text=text).form
+        wait = WaitSpec(
+            reason=WaitReason.INPUT,
+            expected_principal=of,
+            input_match={**(match or {}), FORM: form},
+            timeout_s=timeout or 0,
+        )
+        used = (await self._wait_as(wait)).used_input
+        if used is None:
+            raise UnexpectedAnswer("the task goes on, and the gateway does not say who has answered its question")
+        given = used.metadata
+        return Answer(
+            approved=given.get("decision") == "approve",
+            choice=given.get("choice", ""),
+            text=given.get("text", ""),
+            by=used.by,
+        )
 
     async def wait_for_authority(self, request_id: str, *, timeout: float | None = None) -> None:
         """Pause the task until a request for authority is approved.
@@ -457,7 +536,7 @@ class Job:
         The task fails, and the block is cancelled, when the request is denied, cancelled or
         expires, or after `timeout` seconds. The request is one that this participant has made.
         """
-        wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_ms=_ms(timeout))
+        wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_s=timeout or 0)
         await self._wait_as(wait)
 
     async def wait_for_tasks(
@@ -467,7 +546,7 @@ class Job:
         tasks = self._keeper.tasks
         await self._wait(
             lambda request_id: tasks.wait_for(
-                self._reference, task_ids, any_of_them=any_of_them, timeout_ms=_ms(timeout), request_id=request_id
+                self._reference, task_ids, any_of_them=any_of_them, timeout_s=timeout or 0, request_id=request_id
             )
         )
 
@@ -476,11 +555,13 @@ class Job:
         wait = WaitSpec(reason=WaitReason.INPUT, input_match=NO_INPUT, scheduled_wake=when)
         await self._wait_as(wait)
 
-    async def _wait_as(self, wait: WaitSpec) -> None:
-        await self._wait(lambda request_id: self._keeper.tasks.pause(self._reference, wait, request_id=request_id))
+    async def _wait_as(self, wait: WaitSpec) -> Task:
+        return await self._wait(
+            lambda request_id: self._keeper.tasks.pause(self._reference, wait, request_id=request_id)
+        )
 
-    async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> None:
-        """Call `pause(request_id)`, and wait until the task runs again."""
+    async def _wait(self, pause: Callable[[str], Awaitable[Task]]) -> Task:
+        """Call `pause(request_id)`, and wait until the task runs again; return it."""
         await self._checked()
         if self._waiting:
             raise RuntimeError(f"task {self.id} is in another wait already; one at a time")
@@ -488,7 +569,8 @@ class Job:
         try:
             await self._keeper.watch(self)
             await self._pause(pause)
-            await self._until_running()
+            with self._place_freed():
+                return await self._until_running()
         except anyio.get_cancelled_exc_class():
             if self.end is None:
                 with anyio.move_on_after(LAST_WORDS_S, shield=True):
@@ -510,16 +592,32 @@ class Job:
                 if self._status in WAITS:
                     return
 
-    async def _until_running(self) -> None:
+    @contextmanager
+    def _place_freed(self) -> Iterator[None]:
+        """Give the task's place in its worker's loop to another task during the block."""
+        if self._runs():  # its input was there already
+            yield
+            return
+        self._place.free()
+        self._place.waits(self)
+        try:
+            yield
+        finally:
+            self._place.take_back()
+
+    async def _until_running(self) -> Task:
         """Wait until the task runs again, and look it up: events may be late."""
         while True:
             news = self._news
+            task = None
             if self._runs():
-                self.looked(await self._keeper.look_up(self.id))
+                task = await self._keeper.look_up(self.id)
+                self.looked(task)
             self._check()
-            if self._runs():
-                return
-            await news.wait()
+            if task is not None and self._runs():
+                return task
+            if self._news is news:
+                await news.wait()
 
     def _runs(self) -> bool:
         return self._status is TaskStatus.RUNNING
@@ -534,7 +632,7 @@ class Job:
 
     async def hibernate(
         self,
-        state: bytes = b"",
+        state: Any = None,
         *,
         until: datetime | None = None,
         timeout: float | None = None,
@@ -543,13 +641,17 @@ class Job:
     ) -> NoReturn:
         """Save `state` and end the block; the task is assigned anew later. Never returns.
 
-        That is at `until`, or when the task is resumed; `load` gives the next block the `state`,
-        which is this participant's checkpoint `key` (the task's id). After `timeout` seconds the
+        That is at `until`, or when the task is resumed; `load` gives the next block the `state`, in
+        any worker. None leaves what `save` has saved. With a `key` it is saved as this
+        participant's checkpoint of that name instead. After `timeout` seconds the
         task fails, or what `on_timeout` says ("retry" wakes it, "alert" lets it sleep on).
         """
         await self._checked()
-        key = key or self.id
-        await self._keeper.checkpoints.save(state, key=key)
+        if key:
+            await self._keeper.checkpoints.save(_data_of(state), key=key)
+        elif state is not None or not self._has_state:
+            await self.save(state)
+        key = key or self.saved_key
         hibernation = Hibernation(checkpoint_key=key, escalation_policy=on_timeout)
         tasks = self._keeper.tasks
         request_id = str(uuid.uuid4())
@@ -558,7 +660,7 @@ class Job:
             try:
                 self.looked(
                     await tasks.hibernate(
-                        self._reference, hibernation, until=until, timeout_ms=_ms(timeout), request_id=request_id
+                        self._reference, hibernation, until=until, timeout_s=timeout or 0, request_id=request_id
                     )
                 )
             except (ConnectionLost, RequestTimeout):
@@ -566,12 +668,65 @@ class Job:
         await anyio.lowlevel.checkpoint()
         raise self._over()  # it was called from outside of the block
 
+    async def save(self, state: Any) -> None:
+        """Save a state in the middle of the work: bytes, or what JSON can hold.
+
+        The next attempt finds it with `load`, in any worker; a later state replaces it. It is kept
+        as long as the task. Raises TaskOver, and saves nothing, if the task is another worker's.
+        """
+        await self._checked()
+        try:
+            await self._keeper.checkpoints.save(_data_of(state), key=f"{STATE}{self._reference}")
+        except AetherError as error:
+            if LOST not in error.message:
+                raise
+            self.looked(await self._keeper.look_up(self.id))
+            if self.end is None:
+                self._take_away(JobEnd.LOST, error.message)
+            self._check()
+        self._has_saved = True
+
+    @property
+    def saved_key(self) -> str:
+        """The key of the checkpoint that `save` writes, for `complete`."""
+        return f"{STATE}{self.id}"
+
+    @property
+    def _has_state(self) -> bool:
+        return self._has_saved or self.assignment.checkpoint_key == self.saved_key
+
     async def load(self) -> Checkpoint | None:
-        """Return what this participant saved when the task hibernated, or None."""
+        """Return the state that was saved last, here or by a former attempt, or None."""
         await self._checked()
         await anyio.lowlevel.checkpoint()
-        key = self.assignment.checkpoint_key
+        key = self.saved_key if self._has_saved else self.assignment.checkpoint_key
+        if key == self.saved_key:
+            key = f"{STATE}{self._reference}"
         return await self._keeper.checkpoints.load(key) if key else None
+
+    def give_result(self, value: Any) -> None:
+        """Set the result with which the block completes the task when it is left well.
+
+        That is bytes, or what JSON can hold. Raises TypeError, PayloadTooLarge.
+        """
+        self._result = encoded_result(value)
+
+    async def complete(self, result: Any = None, *, result_checkpoint: str = "") -> NoReturn:
+        """Complete the task with this result and end its block. Never returns.
+
+        The result is bytes or what JSON can hold, of at most 512 KiB; a larger one is saved before,
+        and `result_checkpoint` is `saved_key`, or the key of another checkpoint. Raises TypeError,
+        PayloadTooLarge.
+        """
+        await self._checked()
+        if result is not None or result_checkpoint:
+            self._result = encoded_result(result, result_checkpoint)
+        await self._complete(REFUSALS)
+        if self._refused is not None:
+            raise self._refused
+        self._scope.cancel()
+        await anyio.lowlevel.checkpoint()
+        raise self._over()
 
     async def fail(self, reason: str) -> NoReturn:
         """Fail the task with this text and end its block. Never returns."""
@@ -615,5 +770,10 @@ def _stopped(error: BaseException) -> bool:
     return isinstance(error, (anyio.get_cancelled_exc_class(), KeyboardInterrupt))
 
 
-def _ms(seconds: float | None) -> int:
-    return 0 if seconds is None else max(1, round(seconds * 1000))
+def _data_of(state: Any) -> bytes:
+    """Return the data of a state that is bytes, JSON or None. Raises TypeError."""
+    if state is None:
+        return b""
+    if isinstance(state, bytes | bytearray | memoryview):
+        return bytes(state)
+    return json_text(state, "the state of a task").encode()

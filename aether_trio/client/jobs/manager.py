@@ -30,7 +30,7 @@ from aether_trio.client.call_soon import CallSoon, call_soon
 from aether_trio.client.errors import AetherError, ClientClosed, ConnectionLost, FeedOverflow, NotFound, RequestTimeout
 from aether_trio.client.feeds import CONNECTION_LOST, Feeds
 from aether_trio.client.jobs.intake import AssignmentIntake
-from aether_trio.client.jobs.job import OURS, STOPPED, Job
+from aether_trio.client.jobs.job import LOST, OURS, STOPPED, Job, JobPlace
 from aether_trio.client.operations.checkpoints import Checkpoints
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.progress import Progress
@@ -56,13 +56,26 @@ LET_GO: Final = "the worker let go of it before its block began"
 NOT_FOUND: Final = "task not found"
 """A gateway's text on a task that is not there, or that this worker may not see."""
 
-LOST: Final = "this assignment is over"
-"""The text of a refused move of a task that another worker has."""
-
 Start = Callable[..., None]
 """Runs (function, *arguments) in the client's task group."""
 
 JobRef: TypeAlias = weakref.ref[Job]
+
+
+class _NoPlace:
+    """The place of a task that no loop has."""
+
+    def free(self) -> None:
+        """Do nothing."""
+
+    def take_back(self) -> None:
+        """Do nothing."""
+
+    def waits(self, job: Job) -> None:
+        """Do nothing."""
+
+
+NO_PLACE: Final = _NoPlace()
 
 
 class JobManager:
@@ -90,8 +103,8 @@ class JobManager:
 
     # -- taking and putting down
 
-    async def take(self, closed: Callable[[], None]) -> Job:
-        """Wait for the next task and claim it; `closed` is called when its block ends."""
+    async def take(self, place: JobPlace) -> Job:
+        """Wait for the next task and claim it; `place` is freed when its block ends."""
         while True:
             assignment = await anext(self.intake)
             try:
@@ -103,7 +116,7 @@ class JobManager:
                 self.intake.put_down(assignment.task_id)
                 raise
             if task is not None:
-                return self._take_in_hand(assignment, task, closed)
+                return self._take_in_hand(assignment, task, place)
             self.intake.put_down(assignment.task_id)
 
     def _give_back(self, assignment: Assignment) -> None:
@@ -124,7 +137,7 @@ class JobManager:
             task = await self._looked_up_in_the_end(assignment.task_id)
             same = task is not None and self._is_same(assignment, task)
             if task is not None and same and task.status in OURS:
-                await self._take_in_hand(assignment, task, lambda: None).give_up(reason)
+                await self._take_in_hand(assignment, task, NO_PLACE).give_up(reason)
             elif task is not None and same and task.status is TaskStatus.QUEUED:
                 self.intake.give_back(assignment)
             else:
@@ -160,12 +173,12 @@ class JobManager:
             return False
         return task.assigned_to == assignment.assigned_to
 
-    def _take_in_hand(self, assignment: Assignment, task: Task, closed: Callable[[], None]) -> Job:
+    def _take_in_hand(self, assignment: Assignment, task: Task, place: JobPlace) -> Job:
         if self._call_soon is None:
             self._call_soon = call_soon()
         task_id = assignment.task_id
-        job = Job(self, assignment, task, closed)
-        ref = self._in_hand[task_id] = weakref.ref(job, partial(self._let_go, self._call_soon, assignment, closed))
+        job = Job(self, assignment, task, place)
+        ref = self._in_hand[task_id] = weakref.ref(job, partial(self._let_go, self._call_soon, assignment, place))
         self._young.append((anyio.current_time() + WATCH_AFTER_S, ref))
         if not self._ageing:
             self._ageing = True
@@ -192,14 +205,14 @@ class JobManager:
 
     # -- what never begins
 
-    def _let_go(self, soon: CallSoon, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
+    def _let_go(self, soon: CallSoon, assignment: Assignment, place: JobPlace, ref: JobRef) -> None:
         """Fail the task of an unbegun Job that was garbage collected, in whatever thread."""
-        soon(partial(self._was_let_go, assignment, closed, ref))
+        soon(partial(self._was_let_go, assignment, place, ref))
 
-    def _was_let_go(self, assignment: Assignment, closed: Callable[[], None], ref: JobRef) -> None:
+    def _was_let_go(self, assignment: Assignment, place: JobPlace, ref: JobRef) -> None:
         if self._in_hand.get(assignment.task_id) is ref:
             self._forget(assignment.task_id)
-            closed()
+            place.free()
             self._start(self._give_up, assignment, LET_GO)
 
     def _wait_for_block(self, ref: JobRef) -> None:
@@ -261,6 +274,10 @@ class JobManager:
             logger.warning("task %s is over for this worker, but the gateway could not be told: %s", job.id, error)
         finally:
             self.put_down(job)
+
+    def look_later(self, look: Callable[[], Awaitable[None]]) -> None:
+        """Run `look` in the client's task group, if the client lives."""
+        self._start(look)
 
     def _start(self, function: Callable[..., Awaitable[None]], *args: object) -> bool:
         """Run a function in the client's task group. Return False if the client has ended."""

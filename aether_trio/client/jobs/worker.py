@@ -12,6 +12,7 @@ import anyio
 from aether_trio.client.errors import AetherError
 from aether_trio.client.jobs.job import Job
 from aether_trio.client.jobs.manager import JobManager
+from aether_trio.client.jobs.places import Places
 from aether_trio.client.options import ClientOptions, numbered
 
 if TYPE_CHECKING:
@@ -22,39 +23,53 @@ else:
 logger = logging.getLogger("aether_trio.client")
 
 FORGOTTEN_S: Final = 10.0
+BLOCKED_S: Final = 1.0
+"""The pause between two looks at whether a task that waits blocks others."""
 
 Handler = Callable[[Job], Awaitable[object]]
 
 
 class Jobs:
-    """An async iterator over a worker's tasks, at most `concurrency` of them open."""
+    """An async iterator over a worker's tasks, at most `concurrency` of them at work."""
 
     def __init__(self, manager: JobManager, concurrency: int) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}, so no task could be open; it must be at least 1")
         self._manager = manager
-        self._room = anyio.Semaphore(concurrency)
+        self._places = Places(concurrency)
         self._given: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._takers = 0
+        """How many callers wait for a task; 0: the program is busy with those that it has."""
+        self._waiting: weakref.WeakSet[Job] = weakref.WeakSet()
+        self._looks = False
+        """Whether it is being looked for tasks that are blocked, or they were told of."""
 
     def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> Job:
+        self._takers += 1
+        try:
+            return await self._next()
+        finally:
+            self._takers -= 1
+
+    async def _next(self) -> Job:
         await self._wait_for_room()
         try:
-            job = await self._manager.take(self._room.release)
+            job = await self._manager.take(self)
         except BaseException:
-            self._room.release()
+            self._places.give()
             raise
         self._given.add(job)
         return job
 
     async def _wait_for_room(self) -> None:
         with anyio.move_on_after(FORGOTTEN_S):
-            await self._room.acquire()
+            await self._places.take()
             return
         self._warn_of_the_unbegun()
-        await self._room.acquire()
+        await self._places.take()
 
     def _warn_of_the_unbegun(self) -> None:
         for job in self._given:  # not where it is waited: what is let go of meanwhile must be free
@@ -62,6 +77,39 @@ class Jobs:
                 logger.warning(
                     "task %s was given to the program, which has not begun its `async with task:` block", job.id
                 )
+
+    # -- the places of its tasks (job.JobPlace)
+
+    def free(self) -> None:
+        """Free the place of a task that has ended, or waits."""
+        self._places.give()
+
+    def take_back(self) -> None:
+        """Take a place for a task that goes on after its wait."""
+        self._places.take_back()
+
+    def waits(self, job: Job) -> None:
+        """Look whether a task that waits in its block blocks others, and say so once."""
+        self._waiting.add(job)
+        if not self._looks:
+            self._looks = True
+            self._manager.look_later(self._look_for_the_blocked)
+
+    async def _look_for_the_blocked(self) -> None:
+        """Say how many tasks wait behind a task that waits in the body of the loop."""
+        while any(job.waits for job in self._waiting):
+            await anyio.sleep(BLOCKED_S)
+            blocked = len(self._manager.intake)
+            waiting = [job.id for job in self._waiting if job.waits]
+            if waiting and blocked and not self._takers:
+                logger.warning(
+                    "task %s waits inside of its block, and %d further tasks of this worker wait until the loop over "
+                    "work() goes on: work on each task in a task of the event loop, as run_tasks does",
+                    waiting[0],
+                    blocked,
+                )
+                return
+        self._looks = False
 
 
 class WorkerMethods(_Client):
@@ -95,30 +143,27 @@ class WorkerMethods(_Client):
     async def run_tasks(self, handler: Handler, *, concurrency: int | None = None) -> None:
         """Call `handler` for each assigned task, in its block, `concurrency` at once.
 
-        What a handler raises is logged and fails its task; the others go on. Runs until the client
-        is closed or has failed, or until it is cancelled.
+        What a handler returns is the task's result: bytes, what JSON can hold, or None for none.
+        What it raises is logged and fails its task; the others go on. A task that waits (for an
+        input, say) frees its place for another one. Runs until the client is closed or has failed,
+        or until it is cancelled.
         """
-        count = self.__concurrency(concurrency)
-        jobs = self.work(concurrency=count)
-        failures: list[AetherError] = []
-
-        async def one_by_one() -> None:
-            while True:
-                try:
-                    job = await anext(jobs)
-                except StopAsyncIteration:
-                    return
-                except AetherError as failure:
-                    failures.append(failure)
-                    return
-                try:
-                    async with job:
-                        await handler(job)
-                except Exception:
-                    logger.exception("the handler of task %s, of type %r, has failed", job.id, job.type)
-
+        jobs = self.work(concurrency=self.__concurrency(concurrency))
+        failure: AetherError | None = None
         async with anyio.create_task_group() as group:
-            for _ in range(count):
-                group.start_soon(one_by_one)
-        if failures:
-            raise failures[0]
+            try:
+                async for job in jobs:
+                    group.start_soon(_handle, handler, job)
+                    del job  # what is let go of before its block begins must be free
+            except AetherError as error:
+                failure = error
+        if failure is not None:
+            raise failure
+
+
+async def _handle(handler: Handler, job: Job) -> None:
+    try:
+        async with job:
+            job.give_result(await handler(job))
+    except Exception:
+        logger.exception("the handler of task %s, of type %r, has failed", job.id, job.type)

@@ -52,7 +52,16 @@ from aether_trio.client.operations.proxy_service import ProxiedRequest
 from aether_trio.client.operations.requests import AuthorityRequests, AuthorityRoute, AuthorityWish, RequestEvent
 from aether_trio.client.operations.sessions import Sessions
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
-from aether_trio.client.operations.task_values import CompletionEvent, Hibernation, RetryPolicy, WaitSpec
+from aether_trio.client.operations.task_values import (
+    Answer,
+    CompletionEvent,
+    Hibernation,
+    Input,
+    Question,
+    RetryPolicy,
+    Task,
+    WaitSpec,
+)
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.tokens import Tokens
 from aether_trio.client.operations.topics import Topics
@@ -64,14 +73,14 @@ if TYPE_CHECKING:
     from aether_trio.client.requester import Requester
 
 __all__ = [
-    "NAMESPACES", "AccessLevel", "AccessRequest", "AuthorityRequestEventType", "AuthorityRequestStatus",
+    "NAMESPACES", "AccessLevel", "AccessRequest", "Answer", "AuthorityRequestEventType", "AuthorityRequestStatus",
     "AuthorityRoute", "AuthorityWish", "Authorization", "BackoffStrategy", "ChildChanged", "CompletionEvent",
     "Continuation", "ContinuationMode", "ContinuationScope", "Derivation", "DeriveForTarget", "GrantCache",
-    "GrantExchange", "HealthCheckStatus", "HealthStatus", "Hibernation", "KeyPlace", "Operations", "Principal",
+    "GrantExchange", "HealthCheckStatus", "HealthStatus", "Hibernation", "Input", "KeyPlace", "Operations", "Principal",
     "PrincipalKind", "ProgressKind", "ProgressStep", "ProgressUpdate", "ProxiedRequest", "ProxyFailed",
-    "ProxyFailure", "Registration", "RequestEvent", "ResourceSchema", "ResourceScope", "RetryPolicy",
+    "ProxyFailure", "Question", "Registration", "RequestEvent", "ResourceSchema", "ResourceScope", "RetryPolicy",
     "ScheduleLifetime", "ScheduleScope", "Scope", "StatusChanged", "StreamedResponse", "TargetOfflinePolicy",
-    "TaskAssignmentMode", "TaskClass", "TaskEvent", "TaskPriority", "TaskProgressed", "TaskStatus", "Tunnel",
+    "Task", "TaskAssignmentMode", "TaskClass", "TaskEvent", "TaskPriority", "TaskProgressed", "TaskStatus", "Tunnel",
     "TunnelClosed", "TunnelEnd", "TunnelProtocol", "WaitReason", "WaitSpec", "Workspace", "on_behalf_of",
 ]  # fmt: skip
 

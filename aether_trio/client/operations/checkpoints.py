@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final
+from typing import Any, Final
 
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.records import to_time
@@ -23,6 +24,11 @@ class Checkpoint:
 
     data: bytes
     saved_at: datetime | None
+
+    @property
+    def json(self) -> Any:
+        """What the data means as JSON text. Raises ValueError if it is none."""
+        return json.loads(self.data)
 
 
 class Checkpoints(Namespace):

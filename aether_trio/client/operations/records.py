@@ -8,6 +8,7 @@ annotation gives another name, or the unit of a time. What a type means on the w
 | int, float, str, bytes, bool | the same |
 | an IntEnum | an enum; a number that the enum does not know reads as its member 0 |
 | datetime or None | an integer since the Unix epoch, in the unit that `Wire` says; 0 is None. Always aware, in UTC |
+| float, with the unit `span` | milliseconds; here it is seconds. Also a tuple of them |
 | `Level` | the enum form of an access level, which authority requests have; None is unspecified |
 | a record | a message; with `or None`, None if it is absent |
 | tuple of these, Mapping from str | repeated, map |
@@ -25,7 +26,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime, timedelta
 from functools import cache
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 from google.protobuf.message import Message
 
@@ -41,7 +42,7 @@ _UNITS = {"s": timedelta(seconds=1), "ms": timedelta(milliseconds=1)}
 
 @dataclass(frozen=True)
 class Wire:
-    """A dataclass field's name in protobuf, and unit: s, ms, or level (AccessLevel)."""
+    """A dataclass field's name in protobuf, and unit: s, ms, span (below), level."""
 
     name: str = ""
     unit: str = "s"
@@ -51,8 +52,15 @@ Seconds: TypeAlias = Annotated[datetime | None, Wire(unit="s")]
 """A time that the wire counts in seconds."""
 Millis: TypeAlias = Annotated[datetime | None, Wire(unit="ms")]
 """A time that the wire counts in milliseconds."""
+SPAN: Final = "span"
+"""The unit of a number of seconds (a float) that the wire counts in milliseconds."""
 Level: TypeAlias = Annotated[AccessLevel | None, Wire(unit="level")]
 """An access level that the wire has as an enum."""
+
+
+def to_ms(seconds: float | None) -> int:
+    """Convert a time limit in seconds to whole milliseconds, 1 or more; None to 0."""
+    return 0 if seconds is None else max(1, round(seconds * 1000))
 
 
 def to_time(count: int, unit: str = "s") -> datetime | None:
@@ -132,6 +140,8 @@ def _field(name: str, hint: Any) -> _Field:
         return _Field(
             name, there, lambda n: AccessLevel.from_wire(n) if n else None, _setter(there, lambda level: level.wire)
         )
+    if wire.unit == SPAN:
+        return _span(name, there, many=typing.get_origin(plain) is tuple)
     origin = typing.get_origin(plain)
     if origin is tuple:
         return _repeated(name, there, typing.get_args(plain)[0])
@@ -156,6 +166,17 @@ def _repeated(name: str, wire: str, item: Any) -> _Field:
     return _Field(
         name, wire, lambda many: tuple(one(v) for v in many), lambda message, many: getattr(message, wire).extend(many)
     )
+
+
+def _span(name: str, wire: str, *, many: bool) -> _Field:
+    if many:
+        return _Field(
+            name,
+            wire,
+            lambda counts: tuple(count / 1000 for count in counts),
+            lambda message, spans: getattr(message, wire).extend(round(span * 1000) for span in spans),
+        )
+    return _Field(name, wire, lambda count: count / 1000, _setter(wire, lambda span: round(span * 1000)))
 
 
 def _add_all(container: Any, records: tuple[Any, ...]) -> None:

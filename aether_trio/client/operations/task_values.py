@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Final
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 from aether_trio.client.operations.enums import BackoffStrategy, TaskClass, TaskPriority, TaskStatus, WaitReason
 from aether_trio.client.operations.principals import Authorization
-from aether_trio.client.operations.records import Millis, Seconds, Wire
+from aether_trio.client.operations.records import SPAN, Millis, Seconds, Wire, to_time
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,13 +21,13 @@ class RetryPolicy:
     max_attempts: int = 0
     """Including the first; 0 means 3."""
     backoff: BackoffStrategy = BackoffStrategy.UNSPECIFIED
-    initial_delay_ms: int = 0
-    """0 means 1,000."""
-    max_delay_ms: int = 0
+    initial_delay_s: Annotated[float, Wire("initial_delay_ms", SPAN)] = 0
+    """0 means 1."""
+    max_delay_s: Annotated[float, Wire("max_delay_ms", SPAN)] = 0
     """Cap of the exponential growth; 0 for none."""
     jitter_factor: float = 0.0
     """From 0 to 1: the share by which a delay may vary either way."""
-    schedule_ms: tuple[int, ...] = ()
+    schedule_s: Annotated[tuple[float, ...], Wire("schedule_ms", SPAN)] = ()
     """The delays of EXPLICIT_SCHEDULE; the last one repeats."""
     retryable_status_codes: tuple[int, ...] = ()
     honor_retry_after: bool = False
@@ -63,15 +66,82 @@ class WaitSpec:
     depends_on: tuple[str, ...] = ()
     wake_on_any: bool = False
     """True: the first of `depends_on` is enough."""
-    timeout_ms: int = 0
+    timeout_s: Annotated[float, Wire("timeout_ms", SPAN)] = 0
     """After this time the wait has failed; 0 for never."""
     scheduled_wake: Annotated[Millis, Wire("scheduled_wake_unix_ms", "ms")] = None
     hibernation: Hibernation | None = None
 
 
+RETRY: Final = "retry"
+"""The `outcome` of a task that will be tried again."""
+ENDED: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.REJECTED})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """A question to a person: choices to offer, and whether free text may be given."""
+
+    question: str
+    choices: tuple[str, ...] = ()
+    text: bool | str = False
+    """True, or the label of the text field."""
+
+    @property
+    def form(self) -> str:
+        """The question as the `_form` of a wait's `input_match`."""
+        parts: dict[str, Any] = {"question": self.question}
+        if self.choices:
+            parts["choices"] = self.choices
+        if self.text:
+            parts["text"] = self.text
+        return json.dumps(parts, ensure_ascii=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Input:
+    """The input that ended a task's wait; empty when a participant resumed the task."""
+
+    by: str = ""
+    """The identity of the sender; "" for a resume."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    payload: bytes = b""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """A person's answer to the question of a task."""
+
+    approved: bool
+    choice: str = ""
+    text: str = ""
+    by: str = ""
+    """The identity of the person."""
+
+
+FORM: Final = "_form"
+
+
+def question_of(match: Mapping[str, str]) -> Question | None:
+    """Return the question in the `input_match` of a wait; None without one."""
+    text = match.get(FORM)
+    if text is None:
+        return None
+    found = json.loads(text)
+    return Question(question=found["question"], choices=tuple(found.get("choices", ())), text=found.get("text", False))
+
+
+def read_input(text: str) -> Input:
+    """Read an input as the gateway shows it in a task's metadata."""
+    found = json.loads(text)
+    return Input(by=found["by"], metadata=found["metadata"], payload=base64.b64decode(found["payload_base64"]))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """A task as the gateway shows it, without its payload and launch parameters."""
+    """A task as the gateway shows it, without its payload and launch parameters.
+
+    `tasks.get` and `tasks.wait` give its result; a task of a list has none, though it may have one.
+    """
 
     task_id: str
     task_type: str
@@ -82,8 +152,8 @@ class Task:
     created_at: Seconds
     started_at: Seconds
     completed_at: Seconds
-    attempt: int
-    """Failures so far; 0 during the first attempt."""
+    failures: Annotated[int, Wire("attempt")]
+    """Failed attempts so far."""
     max_attempts: int
     error: str
     metadata: Mapping[str, str]
@@ -101,7 +171,7 @@ class Task:
     task_class: TaskClass
     disconnected_at: Seconds
     """When its worker vanished; None while it is there."""
-    grace_window_ms: int
+    grace_window_s: Annotated[float, Wire("grace_window_ms", SPAN)]
     """How long the worker may stay away before the task fails."""
     wait_spec: WaitSpec | None
     depends_on: tuple[str, ...]
@@ -111,6 +181,60 @@ class Task:
     correlation_id: str
     root_task_id: str
     completion_event: CompletionEvent | None
+
+    @property
+    def attempt(self) -> int:
+        """The number of the current attempt, or of the last one; 1 for the first."""
+        return max(self.failures, 1) if self.status is TaskStatus.FAILED else self.failures + 1
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the task has ended, and no retry follows."""
+        return self.status in ENDED and self.outcome != RETRY
+
+    @property
+    def outcome(self) -> str:
+        """What follows a failure: `retry`, or none: `exhausted`, `no_policy`, `final`."""
+        return self.metadata.get("_outcome", "")
+
+    @property
+    def next_attempt_at(self) -> datetime | None:
+        """When a failed task is tried again; None if it is not."""
+        return to_time(int(self.metadata.get("_next_attempt_ms", "0")), "ms")
+
+    @property
+    def queued_because(self) -> str:
+        """Why the task does not run now, on one line; "" if it does, and in a list."""
+        return self.metadata.get("_queued_because", "")
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the task has a result, also in a list."""
+        return "_result_bytes" in self.metadata
+
+    @property
+    def result(self) -> Any:
+        """The result: bytes, or what its JSON text means; None without one, and in a list."""
+        if (encoded := self.metadata.get("_result_base64")) is not None:
+            return base64.b64decode(encoded)
+        text = self.metadata.get("_result")
+        return None if text is None else json.loads(text)
+
+    @property
+    def result_checkpoint(self) -> str:
+        """The key of the checkpoint that is the result; `tasks.saved_result` reads it."""
+        return self.metadata.get("_result_checkpoint", "")
+
+    @property
+    def question(self) -> Question | None:
+        """The question to a person for whose answer the task waits; None without one."""
+        return None if self.wait_spec is None else question_of(self.wait_spec.input_match)
+
+    @property
+    def used_input(self) -> Input | None:
+        """The input that ended its latest wait; None if none did, and in a list."""
+        text = self.metadata.get("_input")
+        return None if text is None else read_input(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import base64
+import uuid
+from collections.abc import AsyncIterator, Mapping, Sequence
 from datetime import datetime
+from typing import Any, Final
 
+import anyio
+
+from aether_trio.client.errors import (
+    AetherError,
+    ConnectionLost,
+    FeedOverflow,
+    OutcomeUnknown,
+    RequestTimeout,
+    TaskFailed,
+)
 from aether_trio.client.operations.enums import (
     TargetOfflinePolicy,
     TaskAssignmentMode,
@@ -14,9 +27,11 @@ from aether_trio.client.operations.enums import (
     WaitReason,
 )
 from aether_trio.client.operations.principals import Authorization, Principal, authorization_context, principal_ref
-from aether_trio.client.operations.records import from_time, read, write
-from aether_trio.client.operations.task_events import TaskFeeds
+from aether_trio.client.operations.records import from_time, read, to_ms, write
+from aether_trio.client.operations.task_events import StatusChanged, TaskEvent, TaskFeeds
+from aether_trio.client.operations.task_results import encoded_result
 from aether_trio.client.operations.task_values import (
+    ENDED,
     CompletionEvent,
     CreatedTask,
     Hibernation,
@@ -31,6 +46,18 @@ _Op = pb.TaskOperation
 _status = pb.TaskStatus.ValueType
 _class = pb.TaskClass.ValueType
 _priority = pb.TaskPriority.ValueType
+
+_AGAIN_S: Final = 0.1
+"""Before a request is sent again after a cut."""
+_LOOK_S: Final = 1.0
+"""Between two looks at a task that cannot be followed."""
+
+
+async def _end_or_retry(events: AsyncIterator[TaskEvent]) -> None:
+    """Return at the next event of a state in which the task may have ended."""
+    async for event in events:
+        if isinstance(event.event, StatusChanged) and event.event.to_status in ENDED:
+            return
 
 
 class Tasks(TaskFeeds):
@@ -50,6 +77,10 @@ class Tasks(TaskFeeds):
         task_class: TaskClass = TaskClass.UNSPECIFIED,
         priority: TaskPriority = TaskPriority.UNSPECIFIED,
         retry_policy: RetryPolicy | None = None,
+        schedule_to_start_s: float | None = None,
+        start_to_close_s: float | None = None,
+        heartbeat_timeout_s: float | None = None,
+        schedule_to_close_s: float | None = None,
         offline_policy: TargetOfflinePolicy = TargetOfflinePolicy.UNSPECIFIED,
         idempotency_key: str = "",
         context_id: str = "",
@@ -64,9 +95,8 @@ class Tasks(TaskFeeds):
         """Create a task for the identity `target`, the workers of `pool`, or the caller.
 
         The payload has at most 512 KiB by default. A second request with the same `idempotency_key`
-        within a day gets the first one's task. Deadlines are `metadata`, in milliseconds:
-        "schedule_to_start_ms", "start_to_close_ms", "heartbeat_timeout_ms", "schedule_to_close_ms"
-        (docs/tasks.md). `target_identity` asks for a token with which that identity may connect to
+        within a day gets the first one's task. The deadlines are those of docs/tasks.md, in
+        seconds. `target_identity` asks for a token with which that identity may connect to
         do the task. Raises ValueError for both `target` and `pool`.
         """
         if target and pool:
@@ -74,6 +104,13 @@ class Tasks(TaskFeeds):
         mode = TaskAssignmentMode.SELF_ASSIGN
         if target or pool:
             mode = TaskAssignmentMode.TARGETED if target else TaskAssignmentMode.POOL
+        deadlines = {
+            "schedule_to_start_ms": schedule_to_start_s,
+            "start_to_close_ms": start_to_close_s,
+            "heartbeat_timeout_ms": heartbeat_timeout_s,
+            "schedule_to_close_ms": schedule_to_close_s,
+        }
+        limits = {name: str(to_ms(seconds)) for name, seconds in deadlines.items() if seconds is not None}
         request = pb.CreateTaskRequest(
             task_type=task_type,
             workspace=workspace,
@@ -81,7 +118,7 @@ class Tasks(TaskFeeds):
             target_agent_id=target,
             target_implementation=pool,
             launch_param_overrides=dict(launch_param_overrides or {}),
-            metadata=dict(metadata or {}),
+            metadata={**(metadata or {}), **limits},
             payload=payload,
             authorization=authorization_context(authorization),
             target_identity=target_identity,
@@ -101,9 +138,80 @@ class Tasks(TaskFeeds):
         return read(CreatedTask, await self._ask("create_task", request))
 
     async def get(self, task_id: str) -> Task:
-        """Return one task. Raises Refused if there is none that the caller may see."""
+        """Return one task, with its result if it has one.
+
+        Raises Refused if there is no task that the caller may see.
+        """
         answer: pb.TaskQueryResponse = await self._ask("task_query", pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id))
         return read(Task, answer.task)
+
+    async def payload(self, task_id: str) -> bytes:
+        """Return the payload that the creator of a task has given it."""
+        payload = b""
+        while True:
+            part = pb.TaskFilter(page_token="payload", offset=len(payload))  # noqa: S106  # no secret
+            query = pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id, filter=part)
+            answer: pb.TaskQueryResponse = await self._ask("task_query", query)
+            found = answer.task.metadata
+            more = base64.b64decode(found.get("_payload_base64", ""))
+            payload += more
+            if not more or len(payload) >= int(found.get("_payload_bytes", "0")):
+                return payload
+
+    async def saved_result(self, task_id: str) -> bytes:
+        """Return the data of the checkpoint that is a task's result (`result_checkpoint`)."""
+        op = pb.CheckpointOperation(op=pb.CheckpointOperation.LOAD, key=f"_result:{task_id}")
+        answer: pb.CheckpointResponse = await self._ask("checkpoint_op", op)
+        return answer.data
+
+    async def wait(self, task_id: str, *, timeout: float | None = None) -> Task:
+        """Wait until a task has ended, and return it with its result.
+
+        A failure that will be tried again is no end. `status` says how it ended; nothing is raised
+        for a task that has failed (`run` does). Goes on after reconnects and restarts of the
+        gateway. Raises TimeoutError after `timeout` seconds, Refused if there is no such task.
+        """
+        with anyio.move_on_after(timeout):
+            return await self._until_ended(task_id)
+        raise TimeoutError(f"task {task_id} has not ended within {timeout:g} s")
+
+    async def _until_ended(self, task_id: str) -> Task:
+        while True:
+            try:
+                async with self.follow(task_id) as events:
+                    while not (task := await self.get(task_id)).has_ended:
+                        await _end_or_retry(events)
+                    return task
+            except (ConnectionLost, RequestTimeout, FeedOverflow):
+                await anyio.sleep(_AGAIN_S)
+            except AetherError as error:
+                # A session follows so many tasks; those beyond are looked at now and then.
+                if not error.retryable and (task := await self.get(task_id)).has_ended:
+                    return task
+                await anyio.sleep(max(error.retry_after_s, _LOOK_S))
+
+    async def run(self, /, task_type: str, payload: bytes = b"", *, timeout: float | None = None, **create: Any) -> Any:
+        """Create a task, wait for its end, and return its result.
+
+        The keywords are those of `create`; an `idempotency_key` is made up, so that a cut
+        connection creates no second task. Raises TaskFailed if it does not end well, TimeoutError
+        after `timeout` seconds. In both cases, and when it is cancelled, the task stays.
+        """
+        create.setdefault("idempotency_key", str(uuid.uuid4()))
+        with anyio.move_on_after(timeout):
+            task = await self._until_ended(await self._create_in_the_end(task_type, payload, create))
+            if task.status is not TaskStatus.COMPLETED:
+                raise TaskFailed(task.task_id, task.status.name.lower(), task.error, task)
+            return await self.saved_result(task.task_id) if task.result_checkpoint else task.result
+        raise TimeoutError(f"the task of type {task_type!r} has not ended within {timeout:g} s")
+
+    async def _create_in_the_end(self, task_type: str, payload: bytes, create: dict[str, Any]) -> str:
+        """Create a task with an idempotency key, again after cuts; return its id."""
+        while True:
+            try:
+                return (await self.create(task_type, payload, **create)).task_id
+            except (ConnectionLost, RequestTimeout, OutcomeUnknown):
+                await anyio.sleep(_AGAIN_S)
 
     async def query(
         self,
@@ -170,9 +278,18 @@ class Tasks(TaskFeeds):
         """Claim a task that was assigned to the caller. A second claim changes nothing."""
         return await self._move(_Op(op=_Op.CLAIM, task_id=task_id))
 
-    async def complete(self, task_id: str, *, reason: str = "") -> Task:
-        """Report that a task is done."""
-        return await self._move(_Op(op=_Op.COMPLETE, task_id=task_id, reason=reason))
+    async def complete(
+        self, task_id: str, *, result: Any = None, result_checkpoint: str = "", reason: str = ""
+    ) -> Task:
+        """Report that a task is done, with its result.
+
+        That is bytes or what JSON can hold, of at most 512 KiB; or the key of a checkpoint of the
+        worker. None is none.
+        """
+        op = _Op(op=_Op.COMPLETE, task_id=task_id, reason=reason)
+        if given := encoded_result(result, result_checkpoint).fields:
+            op.wait_spec.input_match.update(given)
+        return await self._move(op)
 
     async def fail(self, task_id: str, *, reason: str) -> Task:
         """Report that a task has failed; its retry policy says if it is tried again."""
@@ -206,12 +323,12 @@ class Tasks(TaskFeeds):
         depends_on: Sequence[str],
         *,
         any_of_them: bool = False,
-        timeout_ms: int = 0,
+        timeout_s: float = 0,
         request_id: str = "",
     ) -> Task:
-        """Pause a task until all `depends_on` ended, or any; `timeout_ms` 0 is no limit."""
+        """Pause a task until all `depends_on` ended, or any; `timeout_s` 0 is no limit."""
         wait = WaitSpec(
-            reason=WaitReason.DEPENDENCY, depends_on=tuple(depends_on), wake_on_any=any_of_them, timeout_ms=timeout_ms
+            reason=WaitReason.DEPENDENCY, depends_on=tuple(depends_on), wake_on_any=any_of_them, timeout_s=timeout_s
         )
         spec = write(wait, pb.WaitSpec())
         return await self._move(_Op(op=_Op.WAIT_FOR, task_id=task_id, request_id=request_id, wait_spec=spec))
@@ -222,13 +339,13 @@ class Tasks(TaskFeeds):
         hibernation: Hibernation,
         *,
         until: datetime | None = None,
-        timeout_ms: int = 0,
+        timeout_s: float = 0,
         reason: str = "",
         request_id: str = "",
     ) -> Task:
         """Put a task to sleep until a time or an event; save its checkpoint before."""
         wait = WaitSpec(
-            reason=WaitReason.HIBERNATION, scheduled_wake=until, timeout_ms=timeout_ms, hibernation=hibernation
+            reason=WaitReason.HIBERNATION, scheduled_wake=until, timeout_s=timeout_s, hibernation=hibernation
         )
         return await self.pause(task_id, wait, reason=reason, request_id=request_id)
 

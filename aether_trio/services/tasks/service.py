@@ -17,6 +17,7 @@ from aether_trio.services.tasks.grants import NO_GRANT_MAKER, GrantMaker
 from aether_trio.services.tasks.handlers.create import TaskCreator
 from aether_trio.services.tasks.handlers.operate import TaskOperator
 from aether_trio.services.tasks.handlers.query import TaskReader
+from aether_trio.services.tasks.handlers.saved_states import SavedStates
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.handlers.subscribe import TaskSubscriber
 from aether_trio.services.tasks.starter import Starter
@@ -52,6 +53,7 @@ class TaskService:
     ) -> None:
         self.engine = engine
         self.sessions = TaskSessions(engine, capacity=capacity)
+        self.saved_states = SavedStates(engine, self.sessions, authorizer)
         self._subscriber = TaskSubscriber(engine, ids, authorizer)
         creator = TaskCreator(
             engine,

@@ -17,7 +17,8 @@ number in the log of the task's topic, `metadata` is JSON, `sender` an identity.
 has the input that ended the PAUSE with this `pause_key`.
 
 `task_results` has what COMPLETE, or a progress report before it, gave as the task's result;
-`tasks.result_bytes` is its size, -1 without one.
+`tasks.result_bytes` is its size, -1 without one. `task_states` has what workers save in the middle
+of tasks; `tasks.checkpoint_key` names it once there is one.
 
 `task_workers` are the connected participants that may be given work; `free` is 1 while `live` is
 below `capacity`, so that the index of a pool begins with its least busy worker and has no full
@@ -281,6 +282,7 @@ STATEMENTS: Final = (
         payload {blob} NOT NULL
     )""",
     "CREATE TABLE task_results (task_id TEXT {byte_order} PRIMARY KEY, kind TEXT NOT NULL, data {blob} NOT NULL)",
+    "CREATE TABLE task_states (task_id TEXT {byte_order} PRIMARY KEY, data {blob} NOT NULL, saved_s {bigint} NOT NULL)",
     "CREATE INDEX tasks_kept ON tasks (keeper, order_us) WHERE keeper <> ''",
     "CREATE TABLE task_cancelled_parents (task_id TEXT {byte_order} PRIMARY KEY) {clustered}",
     """CREATE TABLE task_child_events (

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("unwatched")
 
 async def test_a_block_that_ends_late_does_not_complete_what_it_was_given_anew() -> None:
     async with open_test_gateway() as gateway, open_shop(f"aether://{gateway.address}") as (boss, one):
-        task_id = await order(boss, retry_policy=RetryPolicy(max_attempts=2, initial_delay_ms=1))
+        task_id = await order(boss, retry_policy=RetryPolicy(max_attempts=2, initial_delay_s=0.001))
         async with await one_of(one) as first:
             with trio.CancelScope(shield=True):
                 await boss.tasks.fail(task_id, reason="too slow")

@@ -60,6 +60,16 @@ async def _items(namespace: Any) -> list[tuple[str, bytes]]:
     return [entry async for entry in namespace.items("k", page_size=2)]
 
 
+def _timed_out(call: Call) -> Call:
+    """Make the call whose time limit passes, as the gateway never tells of an end."""
+
+    async def timed_out(namespace: Any) -> None:
+        with pytest.raises(TimeoutError):
+            await call(namespace)
+
+    return timed_out
+
+
 async def _not_understood(call: Awaitable[Any]) -> None:
     """Await a call to a gateway that does not know it."""
     with pytest.raises(NotImplementedByGateway):
@@ -175,13 +185,17 @@ CALLS: dict[str, Call] = {
     "tasks.get": lambda n: n.get("t"),
     "tasks.hibernate": lambda n: n.hibernate("t", Hibernation(checkpoint_key="c"), until=NOW),
     "tasks.hibernations": entered(lambda n: n.hibernations()),
+    "tasks.payload": lambda n: n.payload("t"),
     "tasks.pause": lambda n: n.pause("t", WaitSpec(reason=WaitReason.INPUT)),
     "tasks.query": lambda n: n.query(creator=AGENT, subject=ANN),
     "tasks.reject": lambda n: n.reject("t"),
     "tasks.resume": lambda n: n.resume("t"),
     "tasks.retry": lambda n: n.retry("t"),
+    "tasks.run": _timed_out(lambda n: n.run("summarize", b"p", pool="summarizer", timeout=0.05)),
+    "tasks.saved_result": lambda n: n.saved_result("t"),
     "tasks.subscribe": lambda n: n.subscribe("t"),
     "tasks.unsubscribe": lambda n: n.unsubscribe("sub"),
+    "tasks.wait": _timed_out(lambda n: n.wait("t", timeout=0.05)),
     "tasks.wait_for": lambda n: n.wait_for("t", ["u", "v"], any_of_them=True),
     "tokens.create": lambda n: n.create("ci", principal_type="agent", principal_id=AGENT, expires_in_hours=1),
     "tokens.delete": lambda n: n.delete("t"),

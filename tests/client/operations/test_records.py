@@ -184,6 +184,13 @@ def test_every_record_is_in_the_table() -> None:
         "SwapResult",
         "SetAddResult",
         "Checkpoint",
+        "Answer",
+        "Input",
+        "Question",
+        "TopicInfo",
+        "TopicDetails",
+        "ConsumerInfo",
+        "Purged",
     }
     plain |= {"ProxyResponse", "Wire", "_Entry", "_Field", "_Key"}
     found: set[str] = set()

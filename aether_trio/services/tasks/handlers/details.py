@@ -16,6 +16,7 @@ from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.result import NO_RESULT
 from aether_trio.model.tasks.status import PAUSED
 from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.text import line
 from aether_trio.services.tasks.transaction import payloads, results, startup, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.storage.base import Fetch, Program, Row
@@ -109,13 +110,13 @@ def _until(task: TaskRow) -> str:
     if task.status is StoredStatus.HIBERNATED:
         what = "it hibernates until it is resumed"
     elif (form := wait.form) is not None:
-        what = f"waits for the answer to: {' '.join(form.question.split())[:200]}"
+        what = f"waits for the answer to: {line(form.question, 200)}"
     elif wait.wake_ms:
         what = "it is paused"
     else:
         what = "waits for an input"
     if wait.expected_principal:
-        what += f", from {wait.expected_principal}"
+        what += f", from {line(wait.expected_principal, 200)}"
     return f"{what}, until {_time(wait.wake_ms)}" if wait.wake_ms else what
 
 

@@ -37,7 +37,7 @@ from aether_trio.services.tasks.handlers.permissions import (
 from aether_trio.services.tasks.handlers.sanitize import reason, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import named, show
-from aether_trio.services.tasks.transaction import results, startup, task_rows, unused_inputs
+from aether_trio.services.tasks.transaction import results, startup, states, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.worker_choice import may_not_serve
@@ -236,7 +236,9 @@ class TaskOperator:
     async def _checkpoint_problem(self, task: TaskRow, caller: Caller, key: str) -> str:
         """Return why a task's worker cannot name this checkpoint; "" if it can."""
         # Only the worker learns which checkpoints it has; others are refused for other reasons.
-        if task.assigned_to != caller.name or not key or await self._has_checkpoint(task.assigned_to, key):
+        if task.assigned_to != caller.name or not key or key == task.checkpoint_key == states.key_of(task.task_id):
+            return ""
+        if await self._has_checkpoint(task.assigned_to, key):
             return ""
         return f"checkpoint {key!r} of {task.assigned_to} not found: save it"
 

@@ -16,7 +16,7 @@ _MARKS: Final = placeholders(len(COLUMNS))
 _OF_A_TASK: Final = (
     "tasks", "task_payloads", "task_attempts", "task_events", "task_child_events", "task_watchers", "task_dependents",
     "task_tokens", "task_descents", "authority_waits", "task_sessions", "task_inputs", "task_used_inputs",
-    "task_results", "task_cancelled_parents",
+    "task_results", "task_states", "task_cancelled_parents",
 )  # fmt: skip
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608
