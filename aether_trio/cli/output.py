@@ -121,14 +121,15 @@ _NOT_ASCII: Final = re.compile("[^\t\n\r\x20-\x7e]")
 
 
 def print_bytes(value: bytes) -> None:
-    """Print a value: unchanged for a program, escaped for a terminal."""
+    """Print a value: the bytes as they are for a program, escaped for a terminal."""
     if is_terminal():
         say(value.decode(errors="backslashreplace").removesuffix("\n"), lines=True)
         return
     if sys.stdout is None:  # closed by the shell
         return
     try:
-        sys.stdout.buffer.write(value if value.endswith(b"\n") else value + b"\n")
+        sys.stdout.flush()
+        sys.stdout.buffer.write(value)
         sys.stdout.buffer.flush()
     except BrokenPipeError:
         raise OutputClosed from None

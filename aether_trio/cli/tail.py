@@ -6,7 +6,7 @@ import json
 import sys
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Final
 from urllib.parse import urlencode
 
 import click
@@ -14,6 +14,18 @@ import click
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.options import OpsTarget, ops_options
 from aether_trio.cli.output import run_client, say, say_json
+
+_FORMS: Final = "now (those from now on), start (the oldest one there), or OFFSET (the number that a line begins with)"
+_MAX_DIGITS: Final = 18
+
+
+def _start(value: str | None) -> str | None:
+    """Check the value of --from. Raises click.BadParameter."""
+    if value is None or value in ("now", "start"):
+        return value
+    if value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS:
+        return value
+    raise click.BadParameter(f"{value!r} is none of {_FORMS}", param_hint="--from")
 
 
 @click.command(
@@ -23,30 +35,39 @@ from aether_trio.cli.output import run_client, say, say_json
 Examples:
   aether tail ag::default::echo::1
   aether tail ag::default::echo::1 --from start --limit 10
+  aether tail ag::default::echo::1 --no-follow
   aether tail pg::default --json | jq .message
 """,
 )
 @click.argument("topic")
 @click.option(
-    "--from", "start", default="now", show_default=True, metavar="now|start|OFFSET", help="The first message to show."
+    "--from",
+    "start",
+    metavar="now|start|OFFSET",
+    callback=lambda ctx, param, value: _start(value),
+    help=f"The first message to show: {_FORMS}.  [default: now; start with --no-follow]",
 )
+@click.option("--follow/--no-follow", default=True, help="Wait for further messages, or end with the last one there.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), help="Stop after this many messages.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per line, as the gateway sends it.")
 @ops_options
-def command(topic: str, start: str, limit: int | None, as_json: bool, ops: OpsTarget) -> None:
+def command(topic: str, start: str | None, follow: bool, limit: int | None, as_json: bool, ops: OpsTarget) -> None:
     """Show the messages of TOPIC as they are committed, until Ctrl-C.
+
+    With --no-follow it shows the messages that are there, and ends.
 
     Tailing reads the log: it takes nothing away from the topic's subscribers and needs no identity.
     A gateway serves it on loopback in development mode, and elsewhere to clients with its
     ops.tail_token.
     """
-    query = urlencode({"topic": topic, "from": "0" if start == "start" else start})
-    run_client(_tail, ops, f"/v1/tail?{query}", limit, as_json)
+    start = start or ("now" if follow else "start")
+    query = urlencode({"topic": topic, "from": "0" if start == "start" else start, "follow": int(follow)})
+    run_client(_tail, ops, f"/v1/tail?{query}", limit, follow, as_json)
 
 
-async def _tail(ops: OpsTarget, path: str, limit: int | None, as_json: bool) -> None:
+async def _tail(ops: OpsTarget, path: str, limit: int | None, follow: bool, as_json: bool) -> None:
     count = 0
-    if sys.stderr.isatty():
+    if follow and sys.stderr is not None and sys.stderr.isatty():
         say(f"tailing on {ops.host}:{ops.port}; Ctrl-C ends it", err=True)
     async with aclosing(stream_lines(ops, path)) as lines:
         async for line in lines:

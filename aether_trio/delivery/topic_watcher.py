@@ -66,28 +66,38 @@ class TopicWatcher:
         self._ephemeral_topics = ephemeral_topics
         self._clock = clock
 
-    def open(self, topic: str, from_offset: int | None) -> AsyncGenerator[WatchedMessage, None]:
+    def open(self, topic: str, from_offset: int | None, follow: bool = True) -> AsyncGenerator[WatchedMessage, None]:
         """Follow a topic from an offset on (None: from now on). Close the generator.
 
+        Without `follow` it ends behind the last message that is there at the beginning.
         Raises RequestError ERR_INVALID_TOPIC at once, and StorageUnavailable while iterating.
         """
         if parse_topic(topic).kind is TopicKind.PROGRESS:
-            return self._watch_ephemeral(topic)
-        return self._watch_log(topic, from_offset)
+            return self._watch_ephemeral(topic, follow)
+        return self._watch_log(topic, from_offset, follow)
 
-    async def _watch_log(self, name: str, from_offset: int | None) -> AsyncGenerator[WatchedMessage, None]:
+    async def _watch_log(
+        self, name: str, from_offset: int | None, follow: bool
+    ) -> AsyncGenerator[WatchedMessage, None]:
         ((topic, _),) = await self._log.load([(name, None)])
         new = _NewMessageSignal()
         topic.subscribers[new] = None
         topic.watchers += 1
         position = topic.end if from_offset is None else max(0, from_offset - 1)
+        if not follow:
+            await self._log.refresh([topic])
+        end = topic.end
         try:
             while True:
                 tail = topic.tail
                 rows = await self._log.read(topic, position, rows=PAGE_ROWS, max_bytes=PAGE_BYTES)
                 for offset, ts_ms, frame in rows:
+                    if not follow and offset > end:
+                        return
                     yield offset, ts_ms, frame
                     position = offset
+                if not follow and (not rows or position >= end):
+                    return
                 if not rows:
                     position = max(position, tail)
                     await new.signalled.wait()
@@ -96,7 +106,9 @@ class TopicWatcher:
             topic.watchers -= 1
             self._log.unpin([topic])
 
-    async def _watch_ephemeral(self, topic: str) -> AsyncGenerator[WatchedMessage, None]:
+    async def _watch_ephemeral(self, topic: str, follow: bool) -> AsyncGenerator[WatchedMessage, None]:
+        if not follow:
+            return  # nothing of it is kept
         recent = _RecentUpdates()
         listener = EphemeralListener("", "", recent, everything=True)
         self._ephemeral_topics.listen(topic, listener)

@@ -38,11 +38,12 @@ from aether_trio.transport.socket.accepted import Accepted, address_text
 from aether_trio.transport.socket.byte_stream import ByteStream
 from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners
 
-TailSource = Callable[[str, int | None], AsyncGenerator[tuple[int, int, bytes], None]]
-"""`tail(topic, from_offset)` yields (offset, timestamp in Unix ms, encoded DownstreamMessage),
-live, until closed.
+TailSource = Callable[[str, int | None, bool], AsyncGenerator[tuple[int, int, bytes], None]]
+"""`tail(topic, from_offset, follow)` yields (offset, timestamp in Unix ms, encoded
+DownstreamMessage), live, until closed.
 
-`from_offset` is the first offset wanted; None means messages from now on.
+`from_offset` is the first offset wanted; None means messages from now on. Without `follow` it ends
+with the last message that is there.
 """
 
 ResolveDeadLetter = Callable[[str, str, str], Awaitable[bool]]
@@ -80,6 +81,7 @@ class _TailRequest:
 
     topic: str
     from_offset: int | None
+    follow: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,12 +160,15 @@ class OpsServer:
             raise _RequestRefused(400, "the topic is missing; ask for /v1/tail?topic=ag::default::echo::1") from None
         except RequestError as exc:
             raise _RequestRefused(400, exc.message) from None
+        follow = query.get("follow", ["1"])[-1]
+        if follow not in ("0", "1"):
+            raise _RequestRefused(400, "the parameter follow is neither 0 nor 1")
         start = query.get("from", ["now"])[-1]
         if start == "now":
-            return _TailRequest(topic, None)
+            return _TailRequest(topic, None, follow == "1")
         if not (start.isascii() and start.isdigit()) or len(start) > 18:
             raise _RequestRefused(400, "the parameter from is neither an offset (0 is the oldest message) nor now")
-        return _TailRequest(topic, int(start))
+        return _TailRequest(topic, int(start), follow == "1")
 
     def change(self, target: str, headers: dict[str, str]) -> _ResolveRequest:
         """Read a POST request, which resolves a dead letter. Raises _RequestRefused."""
@@ -263,7 +268,10 @@ class OpsServer:
         if request.method == "HEAD":
             await http.end_response()
             return
-        async with aclosing(self._tail(tail.topic, tail.from_offset)) as source, trio.open_nursery() as nursery:
+        async with (
+            aclosing(self._tail(tail.topic, tail.from_offset, tail.follow)) as source,
+            trio.open_nursery() as nursery,
+        ):
             nursery.start_soon(_until_client_leaves, http, nursery.cancel_scope)
             async for offset, timestamp_ms, message in source:
                 await http.send_body(tail_line(tail.topic, offset, timestamp_ms, message))

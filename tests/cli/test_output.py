@@ -152,10 +152,11 @@ def test_where_each_kind_of_line_goes(capsys: pytest.CaptureFixture[str]) -> Non
     assert capsys.readouterr() == ("one\\ntwo\nthree\nfour\n", "five\n\rsix\\n"), "this is no terminal: no escape"
 
 
-def test_a_value_is_printed_as_it_is_with_an_end_of_line(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+def test_a_value_is_printed_as_it_is(capfdbinary: pytest.CaptureFixture[bytes]) -> None:
     print_bytes(b"\x1b\xff")
     print_bytes(b"one line\n")
-    assert capfdbinary.readouterr().out == b"\x1b\xff\none line\n"
+    print_bytes(b"")
+    assert capfdbinary.readouterr().out == b"\x1b\xffone line\n"
 
 
 def test_values_and_tables_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:

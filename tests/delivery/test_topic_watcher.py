@@ -37,6 +37,28 @@ async def test_a_tail_starts_where_told_and_goes_on_live(bench: Bench, from_offs
     assert entries == [(number, b"%d" % number) for number in range(first, 7)]
 
 
+@pytest.mark.parametrize(("from_offset", "expected"), [(None, []), (0, [1, 2, 3]), (3, [3]), (4, []), (99, [])])
+async def test_a_tail_that_does_not_follow_ends(bench: Bench, from_offset: int | None, expected: list[int]) -> None:
+    tail = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
+    await bench.publish(TOPIC, b"1", b"2", b"3")
+    async with aclosing(tail.open(TOPIC, from_offset, follow=False)) as entries:
+        assert [offset async for offset, _, _ in entries] == expected
+    async with aclosing(tail.open("pg::w", 1, follow=False)) as entries:
+        assert [offset async for offset, _, _ in entries] == []
+    assert bench.log.topics.ensure(TOPIC).forgettable
+
+
+async def test_messages_that_come_meanwhile_are_not_followed(bench: Bench) -> None:
+    tail = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
+    await bench.publish(TOPIC, b"1", b"2")
+    seen = []
+    async with aclosing(tail.open(TOPIC, 1, follow=False)) as entries:
+        async for offset, _, _ in entries:
+            seen.append(offset)
+            await bench.publish(TOPIC, b"more")
+    assert seen == [1, 2]
+
+
 async def test_a_tail_leaves_nothing_behind(bench: Bench) -> None:
     tail = TopicWatcher(bench.log, EphemeralTopics(), VirtualClock(trio.current_time))
     await bench.publish(TOPIC, b"1")

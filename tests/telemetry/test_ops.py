@@ -64,7 +64,9 @@ class Log:
     closed: trio.Event
     more: trio.Event
 
-    async def tail(self, topic: str, start: int | None) -> AsyncGenerator[tuple[int, int, bytes], None]:
+    async def tail(
+        self, topic: str, start: int | None, follow: bool = True
+    ) -> AsyncGenerator[tuple[int, int, bytes], None]:
         self.asked.append((topic, start))
         at = len(self.messages) if start is None else start
         try:
@@ -72,6 +74,8 @@ class Log:
                 while at < len(self.messages):
                     yield self.messages[at]
                     at += 1
+                if not follow:
+                    return
                 await self.more.wait()
         finally:
             self.closed.set()
