@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import re
 import shlex
-import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final, TypeVar
@@ -25,6 +24,7 @@ from aether_trio.client import (
     AgentClient,
     BridgeClient,
     Client,
+    ClientCertificateRefused,
     ClientClosed,
     ClientOptions,
     ConnectionLost,
@@ -63,12 +63,15 @@ HINTS: Final = {
 }
 _NO_RIGHT: Final = re.compile(r" needs ([A-Z]+) on (\S+), and (\S+) has ")
 """In the gateway's text for what its rules refuse: level, resource and identity."""
-_TLS_HINTS: Final = {
-    "WRONG_VERSION_NUMBER": "; is it plaintext (--no-tls)?",
-    "CERTIFICATE_VERIFY_FAILED": "; --tls-ca names the authority to trust",
-}
 _IS_IT_A_GATEWAY: Final = "is it the port of a gateway? if it speaks TLS, give --tls or --tls-ca"
-_TLS_OPTIONS: Final = {"ca_file": "--tls-ca", "cert_file": "--tls-cert", "key_file": "--tls-key"}
+_TLS_OPTIONS: Final = {
+    "name its files in TlsOptions(cert_file=..., key_file=...)": "--tls-cert FILE --tls-key FILE",
+    "name the file of its certificate authority in TlsOptions(ca_file=...)": "--tls-ca FILE names the authority to trust",
+    "is it plaintext": "is it without TLS (--no-tls)? plaintext is",
+    "ca_file": "--tls-ca",
+    "cert_file": "--tls-cert",
+    "key_file": "--tls-key",
+}
 _STATUSES: Final = frozenset(status.name for status in Status)
 """Codes with which a gateway ends a connection, and refuses no operation."""
 _ENDINGS: Final = (ClientClosed, ConnectionLost, ProtocolViolation, RequestTimeout, SessionEnded)
@@ -76,7 +79,9 @@ _TOO_LARGE: Final = frozenset({"FRAME_TOO_LARGE", "MESSAGE_TOO_LARGE"})
 
 
 def addresses_of(target: GatewayTarget) -> list[str]:
-    """Return the URLs to try for the gateway `target`, one for each transport."""
+    """Return the URLs to try for the gateway `target`: one for each transport."""
+    if target.scheme:
+        return [f"{target.scheme}://{target}"]
     return [f"{secure if target.tls else plain}://{target}" for plain, secure in TRANSPORTS]
 
 
@@ -245,9 +250,8 @@ def _explained_refusal(target: GatewayTarget, error: AetherError) -> exits.CliEr
 
 
 def _explained_tls(target: GatewayTarget, error: TlsRefused) -> exits.CliError:
-    cause = error.__cause__
-    hint = _TLS_HINTS.get(cause.reason or "", "") if isinstance(cause, ssl.SSLError) else ""
-    return exits.CliError(f"TLS with {target} failed: {cause or error.message}{hint}", exits.UNREACHABLE)
+    code = exits.REFUSED if isinstance(error, ClientCertificateRefused) else exits.UNREACHABLE
+    return exits.CliError(f"TLS with {target} failed: {_with_options(error.message)}", code)
 
 
 def _with_options(text: str) -> str:

@@ -24,6 +24,7 @@ from aether_trio.client.errors import (
     AddressError,
     AetherError,
     AlreadyExists,
+    ClientCertificateRefused,
     ClientClosed,
     ConnectionLost,
     DuplicateIdentity,
@@ -66,7 +67,7 @@ from aether_trio.client.requester import Requester
 from aether_trio.client.statistics import ClientStatistics
 
 __all__ = [
-    "AddressError", "AetherError", "AgentClient", "AlreadyExists", "BridgeClient", "Client", "ClientClosed",
+    "AddressError", "AetherError", "AgentClient", "AlreadyExists", "BridgeClient", "Client", "ClientCertificateRefused", "ClientClosed",
     "ClientOptions", "ClientStatistics", "ConnectionLost", "DuplicateIdentity", "FailedPrecondition", "Feed",
     "FeedOverflow", "IncomingMessage", "InternalGatewayError", "InvalidArgument", "Job", "JobEnd", "Jobs",
     "MessageType", "MessagesAbandoned", "MetricsBridgeClient", "NotFound", "NotImplementedByGateway",

@@ -106,6 +106,10 @@ class TlsRefused(AetherError):
         super().__init__("TLS_REFUSED", message)
 
 
+class ClientCertificateRefused(TlsRefused):
+    """The gateway wants a client certificate, or does not accept the one it was shown."""
+
+
 class ConnectionLost(AetherError):
     """The connection was cut; `in_doubt`: the message or request may have been done."""
 

@@ -106,7 +106,7 @@ class MessageTransport(Transport):
         return self._codec.greeting()
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
-        await self._stream.send(self.greet(init))
+        await self._send_first(self.greet(init))
         said = False
         while self.ack is None:
             if self._codec.can_send and not said:

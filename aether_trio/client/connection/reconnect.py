@@ -21,7 +21,7 @@ import anyio.abc
 import anyio.lowlevel
 
 from aether_trio.client.connection.dispatch import MessageDispatch
-from aether_trio.client.connection.open_transport import open_transport
+from aether_trio.client.connection.open_transport import certificate_refusal, open_transport
 from aether_trio.client.connection.renewal import ask_credentials, keep_renewed
 from aether_trio.client.connection.transport import BROKEN, ConnectionEnd, Transport
 from aether_trio.client.errors import (
@@ -226,6 +226,8 @@ class Reconnector:
             raise Unavailable("HANDSHAKE_TIMEOUT", text, retryable=True) from None
         except BROKEN as error:
             await self._abandon(transport)
+            if refusal := certificate_refusal(error):
+                raise refusal from error
             raise Unavailable(
                 "UNREACHABLE",
                 f"the connection to {settings.address} broke during the handshake: {error}",

@@ -141,7 +141,7 @@ class Transport(abc.ABC):
 
     async def open(self, init: pb.InitConnection) -> pb.ConnectionAck:
         """Greet the gateway, return its ConnectionAck. Raises a refusal, or stream error."""
-        await self._stream.send(self.greet(init))
+        await self._send_first(self.greet(init))
         while self.ack is None:
             if self._ended is not None:
                 raise self._ended.error or anyio.BrokenResourceError(self._ended.why)
@@ -149,6 +149,15 @@ class Transport(abc.ABC):
                 raise anyio.BrokenResourceError("the gateway closed the connection before it accepted the client")
             self.feed(data)
         return self.ack
+
+    async def _send_first(self, data: bytes) -> None:
+        """Send the first bytes. Raises what the gateway said before it closed."""
+        try:
+            await self._stream.send(data)
+        except BROKEN:
+            with anyio.move_on_after(GOODBYE_S):
+                await self._read()
+            raise
 
     async def run(self) -> ConnectionEnd:
         """Read and write until the connection ends, and return how it ended."""

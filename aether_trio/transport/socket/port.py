@@ -21,6 +21,7 @@ from aether_trio.transport.socket import first_bytes
 from aether_trio.transport.socket.accepted import Accepted, TransportServer
 from aether_trio.transport.socket.linger import linger
 from aether_trio.transport.socket.tls import TlsSession
+from aether_trio.transport.socket.tls_failures import TlsFailures, handshake_problem
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +75,7 @@ class Port:
         self._chosen = Counter(dict.fromkeys(self._transports, 0))
         self._rejects: Counter[str] = Counter()
         self._undecided = 0
+        self._failures = TlsFailures()
 
     def use_tls(self, context: ssl.SSLContext) -> None:
         """Serve new connections of a TLS port with another context."""
@@ -136,12 +138,13 @@ class Port:
         if not accepted.head:
             raise _ConnectionRefused("silent")
         if accepted.head[0] != first_bytes.TLS_HANDSHAKE:
+            self._failures.tell(accepted.sock, "the client does not speak TLS, which this port requires")
             raise _ConnectionRefused("tls_missing", f"TLS is required here: {self._speaks}")
         session = TlsSession(context)
         try:
             await session.handshake(accepted.sock, accepted.head)
         except OSError as error:
-            log.debug("TLS handshake failed: %s", error)
+            self._failures.tell(accepted.sock, handshake_problem(error))
             raise _ConnectionRefused("tls_handshake") from error
         accepted.tls = session
         accepted.head = session.open(b"")
@@ -161,6 +164,7 @@ class Port:
                 return self._transport(name)
             if not first_bytes.may_become_one(head):
                 if accepted.tls is None and head[0] == first_bytes.TLS_HANDSHAKE:
+                    self._failures.tell(accepted.sock, "the client began TLS, and this port is without TLS")
                     raise _ConnectionRefused(
                         "tls_unexpected", f"the client began TLS, but there is no TLS here: {self._speaks}, without TLS"
                     )

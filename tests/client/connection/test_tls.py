@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +25,12 @@ class Files:
         leaves = (authority.issue_cert("127.0.0.1"), authority.issue_cert("client", common_name="ag::w::i::a"))
         for path, leaf in zip((self.server, self.client), leaves, strict=True):
             leaf.private_key_and_cert_chain_pem.write_to_path(path)
+        self.expired, self.foreign = directory / "expired.pem", directory / "foreign.pem"
+        past = datetime(2020, 1, 1, tzinfo=UTC)
+        expired = authority.issue_cert("client", common_name="ag::w::i::a", not_after=past)
+        expired.private_key_and_cert_chain_pem.write_to_path(self.expired)
+        foreign = trustme.CA().issue_cert("client", common_name="ag::w::i::a")
+        foreign.private_key_and_cert_chain_pem.write_to_path(self.foreign)
 
 
 @pytest.fixture
@@ -76,7 +83,9 @@ async def known_by_certificate(address: str, files: Files) -> None:
     options = TlsOptions(ca_file=files.ca, cert_file=files.client)
     async with agent(address, "a", tls=options) as a:
         assert a.topic == "ag::w::i::a"
-    await refused(address, "certificate", TlsOptions(ca_file=files.ca))
+    await refused(address, r"the gateway wants a client certificate: .*cert_file=", TlsOptions(ca_file=files.ca))
+    await refused(address, "client certificate: it has expired", TlsOptions(ca_file=files.ca, cert_file=files.expired))
+    await refused(address, "does not know its authority", TlsOptions(ca_file=files.ca, cert_file=files.foreign))
 
 
 @everywhere
