@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import click
+from click.shell_completion import CompletionItem
 
 from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError
 from aether_trio.cli.output import OutputClosed, leave_closed_output, visible
@@ -32,6 +33,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "grants": ("grants", "Show who acts for whom, and revoke it."),
     "requests": ("requests", "Show, approve and deny requests to act for someone."),
     "audit": ("audit", "Search, follow, check and export the record of who did what."),
+    "context": ("context", "Save gateways by a name, and choose one."),
     "bench": ("bench", "Measure how fast a gateway is."),
     "config": ("config_command", "Show, check and explain the settings."),
     "backup": ("backup", "Copy a gateway's data at one moment, while it runs."),
@@ -57,6 +59,14 @@ class LazyGroup(click.Group):
         module = importlib.import_module(f"aether_trio.cli.{COMMANDS[cmd_name][0]}")
         command: click.Command = module.command
         return command
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """Return the completions of a word; none of them imports a command."""
+        if not incomplete or incomplete[0].isalpha():
+            return [
+                CompletionItem(name, help=text) for name, (_, text) in COMMANDS.items() if name.startswith(incomplete)
+            ]
+        return super().shell_complete(ctx, incomplete)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a subcommand; Ctrl-C and a closed output end it without a traceback."""

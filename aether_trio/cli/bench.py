@@ -13,7 +13,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import HINTS, REFUSALS, TRANSPORTS, addresses_of, innermost, on_first_spoken, options_of
-from aether_trio.cli.options import DEFAULT_GATEWAY, GatewayTarget, client_options
+from aether_trio.cli.options import DEFAULT_GATEWAY, GatewayTarget, client_options, without_context, workspace_option
 from aether_trio.cli.output import print_json, print_table, progress_line, run_client, say
 from aether_trio.client import AddressError, AetherError, AgentClient, Client, ClientOptions, Retry, UserClient
 
@@ -47,7 +47,7 @@ Examples:
 )  # fmt: skip
 @click.option("--payload", type=click.IntRange(16, 2**20), default=200, show_default=True, help="Bytes of a message.")
 @click.option("--window", type=click.IntRange(1, 1000), default=16, show_default=True, help="Rounds on their way.")
-@click.option("--workspace", default="default", show_default=True, help="Where the agents live.")
+@workspace_option
 @click.option("--json", "as_json", is_flag=True, help="Report as one JSON object.")
 @client_options
 def command(
@@ -69,7 +69,9 @@ def command(
     many of them it measures itself: `nox -s load` is made for that.
     """
     urls = addresses_for(target, address)
-    target = replace(target, tls=urls[0].startswith(("aethers:", "wss:")))
+    if address is not None:
+        target = without_context(target)
+    target = replace(target, tls=urls[0].startswith(("aethers:", "grpcs:", "wss:")))
     options: ClientOptions = {"program": "aether-bench", "retry": Retry(max_attempts=0), **options_of(target)}
     run = secrets.token_hex(3)
 

@@ -12,11 +12,11 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.identities import access_options
-from aether_trio.cli.options import GatewayTarget, OpsTarget, ops_options
+from aether_trio.cli.options import GatewayTarget, OpsTarget, ops_options, workspace_option
 from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks
 from aether_trio.cli.task_texts import as_json, print_list, print_one
-from aether_trio.cli.tasks import move_tasks, pages_of, workspace_option
+from aether_trio.cli.tasks import move_tasks, pages_of
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import Task
 from aether_trio.client.operations.tasks import Tasks

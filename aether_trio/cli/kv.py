@@ -13,7 +13,7 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import made_up, parse_identity
-from aether_trio.cli.options import GatewayTarget, client_options
+from aether_trio.cli.options import GatewayTarget, client_options, workspace_option
 from aether_trio.cli.output import print_bytes, print_json, print_table, run_client, say
 from aether_trio.client.operations import KeyPlace, Scope
 from aether_trio.client.operations.kv import Kv
@@ -83,7 +83,7 @@ def place_options(function: F) -> F:
     """Add the options of a KV command, which gets them as a KeySpace `keys`."""
 
     @click.option("--scope", type=click.Choice(list(SCOPES)), default="workspace", show_default=True)
-    @click.option("--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace.")
+    @workspace_option
     @click.option("--user", default="", metavar="USER_ID", help="The user, for the user scopes.")
     @click.option("--as", "who", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
     @client_options

@@ -9,14 +9,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from aether_trio.cli import exits
+from aether_trio.cli.context_file import SavedContext, load_contexts
 from aether_trio.config import Loaded, Settings, SettingsError, load_settings_with_origins
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-DEFAULT_GATEWAY: Final = "127.0.0.1:50051"
-DEFAULT_OPS: Final = "127.0.0.1:9090"
+DEFAULT_PORT: Final = 50051
+OPS_PORT: Final = 9090
+DEFAULT_GATEWAY: Final = f"127.0.0.1:{DEFAULT_PORT}"
+DEFAULT_OPS: Final = f"127.0.0.1:{OPS_PORT}"
+_WITH_TLS: Final = {"aether": "aethers", "grpc": "grpcs", "ws": "wss"}
+_CONTEXT: Final = "aether.context"
+_LOADED: Final = "aether.loaded_context"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +38,8 @@ class GatewayTarget:
     tls_cert: str | None
     tls_key: str | None
     timeout_s: float
+    scheme: str = ""
+    """That of an address, which names the transport; "" for HOST:PORT."""
 
     def __str__(self) -> str:
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
@@ -51,6 +60,80 @@ def split_address(text: str, default_port: int | None = None) -> tuple[str, int]
     if not host or not port.isdigit() or not 0 < int(port) < 65536 or (":" in host and not host.startswith("[")):
         raise click.BadParameter(f"{text!r} is not HOST:PORT", param_hint="address")
     return host.strip("[]"), int(port)
+
+
+def parse_gateway(text: str) -> tuple[str, str, int]:
+    """Return scheme ("" for HOST:PORT), host and port. Raises click.BadParameter."""
+    if "://" not in text:
+        return "", *split_address(text, DEFAULT_PORT)
+    from aether_trio.client.connection.address import parse_address
+    from aether_trio.client.errors import AddressError
+
+    try:
+        address = parse_address(text)
+    except AddressError as error:
+        raise click.BadParameter(f"{error.message}, or HOST:PORT", param_hint="--gateway") from None
+    return address.scheme, address.host, address.port
+
+
+# -- contexts --------------------------------------------------------------------------------------
+
+
+def context_option(command: F) -> F:
+    """Add --context, unless another decorator has added it."""
+    if any(one.name == "context_name" for one in getattr(command, "__click_params__", ())):
+        return command
+    return click.option(
+        "--context", "context_name", envvar="AETHER_CONTEXT", show_envvar=True, metavar="NAME", is_eager=True,
+        expose_value=False, callback=_choose, shell_complete=complete_contexts,
+        help="Use this saved context.  [default: that of `aether context use`]",
+    )(command)  # fmt: skip
+
+
+def _choose(ctx: click.Context, param: click.Parameter, value: str | None) -> None:
+    ctx.meta[_CONTEXT] = value or ""
+
+
+def complete_contexts(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
+    """Return the names of contexts that begin with a text, for a shell."""
+    try:
+        return [name for name in sorted(load_contexts().contexts) if name.startswith(incomplete)]
+    except exits.CliError:
+        return []
+
+
+def chosen_context() -> SavedContext:
+    """Return the context of the running command, or an empty one. Raises CliError."""
+    meta = click.get_current_context().meta
+    if _LOADED not in meta:
+        known = load_contexts()
+        name = meta.get(_CONTEXT) or known.current
+        meta[_LOADED] = known.named(name) if name else SavedContext()
+    found: SavedContext = meta[_LOADED]
+    return found
+
+
+def without_context(target: GatewayTarget) -> GatewayTarget:
+    """Return the target without what only the context says: it is of another gateway."""
+    if chosen_context() == SavedContext():
+        return target
+    source = click.get_current_context().get_parameter_source
+    names = ("api_key", "tls_ca", "tls_cert", "tls_key")
+    unsaid = {name: None for name in names if source(name) is ParameterSource.DEFAULT}
+    return replace(target, **unsaid)  # type: ignore[arg-type]  # by their names
+
+
+def workspace_option(command: F) -> F:
+    """Add --workspace, which comes from the context if it is not given."""
+
+    def given(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+        return value if value is not None else chosen_context().workspace or "default"
+
+    option = click.option(
+        "--workspace", envvar="AETHER_WORKSPACE", show_envvar=True, metavar="NAME", callback=given,
+        help="The workspace.  [default: the context's, else default]",
+    )  # fmt: skip
+    return context_option(option(command))
 
 
 def name_and_value(text: str, option: str) -> tuple[str, str]:
@@ -138,9 +221,11 @@ def serving_options(command: F) -> F:
 def client_options(command: F) -> F:
     """Add the options of a gateway's client, which the command gets as `target`."""
 
+    @context_option
     @click.option(
-        "--gateway", default=DEFAULT_GATEWAY, show_default=True, envvar="AETHER_GATEWAY", show_envvar=True,
-        metavar="HOST:PORT", help="The gateway to talk to.",
+        "--gateway", envvar="AETHER_GATEWAY", show_envvar=True, metavar="ADDRESS",
+        help="The gateway to talk to: HOST:PORT, or an address that names the transport: aether://HOST:PORT, "
+        f"aethers:// with TLS, grpc(s)://, ws(s)://.  [default: the context's, else {DEFAULT_GATEWAY}]",
     )  # fmt: skip
     @click.option("--api-key", envvar="AETHER_API_KEY", show_envvar=True, metavar="KEY", help="The API key to show.")
     @click.option(
@@ -164,7 +249,7 @@ def client_options(command: F) -> F:
     )  # fmt: skip
     @functools.wraps(command)
     def wrapper(
-        gateway: str,
+        gateway: str | None,
         api_key: str | None,
         tls: bool | None,
         tls_ca: str | None,
@@ -173,14 +258,36 @@ def client_options(command: F) -> F:
         timeout_s: float,
         **kwargs: Any,
     ) -> Any:
-        host, port = split_address(gateway, 50051)
         if bool(tls_cert) != bool(tls_key):
             raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
-        use_tls = tls if tls is not None else bool(tls_ca or tls_cert)
-        target = GatewayTarget(host, port, api_key or None, use_tls, tls_ca, tls_cert, tls_key, timeout_s)
+        saved = chosen_context()
+        scheme, host, port = parse_gateway(gateway or saved.gateway or DEFAULT_GATEWAY)
+        if saved.gateway and (host, port) == parse_gateway(saved.gateway)[1:]:
+            # What a context knows of its gateway is shown to no other one.
+            api_key = api_key or saved.credential()
+            if tls_cert is None:
+                tls_cert, tls_key = saved.tls_cert or None, saved.tls_key or None
+            tls_ca = tls_ca or saved.tls_ca or None
+            tls = saved.tls if tls is None and not scheme else tls
+        if scheme and tls is not None and tls != (scheme in _WITH_TLS.values()):
+            raise click.UsageError(f"--{'tls' if tls else 'no-tls'} and {scheme}:// exclude each other.")
+        use_tls = (scheme in _WITH_TLS.values()) if scheme and tls is None else tls
+        if use_tls is None:
+            use_tls = bool(tls_ca or tls_cert)
+        elif not use_tls and scheme and (tls_ca or tls_cert):
+            raise click.UsageError(f"{scheme}:// is without TLS; give {_WITH_TLS[scheme]}:// with the files for TLS.")
+        target = GatewayTarget(host, port, api_key or None, use_tls, tls_ca, tls_cert, tls_key, timeout_s, scheme)
         return command(target=target, **kwargs)
 
     return wrapper  # type: ignore[return-value]  # click replaces it anyway
+
+
+def _ops_of(saved: SavedContext) -> str:
+    """Return the address of the ops port of a context's gateway."""
+    if saved.ops or not saved.gateway:
+        return saved.ops or DEFAULT_OPS
+    host = parse_gateway(saved.gateway)[1]
+    return f"[{host}]:{OPS_PORT}" if ":" in host else f"{host}:{OPS_PORT}"
 
 
 def settings_options(command: F) -> F:
@@ -218,9 +325,10 @@ class OpsTarget:
 def ops_options(command: F) -> F:
     """Add the options of the ops port, which the command gets as `ops`."""
 
+    @context_option
     @click.option(
-        "--ops", default=DEFAULT_OPS, show_default=True, envvar="AETHER_OPS", show_envvar=True, metavar="HOST:PORT",
-        help="The gateway's ops port.",
+        "--ops", envvar="AETHER_OPS", show_envvar=True, metavar="HOST:PORT",
+        help=f"The gateway's ops port.  [default: that of the context's gateway, else {DEFAULT_OPS}]",
     )  # fmt: skip
     @click.option(
         "--token",
@@ -233,8 +341,8 @@ def ops_options(command: F) -> F:
         "--timeout", "timeout_s", default=10.0, show_default=True, metavar="SECONDS", help="For the gateway to answer."
     )
     @functools.wraps(command)
-    def wrapper(ops: str, token: str | None, timeout_s: float, **kwargs: Any) -> Any:
-        host, port = split_address(ops, 9090)
+    def wrapper(ops: str | None, token: str | None, timeout_s: float, **kwargs: Any) -> Any:
+        host, port = split_address(ops or _ops_of(chosen_context()), OPS_PORT)
         return command(ops=OpsTarget(host, port, token or None, timeout_s), **kwargs)
 
     return wrapper  # type: ignore[return-value]  # click replaces it anyway

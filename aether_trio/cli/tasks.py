@@ -12,7 +12,7 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, refusal_text
 from aether_trio.cli.identities import access_options, asking_options, parse_identity
-from aether_trio.cli.options import GatewayTarget, name_and_value
+from aether_trio.cli.options import GatewayTarget, name_and_value, workspace_option
 from aether_trio.cli.output import is_terminal, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks, task_id_of
 from aether_trio.cli.task_refusals import refused
@@ -62,10 +62,6 @@ def command() -> None:
 
 
 create_options: Final = asking_options(Kind.SERVICE, "Who asks.  [default: a made-up service]")
-
-workspace_option = click.option(
-    "--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace."
-)
 
 
 @command.command("list")

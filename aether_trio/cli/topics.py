@@ -12,7 +12,7 @@ import click
 from aether_trio.cli import exits
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
-from aether_trio.cli.options import GatewayTarget
+from aether_trio.cli.options import GatewayTarget, workspace_option
 from aether_trio.cli.output import print_facts, print_json, print_table, run_client, say
 from aether_trio.client.operations.topics import ConsumerInfo, TopicDetails, TopicInfo, Topics
 from aether_trio.model.identity import Identity
@@ -44,7 +44,7 @@ def command() -> None:
 
 
 @command.command("list")
-@click.option("--workspace", default="default", show_default=True, envvar="AETHER_WORKSPACE", help="The workspace.")
+@workspace_option
 @click.option("--all", "everywhere", is_flag=True, help="Topics of all workspaces, and of users and services.")
 @click.option("--prefix", default="", metavar="TEXT", help="Only topics that begin with this.")
 @click.option("-n", "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="At most so many.")

@@ -30,7 +30,7 @@ KEY = "aek_for-this-test"
 def clean_environment(**changes: str) -> dict[str, str]:
     """The environment without a developer's own settings of gateways and clients."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("AETHER_")}
-    return clean | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1"} | changes
+    return clean | {"PYTHONPATH": str(ROOT), "NO_COLOR": "1", "XDG_CONFIG_HOME": "/nonexistent"} | changes
 
 
 def sets(*settings: str) -> list[str]:
