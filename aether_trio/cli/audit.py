@@ -265,7 +265,7 @@ def _explained(opened: Callable[[], AbstractContextManager[StoredLog]]) -> Abstr
             with opened() as log:
                 yield log
         except StorageSetupError as error:
-            raise exits.CliError(str(error)) from None
+            raise exits.CliError(str(error), exits.SETTINGS) from None
 
     return manager()
 

@@ -202,7 +202,7 @@ def explained(target: GatewayTarget, error: Exception) -> Exception:
         case TlsRefused():
             return _explained_tls(target, inner)
         case AetherError() if inner.code in _TOO_LARGE:
-            return exits.CliError(f"RESOURCE_EXHAUSTED: {inner.message}", exits.UNREACHABLE)
+            return exits.CliError(f"RESOURCE_EXHAUSTED: {inner.message}", exits.FAILED)
         case ProtocolViolation():
             return exits.CliError(
                 f"{target} broke the connection: {inner.message} ({_IS_IT_A_GATEWAY})", exits.UNREACHABLE

@@ -15,6 +15,7 @@ from aether_trio.telemetry.ops import OPS_SERVER
 
 _HINT: Final = "is the gateway running, and is this its ops port? (--ops)"
 _READ_BYTES = 64 * 1024
+_NO_RIGHT: Final = (401, 403)
 _MAX_LINE_BYTES = 32 * 1024 * 1024  # a payload of 10 MiB as base64, and some
 
 
@@ -71,7 +72,8 @@ async def stream_lines(
                 for line in lines:
                     yield line
             elif lines:
-                raise exits.CliError(f"the ops port {where} refused {path}: {lines[0].decode(errors='replace')}")
+                code = exits.REFUSED if status in _NO_RIGHT else exits.FAILED
+                raise exits.CliError(f"the ops port {where} refused {path}: {lines[0].decode(errors='replace')}", code)
         if status != 200:
             raise exits.CliError(f"the ops port {where} answered with the HTTP status {status}")
 

@@ -69,8 +69,12 @@ def new(principal: Principal, workspaces: tuple[str, ...], identity: str, key_id
         print_json({"key": key, "record": fields})
         return
     entry = yaml.safe_dump([fields], sort_keys=False, default_flow_style=None, width=200).rstrip()
-    say(f"The key, shown this once:\n\n  {key}\n", lines=True)
-    say("Put this into the gateway's settings file, and start it with --config:\n", lines=True)
+    say("The key, shown this once:\n", err=True, lines=True)
+    say(key)
+    say("\nPut this into the gateway's settings file, and start it with --config:\n", err=True, lines=True)
     say("auth:\n  api_keys:\n" + textwrap.indent(entry, "    "), lines=True)
-    say("")
-    say("Clients show the key as the credential api_key (SDK: Credentials.api_key, shell: AETHER_API_KEY).")
+    say(
+        "\nClients show the key as the credential api_key (SDK: Credentials.api_key, shell: AETHER_API_KEY).",
+        err=True,
+        lines=True,
+    )

@@ -143,7 +143,7 @@ def print_table(
     whole: Sequence[str] | None = None,
     numbers: bool = False,
 ) -> None:
-    """Print a table of texts, or `empty` when it has no rows. Raises OutputClosed.
+    """Print a table of texts, or the notice `empty` when it has no rows.
 
     `whole` names the columns with ids, topics and names, which are never folded; by default it is
     the first one. Where they leave no room for the others on a terminal, each row becomes a few
@@ -154,7 +154,7 @@ def print_table(
 
     table = Table(columns, [[visible(cell) for cell in row] for row in rows], whole, numbers=numbers)
     if not table.rows:
-        say(empty)
+        say(empty, err=True)
         return
     width = terminal_width()
     _write("".join(f"{line}\n" for line in table.lines(width, bold=width is not None and _has_styles())), err=False)

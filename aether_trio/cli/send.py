@@ -61,7 +61,7 @@ def _sender_for(topic: str) -> Identity:
     try:
         kind, workspace = _look_at(topic)
     except errors.RequestError as error:
-        raise exits.CliError(f"cannot send to {topic}: {error.code}: {error.message}") from None
+        raise exits.CliError(f"cannot send to {topic}: {error.code}: {error.message}", exits.USAGE) from None
     if kind is TopicKind.USER_EVERYWHERE:
         return made_up(Kind.SERVICE)
     return made_up(Kind.AGENT, workspace or "default")

@@ -59,7 +59,9 @@ class _Source:
 
         try:
             return trio.run(main)
-        except* (StorageSetupError, StorageUnavailable, RequestError, LookupError) as group:
+        except* (StorageSetupError, StorageUnavailable) as group:
+            raise exits.CliError(str(exits.first_of(group)), exits.SETTINGS, lines=True) from None
+        except* (RequestError, LookupError) as group:
             raise exits.CliError(str(exits.first_of(group)), lines=True) from None
         except* OSError as group:
             error = exits.first_of(group)
@@ -178,9 +180,10 @@ def create(
     if as_json:
         print_json({"token": _as_json(token), "secret": secret})
         return
-    say(f"The secret, shown this once:\n\n  {secret}\n", lines=True)
-    say(f"Its id, to revoke it: {token.id}")
-    say("Clients show it as the credential api_key (SDK: Credentials.api_key, shell: AETHER_API_KEY).")
+    say("The secret, shown this once:\n", err=True, lines=True)
+    say(secret)
+    say(f"\nIts id, to revoke it: {token.id}", err=True, lines=True)
+    say("Clients show it as the credential api_key (SDK: Credentials.api_key, shell: AETHER_API_KEY).", err=True)
 
 
 @command.command("list")

@@ -138,6 +138,12 @@ class Shell:
         assert done.stderr == b""
         return done.stdout.decode()
 
+    def notice(self, *arguments: str) -> str:
+        """Run a command that has no data to print; return what it says beside them."""
+        done = self.run(*arguments)
+        assert (done.returncode, done.stdout) == (0, b""), done
+        return done.stderr.decode()
+
     def fails(self, code: int, text: str, *arguments: str) -> None:
         done = self.run(*arguments)
         assert done.returncode == code, done

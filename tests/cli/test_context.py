@@ -31,7 +31,8 @@ def file_of(config: dict[str, str]) -> Path:
 
 
 def test_the_life_of_a_context(config: dict[str, str], tmp_path: Path) -> None:
-    assert out("list", **config) == "no context is saved; `aether context save` makes one\n"
+    none = aether("context", "list", **config)
+    assert (none.stdout, none.stderr) == ("", "no context is saved; `aether context save` makes one\n")
     assert out("save", "prod", "--gateway", "aethers://gw:1", "--workspace", "w", "--api-key", SECRET, **config)
     done = aether("context", "save", "lab", "--gateway", "lab:2", **config)
     assert done.stdout == "saved the context lab\n"

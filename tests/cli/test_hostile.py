@@ -133,6 +133,9 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
         "agents delete": (("agents", "delete", f"{NAME}8"), None, "[/b]"),
         "agents orchestrators": (("agents", "orchestrators"), None, None),
         "sessions": (("sessions",), None, name),
+        "topics list": (("topics", "list", *PLACE), None, name),
+        "topics show": (("topics", "show", f"ag::worst::{NAME}::1"), None, None),
+        "topics purge": (("topics", "purge", f"ag::worst::{NAME}::1", "--yes"), None, None),
         "workspaces list": (("workspaces", "list"), None, name),
         "workspaces show": (("workspaces", "show", NAME), None, name),
         "workspaces flow": (("workspaces", "flow", "worst"), None, None),
@@ -193,7 +196,9 @@ def about_credentials(one: Hostile) -> Iterator[tuple[str, tuple[str, ...], int 
 
 FED_BY_FILES = {"orchestrate", "access test", "access apply", "access replay"}
 """Have other tests below."""
-OWN_WORDS = {"init", "dev", "serve", "version", "config default", "config show", "config check", "keys new"}
+OWN_WORDS = {"init", "dev", "serve", "version", "config default", "config show", "config check", "keys new"} | {
+    f"context {name}" for name in ("save", "use", "list", "show", "delete")
+}
 """Show what their operator has set, and logs: tests/telemetry has those."""
 
 

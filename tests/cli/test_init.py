@@ -165,10 +165,11 @@ def test_the_life_of_a_token(shell: Shell) -> None:
 
 
 def test_a_token_for_a_user_says_the_secret_once(shell: Shell) -> None:
-    text = shell.out(
+    done = shell.run(
         "tokens", "create", "al", "--principal", "user", "--id", "alice", "--scope", "connect", "--hours", "1"
     )
-    assert "shown this once" in text
+    assert b"shown this once" in done.stderr
+    assert done.stdout.split() == [done.stdout.strip()], "the secret alone, for a program"
     shell.fails(2, "needs --id", "tokens", "create", "al", "--principal", "user")
     shell.fails(1, "unknown scope", "tokens", "create", "al", "--principal", "agent", "--scope", "root")
     shell.fails(2, "--principal", "tokens", "create", "al")

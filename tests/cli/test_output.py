@@ -49,7 +49,9 @@ def test_tables_lines_and_errors(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(("key", "value"), [(WORST, ":smile: [red]x[/red]")], "")
     say(WORST)
     print_table(("key",), [], f"nothing in {WORST}")
-    head, row, line, empty = capsys.readouterr().out.splitlines()
+    captured = capsys.readouterr()
+    head, row, line = captured.out.splitlines()
+    [empty] = captured.err.splitlines()
     assert head.split() == ["key", "value"]
     assert row.split(maxsplit=1) == [SEEN, ":smile: [red]x[/red]"]
     assert (line, empty) == (SEEN, f"nothing in {SEEN}")

@@ -31,7 +31,7 @@ def listed(shell: Shell, *arguments: str) -> list[dict[str, Any]]:
 
 def test_create_list_and_show(shell: Shell) -> None:
     place = ("--workspace", "shelf")
-    assert shell.out("tasks", "list", *place) == "no such task in the workspace shelf\n"
+    assert shell.notice("tasks", "list", *place) == "no such task in the workspace shelf\n"
     plain = shell.out("tasks", "create", "press", "wine", "--pool", "absent", *place, "--priority", "high").strip()
     told = shell.out(
         *("tasks", "create", "pick", "-", "--pool", "absent", *place, "--as", "sv::boss::1", "--json"),
@@ -143,7 +143,7 @@ def test_watching_what_has_been(shell: Shell, client: Any) -> None:
 def test_dead_letters(shell: Shell) -> None:
     place = ("--workspace", "cellar")
     create = ("tasks", "create", "press", "--pool", "absent", *place, "--max-attempts", "1")
-    assert shell.out("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
+    assert shell.notice("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
     dead = shell.out(*create, "--metadata", "schedule_to_start_ms=10").strip()
     alive = shell.out(*create).strip()
     shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
@@ -163,7 +163,7 @@ def test_dead_letters(shell: Shell) -> None:
     shell.fails(1, "is no open dead letter", "dlq", "resolve", alive, *seen_to)
     assert shell.out("dlq", "resolve", dead, "--notes", "pressed by hand", *seen_to) == f"{dead}  resolved\n"
     shell.fails(1, "is no open dead letter", "dlq", "resolve", dead, *seen_to)
-    assert shell.out("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
+    assert shell.notice("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
     assert dead in shell.out("dlq", "list", "--all", *place)
     assert "resolved by ann" in shell.out("dlq", "show", dead)
     assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"

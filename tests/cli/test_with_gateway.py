@@ -89,7 +89,7 @@ class TestKv:
         assert ["colour", "4", "blue"] in [line.split() for line in table]
         assert shell.out("kv", "delete", "colour", *place) == "deleted colour\n"
         shell.fails(1, "there is no key 'colour'", "kv", "get", "colour", *place)
-        assert shell.out("kv", "list", *place, "--prefix", "nothing") == "no keys\n"
+        assert shell.notice("kv", "list", *place, "--prefix", "nothing") == "no keys\n"
 
     def test_an_empty_value_is_not_a_missing_one(self, shell: Shell) -> None:
         shell.out("kv", "put", "empty", "", "--workspace", "kv-2")
@@ -153,7 +153,7 @@ class TestSessions:
             table = shell.out("sessions", "--type", "agent").splitlines()
             assert table[0].split()[:4] == ["identity", "workspace", "type", "session"]
             assert any(line.startswith("ag::sessions::idle::1 ") and row["session_id"] in line for line in table)
-            assert shell.out("sessions", "--type", "bridge") == "no participant is connected\n"
+            assert shell.notice("sessions", "--type", "bridge") == "no participant is connected\n"
             shell.fails(5, "ALREADY_EXISTS", "kv", "get", "x", "--as", "ag::sessions::idle::1")
             assert "disconnected" in shell.out("sessions", "--disconnect", row["session_id"])
             assert watcher.line() == "disconnected\n"

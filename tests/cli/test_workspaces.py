@@ -26,7 +26,7 @@ def test_the_life_of_a_workspace(shell: Shell) -> None:
     assert (found["display_name"], found["description"], found["metadata"]) == ("The lab", "moved", {"a": "b=c"})
     assert "lab-1" in shell.out("workspaces", "list")
     assert [one["workspace_id"] for one in read(shell, "workspaces", "list", "--tenant", "t1")] == ["lab-1"]
-    assert "there are no workspaces" in shell.out("workspaces", "list", "--tenant", "none")
+    assert "there are no workspaces" in shell.notice("workspaces", "list", "--tenant", "none")
     assert "with 0 rules" in shell.out("workspaces", "delete", "lab-1")
     for command in (("show",), ("delete",), ("flow",), ("update", "--tenant", "x")):
         shell.fails(1, "no workspace 'lab-1'", "workspaces", command[0], "lab-1", *command[1:])
