@@ -1,4 +1,4 @@
-"""Walk through all commands: exit codes by the table, and failures on standard error."""
+"""Walk through all commands: their exit codes, and failures on standard error."""
 
 from __future__ import annotations
 
