@@ -268,6 +268,7 @@ class _Stop:
         try:
             settings = self._load()
             refuse_open_gateway(settings)
+            refuse_missing_files(settings)
             self.gateway.reload.apply(settings)
         except exits.CliError as error:
             logger.error("the settings stay as they were: the new ones cannot be used", reason=error.message)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -313,3 +314,74 @@ def test_sighup_reads_the_settings_file_anew(tmp_path: Path) -> None:
         os.kill(gateway.pid, signal.SIGHUP)
         wait_for(gateway, lambda said: "stay as they were" in said)
         assert trio.run(attempt, gateway.address, "two") is Status.OK
+
+
+def _chain(authority: Authority, certificate: Path, key: Path) -> tuple[bytes, bytes]:
+    """A chain of three certificates and its key, as PEM."""
+    middle = authority._ca.create_child_ca().create_child_ca()
+    leaf = middle.issue_cert("127.0.0.1")
+    chain = b"".join(pem.bytes() for pem in leaf.cert_chain_pems)
+    assert chain.count(b"BEGIN CERTIFICATE") == 3
+    certificate.write_bytes(chain)
+    key.write_bytes(leaf.private_key_pem.bytes())
+    return chain, key.read_bytes()
+
+
+def test_sighup_with_a_half_written_certificate_leaves_the_old_one_and_says_why(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    certificate, key = tmp_path / "chain.pem", tmp_path / "chain.key"
+    old, old_key = _chain(authority, certificate, key)
+    settings = tmp_path / "aether.yaml"
+    tls = {"cert": str(certificate), "key": str(key)}
+    keys = [msgspec.to_builtins(record("all"))]
+    settings.write_text(json.dumps({"gateway": {"host": "127.0.0.1"}, "tls": tls, "auth": {"api_keys": keys}}))
+    said = 0
+
+    def served(address: str) -> bytes:
+        """The certificate that a new connection gets."""
+        host, _, port = address.rpartition(":")
+        context = authority.context()
+        with (
+            socket.create_connection((host, int(port)), timeout=300) as raw,
+            context.wrap_socket(raw, server_hostname=host) as one,
+        ):
+            found = one.getpeercert(binary_form=True)
+        assert found is not None
+        return found
+
+    with start_gateway(ephemeral=True, command=SERVE, extra_args=["--config", str(settings)]) as gateway:
+
+        def hup(text: str) -> str:
+            """Have it read the files anew; return the line of the log that has the text."""
+            nonlocal said
+            said += 1
+            os.kill(gateway.pid, signal.SIGHUP)
+            wait_for(gateway, lambda output: output.count("stay as they were") + output.count("read anew") == said)
+            last = [line for line in gateway.output().splitlines() if "stay as they were" in line or "anew" in line][-1]
+            assert text in last, last
+            return last
+
+        first = served(gateway.address)
+        fresh, fresh_key = _chain(authority, certificate, key)
+        # The new pair, as a program writes it file by file and piece by piece.
+        key.write_bytes(old_key)
+        assert str(key) in hup("is not the key of the certificate")
+        key.write_bytes(fresh_key)
+        places = [fresh.index(b"-----END") - 20, fresh.index(b"-----END") + 8, fresh.rindex(b"-----END") - 20]
+        for place in [0, *places, len(fresh) // 2]:
+            certificate.write_bytes(fresh[:place])
+            assert str(certificate) in hup("stay as they were")
+            assert served(gateway.address) == first
+        certificate.write_bytes(fresh)
+        key.write_bytes(fresh_key[: len(fresh_key) // 2])
+        assert str(key) in hup("no private key")
+        assert served(gateway.address) == first
+        key.write_bytes(fresh_key)
+        hup("read anew")
+        assert served(gateway.address) != first
+        certificate.unlink()
+        hup("cannot read tls.cert")
+        certificate.write_bytes(old)
+        key.write_bytes(old_key)
+        hup("read anew")
+        assert served(gateway.address) == first
