@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import ssl
 import stat
@@ -132,6 +133,23 @@ def test_a_secret_that_others_may_read_is_refused(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="0600"):
         read_hmac_keys(load_settings(config).auth)
     fails(3, "make its mode 0600", "serve", "--config", config, "--port", "0", "--ops-port", "0")
+
+
+def test_a_secret_of_root_may_be_read_by_its_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So Kubernetes mounts secrets for a user that is not root."""
+    aether("init", cwd=tmp_path)
+    key = tmp_path / "aether" / "secrets" / "token-hmac.key"
+    if key.stat().st_uid != 0:
+        pytest.skip("only root makes files of root")
+    settings = load_settings(str(tmp_path / "aether" / "aether.yaml"))
+    monkeypatch.setattr(os, "geteuid", lambda: 10001)
+    for mode, is_good in ((0o440, True), (0o640, True), (0o660, False), (0o444, False)):
+        key.chmod(mode)
+        if is_good:
+            assert read_hmac_keys(settings.auth)
+        else:
+            with pytest.raises(OSError, match="0600"):
+                read_hmac_keys(settings.auth)
 
 
 @pytest.fixture(scope="module")

@@ -94,7 +94,7 @@ def read_hmac_keys(settings: AuthSettings, *, dev: bool = False) -> HmacKeys:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        if os.fstat(file.fileno()).st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        if _is_open(os.fstat(file.fileno())):
             raise OSError(errno.EPERM, "other users may read this secret; make its mode 0600", str(path))
         text = file.read(1024).strip()
     try:
@@ -104,6 +104,18 @@ def _read(path: Path) -> bytes:
     if len(key) < KEY_BYTES:
         raise OSError(errno.EINVAL, f"the file holds no base64 of {KEY_BYTES} bytes or more", str(path))
     return key
+
+
+def _is_open(status: os.stat_result) -> bool:
+    """Say whether others may read a secret file, or its group may that of this user.
+
+    A file of root may be read by its group: so Kubernetes gives secrets to a user that is not root
+    (fsGroup). PostgreSQL has the same rule for its private key.
+    """
+    others = stat.S_IRWXG | stat.S_IRWXO
+    if status.st_uid == 0 and os.geteuid() != 0:
+        others &= ~stat.S_IRGRP
+    return bool(status.st_mode & others)
 
 
 def new_key_text(random_bytes: bytes) -> str:
