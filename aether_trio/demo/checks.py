@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Any, Final
 
 from aether_trio.demo import texts
 
 GIVEN_BEFORE: Final = 3  # questions that the researcher had been sent when it was killed
 ANSWERED_BEFORE: Final = 2
+
+
+@dataclass
+class BookingFacts:
+    """What the user's phone saw of the booking."""
+
+    failures: list[str] = field(default_factory=list)
+    """The error of each attempt that failed."""
+    questions: list[str] = field(default_factory=list)
+    attempts: int = 0
+    result: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +44,7 @@ class DemoFacts:
     reports: Sequence[tuple[int, int]]
     keeper_pids: Sequence[int]
     keeper_said: Sequence[str]
+    booking: BookingFacts
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +104,21 @@ def verdict(facts: DemoFacts) -> list[DemoCheck]:
             len(set(facts.keeper_pids)) > 1 and set(facts.keeper_said) == set(texts.KEEPER_SAYS.values()),
             "a message started the keeper, each time",
             f"processes {' and '.join(map(str, facts.keeper_pids))}" if facts.keeper_pids else "it was never started",
+        ),
+        DemoCheck(
+            [one.endswith(texts.BUSY) for one in facts.booking.failures] == [True] and facts.booking.attempts == 2,
+            "a failed task was tried again",
+            f"{facts.booking.attempts} attempts, {len(facts.booking.failures)} of them failed",
+        ),
+        DemoCheck(
+            facts.booking.questions == [texts.PAY],
+            "it asked the user, who approved",
+            ", ".join(facts.booking.questions) or "it asked nothing",
+        ),
+        DemoCheck(
+            facts.booking.result == {**texts.BOOKED, "bill": texts.CONSENT},
+            "and its result is here",
+            str(facts.booking.result),
         ),
     ]
 

@@ -104,7 +104,7 @@ class GatewayProcess(Process):
 
     def started(self, topic: str) -> list[int]:
         """Return the pids of the processes that the gateway has started for an agent."""
-        return [int(pid) for pid in re.findall(rf"^{topic} : process (\d+)", self.printed(), re.MULTILINE)]
+        return [int(pid) for pid in re.findall(rf"^\S+ \S+ {topic} : process (\d+)", self.printed(), re.MULTILINE)]
 
     async def starts(self, topic: str, before: int) -> int:
         """Wait for an agent's next process after `before`; return its pid. Raises Missed."""

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Final
 
 from aether_trio.demo import texts
-from aether_trio.demo.checks import DemoCheck, DemoFacts, verdict
+from aether_trio.demo.booking import book
+from aether_trio.demo.checks import BookingFacts, DemoCheck, DemoFacts, verdict
 from aether_trio.demo.planner_and_window import Line, Missed, Planner, Window
 from aether_trio.demo.processes import GatewayProcess, Process
 from aether_trio.demo.screen import Screen
@@ -34,6 +35,7 @@ class Play:
         self.window = Window(screen.line, screen.progress)
         self._normal_pace_s = pace_s
         self._waiting: list[str] = []
+        self._booking = BookingFacts()
 
     async def perform(self) -> list[DemoCheck]:
         """Run the whole story, and check its claims. Raises Missed if a step fails."""
@@ -43,6 +45,8 @@ class Play:
         await self._lose_the_gateway()
         await self._finish()
         await self._write_to_the_keeper()
+        await self._breathe(2)
+        self._booking = await book(self.gateway.address, self.screen, self._breathe)
         return await self._judge()
 
     @property
@@ -160,6 +164,7 @@ class Play:
                 reports=[(update.step.sequence, update.step.total_steps) for update in window.progress],
                 keeper_pids=self.gateway.started(texts.KEEPER_TOPIC),
                 keeper_said=window.heard(texts.KEEPER_TOPIC),
+                booking=self._booking,
             )
         )
 

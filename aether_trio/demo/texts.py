@@ -46,6 +46,12 @@ BEDS: Final = "Two beds for Saturday night, please!"
 MORE_BEDS: Final = "Sorry, there are three of us now."
 KEEPER_SAYS: Final = {BEDS: "Two by the window. They are yours.", MORE_BEDS: "Three, then. Those were the last ones."}
 
+BOOKING: Final = "three beds, Saturday"
+BUSY: Final = "the bank's line is busy"
+PAY: Final = "Pay 84 euros for three beds?"
+CONSENT: Final = "yes, from the kitty"
+BOOKED: Final = {"booking": "HUT-12", "beds": 3, "euros": 84}
+
 ARRIVED: Final = "I am here."
 RINGING: Final = "ringing the hut"
 PLAN: Final = "Up at 7:12, cake at the hut, down at 15:40. Take a rain jacket."

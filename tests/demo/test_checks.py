@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 
 from aether_trio.demo import texts
-from aether_trio.demo.checks import DemoFacts, verdict
+from aether_trio.demo.checks import BookingFacts, DemoFacts, verdict
 
 TOLD = [f"{question} {texts.BOOK[question]}" for question in texts.QUESTIONS]
 BACK = texts.came_back(2, texts.QUESTIONS[2])
+BOOKED = BookingFacts([f"ConnectionError: {texts.BUSY}"], [texts.PAY], 2, {**texts.BOOKED, "bill": texts.CONSENT})
 GOOD = DemoFacts(
     waiting=texts.QUESTIONS,
     connections=(2, 2),
@@ -22,6 +23,7 @@ GOOD = DemoFacts(
     reports=((0, 3), (2, 3), (5, 5)),
     keeper_pids=(11, 12),
     keeper_said=tuple(texts.KEEPER_SAYS.values()),
+    booking=BOOKED,
 )
 
 
@@ -52,6 +54,11 @@ def test_repeats_are_said_and_allowed() -> None:
         (replace(GOOD, researcher_said=(texts.ARRIVED, *TOLD[:2], BACK, *TOLD[:1:-1])), "missed nothing"),
         (replace(GOOD, reports=()), "progress line"),
         (replace(GOOD, reports=((0, 3), (4, 5))), "progress line"),
+        (replace(GOOD, booking=replace(BOOKED, failures=[], attempts=1)), "tried again"),
+        (replace(GOOD, booking=replace(BOOKED, failures=["TypeError: no"])), "tried again"),
+        (replace(GOOD, booking=replace(BOOKED, questions=[])), "asked the user"),
+        (replace(GOOD, booking=replace(BOOKED, result=None)), "result"),
+        (replace(GOOD, booking=replace(BOOKED, result={**texts.BOOKED, "bill": ""})), "result"),
         (replace(GOOD, keeper_pids=(11,)), "started the keeper"),
         (replace(GOOD, keeper_pids=(11, 11)), "started the keeper"),
         (replace(GOOD, keeper_said=(texts.KEEPER_SAYS[texts.BEDS],)), "started the keeper"),

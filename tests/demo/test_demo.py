@@ -59,11 +59,13 @@ def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) 
     done = run("aether_trio.demo", "--once", "--pace", "0.02", env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("✓") == 8
+    assert done.stdout.count("✓") == 11
     assert "✗" not in done.stdout
     assert len(re.findall(r"kill -9 \d+", done.stdout)) == 3
     assert "Back! My notebook: 2 answered" in done.stdout
     assert "5 of 5" in done.stdout
+    assert "retry 2 of 3" in done.stdout
+    assert "the task is COMPLETED" in done.stdout
     assert_nothing_left(tmp_path)
 
 
@@ -134,8 +136,9 @@ def test_ending_it_in_the_middle_leaves_nothing(serving: subprocess.Popen[str], 
 def test_a_gateway_that_does_not_start_is_said(tmp_path: Path, environment: dict[str, str]) -> None:
     package = tmp_path / "broken" / "aether_trio"
     package.mkdir(parents=True)
-    for part in ("demo", "__init__.py"):
-        (package / part).symlink_to(ROOT / "aether_trio" / part)
+    for part in (ROOT / "aether_trio").iterdir():
+        if part.name != "__main__.py":
+            (package / part.name).symlink_to(part)
     (package / "__main__.py").write_text("raise SystemExit('out of order')\n")
     done = run("aether_trio.demo", "--once", env=environment | {"PYTHONPATH": str(package.parent)}, cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
