@@ -27,7 +27,7 @@ ROOT_PAGES: Final[Mapping[str, str]] = {
 """Files of the repository's root, and the pages of the site that they become."""
 
 OPERATION_MODULES: Final = (
-    "kv", "checkpoints", "tasks", "task_values", "task_events", "progress", "agents", "sessions", "requests", "grants",
+    "kv", "checkpoints", "tasks", "task_values", "task_results", "task_events", "topics", "progress", "agents", "sessions", "requests", "grants",
     "grant_values", "grant_cache", "access_checks", "access_explanation", "access_rules", "groups", "principals", "audit",
     "tokens", "workspaces", "gateway", "workflow", "proxy", "proxy_service", "tunnels", "enums",
 )  # fmt: skip

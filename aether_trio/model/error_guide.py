@@ -424,6 +424,21 @@ ERROR_GUIDE: Final[tuple[ErrorEntry, ...]] = (
             "The server at the address wants HTTP/1.1, so it is no gRPC port.",
             "Use the address of the gateway's port, or the WebSocket transport.",
         ),
+        (
+            "TASK_FAILED",
+            "`tasks.run` waited for a task that did not end well; the text has its reason.",
+            "The text says why; `aether tasks show` has more.",
+        ),
+        (
+            "RESULT_TOO_LARGE",
+            "The result of a task is longer than 512 KiB.",
+            "Save it as a checkpoint, and give its key: `task.complete(result_checkpoint=…)`.",
+        ),
+        (
+            "NOT_IMPLEMENTED",
+            "The gateway of another project does not serve the operation.",
+            "Use a gateway of this project, or another operation.",
+        ),
         ("PROXY", "The service behind a proxied HTTP request failed.", "The text says why; look at the service."),
         ("TUNNEL", "The other end of a tunnel closed it with an error.", "The text says why; look at the other end."),
     ),

@@ -13,6 +13,9 @@ from scripts import check_site
 
 ROOT = Path(__file__).parents[2]
 
+NOT_SHOWN = {"bodies", "namespace", "records", "streams"}
+"""Modules of operations with nothing that programs use."""
+
 BUILD = """
 import socket, sys
 
@@ -66,6 +69,13 @@ def test_fenced_examples_are_code_without_their_directives(site: Path) -> None:
 )
 def test_the_reference_has_the_public_names(site: Path, page: str, anchor: str) -> None:
     assert f'id="{anchor}"' in (site / "api" / f"{page}.html").read_text("utf-8")
+
+
+def test_the_reference_has_every_module_of_operations(site: Path) -> None:
+    page = (site / "api" / "operations.html").read_text("utf-8")
+    prefix = "aether_trio.client.operations"
+    modules = {path.stem for path in (ROOT / "aether_trio" / "client" / "operations").glob("[!_]*.py")} - NOT_SHOWN
+    assert {name for name in modules if f'id="{prefix}.{name}"' not in page} == set()
 
 
 def test_a_broken_link_and_a_missing_anchor_are_found(tmp_path: Path) -> None:
