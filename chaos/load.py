@@ -38,7 +38,7 @@ SLOW_CREDIT: Final = 16
 
 def options() -> ClientOptions:
     """Options of every client that stays: it notices a silent gateway within 20 s."""
-    return ClientOptions(connect_timeout=math.inf, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
+    return ClientOptions(connect_timeout_s=math.inf, ping_interval_s=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
 
 
 Make = Callable[[ClientOptions], Client]

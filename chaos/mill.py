@@ -47,7 +47,7 @@ class Mill:
                 nursery.start_soon(load.stay, f"{POOL}-{number}", make, (self._work,))
 
     def _make(self, implementation: str, specifier: str, ping_s: float, given: ClientOptions) -> Client:
-        given["ping_interval"] = ping_s
+        given["ping_interval_s"] = ping_s
         return AgentClient(
             f"aether://{self._load.address}",
             workspace=WORKSPACE,

@@ -97,10 +97,10 @@ def _client(node: ClusterNode, name: str) -> AgentClient:
         workspace=WORKSPACE,
         implementation="phoenix",
         specifier=name,
-        connect_timeout=LIMIT_S,
-        handshake_timeout=LIMIT_S,
-        close_timeout=0.2,
-        ping_interval=None,
+        connect_timeout_s=LIMIT_S,
+        handshake_timeout_s=LIMIT_S,
+        close_timeout_s=0.2,
+        ping_interval_s=None,
         retry=Retry(max_attempts=0),
     )
 

@@ -71,9 +71,9 @@ class Rivals:
                 implementation=NAME,
                 specifier=specifier,
                 resume_session_id=resume,
-                connect_timeout=15.0,
-                ping_interval=10.0,
-                close_timeout=2.0,
+                connect_timeout_s=15.0,
+                ping_interval_s=10.0,
+                close_timeout_s=2.0,
                 credit_messages=READ_AHEAD,
                 retry=Retry(max_attempts=0),
             )

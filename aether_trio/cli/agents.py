@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import click
-from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.records import plain
 from aether_trio.client import Client
+from aether_trio.client.operations.agents import Orchestrator, Registration
+from aether_trio.client.operations.records import read
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -48,7 +50,7 @@ def list_agents(target: GatewayTarget, who: Identity, profile: str, as_json: boo
     """Show the registered agent implementations."""
     rows = run_client(_list, target, who, profile)
     if as_json:
-        _print_json(rows)
+        print_json([plain(read(Registration, row)) for row in rows], indent=2)
         return
     print_table(
         ("agent", "profile", "launch parameters", "description"),
@@ -123,7 +125,7 @@ def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
     """Show the connected orchestrators, which can start agents."""
     rows = run_client(_ask, target, who, Op(op=Op.LIST_ORCHESTRATORS)).orchestrators
     if as_json:
-        _print_json(rows)
+        print_json([plain(read(Orchestrator, row)) for row in rows], indent=2)
         return
     print_table(
         ("orchestrator", "profiles"),
@@ -134,13 +136,6 @@ def orchestrators(target: GatewayTarget, who: Identity, as_json: bool) -> None:
 
 def _params(given: tuple[str, ...]) -> dict[str, str]:
     return dict(name_and_value(one, "--param") for one in given)
-
-
-def _print_json(rows: Any) -> None:
-    found = [
-        MessageToDict(row, preserving_proto_field_name=True, always_print_fields_with_no_presence=True) for row in rows
-    ]
-    print_json(found, indent=2)
 
 
 async def _list(target: GatewayTarget, who: Identity, profile: str) -> list[pb.AgentRegistrationInfo]:

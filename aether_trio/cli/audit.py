@@ -120,8 +120,8 @@ def query(
 ) -> None:
     """Show entries that fit all filters, the newest first."""
     times = {
-        "start": moment(since, "--since") if since else None,
-        "end": moment(until, "--until") if until else None,
+        "since": moment(since, "--since") if since else None,
+        "until": moment(until, "--until") if until else None,
     }
     entries, total = run_client(_query, target, who, wanted | times, limit)
     if as_json:
@@ -177,7 +177,7 @@ async def _tail(target: GatewayTarget, who: Identity, wanted: dict[str, Any], as
         while True:
             fresh: list[AuditEntry] = []
             while True:
-                page = await audit.query(**wanted, start=start, limit=_PAGE, offset=len(fresh))
+                page = await audit.query(**wanted, since=start, limit=_PAGE, offset=len(fresh))
                 fresh += page.entries
                 if not page.entries or len(fresh) >= page.total:
                     break

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -29,21 +27,6 @@ def parse_duration(ctx: click.Context, param: click.Parameter, value: str | None
     if found is None:
         raise click.BadParameter(f"{value!r} is not a time such as 90s, 15m or 1h")
     return timedelta(seconds=int(found[1]) * _UNITS[found[2] or "s"])
-
-
-def plain(value: Any) -> Any:
-    """Convert a record of the client to what JSON has."""
-    if isinstance(value, enum.Enum):
-        return value.name.lower()
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if is_dataclass(value):
-        return {item.name: plain(getattr(value, item.name)) for item in fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(inner) for inner in value]
-    return value
 
 
 def when(moment: datetime | None) -> str:

@@ -88,7 +88,7 @@ def addresses_of(target: GatewayTarget) -> list[str]:
 def options_of(target: GatewayTarget) -> ClientOptions:
     """Return client options for the gateway `target`: credential, TLS and time limit."""
     # The handshake's limit is lower, because its error says more than that of the whole.
-    options: ClientOptions = {"connect_timeout": target.timeout_s, "handshake_timeout": 0.9 * target.timeout_s}
+    options: ClientOptions = {"connect_timeout_s": target.timeout_s, "handshake_timeout_s": 0.9 * target.timeout_s}
     if target.api_key:
         options["api_key"] = target.api_key
     if target.tls:

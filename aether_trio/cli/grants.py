@@ -11,12 +11,13 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from aether_trio.cli.authority_texts import level_text, plain, scope_text, state_of, when, who
+from aether_trio.cli.authority_texts import level_text, scope_text, state_of, when, who
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import parse_identity
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_facts, print_json, print_table, run_client, say, warn_unconfirmed
+from aether_trio.cli.records import plain
 from aether_trio.client.operations.grant_values import Grant
 from aether_trio.client.operations.grants import Grants
 from aether_trio.model.identity import Identity, IdentityError

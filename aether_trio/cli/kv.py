@@ -22,16 +22,10 @@ from aether_trio.model.identity import Identity, Kind
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-SCOPES: Final = {
-    "global": Scope.GLOBAL,
-    "workspace": Scope.WORKSPACE,
-    "user": Scope.USER_SHARED,
-    "user-workspace": Scope.USER_WORKSPACE_SHARED,
-    "own": Scope.GLOBAL_EXCLUSIVE,
-    "own-workspace": Scope.WORKSPACE_EXCLUSIVE,
-    "own-user": Scope.USER,
-    "own-user-workspace": Scope.USER_WORKSPACE,
-}
+SCOPES: Final = {one.name.lower().replace("_", "-"): one for one in Scope if one}
+"""By the names of the client and of rules on `kv_scope`, with dashes."""
+_OWN: Final = frozenset({"global-exclusive", "workspace-exclusive", "user", "user-workspace"})
+"""Scopes that belong to one identity."""
 _PAGE: Final = 500
 _FAR: Final = 2**63 - 1  # a bound that no counter reaches
 
@@ -44,11 +38,11 @@ class KeySpace:
     identity: Identity
     scope: str
     workspace: str
-    user: str
+    user_id: str
 
     def run(self, ask: Callable[[Kv, KeyPlace], Awaitable[T]]) -> T:
         """Connect and call `ask` with KV operations and the scope. Raises CliError."""
-        place = KeyPlace(scope=SCOPES[self.scope], user_id=self.user, workspace=self.workspace)
+        place = KeyPlace(scope=SCOPES[self.scope], user_id=self.user_id, workspace=self.workspace)
 
         async def connected() -> T:
             async with open_client(self.target, self.identity) as client:
@@ -65,17 +59,17 @@ Examples:
   aether kv put greeting hello
   aether kv get greeting
   aether kv list --prefix gre
-  aether kv incr visits
+  aether kv increment visits
   aether kv put lock me --if-absent --ttl 30
-  aether kv get state --scope own --as sv::billing::1
+  aether kv get state --scope global-exclusive --as sv::billing::1
 """,
 )
 def command() -> None:
     """Read and write the key-value store.
 
-    A key lies in a scope: `global`, `workspace` (the default), `user` or `user-workspace` are
-    shared by all; the `own` scopes belong to one implementation and specifier, so name it with
-    --as.
+    A key lies in a scope. `global`, `workspace` (the default), `user-shared` and
+    `user-workspace-shared` are shared by all. `global-exclusive`, `workspace-exclusive`, `user` and
+    `user-workspace` belong to one implementation and specifier, so name it with --as.
     """
 
 
@@ -84,21 +78,21 @@ def place_options(function: F) -> F:
 
     @click.option("--scope", type=click.Choice(list(SCOPES)), default="workspace", show_default=True)
     @workspace_option
-    @click.option("--user", default="", metavar="USER_ID", help="The user, for the user scopes.")
+    @click.option("--user-id", default="", metavar="ID", help="The user, for the user scopes.")
     @click.option("--as", "who", metavar="IDENTITY", help="Who asks.  [default: a made-up service]")
     @client_options
     @functools.wraps(function)
-    def wrapper(target: GatewayTarget, scope: str, workspace: str, user: str, who: str | None, **kwargs: Any) -> Any:
-        if "user" in scope and not user:
-            raise click.UsageError(f"the scope {scope} needs --user USER_ID")
-        if scope.startswith("own") and not who:
+    def wrapper(target: GatewayTarget, scope: str, workspace: str, user_id: str, who: str | None, **kwargs: Any) -> Any:
+        if "user" in scope and not user_id:
+            raise click.UsageError(f"the scope {scope} needs --user-id ID")
+        if scope in _OWN and not who:
             raise click.UsageError(
                 f"the scope {scope} belongs to one identity: name it with --as, such as sv::billing::1"
             )
         if "workspace" not in scope:
             workspace = ""
         identity = parse_identity(who) if who else made_up(Kind.SERVICE)
-        return function(keys=KeySpace(target, identity, scope, workspace, user), **kwargs)
+        return function(keys=KeySpace(target, identity, scope, workspace, user_id), **kwargs)
 
     return wrapper  # type: ignore[return-value]  # click replaces it anyway
 
@@ -218,18 +212,18 @@ def delete(keys: KeySpace, key: str, if_equals: str | None) -> None:
 
 @command.command()
 @click.argument("key")
-@click.option("--by", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
-@click.option("--max", "bound", type=click.IntRange(-_FAR, _FAR), help="Not beyond this.")
+@click.option("--delta", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
+@click.option("--ceiling", "bound", type=click.IntRange(-_FAR, _FAR), help="Not beyond this.")
 @place_options
-def incr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
+def increment(keys: KeySpace, key: str, delta: int, bound: int | None) -> None:
     """Add to the counter KEY and print it. A missing key counts as 0."""
 
     async def ask(kv: Kv, place: KeyPlace) -> int:
-        if by == 1 and bound is None:
+        if delta == 1 and bound is None:
             return await kv.increment(key, **place)
         ceiling = _FAR if bound is None else bound
-        counter = await kv.increment_if(key, ceiling=ceiling, delta=by, **place)
-        _check_applied(counter.applied, f"{counter.value} would go over --max")
+        counter = await kv.increment_if(key, ceiling=ceiling, delta=delta, **place)
+        _check_applied(counter.applied, f"{counter.value} would go over --ceiling")
         return counter.value
 
     say(str(keys.run(ask)))
@@ -237,37 +231,37 @@ def incr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
 
 @command.command()
 @click.argument("key")
-@click.option("--by", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
-@click.option("--min", "bound", type=click.IntRange(-_FAR, _FAR), help="Not below this.")
+@click.option("--delta", type=click.IntRange(1, _FAR), default=1, show_default=True, help="How much.")
+@click.option("--floor", "bound", type=click.IntRange(-_FAR, _FAR), help="Not below this.")
 @place_options
-def decr(keys: KeySpace, key: str, by: int, bound: int | None) -> None:
+def decrement(keys: KeySpace, key: str, delta: int, bound: int | None) -> None:
     """Subtract from the counter KEY and print it. A missing key counts as 0."""
 
     async def ask(kv: Kv, place: KeyPlace) -> int:
-        if by == 1 and bound is None:
+        if delta == 1 and bound is None:
             return await kv.decrement(key, **place)
         floor = -_FAR if bound is None else bound
-        counter = await kv.decrement_if(key, floor=floor, delta=by, **place)
-        _check_applied(counter.applied, f"{counter.value} would go under --min")
+        counter = await kv.decrement_if(key, floor=floor, delta=delta, **place)
+        _check_applied(counter.applied, f"{counter.value} would go under --floor")
         return counter.value
 
     say(str(keys.run(ask)))
 
 
-@command.command()
+@command.command("set-add")
 @click.argument("key")
 @click.argument("member", metavar="MEMBER")
 @click.option("--ttl", type=click.IntRange(1, _FAR), metavar="SECONDS", help="Forget the set after this long.")
 @place_options
-def add(keys: KeySpace, key: str, member: str, ttl: int | None) -> None:
+def set_add(keys: KeySpace, key: str, member: str, ttl: int | None) -> None:
     """Add MEMBER to the set KEY and print how many members it has."""
     added = keys.run(lambda kv, place: kv.set_add(key, member.encode(), ttl_s=ttl or 0, **place))
     say(str(added.size))
 
 
-@command.command()
+@command.command("set-size")
 @click.argument("key")
 @place_options
-def card(keys: KeySpace, key: str) -> None:
+def set_size(keys: KeySpace, key: str) -> None:
     """Print how many members the set KEY has."""
     say(str(keys.run(lambda kv, place: kv.set_size(key, **place))))

@@ -9,12 +9,13 @@ from typing import Any, Final
 
 import click
 
-from aether_trio.cli.authority_texts import level_text, parse_duration, plain, scope_text, when, who
+from aether_trio.cli.authority_texts import level_text, parse_duration, scope_text, when, who
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.grants import PAGE, person_options
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.records import plain
 from aether_trio.client.operations import ResourceScope
 from aether_trio.client.operations.enums import AuthorityRequestEventType, AuthorityRequestStatus
 from aether_trio.client.operations.requests import AuthorityRequest, AuthorityRequests, RequestEvent
@@ -78,7 +79,7 @@ def list_requests(
                 who(one.target_subject) or "you",
                 level_text(one.requested_access_level),
                 scope_text(one),
-                f"{one.requested_duration_seconds} s",
+                f"{one.requested_duration_s} s",
                 when(one.expires_at),
                 one.reason,
             )
@@ -151,7 +152,7 @@ def _event_line(event: RequestEvent) -> str:
         level = level_text(request.requested_access_level)
         line = f"{who(request.requesting_actor)} asks to act for {subject}: {level}, {scope_text(request)}"
         said = f'; it says "{request.reason}"' if request.reason else ""
-        return f"{request.request_id}  {word}  {line}, for {request.requested_duration_seconds} s{said}"
+        return f"{request.request_id}  {word}  {line}, for {request.requested_duration_s} s{said}"
     by = f" by {who(request.resolved_by)}" if request.resolved_by else ""
     reason = f": {request.resolution_reason}" if request.resolution_reason else ""
     grant = f", grant {request.granted_grant_id}" if request.granted_grant_id else ""

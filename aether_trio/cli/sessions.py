@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Final
 
 import click
 
@@ -13,7 +13,10 @@ from aether_trio.cli.identities import access_options
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.records import plain
 from aether_trio.client import Client
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.sessions import SessionInfo
 from aether_trio.model.identity import Identity, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -60,7 +63,7 @@ def command(
         wanted.type = pb.PrincipalType.Value(f"PRINCIPAL_{kind.upper()}")
     rows = [row for row in run_client(_list, target, who, wanted) if row.identity != str(who)]
     if as_json:
-        print_json([_as_json(row) for row in rows], indent=2)
+        print_json([plain(read(SessionInfo, row)) for row in rows], indent=2)
         return
     print_table(
         ("identity", "workspace", "type", "session", "since", "for", "address"),
@@ -117,15 +120,3 @@ def _type(row: pb.ConnectionInfo) -> str:
         return PrincipalType(row.type).type_name
     except ValueError:
         return str(row.type)
-
-
-def _as_json(row: pb.ConnectionInfo) -> dict[str, Any]:
-    return {
-        "session_id": row.session_id,
-        "identity": row.identity,
-        "type": _type(row),
-        "workspace": row.workspace,
-        "connected_at": row.connected_at,
-        "last_activity": row.last_activity,
-        "remote_addr": row.remote_addr,
-    }

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from aether_trio.cli.identities import access_options
 from aether_trio.cli.ids import chosen, is_whole
 from aether_trio.cli.options import GatewayTarget, load, settings_options
 from aether_trio.cli.output import print_json, print_table, run_client, say, warn_unconfirmed
+from aether_trio.cli.records import plain
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.tokens import Token, TokenPage
 from aether_trio.model.errors import RequestError
@@ -98,11 +99,11 @@ def _source_options(function: F) -> F:
     epilog="""
 \b
 Examples:
-  aether tokens create ci --principal agent --workspace 'prod*'
-  aether tokens create alice --principal user --id alice --scope connect --scope level:READWRITE
+  aether tokens create ci --principal-type agent --workspace 'prod*'
+  aether tokens create alice --principal-type user --principal-id alice --scope connect --scope level:READWRITE
   aether tokens list
   aether tokens revoke TOKEN_ID
-  aether tokens create rescue --principal user --id admin --offline --config aether/aether.yaml
+  aether tokens create rescue --principal-type user --principal-id admin --offline --config aether/aether.yaml
 """,
 )
 def command() -> None:
@@ -116,11 +117,11 @@ def command() -> None:
 @command.command()
 @click.argument("name")
 @click.option(
-    "--principal", required=True, type=click.Choice([one.type_name for one in PrincipalType]),
+    "--principal-type", required=True, type=click.Choice([one.type_name for one in PrincipalType]),
     help="The kind of principal that it lets in.",
 )  # fmt: skip
 @click.option(
-    "--id", "principal_id", default="", metavar="ID",
+    "--principal-id", default="", metavar="ID",
     help="Whom it lets in: a user's id, which a token for users needs, or a whole identity such as ag::prod::echo::1.",
 )  # fmt: skip
 @click.option(
@@ -132,40 +133,44 @@ def command() -> None:
     help="connect, level:READ (or another level), identity:PATTERN. May be repeated. Default: connect.",
 )  # fmt: skip
 @click.option(
-    "--hours", default=0, type=click.IntRange(0), metavar="N", help="It ends after so many hours.  [default: never]"
+    "--expires-in-hours",
+    default=0,
+    type=click.IntRange(0),
+    metavar="N",
+    help="It ends after so many hours.  [default: never]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: {token, secret}.")
 @_source_options
 def create(
     source: _Source,
     name: str,
-    principal: str,
+    principal_type: str,
     principal_id: str,
     workspaces: tuple[str, ...],
     scopes: tuple[str, ...],
-    hours: int,
+    expires_in_hours: int,
     as_json: bool,
 ) -> None:
     """Make a token. Prints its secret once."""
-    if principal == "user" and not principal_id:
-        raise click.UsageError("a token for a user needs --id, the user's id.")
+    if principal_type == "user" and not principal_id:
+        raise click.UsageError("a token for a user needs --principal-id, the user's id.")
     wanted = pb.TokenCreateRequest(
         name=name,
-        principal_type=principal,
+        principal_type=principal_type,
         workspace_patterns=workspaces,
         scopes=scopes,
-        expires_in_hours=hours,
+        expires_in_hours=expires_in_hours,
         created_by=principal_id,
     )
 
     async def online(tokens: Any) -> tuple[Token, str]:
         made = await tokens.create(
             name,
-            principal_type=principal,
+            principal_type=principal_type,
             principal_id=principal_id,
             workspace_patterns=workspaces,
             scopes=scopes,
-            expires_in_hours=hours,
+            expires_in_hours=expires_in_hours,
         )
         return made.token, made.secret
 
@@ -178,7 +183,7 @@ def create(
 
     token, secret = source.run(online, offline)
     if as_json:
-        print_json({"token": _as_json(token), "secret": secret})
+        print_json({"token": plain(token), "secret": secret})
         return
     say("The secret, shown this once:\n", err=True, lines=True)
     say(secret)
@@ -194,7 +199,7 @@ def list_tokens(source: _Source, revoked: bool, as_json: bool) -> None:
     """Show the tokens, newest first, without their secrets."""
     found = _tokens(source, revoked)
     if as_json:
-        print_json([_as_json(one) for one in found], indent=2)
+        print_json([plain(one) for one in found], indent=2)
         return
     print_table(
         ("id", "name", "principal", "workspaces", "scopes", "ends", "last used"),
@@ -272,7 +277,7 @@ def show(source: _Source, token_id: str) -> None:
             raise LookupError(f"there is no API token with the id {token_id!r}")
         return read(Token, token_info(token))
 
-    print_json(_as_json(source.run(lambda tokens: tokens.get(token_id), offline)), indent=2)
+    print_json(plain(source.run(lambda tokens: tokens.get(token_id), offline)), indent=2)
 
 
 @command.command()
@@ -309,15 +314,6 @@ def _end(source: _Source, token_id: str, *, delete: bool) -> str:
 
     message: str = source.run(lambda tokens: tokens.delete(token_id) if delete else tokens.revoke(token_id), offline)
     return message
-
-
-def _as_json(token: Token) -> dict[str, Any]:
-    values: dict[str, Any] = {one.name: getattr(token, one.name) for one in fields(token)}
-    values = {name: value.isoformat() if isinstance(value, datetime) else value for name, value in values.items()}
-    return {
-        name: list(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-        for name, value in values.items()
-    }
 
 
 def _time(moment: datetime | None) -> str:

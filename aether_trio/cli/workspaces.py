@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.connect import open_client
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_facts, print_json, print_table, run_client, say
+from aether_trio.cli.records import plain
 from aether_trio.cli.workspace_calls import QUOTA_PREFIX, Op, ask, list_all
+from aether_trio.client.operations.records import read
+from aether_trio.client.operations.workspaces import MessageFlow, Workspace
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -83,7 +85,7 @@ def list_workspaces(target: GatewayTarget, who: Identity, tenant: str, as_json: 
 
     rows = run_client(listed)
     if as_json:
-        print_json([_as_json(row) for row in rows], indent=2)
+        print_json([plain(read(Workspace, row)) for row in rows], indent=2)
         return
     print_table(
         ("workspace", "name", "tenant", "agents", "tasks", "users", "messages"),
@@ -101,7 +103,7 @@ def show(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) ->
     """Show one workspace, with its metadata and quotas."""
     info = run_client(ask, target, who, Op(op=Op.GET, workspace_id=workspace)).workspace
     if as_json:
-        print_json(_as_json(info), indent=2)
+        print_json(plain(read(Workspace, info)), indent=2)
         return
     agents, tasks, users, messages = _counters(info)
     facts = [
@@ -129,7 +131,7 @@ def flow(target: GatewayTarget, who: Identity, workspace: str, as_json: bool) ->
     """
     found = run_client(ask, target, who, Op(op=Op.GET_MESSAGE_FLOW, workspace_id=workspace)).message_flow
     if as_json:
-        print_json(_as_json(found), indent=2)
+        print_json(plain(read(MessageFlow, found)), indent=2)
         return
     print_table(
         ("from", "to", "messages"),
@@ -176,10 +178,3 @@ def _counters(row: pb.WorkspaceInfo) -> Sequence[str]:
 
 def _moment(unix_s: int) -> str:
     return datetime.fromtimestamp(unix_s, UTC).astimezone().strftime("%Y-%m-%d %H:%M:%S") if unix_s else ""
-
-
-def _as_json(message: Any) -> dict[str, Any]:
-    found: dict[str, Any] = MessageToDict(
-        message, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return found

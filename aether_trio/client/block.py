@@ -1,7 +1,7 @@
 """The `async with` block of a client: connects at its begin, leaves at its end.
 
 Invariants: the background tasks live in a task group that is the block's; leaving it, in whatever
-way, takes at most `close_timeout` and leaves no task and no socket behind; what is raised is the
+way, takes at most `close_timeout_s` and leaves no task and no socket behind; what is raised is the
 body's own exception, or why the connection has ended for good, and never a group around it.
 """
 

@@ -60,13 +60,13 @@ class ClientOptions(TypedDict, total=False):
     """The session of an earlier process, to take over from it."""
     program: str
     """"name/version", for the gateway's log."""
-    connect_timeout: float
+    connect_timeout_s: float
     """Seconds for the first connection, in all attempts (10); math.inf waits."""
-    handshake_timeout: float
+    handshake_timeout_s: float
     """For one attempt, from the socket to the gateway's answer (10)."""
-    close_timeout: float
+    close_timeout_s: float
     """For the goodbye: what was published is settled, acknowledgements are sent (5)."""
-    ping_interval: float | None
+    ping_interval_s: float | None
     """A connection silent for twice these seconds (20) is cut; None leaves it to TCP."""
     retry: Retry
     """How to come back after a cut."""
@@ -86,7 +86,7 @@ class ClientOptions(TypedDict, total=False):
     """Called with the reason when a connection was lost and the client comes back."""
 
 
-_TIMES: Final = frozenset({"connect_timeout", "handshake_timeout", "close_timeout", "ping_interval"})
+_TIMES: Final = frozenset({"connect_timeout_s", "handshake_timeout_s", "close_timeout_s", "ping_interval_s"})
 _KINDS: Final[Mapping[str, type | tuple[type, ...]]] = MappingProxyType(
     {
         **dict.fromkeys(("api_key", "token", "resume_session_id", "program"), str),
@@ -146,9 +146,9 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
         credentials["api_key"] = key
     if token := options.get("token"):
         credentials["token"] = token
-    interval = options.get("ping_interval", 20.0)
+    interval = options.get("ping_interval_s", 20.0)
     if interval is not None and interval < 10:
-        raise ValueError(f"ping_interval is {interval:g} s; under 10 s a gateway may take the pings for a flood")
+        raise ValueError(f"ping_interval_s is {interval:g} s; under 10 s a gateway may take the pings for a flood")
     said = options.get("extensions", ())
     extensions = [pb.ExtensionDeclaration(uri=one) if isinstance(one, str) else one for one in said]
     if ask is not None:
@@ -166,9 +166,9 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
         extensions=tuple(extensions),
         resume_session_id=options.get("resume_session_id", ""),
         program=options.get("program", ""),
-        connect_timeout_s=options.get("connect_timeout", 10.0),
-        handshake_timeout_s=options.get("handshake_timeout", 10.0),
-        close_timeout_s=options.get("close_timeout", 5.0),
+        connect_timeout_s=options.get("connect_timeout_s", 10.0),
+        handshake_timeout_s=options.get("handshake_timeout_s", 10.0),
+        close_timeout_s=options.get("close_timeout_s", 5.0),
         ping_interval_s=interval,
         retry=options.get("retry", Retry()),
         manual_acks=options.get("manual_acks", False),
@@ -185,10 +185,10 @@ def settings_for(address: str, options: ClientOptions) -> ClientSettings:
 
 def _checked(options: ClientOptions) -> ClientOptions:
     """Check the types of the options, and return those that are not None."""
-    given = {name: value for name, value in options.items() if value is not None or name == "ping_interval"}
+    given = {name: value for name, value in options.items() if value is not None or name == "ping_interval_s"}
     for name, value in given.items():
         kinds = object if name == "credentials" and callable(value) else _KINDS.get(name, object)
-        if not isinstance(value, kinds) and not (name == "ping_interval" and value is None):
+        if not isinstance(value, kinds) and not (name == "ping_interval_s" and value is None):
             known = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
             raise TypeError(f"the option {name} must be {known}, not {type(value).__name__}")
         if name in _TIMES and isinstance(value, int | float) and not value >= 0:

@@ -126,7 +126,7 @@ async def perform(screen: Screen, gateway: GatewayProcess, pace_s: float) -> lis
         wish = AuthorityWish(
             target_subject=user,
             requested_access_level=AccessLevel.READWRITE,
-            requested_duration_seconds=ASKED_S,
+            requested_duration_s=ASKED_S,
             route=AuthorityRoute(principal=user),
             workspace_scope=(OFFICE, HOME),
             reason=WHY,

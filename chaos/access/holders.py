@@ -69,7 +69,7 @@ class Attempts:
     async def witness(self, address: str, topic: str) -> None:
         """Read what arrives at a topic, until cancelled."""
         _, workspace, implementation, specifier = topic.split("::")
-        options = ClientOptions(connect_timeout=600.0, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
+        options = ClientOptions(connect_timeout_s=600.0, ping_interval_s=10.0, retry=Retry(base_s=0.1, cap_s=1.0))
         client = AgentClient(
             f"aether://{address}", workspace=workspace, implementation=implementation, specifier=specifier, **options
         )
@@ -106,7 +106,9 @@ class Holder:
         while not self.attempts.quiet:
             secret = self.secret()
             attempt, _ = self.attempts.begin(self.right, self.identity, self.node, CONNECT)
-            options = ClientOptions(connect_timeout=PATIENCE_S, ping_interval=10.0, retry=Retry(base_s=0.1, cap_s=0.5))
+            options = ClientOptions(
+                connect_timeout_s=PATIENCE_S, ping_interval_s=10.0, retry=Retry(base_s=0.1, cap_s=0.5)
+            )
             if secret:
                 options["api_key"] = secret
             client = AgentClient(

@@ -127,8 +127,8 @@ class Mill:
             workspace=WORKSPACE,
             implementation="maker",
             specifier=str(maker),
-            connect_timeout=math.inf,
-            ping_interval=10.0,
+            connect_timeout_s=math.inf,
+            ping_interval_s=10.0,
             retry=Retry(base_s=0.1, cap_s=1.0),
         )
 

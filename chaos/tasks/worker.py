@@ -55,8 +55,8 @@ async def work(address: str, specifier: str, file: Path, chance: random.Random) 
         workspace=WORKSPACE,
         implementation=POOL,
         specifier=specifier,
-        connect_timeout=math.inf,
-        ping_interval=10.0,
+        connect_timeout_s=math.inf,
+        ping_interval_s=10.0,
         retry=Retry(base_s=0.1, cap_s=1.0),
     )
     async with client as worker, trio.open_nursery() as nursery:

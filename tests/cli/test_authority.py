@@ -19,7 +19,7 @@ ANN = ("--as", "us::ann::terminal")
 WISH = AuthorityWish(
     target_subject=Principal.user("ann"),
     requested_access_level=AccessLevel.MANAGE,
-    requested_duration_seconds=600,
+    requested_duration_s=600,
     route=AuthorityRoute(principal=Principal.user("ann")),
     workspace_scope=("prod", "test"),
     operation_scope=("kv_*",),

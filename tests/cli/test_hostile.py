@@ -88,7 +88,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     shell.out("access", "groups", "create", NAME, "--description", NAME)
     shell.out("access", "groups", "add", NAME, f"ag::worst::{NAME}::1")
     shell.out("send", "ag::default::reader::1", "-", "--as", f"us::{NAME}::1", stdin=TEXT.encode())
-    shell.run("tokens", "create", NAME, "--principal", "agent", "--workspace", NAME)
+    shell.run("tokens", "create", NAME, "--principal-type", "agent", "--workspace", NAME)
     address = f"aether://{gateway.address}"
     with connect_sync(address, workspace="worst", implementation=NAME, specifier="1") as worker:
         failed = shell.out(*create, "--max-attempts", "1").strip()
@@ -112,10 +112,10 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
         "kv put": (("kv", "put", f"{NAME}2", "v", *PLACE), None, name),
         "kv list": (("kv", "list", *PLACE), None, name),
         "kv delete": (("kv", "delete", f"{NAME}3", *PLACE), None, name),
-        "kv incr": (("kv", "incr", NAME, *PLACE), None, None),
-        "kv decr": (("kv", "decr", NAME, *PLACE), None, None),
-        "kv add": (("kv", "add", NAME, NAME, *PLACE), None, None),
-        "kv card": (("kv", "card", NAME, *PLACE), None, None),
+        "kv increment": (("kv", "increment", NAME, *PLACE), None, None),
+        "kv decrement": (("kv", "decrement", NAME, *PLACE), None, None),
+        "kv set-add": (("kv", "set-add", NAME, NAME, *PLACE), None, None),
+        "kv set-size": (("kv", "set-size", NAME, *PLACE), None, None),
         "tasks list": (("tasks", "list", *PLACE), None, text.replace(r"\r\n", " ")),
         "tasks show": (("tasks", "show", one.failed), None, text),
         "tasks create": (("tasks", "create", NAME, "--target", f"ag::worst::{NAME}::9", *PLACE), None, None),
@@ -191,7 +191,7 @@ def about_credentials(one: Hostile) -> Iterator[tuple[str, tuple[str, ...], int 
         yield name, (NAME,), None
     for name in ("tokens show", "tokens revoke", "tokens delete"):
         yield name, (NAME,), None
-    yield "tokens create", (f"{NAME}2", "--principal", NAME), None
+    yield "tokens create", (f"{NAME}2", "--principal-type", NAME), None
 
 
 FED_BY_FILES = {"orchestrate", "access test", "access apply", "access replay"}

@@ -20,7 +20,7 @@ from tests.helpers.gateway import GatewayProcess
 WISH = AuthorityWish(
     target_subject=Principal.user("ann"),
     requested_access_level=AccessLevel.READ,
-    requested_duration_seconds=60,
+    requested_duration_s=60,
     route=AuthorityRoute(principal=Principal.user("ann")),
     workspace_scope=("default",),
     reason="to press",
@@ -108,7 +108,7 @@ def test_many_tasks_with_one_beginning_are_listed(shell: Shell, gateway: Gateway
 
 
 def test_tokens_rules_and_locks_are_found_by_a_beginning(shell: Shell) -> None:
-    made = json.loads(shell.out("tokens", "create", "ci", "--principal", "agent", "--json"))["token"]["id"]
+    made = json.loads(shell.out("tokens", "create", "ci", "--principal-type", "agent", "--json"))["token"]["id"]
     assert json.loads(shell.out("tokens", "show", beginning(made)))["id"] == made
     assert shell.out("tokens", "revoke", beginning(made)) == f"{made} is revoked\n"
     assert shell.out("tokens", "delete", beginning(made)) == f"{made} is deleted\n"

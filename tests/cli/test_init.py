@@ -168,7 +168,9 @@ def test_the_gateway_starts_and_takes_the_administrators_token(shell: Shell) -> 
 
 
 def test_the_life_of_a_token(shell: Shell) -> None:
-    made = json.loads(shell.out("tokens", "create", "ci", "--principal", "agent", "--workspace", "prod*", "--json"))
+    made = json.loads(
+        shell.out("tokens", "create", "ci", "--principal-type", "agent", "--workspace", "prod*", "--json")
+    )
     token_id, secret = made["token"]["id"], made["secret"]
     assert made["token"]["workspace_patterns"] == ["prod*"]
     shown = json.loads(shell.out("tokens", "show", token_id))
@@ -184,13 +186,23 @@ def test_the_life_of_a_token(shell: Shell) -> None:
 
 def test_a_token_for_a_user_says_the_secret_once(shell: Shell) -> None:
     done = shell.run(
-        "tokens", "create", "al", "--principal", "user", "--id", "alice", "--scope", "connect", "--hours", "1"
+        "tokens",
+        "create",
+        "al",
+        "--principal-type",
+        "user",
+        "--principal-id",
+        "alice",
+        "--scope",
+        "connect",
+        "--expires-in-hours",
+        "1",
     )
     assert b"shown this once" in done.stderr
     assert done.stdout.split() == [done.stdout.strip()], "the secret alone, for a program"
-    shell.fails(2, "needs --id", "tokens", "create", "al", "--principal", "user")
-    shell.fails(1, "unknown scope", "tokens", "create", "al", "--principal", "agent", "--scope", "root")
-    shell.fails(2, "--principal", "tokens", "create", "al")
+    shell.fails(2, "needs --principal-id", "tokens", "create", "al", "--principal-type", "user")
+    shell.fails(1, "unknown scope", "tokens", "create", "al", "--principal-type", "agent", "--scope", "root")
+    shell.fails(2, "--principal-type", "tokens", "create", "al")
 
 
 def test_offline_is_refused_while_the_gateway_runs(shell: Shell, made: Path) -> None:
@@ -201,7 +213,9 @@ def test_a_token_made_offline_is_one(tmp_path: Path) -> None:
     aether("init", cwd=tmp_path)
     offline = ["--offline", "--config", str(tmp_path / "aether" / "aether.yaml")]
     made = json.loads(
-        aether("tokens", "create", "rescue", "--principal", "user", "--id", "admin", *offline, "--json").stdout
+        aether(
+            "tokens", "create", "rescue", "--principal-type", "user", "--principal-id", "admin", *offline, "--json"
+        ).stdout
     )
     token_id = made["token"]["id"]
     assert is_token_text(made["secret"])
@@ -218,5 +232,14 @@ def test_a_token_made_offline_is_one(tmp_path: Path) -> None:
     settings = yaml.safe_load((tmp_path / "aether" / "aether.yaml").read_text())
     settings["auth"]["token_hmac_keys"] = []
     (tmp_path / "other.yaml").write_text(yaml.safe_dump(settings))
-    arguments = ["tokens", "create", "x", "--principal", "agent", "--offline", "--config", str(tmp_path / "other.yaml")]
+    arguments = [
+        "tokens",
+        "create",
+        "x",
+        "--principal-type",
+        "agent",
+        "--offline",
+        "--config",
+        str(tmp_path / "other.yaml"),
+    ]
     fails(1, "auth.token_hmac_keys is empty", *arguments)

@@ -34,10 +34,10 @@ def test_what_is_no_utf8_is_named(shell: Shell, arguments: tuple[str, ...]) -> N
     "arguments",
     [
         ("kv", "put", "k", "v", "--ttl", HUGE),
-        ("kv", "incr", "k", "--by", HUGE),
-        ("kv", "incr", "k", "--max", HUGE),
-        ("kv", "decr", "k", "--min", f"-{HUGE}"),
-        ("kv", "add", "k", "v", "--ttl", HUGE),
+        ("kv", "increment", "k", "--delta", HUGE),
+        ("kv", "increment", "k", "--ceiling", HUGE),
+        ("kv", "decrement", "k", "--floor", f"-{HUGE}"),
+        ("kv", "set-add", "k", "v", "--ttl", HUGE),
     ],
 )
 def test_numbers_that_the_protocol_cannot_hold(shell: Shell, arguments: tuple[str, ...]) -> None:

@@ -64,7 +64,7 @@ def takes_connections(address: str) -> bool:
 
 def agent_of(address: str, implementation: str) -> AgentClient:
     who = {"workspace": "default", "implementation": implementation, "specifier": "1"}
-    return AgentClient(f"aether://{address}", **who, connect_timeout=LIMIT_S)
+    return AgentClient(f"aether://{address}", **who, connect_timeout_s=LIMIT_S)
 
 
 async def exchange(address: str, text: bytes, *, receive_only: bool = False) -> bytes:

@@ -72,7 +72,7 @@ def test_it_registers_its_agents_is_seen_and_ends_when_told(shell: Shell, tmp_pa
         assert agent["description"] == "Says it again"
         code, _, error = process.end(signal.SIGTERM)
         assert (code, "SIGTERM: stopping the agents" in error) == (0, True), error
-    assert "no orchestrator is connected" in shell.out("agents", "orchestrators")
+    assert "no orchestrator is connected" in shell.notice("agents", "orchestrators")
 
 
 def test_the_file_is_read_again_when_told(shell: Shell, tmp_path: Path) -> None:

@@ -106,33 +106,33 @@ class TestKv:
 
     def test_counters(self, shell: Shell) -> None:
         place = ("--workspace", "kv-4")
-        assert shell.out("kv", "incr", "n", *place) == "1\n"
-        assert shell.out("kv", "incr", "n", "--by", "5", *place) == "6\n"
-        assert shell.out("kv", "decr", "n", *place) == "5\n"
-        shell.fails(1, "5 would go over --max", "kv", "incr", "n", "--max", "5", *place)
-        assert shell.out("kv", "decr", "n", "--by", "2", "--min", "3", *place) == "3\n"
-        shell.fails(1, "3 would go under --min", "kv", "decr", "n", "--min", "3", *place)
+        assert shell.out("kv", "increment", "n", *place) == "1\n"
+        assert shell.out("kv", "increment", "n", "--delta", "5", *place) == "6\n"
+        assert shell.out("kv", "decrement", "n", *place) == "5\n"
+        shell.fails(1, "5 would go over --ceiling", "kv", "increment", "n", "--ceiling", "5", *place)
+        assert shell.out("kv", "decrement", "n", "--delta", "2", "--floor", "3", *place) == "3\n"
+        shell.fails(1, "3 would go under --floor", "kv", "decrement", "n", "--floor", "3", *place)
         shell.out("kv", "put", "text", "abc", *place)
-        shell.fails(1, "KV_ERROR", "kv", "incr", "text", *place)
+        shell.fails(1, "KV_ERROR", "kv", "increment", "text", *place)
 
     def test_sets(self, shell: Shell) -> None:
         place = ("--workspace", "kv-5")
-        assert shell.out("kv", "add", "team", "ann", *place) == "1\n"
-        assert shell.out("kv", "add", "team", "bob", *place) == "2\n"
-        assert shell.out("kv", "add", "team", "ann", *place) == "2\n"
-        assert shell.out("kv", "card", "team", *place) == "2\n"
+        assert shell.out("kv", "set-add", "team", "ann", *place) == "1\n"
+        assert shell.out("kv", "set-add", "team", "bob", *place) == "2\n"
+        assert shell.out("kv", "set-add", "team", "ann", *place) == "2\n"
+        assert shell.out("kv", "set-size", "team", *place) == "2\n"
 
     def test_scopes_are_apart(self, shell: Shell) -> None:
         ways = [
             ("--scope", "global"),
             ("--workspace", "kv-6"),
-            ("--scope", "user", "--user", "u"),
-            ("--scope", "user-workspace", "--user", "u", "--workspace", "kv-6"),
-            ("--scope", "own", "--as", "sv::own::1"),
-            ("--scope", "own-workspace", "--as", "sv::own::1", "--workspace", "kv-6"),
-            ("--scope", "own-user", "--as", "sv::own::1", "--user", "u"),
+            ("--scope", "user-shared", "--user-id", "u"),
+            ("--scope", "user-workspace-shared", "--user-id", "u", "--workspace", "kv-6"),
+            ("--scope", "global-exclusive", "--as", "sv::own::1"),
+            ("--scope", "workspace-exclusive", "--as", "sv::own::1", "--workspace", "kv-6"),
+            ("--scope", "user", "--as", "sv::own::1", "--user-id", "u"),
         ]
-        refused = shell.run("kv", "put", "apart", "0", "--scope", "user", "--user", "u")
+        refused = shell.run("kv", "put", "apart", "0", "--scope", "user-shared", "--user-id", "u")
         assert refused.returncode == 1
         assert b"aether access grant" in refused.stderr
         for scope in ("user-shared", "user-shared/u", "user-workspace-shared", "user-workspace-shared/u"):
@@ -149,7 +149,7 @@ class TestSessions:
         with shell.running(shell.env["AETHER_GATEWAY"], program=program) as watcher:
             assert watcher.line() == "connected\n"
             (row,) = json.loads(shell.out("sessions", "--json", "--workspace", "sessions"))
-            assert (row["identity"], row["type"]) == ("ag::sessions::idle::1", "agent")
+            assert (row["identity"], row["principal_type"]) == ("ag::sessions::idle::1", "agent")
             table = shell.out("sessions", "--type", "agent").splitlines()
             assert table[0].split()[:4] == ["identity", "workspace", "type", "session"]
             assert any(line.startswith("ag::sessions::idle::1 ") and row["session_id"] in line for line in table)

@@ -22,9 +22,9 @@ async def _next(client: AgentClient) -> bytes:
 async def test_identical_messages_of_an_ephemeral_gateway_are_none_the_less_new_after_its_restart() -> None:
     async with open_gateway_process(ephemeral=True) as gateway:
         address = f"aether://{gateway.address}"
-        async with agent(address, "rx", connect_timeout=60.0) as reader:
+        async with agent(address, "rx", connect_timeout_s=60.0) as reader:
             for _ in range(2):
-                async with agent(address, "tx", connect_timeout=60.0) as writer:
+                async with agent(address, "tx", connect_timeout_s=60.0) as writer:
                     for _ in range(3):
                         await writer.send(READER, b"tick")
                 for _ in range(3):
@@ -36,9 +36,9 @@ async def test_identical_messages_of_an_ephemeral_gateway_are_none_the_less_new_
 async def test_the_buffer_of_a_log_that_is_gone_acknowledges_nothing_of_the_next_one() -> None:
     async with open_gateway_process(ephemeral=True) as gateway:
         address = f"aether://{gateway.address}"
-        async with agent(address, "rx", connect_timeout=60.0) as reader:
+        async with agent(address, "rx", connect_timeout_s=60.0) as reader:
             for text in (b"old", b"new"):
-                async with agent(address, "tx", connect_timeout=60.0) as writer:
+                async with agent(address, "tx", connect_timeout_s=60.0) as writer:
                     for number in range(3):
                         await writer.send(READER, b"%s %d" % (text, number))
                 if text == b"old":

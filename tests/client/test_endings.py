@@ -281,7 +281,7 @@ async def test_leaving_is_bounded_when_the_gateway_does_not_answer() -> None:
         left = trio.Event()
 
         async def body() -> None:
-            async with agent(peer.address, "a", close_timeout=0.05):
+            async with agent(peer.address, "a", close_timeout_s=0.05):
                 pass
             left.set()
 
@@ -299,7 +299,10 @@ async def test_leaving_while_it_waits_to_reconnect_takes_no_time() -> None:
 
     never = Retry(base_s=10_000, cap_s=10_000, random=lambda: 1.0)
     with trio.fail_after(300):
-        async with scripted(body, close_timeout=10_000, retry=never, on_disconnected=lambda _: lost.set()) as (_, line):
+        async with scripted(body, close_timeout_s=10_000, retry=never, on_disconnected=lambda _: lost.set()) as (
+            _,
+            line,
+        ):
             await line.close()
 
 
@@ -307,7 +310,7 @@ async def test_leaving_with_a_full_buffer_on_websocket() -> None:
     async with open_test_gateway() as gateway:
         address = f"ws://{gateway.address}"
         with trio.fail_after(300):
-            b = agent(address, "b", credit_messages=1, close_timeout=10_000)
+            b = agent(address, "b", credit_messages=1, close_timeout_s=10_000)
             async with agent(address, "a") as a, b:
                 for _ in range(100):
                     await a.publish(b.topic, bytes(10_000))

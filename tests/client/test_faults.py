@@ -35,7 +35,7 @@ class Conversation:
         self.connections = 0
 
     def client(self, specifier: str) -> AgentClient:
-        return agent(self.address, specifier, connect_timeout=60.0, close_timeout=60.0)
+        return agent(self.address, specifier, connect_timeout_s=60.0, close_timeout_s=60.0)
 
     async def run(self, *, group: int = 10) -> None:
         """Send all; each sender waits for every `group`th message."""

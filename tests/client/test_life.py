@@ -201,7 +201,7 @@ async def test_a_client_has_one_block() -> None:
         ("localhost:50051", {}, AddressError, "no scheme"),
         ("aether://localhost", {"apikey": "x"}, TypeError, "unknown option 'apikey'"),
         ("aether://localhost", {"workspace": ""}, ValueError, "workspace is empty"),
-        ("aether://localhost", {"ping_interval": 1.0}, ValueError, "ping_interval"),
+        ("aether://localhost", {"ping_interval_s": 1.0}, ValueError, "ping_interval_s"),
         ("aether://localhost", {"credit_messages": 0}, ValueError, "at least 1"),
     ],
 )

@@ -64,9 +64,9 @@ async def test_a_mistake_is_told_to_who_made_it_and_the_client_goes_on(transport
         ({"credentials": {"api_key": b"secret"}}, TypeError, r"credentials\['api_key'\] must be a text, not bytes"),
         ({"retry": 3}, TypeError, "retry must be Retry, not int"),
         ({"tls": "ca.pem"}, TypeError, "tls must be TlsOptions or SSLContext, not str"),
-        ({"connect_timeout": "10"}, TypeError, "connect_timeout must be int or float, not str"),
-        ({"connect_timeout": -1}, ValueError, "connect_timeout is -1 s"),
-        ({"handshake_timeout": math.nan}, ValueError, "handshake_timeout is nan s"),
+        ({"connect_timeout_s": "10"}, TypeError, "connect_timeout_s must be int or float, not str"),
+        ({"connect_timeout_s": -1}, ValueError, "connect_timeout_s is -1 s"),
+        ({"handshake_timeout_s": math.nan}, ValueError, "handshake_timeout_s is nan s"),
         ({"credit_messages": 1.5}, TypeError, "credit_messages must be int, not float"),
         ({"manual_acks": "no"}, TypeError, "manual_acks must be bool, not str"),
     ],
@@ -86,7 +86,7 @@ def test_an_address_is_a_text(address: Any) -> None:
 
 def test_none_is_an_option_that_was_not_given() -> None:
     """As in `api_key=os.environ.get("AETHER_API_KEY")`."""
-    given: dict[str, Any] = {"api_key": None, "tls": None, "retry": None, "ping_interval": None}
+    given: dict[str, Any] = {"api_key": None, "tls": None, "retry": None, "ping_interval_s": None}
     client = UserClient("aether://localhost", user_id="ann", window_id="w1", **given)
     assert client._settings.credentials == {}
     assert client._settings.ping_interval_s is None

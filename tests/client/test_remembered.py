@@ -25,7 +25,7 @@ async def test_what_was_committed_on_a_connection_that_only_the_gateway_knew_to_
         with trio.fail_after(LIMIT_S):
             async with (
                 agent(f"aether://{gateway.address}", "b") as b,
-                agent(f"aether://{proxy.address}", "a", ping_interval=None) as a,
+                agent(f"aether://{proxy.address}", "a", ping_interval_s=None) as a,
             ):
                 connection = await proxy.connection(0)
                 connection.downstream.stall()
@@ -46,7 +46,7 @@ async def test_what_was_committed_on_a_connection_that_only_the_gateway_knew_to_
 
 def play(body: Callable[[AgentClient], Awaitable[None]], script: Callable[[Peer], Awaitable[None]]) -> None:
     async def main() -> None:
-        async with scripted(body, hello=HOUR, ping_interval=None) as (peer, _):
+        async with scripted(body, hello=HOUR, ping_interval_s=None) as (peer, _):
             await script(peer)
 
     run_in_virtual_time(main)

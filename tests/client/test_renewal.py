@@ -128,7 +128,7 @@ async def test_a_function_without_credentials_is_named(tmp_path: Path) -> None:
     async with gateway_of_a_provider(tmp_path) as gateway:
         for wrong, said in ((lambda: None, "returned NoneType"), (lambda: {"api_key": 1}, "must be a text")):
             ask: Any = wrong
-            client = UserClient(f"aether://{gateway.address}", **WHO, credentials=ask, connect_timeout=0.5)
+            client = UserClient(f"aether://{gateway.address}", **WHO, credentials=ask, connect_timeout_s=0.5)
             with trio.fail_after(LIMIT_S), pytest.raises(Unauthenticated, match=said):
                 async with client:
                     pass

@@ -233,7 +233,7 @@ async def test_a_block_that_ends_with_something_unconfirmed_says_so() -> None:
 
         async def body() -> None:
             with pytest.raises(ConnectionLost, match="1 messages were not confirmed"):
-                async with agent(peer.address, "a", close_timeout=0.05) as a:
+                async with agent(peer.address, "a", close_timeout_s=0.05) as a:
                     await a.publish(B, b"x")
 
         nursery.start_soon(body)
@@ -259,7 +259,7 @@ async def test_who_takes_connections_and_says_nothing_is_no_gateway() -> None:
     async with open_peer() as peer:
         why = f"{peer.address} takes connections, .* is it the port of a gateway"
         with pytest.raises(Unavailable, match=why) as caught:
-            async with agent(peer.address, "a", connect_timeout=2):
+            async with agent(peer.address, "a", connect_timeout_s=2):
                 pytest.fail("a gateway has answered")
     assert (caught.value.code, caught.value.retryable) == ("CONNECT_TIMEOUT", True)
 

@@ -61,5 +61,5 @@ async def test_the_sdks_variable_for_the_gateway_will_do(monkeypatch: pytest.Mon
         async with open_test_gateway() as gateway:
             for name, value in {**WHO, "AETHER_GATEWAY": gateway.address}.items():
                 monkeypatch.setenv(name, value)
-            async with AgentClient.from_environment(connect_timeout=30) as clerk:
+            async with AgentClient.from_environment(connect_timeout_s=30) as clerk:
                 assert clerk.topic == "ag::w::clerk::1"

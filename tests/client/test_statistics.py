@@ -112,7 +112,7 @@ async def test_a_repeated_delivery_is_a_duplicate() -> None:
 
 async def test_attempts_that_fail_and_messages_that_never_leave() -> None:
     async with open_gateway_process() as gateway:
-        client = agent(f"aether://{gateway.address}", "a", close_timeout=0.1)
+        client = agent(f"aether://{gateway.address}", "a", close_timeout_s=0.1)
         with pytest.raises(ConnectionLost) as caught:
             async with client as a:
                 await trio.to_thread.run_sync(gateway.kill)

@@ -21,7 +21,7 @@ LIMIT_S = 300.0
 
 def agent(address: str, specifier: str = "1") -> AgentClient:
     return AgentClient(
-        f"aether://{address}", workspace="lab", implementation="tester", specifier=specifier, connect_timeout=LIMIT_S
+        f"aether://{address}", workspace="lab", implementation="tester", specifier=specifier, connect_timeout_s=LIMIT_S
     )
 
 

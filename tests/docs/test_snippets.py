@@ -54,6 +54,7 @@ class Reader:
             "AETHER_GATEWAY": gateway.address,
             "AETHER_OPS": gateway.ops_address,
             "NO_COLOR": "1",
+            "XDG_CONFIG_HOME": str(directory / ".config"),
         }
         self.place: dict[str, Any] = {"cwd": directory, "env": environment, "stdin": subprocess.DEVNULL}
 

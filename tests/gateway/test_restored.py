@@ -147,8 +147,8 @@ async def _next(client: AgentClient) -> bytes:
 
 async def test_a_reader_that_has_seen_more_misses_no_new_message(gateway: Restorable) -> None:
     async with (
-        agent(gateway.address, "rx", connect_timeout=60.0) as reader,
-        agent(gateway.address, "tx", connect_timeout=60.0) as writer,
+        agent(gateway.address, "rx", connect_timeout_s=60.0) as reader,
+        agent(gateway.address, "tx", connect_timeout_s=60.0) as writer,
     ):
         for number in range(3):
             await writer.send(READER, b"before %d" % number)
@@ -187,10 +187,12 @@ async def test_a_worker_with_an_assignment_of_the_lost_time_does_not_block_its_t
             except AetherError:
                 seen["refused"] += 1
 
-    async with agent(gateway.address, "boss", connect_timeout=60.0) as boss:
+    async with agent(gateway.address, "boss", connect_timeout_s=60.0) as boss:
         running = await boss.tasks.create("job", pool="worker")
         waiting = await boss.tasks.create("job", pool="worker")
-        worker = AgentClient(gateway.address, workspace="w", implementation="worker", specifier="1", connect_timeout=60)
+        worker = AgentClient(
+            gateway.address, workspace="w", implementation="worker", specifier="1", connect_timeout_s=60
+        )
         async with worker, trio.open_nursery() as nursery:
             await gateway.backed_up()
             nursery.start_soon(work, worker)
@@ -246,7 +248,7 @@ async def senders(address: str, count: int) -> AsyncIterator[dict[str, list[tupl
     accepted: dict[str, list[tuple[float, int]]] = {f"tx{n}": [] for n in range(count)}
 
     async def send(name: str) -> None:
-        async with agent(address, name, connect_timeout=60.0) as client:
+        async with agent(address, name, connect_timeout_s=60.0) as client:
             number = 0
             try:
                 while True:
@@ -272,7 +274,7 @@ async def test_nothing_that_is_older_than_the_backup_is_missing(gateway: Restora
         await gateway.backed_up()
         await trio.sleep(0.1)
         await gateway.killed_and_restored()
-    async with agent(gateway.address, "rx", connect_timeout=60.0) as reader:
+    async with agent(gateway.address, "rx", connect_timeout_s=60.0) as reader:
         async with agent(gateway.address, "last") as last:
             await last.send(READER, b"last 1")
         seen = []
@@ -299,6 +301,6 @@ async def test_each_restore_is_another_log(on_files: Restorable) -> None:
     await on_files.backed_up()
     for _ in range(2):
         await on_files.killed_and_restored()
-        async with agent(on_files.address, "rx", connect_timeout=60.0) as reader:
+        async with agent(on_files.address, "rx", connect_timeout_s=60.0) as reader:
             logs.append(reader._dispatch.inbox._log)
     assert len(set(logs)) == 2

@@ -20,7 +20,7 @@ Examples:
   aether access grant ag::red::ann::1 workspace:blue readwrite --reason "helps out" --expires 8h
   aether access explain ag::red::ann::1 workspace:blue readwrite
   aether access who workspace:blue
-  aether access lock 'ag::prod::*' --for 2h --reason "investigation"
+  aether access lock 'ag::prod::*' --expires 2h --reason "investigation"
   aether access apply policy.yaml --dry-run
 """,
 )

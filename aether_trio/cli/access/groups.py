@@ -9,6 +9,7 @@ import click
 from aether_trio.cli.access.arguments import END, PRINCIPAL, until
 from aether_trio.cli.access.asking import AccessSource, say_done, source_options
 from aether_trio.cli.output import print_json, print_table
+from aether_trio.cli.records import with_iso_times
 from aether_trio.model.access.spellings import moment_text
 from aether_trio.model.access.spellings import principal_text as principal_of
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -54,7 +55,7 @@ def _commands(kind: str) -> click.Group:
             {"name": one.role_name, **_record(one)} for one in answer.roles
         ]
         if as_json:
-            print_json(found, indent=2)
+            print_json([with_iso_times(one) for one in found], indent=2)
             return
         print_table(
             (kind, "description", "made by", "since"),
@@ -90,7 +91,7 @@ def _commands(kind: str) -> click.Group:
             {"type": one.member_type, "id": one.member_id, **_membership(one)} for one in answer.group_members
         ] + [{"type": one.assignee_type, "id": one.assignee_id, **_membership(one)} for one in answer.role_assignments]
         if as_json:
-            print_json(found, indent=2)
+            print_json([with_iso_times(one) for one in found], indent=2)
             return
         print_table(
             ("member", "until", "added by", "since"),

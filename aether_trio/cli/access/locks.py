@@ -10,6 +10,7 @@ from aether_trio.cli.access.asking import AccessSource, Ask, say_done, source_op
 from aether_trio.cli.access.state import list_all
 from aether_trio.cli.ids import chosen
 from aether_trio.cli.output import print_json, print_table, say
+from aether_trio.cli.records import iso_time
 from aether_trio.model.access.spellings import SpellingError, moment_text, parse_principal
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -20,7 +21,7 @@ _LOCK = "lock"
 @click.command()
 @click.argument("pattern")
 @click.option("--reason", default="", help="Why; those who are locked are told.")
-@click.option("--for", "expires", type=END, metavar="2h|DATE", help="How long.  [default: until it is ended]")
+@click.option("--expires", type=END, metavar="2h|DATE", help="How long.  [default: until it is ended]")
 @source_options
 def lock(source: AccessSource, pattern: str, reason: str, expires: int | None) -> None:
     """Bar all participants whose identity matches.
@@ -82,8 +83,8 @@ def locks(source: AccessSource, as_json: bool) -> None:
             "pattern": one.principal_id,
             "reason": one.reason,
             "locked_by": one.granted_by,
-            "locked_at": one.granted_at,
-            "expires_at": one.expires_at,
+            "locked_at": iso_time(one.granted_at),
+            "expires_at": iso_time(one.expires_at),
         }
         for one in found
     ]

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Any
 
 import click
-from google.protobuf.json_format import MessageToDict
 
 from aether_trio.cli.access.arguments import (
     END,
@@ -21,6 +19,9 @@ from aether_trio.cli.access.asking import AccessSource, Ask, say_done, source_op
 from aether_trio.cli.access.state import list_all
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.output import print_json, print_table, say
+from aether_trio.cli.records import plain
+from aether_trio.client.operations.access_rules import AccessRule
+from aether_trio.client.operations.records import read
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.access.spellings import SpellingError, parse_principal, parse_resource
 from aether_trio.model.access.spellings import principal_text as principal_of
@@ -69,7 +70,7 @@ def grant(
     )
     answer = source.ask(Op(op=Op.GRANT, grant_request=request))
     if as_json:
-        print_json(_as_json(answer.rule), indent=2)
+        print_json(plain(read(AccessRule, answer.rule)), indent=2)
         return
     say_done(answer.message)
     say(f"rule {answer.rule.rule_id}")
@@ -126,7 +127,7 @@ def list_rules(
     wanted = _filter(principal or ("", ""), resource or ("", ""))
     found = source.run(lambda ask: list_all(ask, wanted))
     if as_json:
-        print_json([_as_json(one) for one in found], indent=2)
+        print_json([plain(read(AccessRule, one)) for one in found], indent=2)
         return
     print_table(
         ("principal", "level", "resource", "until", "granted by", "reason", "rule"),
@@ -154,10 +155,3 @@ def _filter(principal: tuple[str, str], resource: tuple[str, str]) -> pb.ACLRule
         resource_type=resource[0],
         resource_id=resource[1],
     )
-
-
-def _as_json(rule: pb.ACLRuleInfo) -> dict[str, Any]:
-    found: dict[str, Any] = MessageToDict(
-        rule, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
-    )
-    return found | {"granted_at": rule.granted_at, "expires_at": rule.expires_at}

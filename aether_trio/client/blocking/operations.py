@@ -44,7 +44,7 @@ from aether_trio.client.operations.topics import Topics
 from aether_trio.client.operations.tunnels import Tunnel, Tunnels
 from aether_trio.client.operations.workflow import Workflow
 from aether_trio.client.operations.workspaces import Workspaces
-from aether_trio.client.principals import UserClient
+from aether_trio.client.principals import OrchestratorClient, UserClient
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -510,6 +510,7 @@ class ClientCalls(Blocking[C], Generic[C]):
     send_to_window = blocking(ToParticipants.send_to_window)
     send_to_workers = blocking(ToWork.send_to_workers)
     send_to_user_everywhere = blocking(ToUsersEverywhere.send_to_user_everywhere)
+    say_agents = blocking(OrchestratorClient.say_agents)
     switch_workspace = blocking(UserClient.switch_workspace)
 
     @property

@@ -145,7 +145,7 @@ class Reconnector:
     # -- connecting
 
     async def _first(self) -> Transport:
-        """Make the first connection, within `connect_timeout` over all attempts."""
+        """Make the first connection, within `connect_timeout_s` over all attempts."""
         last: AetherError | None = None
         with anyio.move_on_after(self.settings.connect_timeout_s):
             while True:

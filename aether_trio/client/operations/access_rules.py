@@ -185,8 +185,8 @@ class Rules(Groups, AccessExplanations):
     async def decisions(
         self,
         *,
-        start: datetime | None = None,
-        end: datetime | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         principal_type: str = "",
         principal_id: str = "",
         resource_type: str = "",
@@ -198,8 +198,8 @@ class Rules(Groups, AccessExplanations):
     ) -> DecisionPage:
         """List recorded access decisions that fit every filter. Times are aware."""
         wanted = pb.ACLAuditFilter(
-            start_time=from_time(start),
-            end_time=from_time(end),
+            start_time=from_time(since),
+            end_time=from_time(until),
             principal_type=principal_type,
             principal_id=principal_id,
             resource_type=resource_type,

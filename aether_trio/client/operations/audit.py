@@ -55,8 +55,8 @@ class Audit(Namespace):
     async def query(
         self,
         *,
-        start: datetime | None = None,
-        end: datetime | None = None,
+        since: datetime | None = None,
+        until: datetime | None = None,
         event_type: str = "",
         actor_type: str = "",
         actor_id: str = "",
@@ -78,8 +78,8 @@ class Audit(Namespace):
     ) -> AuditPage:
         """List audit entries that fit every filter, by default 100, at most 500."""
         query = pb.AuditQuery(
-            start_time=from_time(start),
-            end_time=from_time(end),
+            start_time=from_time(since),
+            end_time=from_time(until),
             event_type=event_type,
             actor_type=actor_type,
             actor_id=actor_id,

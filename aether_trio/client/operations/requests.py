@@ -33,7 +33,7 @@ class AuthorityWish:
 
     target_subject: Principal
     requested_access_level: Level
-    requested_duration_seconds: int
+    requested_duration_s: Annotated[int, Wire("requested_duration_seconds")]
     """Positive; capped at an hour."""
     route: Annotated[AuthorityRoute, Wire("routing_target")]
     workspace_scope: Annotated[tuple[str, ...], Wire("desired_workspace_scope")] = ()
@@ -60,7 +60,7 @@ class AuthorityRequest:
     resource_scope: Annotated[tuple[ResourceScope, ...], Wire("desired_resource_scope")]
     operation_scope: Annotated[tuple[str, ...], Wire("desired_operation_scope")]
     requested_access_level: Level
-    requested_duration_seconds: int
+    requested_duration_s: Annotated[int, Wire("requested_duration_seconds")]
     audience_type: str
     audience_id: str
     route: Annotated[AuthorityRoute | None, Wire("routing_target")]

@@ -72,7 +72,7 @@ def test_groups_give_rights_and_who_and_explain_name_them(access: Shell) -> None
 
 def test_a_lock_keeps_out_what_it_matches(access: Shell) -> None:
     access.out("send", BOB, "hello", "--as", "ag::red::locked::1")
-    out = access.out("access", "lock", "ag::red::locked::*", "--for", "2h", "--reason", "drill")
+    out = access.out("access", "lock", "ag::red::locked::*", "--expires", "2h", "--reason", "drill")
     lock_id = out.splitlines()[1].removeprefix("lock ")
     [lock] = answer(access, "locks")
     assert (lock["lock_id"], lock["pattern"], lock["reason"]) == (lock_id, "ag::red::locked::*", "drill")
@@ -158,7 +158,7 @@ def test_bad_arguments_are_refused_with_the_nearest_name() -> None:
         (("grant", "agg::x", "workspace:x", "read"), "did you mean ag?"),
         (("grant", ANN, "x", "read"), "'x' is no resource"),
         (("grant", ANN, "workspace:x", "read", "--expires", "soon"), "'soon' is no time"),
-        (("lock", "ag::x", "--for", "2x"), "or a duration (30m, 8h, 7d)"),
+        (("lock", "ag::x", "--expires", "2x"), "or a duration (30m, 8h, 7d)"),
         (("revoke", "a", "b", "c"), "Give the id of a rule"),
         (("who", "workspace:*"), "is a pattern"),
         (("paths",), "Give FILE and --from"),

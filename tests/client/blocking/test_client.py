@@ -148,7 +148,7 @@ def test_other_kinds_of_participants(address: str) -> None:
 
 
 def test_no_gateway_is_there() -> None:
-    with pytest.raises(Unavailable), agent("aether://127.0.0.1:1", "a", connect_timeout=0.1):
+    with pytest.raises(Unavailable), agent("aether://127.0.0.1:1", "a", connect_timeout_s=0.1):
         raise AssertionError("it was let in")
 
 

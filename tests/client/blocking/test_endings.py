@@ -105,5 +105,5 @@ async def test_a_program_ends(name: str) -> None:
             )
         assert (done.returncode, done.stdout.decode()) == (0, "")
         with trio.fail_after(300):  # it has said goodbye, so its name is free
-            async with agent(address, "script", connect_timeout=30):
+            async with agent(address, "script", connect_timeout_s=30):
                 pass

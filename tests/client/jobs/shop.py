@@ -89,7 +89,7 @@ async def wait_until_over(job: Job) -> JobEnd:
 async def scripted_worker(body: Callable[[AgentClient], Awaitable[None]]) -> AsyncIterator[Peer]:
     """Let a worker in, which does `body`, and give it the task "t1"."""
     with trio.fail_after(LIMIT_S):
-        async with scripted(body, client=worker, close_timeout=0.1) as (peer, line):
+        async with scripted(body, client=worker, close_timeout_s=0.1) as (peer, line):
             await line.tell(**assignment())
             yield peer
 

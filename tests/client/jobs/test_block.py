@@ -431,7 +431,7 @@ def asked_of(approver: AgentClient) -> AuthorityWish:
     return AuthorityWish(
         target_subject=who,
         requested_access_level=AccessLevel.READ,
-        requested_duration_seconds=60,
+        requested_duration_s=60,
         route=AuthorityRoute(principal=who),
     )
 

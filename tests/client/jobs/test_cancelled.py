@@ -151,7 +151,7 @@ async def test_a_cancellation_while_the_end_is_under_way(work: Work, kind: int, 
 
 async def cancelled_twice(work: Callable[[Job], Awaitable[None]], heard: threading.Event, address: str) -> None:
     """By asyncio itself, whose cancellations no shield of anyio's holds off."""
-    async with worker(address, close_timeout=0.1) as one:
+    async with worker(address, close_timeout_s=0.1) as one:
         job = await one_of(one)
         child = asyncio.create_task(work(job))
         while not job.entered:

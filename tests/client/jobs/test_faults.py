@@ -79,7 +79,7 @@ async def test_random_faults_between_workers_and_the_gateway(seed: int) -> None:
                 boss = await stack.enter_async_context(agent(f"aether://{gateway.address}", "boss"))
                 workers = [
                     await stack.enter_async_context(
-                        worker(f"aether://{proxy.address}", str(number), worker_tasks=4, connect_timeout=60.0)
+                        worker(f"aether://{proxy.address}", str(number), worker_tasks=4, connect_timeout_s=60.0)
                     )
                     for number in range(3)
                 ]
@@ -109,7 +109,7 @@ async def test_a_block_goes_on_at_another_node_when_its_own_is_killed(postgres_e
             open_gateway_process(extra_args=arguments) as second,
             open_fault_proxy(lambda: [first.address, second.address]) as proxy,
             agent(f"aether://{second.address}", "boss") as boss,
-            worker(f"aether://{proxy.address}", connect_timeout=60.0) as one,
+            worker(f"aether://{proxy.address}", connect_timeout_s=60.0) as one,
         ):
             task_id = await order(boss)
             jobs = one.work()
@@ -201,8 +201,8 @@ async def test_a_gateway_that_is_killed_in_the_middle_of_work() -> None:
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"
             async with (
-                agent(address, "boss", connect_timeout=LIMIT_S) as boss,
-                worker(address, connect_timeout=LIMIT_S) as one,
+                agent(address, "boss", connect_timeout_s=LIMIT_S) as boss,
+                worker(address, connect_timeout_s=LIMIT_S) as one,
             ):
                 ids = [await order(boss, str(number)) for number in range(40)]
                 done: list[str] = []
@@ -238,8 +238,8 @@ async def test_inputs_that_were_accepted_wake_their_tasks_though_the_gateway_is_
         async with open_gateway_process() as gateway:
             address = f"aether://{gateway.address}"
             async with (
-                agent(address, "boss", connect_timeout=LIMIT_S) as boss,
-                worker(address, connect_timeout=LIMIT_S, worker_tasks=20) as one,
+                agent(address, "boss", connect_timeout_s=LIMIT_S) as boss,
+                worker(address, connect_timeout_s=LIMIT_S, worker_tasks=20) as one,
             ):
                 ids = [await order(boss, str(number)) for number in range(20)]
 

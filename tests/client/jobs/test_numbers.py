@@ -45,7 +45,7 @@ async def test_after_a_cut_a_block_goes_on_only_with_the_assignment_that_it_had(
         ends.append(job.end)
 
     with trio.fail_after(LIMIT_S):
-        async with scripted(body, client=worker, close_timeout=0.1) as (peer, line):
+        async with scripted(body, client=worker, close_timeout_s=0.1) as (peer, line):
             assert line.init is not None
             assert line.init.extensions[-1].uri == "urn:aether-trio:assignments"
             told = assignment()

@@ -272,8 +272,8 @@ class Play:
             retry=HOPELESS if end == self._hopeless else PATIENT,
             credit_messages=self._chance.choice([4, 16, 1024]),
             max_unsettled=self._chance.choice([2, 64]),
-            connect_timeout=LIMIT_S,
-            close_timeout=LIMIT_S,
+            connect_timeout_s=LIMIT_S,
+            close_timeout_s=LIMIT_S,
         )
         outside = end != self._in_peace and self._chance.random() < 0.4
         try:

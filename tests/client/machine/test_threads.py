@@ -61,8 +61,8 @@ class Threads:
                 specifier="a",
                 retry=HOPELESS if hopeless else PATIENT,
                 credit_messages=self._chance.choice([4, 1024]),
-                connect_timeout=LIMIT_S,
-                close_timeout=LIMIT_S,
+                connect_timeout_s=LIMIT_S,
+                close_timeout_s=LIMIT_S,
             ) as client:
                 for _ in range(self._chance.randint(1, MOVES)):
                     self._move(client, threads, hopeless=hopeless)

@@ -43,7 +43,7 @@ EXCHANGE = GrantExchange(
 WISH = AuthorityWish(
     target_subject=ANN,
     requested_access_level=AccessLevel.READ,
-    requested_duration_seconds=60,
+    requested_duration_s=60,
     route=AuthorityRoute(capability="approver"),
 )
 
@@ -80,7 +80,7 @@ CALLS: dict[str, Call] = {
     "access.check": lambda n: n.check(ACCESS, authorization=on_behalf_of(ANN, grant="g")),
     "access.check_all": lambda n: n.check_all([ACCESS, ACCESS]),
     "access.send_checked": lambda n: n.send_checked(AGENT, b"p", ACCESS, continuation=Continuation(binding_id="b")),
-    "audit.query": lambda n: n.query(start=NOW, only_failures=True, limit=5),
+    "audit.query": lambda n: n.query(since=NOW, only_failures=True, limit=5),
     "audit.submit": lambda n: n.submit("reviewed", resource_type="doc", metadata={"a": "b"}),
     "authority_requests.approve": lambda n: n.approve(
         "r", access_level=AccessLevel.READ, duration=timedelta(minutes=5)

@@ -42,7 +42,7 @@ class Talker:
                 workspace="lab",
                 implementation="talker",
                 specifier=str(self.number),
-                connect_timeout=LIMIT_S,
+                connect_timeout_s=LIMIT_S,
             ) as client,
             trio.open_nursery() as nursery,
         ):

@@ -19,8 +19,8 @@ def client(address: str, implementation: str) -> AgentClient:
         workspace="lab",
         implementation=implementation,
         specifier="1",
-        connect_timeout=LIMIT_S,
-        ping_interval=None,
+        connect_timeout_s=LIMIT_S,
+        ping_interval_s=None,
     )
 
 
