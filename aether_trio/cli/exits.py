@@ -15,6 +15,8 @@ USAGE: Final = 2
 SETTINGS: Final = 3
 UNREACHABLE: Final = 4
 REFUSED: Final = 5
+NOT_YET: Final = 124
+"""What timeout(1) ends with when its time is over."""
 INTERRUPTED: Final = 130
 """What a shell makes of SIGINT: 128 + 2."""
 CLOSED: Final = 141
@@ -28,6 +30,7 @@ Exit codes:
   3    the settings are wrong, or a gateway cannot start with them
   4    the gateway cannot be reached
   5    the gateway refused the connection (credentials, identity in use)
+  124  what was waited for did not happen within --timeout
   130  Ctrl-C
   141  nothing reads the output any more
 """

@@ -14,6 +14,7 @@ _NEXT: Final = (
     ("task not found", "`aether tasks list` shows those of a workspace (--workspace); --as says who asks"),
     ("retry of a task", "only tasks that have failed or were cancelled are tried again"),
     ("the task has ended", "`aether tasks show` says how"),
+    ("the answer to a question", "`aether tasks answer TASK_ID approve` (or reject) sends it"),
     ("resume of a task", "only paused tasks are resumed"),
     ("so it cannot be started", "register it with `aether agents register`, or let the task wait with --offline queue"),
     ("is not connected", "let the task wait with --offline queue"),

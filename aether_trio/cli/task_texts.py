@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import enum
+import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -12,7 +14,7 @@ from aether_trio.cli.output import is_terminal, print_facts, print_json, print_t
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.requests import RequestEvent
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
-from aether_trio.client.operations.task_values import Task
+from aether_trio.client.operations.task_values import RETRY, Task
 
 _SHORT: Final = 60
 _KINDS: Final[Mapping[type, str]] = {
@@ -29,7 +31,32 @@ _PAUSED: Final = frozenset(
 
 def as_json(task: Task) -> dict[str, Any]:
     """Return a task as JSON: enums in lower case, ISO 8601 times, null for unset."""
-    return {name: _plain(value) for name, value in asdict(task).items()}
+    return {name: _plain(value) for name, value in _fields_of(task).items()}
+
+
+def _fields_of(task: Task) -> dict[str, Any]:
+    """Return what is shown of a task, in order; `attempt` counts from 1."""
+    fields: dict[str, Any] = {}
+    for name, value in asdict(task).items():
+        match name:
+            case "failures":
+                fields["attempt"] = task.attempt
+            case "metadata":
+                fields[name] = {key: text for key, text in task.metadata.items() if not key.startswith("_")}
+            case _:
+                fields[name] = value
+    fields["outcome"] = task.outcome
+    fields["next_attempt_at"] = task.next_attempt_at
+    fields["queued_because"] = task.queued_because
+    fields["dead_letter"] = task.metadata.get("_dead_letter", "")
+    fields["question"] = None if task.question is None else asdict(task.question)
+    if (encoded := task.metadata.get("_result_base64")) is not None:
+        fields["result_base64"] = encoded
+    elif task.result_checkpoint:
+        fields["result_checkpoint"] = task.result_checkpoint
+    elif "_result" in task.metadata:
+        fields["result"] = task.result
+    return fields
 
 
 def event_as_json(event: TaskEvent) -> dict[str, Any]:
@@ -62,7 +89,7 @@ def _cells(task: Task) -> tuple[str, ...]:
     return (
         task.task_id,
         task.task_type,
-        status_text(task.status),
+        state_text(task),
         attempt_text(task),
         task.priority.name.lower(),
         _whose(task),
@@ -77,12 +104,16 @@ def print_one(task: Task, *, as_object: bool) -> None:
         print_json(as_json(task), indent=2)
         return
     rows: list[tuple[str, str]] = []
-    for name, value in asdict(task).items():
+    for name, value in _fields_of(task).items():
         if name == "status":
-            rows.append((name, status_text(task.status)))
+            rows.append((name, state_text(task)))
         elif name == "attempt":
             rows.append((name, attempt_text(task)))
-        elif name != "max_attempts" and value not in ("", None, (), {}, 0):
+        elif name == "result":
+            rows.append((name, _short(json.dumps(value, ensure_ascii=False))))
+        elif name == "result_base64":
+            rows.append(("result", f"{task.metadata.get('_result_bytes', '?')} bytes, see `aether tasks wait`"))
+        elif name not in _TOLD and value not in ("", None, (), {}, 0):
             rows.append((name.replace("_", " "), _text(value)))
     print_facts(rows)
 
@@ -97,6 +128,26 @@ def _whose(task: Task) -> str:
 def attempt_text(task: Task) -> str:
     """Return which attempt of how many a task is at, as "2/3"."""
     return f"{task.attempt}/{task.max_attempts}"
+
+
+_TOLD: Final = frozenset({"max_attempts", "outcome", "next_attempt_at"})
+"""Fields that are shown with another one."""
+
+
+def state_text(task: Task) -> str:
+    """Return a task's status, and of a failed one what follows, in words."""
+    text = status_text(task.status)
+    outcome = outcome_text(task)
+    return f"{text}, {outcome}" if outcome else text
+
+
+def outcome_text(task: Task) -> str:
+    """Return what follows the failure of a task, as "retry 2 of 3 in 4 s"; or ""."""
+    if task.outcome != RETRY:
+        return task.outcome.replace("_", " ")
+    at = task.next_attempt_at
+    left = 0.0 if at is None else max((at - datetime.now(UTC)).total_seconds(), 0.0)
+    return f"retry {task.failures + 1} of {task.max_attempts} in {math.ceil(left)} s"
 
 
 def status_text(status: TaskStatus) -> str:
@@ -124,10 +175,11 @@ def _short(text: str) -> str:
     return line if len(line) <= _SHORT or not is_terminal() else line[: _SHORT - 3] + "..."
 
 
-def event_line(event: TaskEvent) -> str:
-    """Return a task's event as one line for a person."""
+def event_line(event: TaskEvent, outcome: str = "") -> str:
+    """Return a task's event as one line for a person; `outcome` follows a failure."""
     at = event.emitted_at or datetime.now(UTC)
-    return f"{at.astimezone().strftime('%H:%M:%S.%f')[:-3]}  {event.task_id}  {_happening(event)}"
+    line = f"{at.astimezone().strftime('%H:%M:%S.%f')[:-3]}  {event.task_id}  {_happening(event)}"
+    return f"{line}  ({outcome})" if outcome else line
 
 
 def _happening(event: TaskEvent) -> str:
@@ -151,4 +203,4 @@ def state_line(task: Task) -> str:
     at = datetime.now(UTC).astimezone().strftime("%H:%M:%S.%f")[:-3]
     worker = f", {task.assigned_to}" if task.assigned_to else ""
     error = f"  {task.error}" if task.error else ""
-    return f"{at}  {task.task_id}  is {status_text(task.status)} (attempt {attempt_text(task)}{worker}){error}"
+    return f"{at}  {task.task_id}  is {state_text(task)} (attempt {attempt_text(task)}{worker}){error}"

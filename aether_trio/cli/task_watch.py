@@ -15,10 +15,11 @@ from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, say
 from aether_trio.cli.task_client import task_id_of
 from aether_trio.cli.task_refusals import explained_refusals
-from aether_trio.cli.task_texts import event_as_json, event_line, state_line
+from aether_trio.cli.task_texts import event_as_json, event_line, outcome_text, state_line
 from aether_trio.client import AetherError, Feed
 from aether_trio.client.operations import StatusChanged, TaskEvent, TaskStatus
 from aether_trio.client.operations.task_events import task_event
+from aether_trio.client.operations.task_values import ENDED, Task
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -30,7 +31,6 @@ QUIET_S: Final = 0.5
 SKIP_S: Final = 5.0
 """For a replay that does not come to an end, as the task is busy."""
 
-ENDED: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.REJECTED})
 REPLAYED: Final = 2**20
 """Events that may wait while the subscriptions to all tasks are made."""
 START: Final = datetime.fromtimestamp(0, UTC)
@@ -78,7 +78,7 @@ class TaskWatch:
         for task_id in self._task_ids:
             task = await tasks.get(task_id)
             if not replayed:
-                self._note(task_id, task.status)
+                self._note_task(task)
                 if not self._as_lines:
                     say(state_line(task))
         self._begun = True
@@ -88,7 +88,7 @@ class TaskWatch:
             if over and not replayed:
                 return self._ends
             with trio.move_on_after(QUIET_S if over else math.inf):
-                self._show(task_event(await anext(events)))
+                await self._show(tasks, task_event(await anext(events)))
                 continue
             return self._ends
 
@@ -101,14 +101,28 @@ class TaskWatch:
                 if quiet.cancelled_caught:
                     return
 
-    def _show(self, event: TaskEvent) -> None:
+    async def _show(self, tasks: Tasks, event: TaskEvent) -> None:
         self._note_time(event)
+        change = event.event
         if self._as_lines:
             print_json(event_as_json(event))
         else:
-            say(event_line(event))
-        if isinstance(event.event, StatusChanged):
-            self._note(event.task_id, event.event.to_status)
+            say(event_line(event, await self._outcome(tasks, event)))
+        if isinstance(change, StatusChanged):
+            self._note(event.task_id, change.to_status)
+
+    async def _outcome(self, tasks: Tasks, event: TaskEvent) -> str:
+        """Return what follows a failure that was just told of; "" if it has followed."""
+        change = event.event
+        if not isinstance(change, StatusChanged) or change.to_status is not TaskStatus.FAILED:
+            return ""
+        try:
+            task = await tasks.get(event.task_id)
+        except AetherError as error:
+            if is_refusal(error):  # a task below it that this participant may not see
+                return ""
+            raise
+        return outcome_text(task)
 
     def _note_time(self, event: TaskEvent) -> None:
         if event.emitted_at is not None:
@@ -123,6 +137,12 @@ class TaskWatch:
                 await tasks.get(task_id)
             raise
 
+    def _note_task(self, task: Task) -> None:
+        if task.has_ended or task.status not in ENDED:
+            self._note(task.task_id, task.status)
+        else:
+            self._ends.pop(task.task_id, None)  # it will be tried again
+
     def _note(self, task_id: str, status: TaskStatus) -> None:
         if task_id in self._task_ids:
             if status in ENDED:
@@ -135,5 +155,5 @@ class TaskWatch:
         if not self._until_end or len(self._ends) < len(self._task_ids):
             return False
         for task_id in self._task_ids:
-            self._note(task_id, (await tasks.get(task_id)).status)
+            self._note_task(await tasks.get(task_id))
         return len(self._ends) == len(self._task_ids)

@@ -10,18 +10,20 @@ from typing import Any, Final, TypeAlias
 import click
 
 from aether_trio.cli import exits
-from aether_trio.cli.connect import is_refusal, refusal_text
+from aether_trio.cli.connect import is_refusal, open_client, refusal_text
 from aether_trio.cli.identities import access_options, asking_options, parse_identity
 from aether_trio.cli.options import GatewayTarget, name_and_value, workspace_option
-from aether_trio.cli.output import is_terminal, print_json, run_client, say
+from aether_trio.cli.output import is_terminal, print_bytes, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks, task_id_of
-from aether_trio.cli.task_refusals import refused
-from aether_trio.cli.task_texts import as_json, print_list, print_one
+from aether_trio.cli.task_end import show_end, wait_for_end, wait_limit
+from aether_trio.cli.task_refusals import explained_refusals, refused
+from aether_trio.cli.task_texts import as_json, print_list, print_one, state_text
 from aether_trio.cli.task_watch import TaskWatch
 from aether_trio.client import AetherError
 from aether_trio.client.operations import RetryPolicy, TargetOfflinePolicy, TaskClass, TaskPriority, TaskStatus
 from aether_trio.client.operations.task_values import CreatedTask, Task
 from aether_trio.client.operations.tasks import Tasks
+from aether_trio.client.senders import ToWork
 from aether_trio.model.identity import Identity, Kind
 
 _PAGE: Final = 500
@@ -50,12 +52,15 @@ Examples:
   aether tasks create report - --pool reporter --max-attempts 5 --priority high < order.json
   aether tasks list --status live
   aether tasks list --status failed --json | jq -r .[].task_id
+  aether tasks create total 1,2,3 --pool adder --wait
+  aether tasks wait TASK_ID --timeout 60 > result.json
+  aether tasks answer TASK_ID approve --text "go on"
   aether tasks watch TASK_ID --from start
   aether tasks retry TASK_ID
 """,
 )
 def command() -> None:
-    """Create, find, watch, cancel and retry tasks.
+    """Create, find, watch, answer, cancel and retry tasks.
 
     A worker is a program: docs/tasks.md says how it is written.
     """
@@ -141,11 +146,22 @@ async def pages_of(tasks: Tasks, size: int = _PAGE, **wanted: Any) -> AsyncGener
 
 @command.command()
 @click.argument("task_id")
+@click.option("--payload", is_flag=True, help="Only the payload, as its creator gave it.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @access_options
-def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
-    """Show all fields of a task but its payload, which is its worker's."""
-    print_one(run_client(_get, target, who, task_id), as_object=as_object)
+def show(target: GatewayTarget, who: Identity, task_id: str, payload: bool, as_object: bool) -> None:
+    """Show all fields of a task but its payload, and why it waits if it does."""
+    if payload and as_object:
+        raise click.UsageError("a payload is bytes: give either --payload or --json.")
+    if payload:
+        print_bytes(run_client(_payload, target, who, task_id))
+    else:
+        print_one(run_client(_get, target, who, task_id), as_object=as_object)
+
+
+async def _payload(target: GatewayTarget, who: Identity, task_id: str) -> bytes:
+    async with open_tasks(target, who) as tasks:
+        return await tasks.payload(await task_id_of(tasks, task_id))
 
 
 async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
@@ -173,6 +189,7 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     "--idempotency-key", default="", metavar="KEY", help="Create it once: the same key finds the same task for a day."
 )
 @click.option("--correlation", default="", metavar="ID", help="A name to find it by, with others.")
+@click.option("--wait", "waits", is_flag=True, help="Wait for its end, and print its result as `wait` does.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @workspace_option
 @create_options
@@ -192,9 +209,10 @@ def create(
     retry_delay: float,
     idempotency_key: str,
     correlation: str,
+    waits: bool,
     as_object: bool,
 ) -> None:
-    """Create a task of TYPE and print its id.
+    """Create a task of TYPE and print its id; with --wait its result instead.
 
     The payload is text; - reads standard input.
 
@@ -202,6 +220,8 @@ def create(
     start_to_close_ms for each attempt, heartbeat_timeout_ms without progress, schedule_to_close_ms
     for all of it.
     """
+    if waits and as_object:
+        raise click.UsageError("--wait prints the result of the task: leave --json out.")
     if bool(pool) == bool(identity):
         raise click.UsageError("a task needs a worker: give either --pool IMPLEMENTATION or --target IDENTITY.")
     retries = RetryPolicy(max_attempts=max_attempts, initial_delay_s=retry_delay) if max_attempts else None
@@ -219,6 +239,10 @@ def create(
         "correlation_id": correlation,
     }
     task = run_client(_create, target, who, task_type, wanted)
+    if waits:
+        say(task.task_id, err=True)
+        show_end(run_client(wait_for_end, target, who, task.task_id, wait_limit(target)))
+        return
     if as_object:
         print_json({"task_id": task.task_id, "status": task.status, "assigned_to": task.assigned_to})
     else:
@@ -228,6 +252,52 @@ def create(
 async def _create(target: GatewayTarget, who: Identity, task_type: str, wanted: dict[str, Any]) -> CreatedTask:
     async with open_tasks(target, who) as tasks:
         return await tasks.create(task_type, **wanted)
+
+
+@command.command()
+@click.argument("task_id")
+@access_options
+def wait(target: GatewayTarget, who: Identity, task_id: str) -> None:
+    """Wait until a task has ended, and print its result.
+
+    A failed attempt that is followed by another one is no end. JSON is printed as JSON, bytes as
+    they are; a task without a result prints nothing. Without --timeout it waits for as long as the
+    task takes, also while the gateway is restarted.
+
+    \b
+    Exit codes:
+      0    the task is completed
+      1    it has failed, or was cancelled or rejected; the reason is on standard error
+      124  it has not ended within --timeout
+    """
+    show_end(run_client(wait_for_end, target, who, task_id, wait_limit(target)))
+
+
+@command.command()
+@click.argument("task_id")
+@click.argument("decision", type=click.Choice(["approve", "reject"]))
+@click.option("--choice", default="", metavar="TEXT", help="One of the choices that the question offers.")
+@click.option("--text", default="", metavar="TEXT", help="What to say besides.")
+@access_options
+def answer(target: GatewayTarget, who: Identity, task_id: str, decision: str, choice: str, text: str) -> None:
+    """Answer the question that a task asks a person; `aether tasks show` shows it."""
+    found = run_client(_answer, target, who, task_id, decision == "approve", choice, text)
+    say(f"{found}  {'approved' if decision == 'approve' else 'rejected'}")
+
+
+async def _answer(target: GatewayTarget, who: Identity, given: str, approved: bool, choice: str, text: str) -> str:
+    async with open_client(target, who) as client:
+        with explained_refusals():
+            if not isinstance(client, ToWork):
+                raise exits.CliError(f"{who} may not send to tasks, so it answers no question")
+            tasks = client.tasks.within(None)
+            task = await tasks.get(await task_id_of(tasks, given))
+            if (question := task.question) is None:
+                raise exits.CliError(f"task {task.task_id} asks no question: it is {state_text(task)}")
+            if choice and choice not in question.choices:
+                raise click.BadParameter(f"{choice!r} is none of: {', '.join(question.choices) or 'no choices'}")
+            await client.answer(task.task_id, approved, choice=choice, text=text, workspace=task.workspace)
+            return task.task_id
 
 
 def _add_move(name: str, move: Move, done: str, text: str) -> None:
@@ -285,7 +355,7 @@ def watch(
 ) -> None:
     """Show the events of tasks as they happen, until Ctrl-C.
 
-    A failure that is to be tried again is an end, too.
+    A failed attempt that is followed by another one is no end.
     """
     watch = TaskWatch(task_ids, recursive, start == "start", until_end, as_lines)
     ends = run_client(watch.run, target, who)

@@ -1,0 +1,75 @@
+"""Waits for the end of a task, over several connections, and shows its result."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import NamedTuple
+
+import click
+import trio
+from click.core import ParameterSource
+
+from aether_trio.cli import exits
+from aether_trio.cli.connect import open_client
+from aether_trio.cli.options import GatewayTarget
+from aether_trio.cli.output import print_bytes, say, say_json
+from aether_trio.cli.task_client import task_id_of
+from aether_trio.cli.task_refusals import explained_refusals
+from aether_trio.cli.task_texts import state_text
+from aether_trio.client.operations.enums import TaskStatus
+from aether_trio.client.operations.task_values import Task
+from aether_trio.model.identity import Identity
+
+AGAIN_S = 1.0
+"""Before the next connection."""
+
+
+class TaskEnd(NamedTuple):
+    """An ended task, and the data of its result if that is bytes or a checkpoint."""
+
+    task: Task
+    data: bytes | None = None
+
+
+def wait_limit(target: GatewayTarget) -> float:
+    """Return the limit of a wait in seconds: what --timeout says, by default none."""
+    source = click.get_current_context().get_parameter_source("timeout_s")
+    return math.inf if source is ParameterSource.DEFAULT else target.timeout_s
+
+
+async def wait_for_end(target: GatewayTarget, who: Identity, given: str, limit_s: float) -> TaskEnd:
+    """Wait for the end of the task whose id begins with `given`.
+
+    A lost connection is made again. Raises CliError: after the limit, and if it is not there.
+    """
+    known = ""
+    with trio.move_on_after(limit_s):
+        while True:
+            try:
+                async with open_client(target, who, endless=True) as client:
+                    with explained_refusals():
+                        tasks = client.tasks.within(None)
+                        known = known or await task_id_of(tasks, given)
+                        task = await tasks.wait(known)
+                        if task.result_checkpoint:
+                            return TaskEnd(task, await tasks.saved_result(known))
+                        return TaskEnd(task, task.result if isinstance(task.result, bytes) else None)
+            except exits.CliError as error:
+                if error.exit_code != exits.UNREACHABLE or not known:
+                    raise
+                say(f"{error.message}; trying again", err=True)
+                await trio.sleep(AGAIN_S)
+    raise exits.CliError(f"task {known or given} has not ended within {limit_s:g} s; it goes on", exits.NOT_YET)
+
+
+def show_end(end: TaskEnd) -> None:
+    """Print the result of a completed task. Raises CliError for another end."""
+    task = end.task
+    if task.status is not TaskStatus.COMPLETED:
+        reason = f": {task.error}" if task.error else ""
+        raise exits.CliError(f"task {task.task_id} is {state_text(task)}{reason}")
+    if end.data is not None:
+        print_bytes(end.data)
+    elif task.has_result:
+        say_json(json.dumps(task.result, ensure_ascii=False))
