@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from typing import Final
 import trio
 
 from aether_trio.model.limits import KIB
+from aether_trio.model.text import escaped
 from aether_trio.orchestrator.launch_plan import LaunchPlan
 
 MAX_LINE_BYTES: Final = 8 * KIB  # a longer line is shown in pieces
@@ -31,22 +33,54 @@ KILL_S: Final = 10.0  # seconds for the command that kills what signals do not r
 LOOK_S: Final = 0.05  # seconds between two looks at a group whose first process has ended
 
 
+LAST_LINES: Final = 12  # of a process's output, that a report of its failure has
+LAST_CHARACTERS: Final = 2_000  # of all of these, the latest
+LINE_CHARACTERS: Final = 300  # of one of them
+
+
 @dataclass(frozen=True, slots=True)
 class ProcessEnd:
     """How an agent's process ended; `returncode` is negative for a signal."""
 
     returncode: int
     lived_s: float
-    last_line: str
+    last_lines: tuple[str, ...] = ()
 
-    def __str__(self) -> str:
+    @property
+    def well(self) -> bool:
+        """Whether it has ended with exit code 0."""
+        return self.returncode == 0
+
+    @property
+    def last_line(self) -> str:
+        return next((one.strip() for one in reversed(self.last_lines) if one.strip()), "")
+
+    @property
+    def report(self) -> str:
+        """How it ended, with its last lines; their control characters are escaped."""
+        found: list[str] = []
+        left = LAST_CHARACTERS
+        for one in reversed([one for one in self.last_lines if one.strip()]):
+            text = escaped(one.rstrip(), LINE_CHARACTERS)
+            left -= len(text) + 1
+            if left < 0:
+                break
+            found.append(text)
+        said = "; its last lines:\n" + "\n".join(reversed(found)) if found and not self.well else ""
+        return f"its process {self._how}{said}"
+
+    @property
+    def _how(self) -> str:
         if self.returncode < 0:
             number = -self.returncode
             how = f"by {signal.Signals(number).name}" if number in set(signal.Signals) else f"by signal {number}"
         else:
             how = f"with exit code {self.returncode}"
+        return f"ended {how} after {self.lived_s:.1f} s"
+
+    def __str__(self) -> str:
         said = f"; the last it said was: {self.last_line}" if self.last_line and self.returncode else ""
-        return f"ended {how} after {self.lived_s:.1f} s{said}"
+        return f"{self._how}{said}"
 
 
 class _Lines:
@@ -55,7 +89,7 @@ class _Lines:
     def __init__(self, on_line: Callable[[str], None]) -> None:
         self._on_line = on_line
         self._rest = b""
-        self.last = ""
+        self.last: deque[str] = deque(maxlen=LAST_LINES)
 
     def feed(self, data: bytes) -> None:
         *lines, self._rest = (self._rest + data).split(b"\n")
@@ -73,7 +107,8 @@ class _Lines:
     def _give(self, line: bytes) -> None:
         for start in range(0, max(len(line), 1), MAX_LINE_BYTES):
             text = line[start : start + MAX_LINE_BYTES].decode(errors="replace").rstrip("\r")
-            self.last = text.strip() or self.last
+            if text.strip():
+                self.last.append(text)
             self._on_line(text)
 
 
@@ -103,7 +138,7 @@ async def run_process(
         with trio.CancelScope(shield=True):
             await _stop(process, lines, plan, grace_s)
     assert process.returncode is not None
-    return ProcessEnd(process.returncode, trio.current_time() - since, lines.last)
+    return ProcessEnd(process.returncode, trio.current_time() - since, tuple(lines.last))
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Follows the startup task of an agent at the gateway; reports a failed start.
+"""Follows the startup task of an agent at the gateway; reports its end.
 
 A startup task is the gateway's record of a start. The gateway may cancel it, let it fail, or assign
 it to another orchestrator; then the process that was started for it has to stop.
@@ -6,6 +6,7 @@ it to another orchestrator; then the process that was started for it has to stop
 
 from __future__ import annotations
 
+import enum
 import math
 from collections.abc import Callable
 from typing import Final
@@ -77,22 +78,43 @@ async def _check_assignment(client: OrchestratorClient, start: AgentStart, stop:
         stop("another orchestrator was given its start")
 
 
-async def report_failure(client: OrchestratorClient, reference: str, reason: str) -> str:
-    """Tell the gateway that a start failed; return "", or why that was not possible.
+class EndReport(enum.Enum):
+    """What an orchestrator tells the gateway of an agent's start that is over for it."""
 
-    The gateway refuses the report if the agent has connected or the start is over. A lost report is
-    repeated: messages may wait for the old process until it arrives.
+    FAILED = "failed"  # it could not be started, or its process has failed
+    DONE = "done"  # its process has ended with exit code 0
+    BUSY = "busy"  # there is no room for it here, so another orchestrator may have it
+
+
+async def report_end(
+    client: OrchestratorClient, reference: str, reason: str, what: EndReport = EndReport.FAILED
+) -> str:
+    """Tell the gateway how a start ended; return "", or why that was not possible.
+
+    The gateway refuses the report if the start is over. A lost report is repeated: messages may
+    wait for the old process until it arrives. What a gateway does not take as DONE or BUSY, as the
+    agent has not connected for example, is reported as a failure.
     """
     error: AetherError | None = None
     with trio.move_on_after(REPORT_S):
         while True:
             try:
-                await client.tasks.within(REPORT_S).fail(reference, reason=reason)
+                tasks = client.tasks.within(REPORT_S)
+                match what:
+                    case EndReport.FAILED:
+                        await tasks.fail(reference, reason=reason)
+                    case EndReport.DONE:
+                        await tasks.complete(reference)
+                    case EndReport.BUSY:
+                        await tasks.reject(reference, reason=reason)
             except AetherError as raised:
                 error = raised
-                if not raised.retryable:
+                if raised.retryable:
+                    await trio.sleep(RETRY_DELAY_S)
+                elif what is EndReport.FAILED:
                     return ""
-                await trio.sleep(RETRY_DELAY_S)
+                else:
+                    what = EndReport.FAILED
             else:
                 return ""
     return f"no answer within {REPORT_S:g} s" if error is None else error.message

@@ -1,9 +1,10 @@
 """Runs the agents that a gateway asks for, one process for each identity.
 
-    client.starts ──▶ one task for each start ──▶ run_process ──▶ report_failure: FAIL
+    client.starts ──▶ one task for each start ──▶ run_process ──▶ report_end: FAIL, COMPLETE
 
 The gateway takes a FAIL as the failure of a start whose agent has not connected: it tries again,
-perhaps with another orchestrator. For an agent that has connected it changes nothing.
+perhaps with another orchestrator. For an agent that has connected, FAIL and COMPLETE say how its
+process has ended. REJECT gives a start back for which there is no room here.
 
 Invariants: one process runs for each identity, and a new start of an identity waits until the old
 process has ended. All processes have ended when `run` returns or raises.
@@ -27,7 +28,7 @@ from aether_trio.orchestrator.capacity import Capacity
 from aether_trio.orchestrator.launch_plan import AgentStart, GatewayAddresses, cannot_run, plan_launch
 from aether_trio.orchestrator.process_group import kill_group, run_process
 from aether_trio.orchestrator.reporter import Reporter
-from aether_trio.orchestrator.startup_task import report_failure, watch_startup_task
+from aether_trio.orchestrator.startup_task import EndReport, report_end, watch_startup_task
 
 DEFAULT_MOST: Final = 16
 DEFAULT_GRACE_S: Final = 10.0
@@ -164,13 +165,14 @@ class AgentSupervisor:
             return
         spec = self._spec_of(start)  # the agents may have been replaced meanwhile
         if problem or spec is None:
-            await self._refuse(client, start, problem or self._unknown(start))
+            busy = EndReport.BUSY if problem else EndReport.FAILED
+            await self._refuse(client, start, problem or self._unknown(start), busy)
             return
         process = self._processes[name] = _AgentProcess(start)
         watch = trio.CancelScope()
         nursery.start_soon(self._watch, client, process, watch)
         try:
-            reason = await self._run(spec, process)
+            reason, how = await self._run(spec, process)
         finally:
             watch.cancel()  # and no wait for its end: it may wait for a gateway that is away
             process.pid = 0
@@ -178,7 +180,7 @@ class AgentSupervisor:
             process.ended.set()
             self._capacity.changed()
         if not process.replaced:
-            await self._report(client, start.reference, name, reason)
+            await self._report(client, start.reference, name, reason, how)
 
     def _spec_of(self, start: AgentStart) -> AgentSpec | None:
         """Return how an agent is started; for "name:version" also the spec of "name"."""
@@ -189,12 +191,15 @@ class AgentSupervisor:
         known = ", ".join(sorted(self._agents))
         return f"this orchestrator has no agent {start.identity.implementation!r}; it has {known}"
 
-    async def _refuse(self, client: OrchestratorClient, start: AgentStart, why: str) -> None:
+    async def _refuse(
+        self, client: OrchestratorClient, start: AgentStart, why: str, what: EndReport = EndReport.FAILED
+    ) -> None:
         self._refused += 1
         self._reporter.event(start.identity.text, f"is not started: {why}")
-        await self._report(client, start.reference, start.identity.text, why)
+        await self._report(client, start.reference, start.identity.text, why, what)
 
-    async def _run(self, spec: AgentSpec, process: _AgentProcess) -> str:
+    async def _run(self, spec: AgentSpec, process: _AgentProcess) -> tuple[str, EndReport]:
+        """Run an agent's process to its end; return how it ended, for the gateway."""
         name = process.start.identity.text
         plan = plan_launch(spec, process.start, self._addresses)
         report = self._reporter
@@ -205,13 +210,13 @@ class AgentSupervisor:
             command = f"docker run {spec.image}" if spec.image else " ".join(spec.command)
             report.event(name, f"process {pid}: {command}")
 
-        reason = ""
+        reason, how = "", EndReport.FAILED
         with process.scope:
             try:
                 on_line, grace_s = partial(report.line, name), self._limits.grace_s
                 ended = await run_process(plan, on_line=on_line, on_started=started, grace_s=grace_s)
                 self._ended += 1
-                reason = f"its process {ended}"
+                reason, how = ended.report, EndReport.DONE if ended.well else EndReport.FAILED
                 report.event(name, str(ended))
             except (OSError, ValueError) as error:
                 # ValueError: a launch parameter has a zero byte.
@@ -221,7 +226,7 @@ class AgentSupervisor:
             finally:
                 if not reason:
                     report.event(name, "was stopped")
-        return reason or "its process was stopped"
+        return reason or "its process was stopped", how
 
     async def _watch(self, client: OrchestratorClient, process: _AgentProcess, scope: trio.CancelScope) -> None:
 
@@ -232,7 +237,14 @@ class AgentSupervisor:
         with scope:
             await watch_startup_task(client, process.start, stop)
 
-    async def _report(self, client: OrchestratorClient, reference: str, name: str, reason: str) -> None:
-        problem = await report_failure(client, reference, reason)
+    async def _report(
+        self,
+        client: OrchestratorClient,
+        reference: str,
+        name: str,
+        reason: str,
+        what: EndReport = EndReport.FAILED,
+    ) -> None:
+        problem = await report_end(client, reference, reason, what)
         if problem:
             self._reporter.event(name, f"the gateway could not be told that it has ended: {problem}")

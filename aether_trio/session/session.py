@@ -41,6 +41,8 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.session")
 
+GONE_S: Final = 1.0  # for the end of the stream of a client that is known to have gone
+INPUT_S: Final = 5.0  # for what such a client has sent
 CUT_GRACE_S = 0.5  # for what had arrived before the link broke, as storage may hang
 
 ANSWER_S = 5.0  # how long the answer to the last request of a client that has to go may take
@@ -417,6 +419,22 @@ class Session:
         elif self._end_after_answer is None:
             self._end_after_answer = StatusError(status, reason)
             self.nursery.start_soon(self._end_in_time, name="end-after-answer")
+
+    def end_after_input(self, status: Status, reason: str) -> None:
+        """End the session of a client that has gone, once what it has sent is handled.
+
+        Its stream has ended as a rule, unless that was lost on the way. Never blocks.
+        """
+        if self.nursery is None or self.detached:
+            self.end(status, reason)
+        else:
+            self.nursery.start_soon(self._end_after_input, status, reason, name="end-after-input")
+
+    async def _end_after_input(self, status: Status, reason: str) -> None:
+        await trio.sleep(GONE_S)
+        if not self.idle:
+            await trio.sleep(INPUT_S)
+        self.end(status, reason)
 
     def answered(self) -> None:
         """Note that the client's current request is handled and its answer is queued."""

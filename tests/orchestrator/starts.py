@@ -67,6 +67,11 @@ class Client:
     def __init__(self) -> None:
         self.starts: Feed[Assignment] = Feed(100, lossy=False, convert=lambda message: read(Assignment, message))
         self.failed: list[tuple[str, str]] = []
+        self.completed: list[str] = []
+        self.rejected: list[tuple[str, str]] = []
+        """Those of `failed` that were given back, as there was no room."""
+        self.connected = False
+        """Whether the gateway knows that the agents had connected."""
         self.registered: list[Registration] = []
         self.refusal: AetherError | None = None
         self.claimed: list[str] = []
@@ -83,6 +88,20 @@ class Client:
         self.asked += 1
         if self.refusal is not None:
             raise self.refusal
+        self.failed.append((task_id, reason))
+
+    async def complete(self, task_id: str) -> None:
+        self.asked += 1
+        if self.refusal is not None:
+            raise self.refusal
+        if not self.connected:
+            raise AetherError("", "the agent has not connected")
+        self.completed.append(task_id)
+
+    async def reject(self, task_id: str, *, reason: str) -> None:
+        if self.refusal is not None:
+            raise self.refusal
+        self.rejected.append((task_id, reason))
         self.failed.append((task_id, reason))
 
     @asynccontextmanager

@@ -19,7 +19,20 @@ from aether_trio.model.tasks.status import HELD, WAITING, StoredStatus, is_final
 from aether_trio.model.tasks.wait import Wait
 
 PROCESS_ENDED: Final = -1  # the `grace_ms` of a start whose process is known to have ended
+PROCESS_FAILED: Final = "PROCESS_ENDED"  # the error type of a start whose process has failed
 AGENT_STARTUP: Final = "agent_startup"  # the type of tasks that start an agent, for orchestrators
+
+
+class AgentProcess(enum.IntEnum):
+    """What is known of the process of an agent's start, beside its connection."""
+
+    UNKNOWN = 0
+    REPORTED = 1  # its orchestrator reports how it ends
+    LEFT = 2  # its agent has said goodbye, and its orchestrator is to report how it ends
+    DONE = 3  # it has ended well, and its session is being ended
+    FAILED = 4  # it has ended by a signal or with an exit code, as `error` says
+
+    __hash__ = int.__hash__
 
 
 class Mode(enum.StrEnum):
@@ -111,6 +124,7 @@ class TaskRow:
     grants: int = 0  # 1: authority grants end with it
     result_bytes: int = NO_RESULT  # size of the result that a report or COMPLETE gave, or NO_RESULT
     launched: int = 0  # of a start: the epoch whose token its agent has shown, 0 for none
+    process: int = 0  # of a start: an AgentProcess
 
     queue: str = ""  # where it waits for an assignment, "" if it does not wait
     holder: str = ""  # identity text of the worker whose live task it is (`holder_of`)

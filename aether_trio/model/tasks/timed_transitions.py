@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from aether_trio.model.tasks.status import GraceClass, StoredStatus
-from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, TaskRow
+from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_FAILED, AgentProcess, Mode, TaskRow
 from aether_trio.model.tasks.transitions import Facts, Move
 
 S = StoredStatus
@@ -167,6 +167,10 @@ def move_of(task: TaskRow, due: Due, facts: Facts) -> tuple[Move, Facts]:
         case Due.GRACE_OVER if task.status is S.ASSIGNED:
             text = f"worker {task.assigned_to} was given the task and never heard of again"
             return Move.LOSE, told(text, "WORKER_LOST")
+        case Due.GRACE_OVER if task.process in (AgentProcess.LEFT, AgentProcess.DONE):
+            return Move.COMPLETE, facts._replace(caller=task.assigned_to)
+        case Due.GRACE_OVER if task.process == AgentProcess.FAILED:
+            return Move.FAIL, told(task.error, PROCESS_FAILED)
         case Due.GRACE_OVER if task.process_ended:
             return Move.FAIL, told(f"the process of {task.assigned_to} has ended", "WORKER_LOST")
         case Due.GRACE_OVER:

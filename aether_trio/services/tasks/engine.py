@@ -204,6 +204,7 @@ class Engine:
         task_nodes.on_notification(nodes.EVENTS, self.event_subscriptions.look)
         task_nodes.on_notification(nodes.HIBERNATED, self._hibernated_elsewhere)
         task_nodes.on_notification(nodes.ENDED_SESSIONS, self._end_session)
+        task_nodes.on_notification(nodes.ENDED_PROCESSES, self._end_process)
         self._absent_unseen = AutoResetEvent()
         """Set when a gateway has ended that may have been about to start an agent."""
         self._child_events_written = AutoResetEvent()
@@ -405,6 +406,11 @@ class Engine:
                 self._end_session(session_id)
             else:
                 self.nodes.notify(node, nodes.ENDED_SESSIONS, session_id)
+        for node, session_id in tx.effects.ended_processes:
+            if node == here:
+                self._end_process(session_id)
+            else:
+                self.nodes.notify(node, nodes.ENDED_PROCESSES, session_id)
         for task, node in tx.effects.hibernated:
             self._tell_hibernated(task, node, here)
         self.timer.note(tx.due_ms)
@@ -438,6 +444,11 @@ class Engine:
         if session is not None:
             text = "the task of this session's token, or of its maker's, has ended"
             session.end_after_answer(Status.UNAUTHENTICATED, text)
+
+    def _end_process(self, session_id: str) -> None:
+        session = self._registry.session(session_id)
+        if session is not None:
+            session.end_after_input(Status.CANCELLED, "its orchestrator has reported that its process has ended")
 
     def _tell_hibernated(self, task: TaskRow, node: str, here: str) -> None:
         if node != here:
@@ -551,6 +562,10 @@ class Engine:
                 await self.recover()
                 for session_id in await self.database.read(partial(tokens.sessions_to_end, self.nodes.node)):
                     self._end_session(session_id)
+                for session_id in await self.database.read(
+                    partial(tokens.sessions_of_ended_processes, self.nodes.node)
+                ):
+                    self._end_process(session_id)
                 await self.event_subscriptions.look_for_missed()
             except StorageUnavailable as error:
                 logger.info("worker sessions of ended nodes are ended once storage answers again", reason=str(error))

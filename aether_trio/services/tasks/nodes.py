@@ -20,6 +20,8 @@ HIBERNATED: Final = "task-hibernated"
 """The body is the id of a hibernated task whose worker is on the notified node."""
 ENDED_SESSIONS: Final = "task-outlived"
 """The body is the id of a session of the notified node whose token was revoked."""
+ENDED_PROCESSES: Final = "task-process-ended"
+"""The body is the id of a session of the notified node whose agent's process has ended."""
 
 Handler = Callable[[str], None]
 

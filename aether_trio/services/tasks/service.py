@@ -70,7 +70,7 @@ class TaskService:
         self.handlers: Final[Mapping[str, Handler]] = MappingProxyType(
             {
                 "create_task": creator.handle,
-                "task_op": TaskOperator(engine, self.sessions, ids, authorizer, has_checkpoint).handle,
+                "task_op": TaskOperator(engine, self.sessions, ids, authorizer, has_checkpoint, connected).handle,
                 "task_query": TaskReader(engine, self.sessions, authorizer, may_read).handle,
                 "task_subscription_op": self._subscriber.handle,
             }

@@ -9,7 +9,8 @@ whose own task it is, with which the task ends. Deadlines count from `opened_ms`
 `running_ms`, `worked_ms` and `excused_ms`; `deliveries` counts assignments. `begun` is 1 when its
 worker, which does not say when it begins, has gone, and is taken to have begun it. `grants` is 1
 when authority grants end with the task. `launched` is, of a start, the epoch of the assignment that
-its agent has come from: the one that its token was made for.
+its agent has come from: the one that its token was made for; `process` is what is known of its
+process (AgentProcess in model/tasks/task.py).
 
 `input_offset` is the number in the log of the last input that was taken over, and `pause_key` the
 last PAUSE of the task. `task_inputs` are the inputs that no wait has used yet: `log_offset` is the
@@ -136,6 +137,7 @@ STATEMENTS: Final = (
         begun INTEGER NOT NULL DEFAULT 0,
         grants INTEGER NOT NULL DEFAULT 0,
         launched {bigint} NOT NULL DEFAULT 0,
+        process INTEGER NOT NULL DEFAULT 0,
         result_bytes {bigint} NOT NULL DEFAULT -1
     )""",
     "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",

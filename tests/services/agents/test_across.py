@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import pytest
 import trio
 
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.testing.memory import MemoryLink
 from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
-from tests.services.agents.cast import ECHO, assignment, create, launch, started_by, starts, statuses, until
+from tests.services.agents.cast import ECHO, assignment, create, fail, launch, started_by, starts, statuses, until
 from tests.services.agents.ops import Op, lister, operate, register, starter
 
 LONG_S = 300.0
@@ -154,3 +155,28 @@ async def test_they_are_asked_wherever_they_are_connected(postgres_engine: Postg
         for peer, name in ((first, "echo"), (second, "clerk")):
             assert {(await assignment(peer)).target_implementation for _ in range(10)} == {name}
         assert await statuses(one) == ["starting"] * 20
+
+
+@pytest.mark.parametrize("how", ["report first", "goodbye first", "half open"])
+async def test_the_end_of_a_process_is_known_on_the_node_of_its_agent(
+    postgres_engine: PostgresEngine, how: str
+) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, lister("1", "echo")) as orchestrator,
+        connect(two, agent("w", "asker", "1")) as asker,
+    ):
+        await register(orchestrator, "echo")
+        asker.send(message_to(ECHO, b"one"))
+        asked = await assignment(orchestrator)
+        async with connect(two, started_by(asked)) as it:
+            if how == "goodbye first":
+                await until(one, "running")
+                it.finish()
+            assert (await fail(orchestrator, asked.task_id, "exit code 1")).success
+            if how == "report first":
+                it.finish()
+            assert (await until(one, "failed"))[0] == "exit code 1"
+            async with connect(two, starter("9", "other")) as other:
+                await launch(other, "1")
+        assert (await assignment(orchestrator)).task_id != asked.task_id

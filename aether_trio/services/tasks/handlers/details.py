@@ -129,7 +129,7 @@ def _time(at_ms: int) -> str:
 
 def _why_it_is_queued(task: TaskRow, context: Context) -> Program[str]:
     if task.task_type == AGENT_STARTUP:
-        return "no orchestrator that can start it is connected"
+        return (yield from startup.why_it_waits(task))
     if task.mode is Mode.POOL:
         return (yield from _why_the_pool_is_full(task, context))
     name = task.target if task.mode is Mode.TARGETED else task.creator
@@ -142,7 +142,7 @@ def _why_it_is_queued(task: TaskRow, context: Context) -> Program[str]:
     if start is None:
         return f"{name} is not connected"
     if start.status is StoredStatus.PENDING:
-        return f"{name} is to be started, and no orchestrator that can start it is connected"
+        return f"{name} is to be started: {(yield from startup.why_it_waits(start))}"
     return f"{name} is being started"
 
 

@@ -13,6 +13,8 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+import trio
+
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
@@ -84,6 +86,9 @@ OPERATIONS: Final[Mapping[int, OperationRule]] = MappingProxyType(
 )
 """The operations of the protocol. CONTRIBUTING.md says how to add one."""
 
+JOIN_RETRIES_S: Final = (0.01, 0.05, 0.2, 0.5)
+"""Pauses until the row of an agent that has just connected to another node is written."""
+
 SEPARATE_MOVES: Final = frozenset({Move.CLAIM, Move.COMPLETE, Move.FAIL})
 """Moves of most workers on most tasks: they read and write one task and its worker."""
 
@@ -137,7 +142,9 @@ class TaskOperator:
         ids: IdFactory,
         authorizer: Authorizer,
         has_checkpoint: Callable[[str, str], Awaitable[bool]],
+        connected: Callable[[str], Awaitable[bool]],
     ) -> None:
+        self._connected = connected
         self._engine = engine
         self._sessions = sessions
         self._ids = ids
@@ -153,10 +160,21 @@ class TaskOperator:
             if session.identity.kind is Kind.ORCHESTRATOR:
                 # Its report on an agent is judged after the agent's begin or end is written.
                 await self._engine.writes.flush()
+                if op.op in (Op.COMPLETE, Op.FAIL) and self._engine.database.shared:
+                    await self._wait_attached(named(storable(op.task_id))[0])
             await self._operate(session, op, response)
         except StorageUnavailable as error:
             response.error = str(outage(error))
         return [message]
+
+    async def _wait_attached(self, task_id: str) -> None:
+        """Wait until the agent of a start that has connected to another node is written."""
+        for pause_s in JOIN_RETRIES_S:
+            task = await self._engine.database.read_small(lambda: task_rows.load(task_id))
+            starting = task is not None and task.status is StoredStatus.STARTING
+            if task is None or not starting or not await self._connected(task.target):
+                return
+            await trio.sleep(pause_s)
 
     async def _operate(self, session: Session, op: pb.TaskOperation, response: pb.TaskOperationResponse) -> None:
         operation = OPERATIONS.get(op.op)
@@ -307,10 +325,14 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         return OperationResult(task, refusal=circle)
     decision: Decision | None = None
     if task.task_type == AGENT_STARTUP:
-        if refusal := startup.refusal_of(task, request.move):
+        if refusal := startup.refusal_of(task, request.move, caller.name, epoch):
             return OperationResult(task, refusal=refusal)
         if request.move is Move.FAIL and epoch is not None:
             decision = yield from startup.report_failure(tx, task, caller.name, epoch, request.reason)
+        elif request.move is Move.COMPLETE and epoch is not None:
+            decision = yield from startup.report_done(tx, task, caller.name, epoch)
+        elif request.move is Move.REJECT and epoch is not None:
+            decision = yield from startup.give_back(tx, task, caller.name, epoch)
         elif request.move is Move.CLAIM and epoch is not None:
             decision = startup.confirm_launch(task, caller.name, epoch)
     if decision is None:

@@ -61,6 +61,14 @@ def what_is_missing(implementation: str, profile: str) -> Program[str]:
     return f"no connected orchestrator starts the profile {escaped(profile, SHOWN)}"
 
 
+def reports_ends(orchestrator: str) -> Program[bool]:
+    """Return whether an orchestrator is connected that reports how processes end."""
+    found: list[Row] = yield Fetch(
+        "SELECT 1 FROM orchestrator_profiles WHERE orchestrator = $1 AND lists = 1 LIMIT 1", (orchestrator,)
+    )
+    return bool(found)
+
+
 def join(
     orchestrator: str, session_id: str, profiles: Sequence[str], agents: Collection[str] | None, now_ms: int
 ) -> Program[None]:

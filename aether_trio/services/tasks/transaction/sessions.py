@@ -289,7 +289,9 @@ def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
     held, kept = yield from _tasks_of(left.identity)
     first = _presumed_begun(held) if silent else None
     for task in held:
-        if left.clean and task.attached:
+        if task.task_type == AGENT_STARTUP and task.status is StoredStatus.RUNNING and left.clean and task.attached:
+            yield from startup.agent_left(tx, task, left.identity)
+        elif left.clean and task.attached:
             facts = tx.facts(left.identity, caller_epoch=task.epoch)
             yield from tx.apply(task, Move.COMPLETE, facts)
         elif task.status is StoredStatus.RUNNING and task.task_type == AGENT_STARTUP:
@@ -302,6 +304,8 @@ def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
     for task in kept:
         if task.status in HELD:
             yield from mark_disconnected(tx, task, missing=True, by_gateway=left.by_gateway)
+    if left.by_token:
+        yield from startup.agent_gone(tx, left.identity)
 
 
 def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Program[TaskRow | None]:

@@ -25,7 +25,7 @@ from typing import Final
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import PAUSED, WAITING
-from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED
+from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED, PROCESS_FAILED, AgentProcess
 from aether_trio.model.tasks.timed_transitions import start_delay_ms
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove, Repeat
 from aether_trio.services.tasks.protobuf import assignment, hibernation_of, may_start_target
@@ -227,8 +227,8 @@ def reopen(tx: Transaction, task: TaskRow) -> Program[str]:
     return ""
 
 
-def refusal_of(task: TaskRow, move: Move) -> str:
-    """Return why an agent's start may not RESUME or COMPLETE; "" if it may.
+def refusal_of(task: TaskRow, move: Move, caller: str, epoch: int | None) -> str:
+    """Return why a caller may not move an agent's start so; "" if it may.
 
     A start is RUNNING only when its agent has connected, and COMPLETED only when the agent has done
     its work. An orchestrator that means "I have launched it" by either move would leave its agent
@@ -236,6 +236,8 @@ def refusal_of(task: TaskRow, move: Move) -> str:
     """
     if task.status is StoredStatus.STARTING and move is Move.RESUME:
         return f"{task.target} is being started: the start goes on when it connects"
+    if epoch is None and caller.startswith(_ORCHESTRATORS) and move in (Move.COMPLETE, Move.FAIL, Move.REJECT):
+        return f"{caller} was not asked to start {task.target}: only an orchestrator that was reports on it"
     if task.status in (StoredStatus.PENDING, StoredStatus.STARTING) and move is Move.COMPLETE:
         return f"{task.target} has not connected: the start is completed when it has, and says goodbye"
     return ""
@@ -267,18 +269,54 @@ def attach(tx: Transaction, task: TaskRow, identity: str, token: bytes = b"") ->
         # Between two attempts, the connection is the next attempt.
         yield from tx.apply(task, Move.RETRY, tx.facts())
         task = (yield from task_rows.load(task.task_id)) or task
-    changes = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
+    changes: dict[str, int | str] = {"launched": (yield from tokens.epoch_of(token)) if token else 0}
     another = changes["launched"] != task.launched
     if task.grace_ms > 0 or (task.process_ended and another):
         changes["grace_ms"] = tx.context.limits.start_grace_ms
+    if another:
+        changes |= {"process": AgentProcess.UNKNOWN, "error": ""}
+    if another or task.process < AgentProcess.DONE:
+        reports = task.process != AgentProcess.UNKNOWN and not another
+        reports = reports or (yield from _is_reported(task, changes["launched"]))
+        changes["process"] = AgentProcess.REPORTED if reports else AgentProcess.UNKNOWN
     before, task = task, task.changed(changes)
     if before.differences(task):
         yield from tx.write(before, task, "")
     yield from tx.apply(task, Move.ATTACH, tx.facts(identity))
 
 
+def _is_reported(task: TaskRow, epoch: int | str) -> Program[bool]:
+    """Return whether the orchestrator of an assignment reports how its process ends."""
+    if not epoch:
+        return False
+    if task.status is StoredStatus.STARTING and task.epoch == epoch:
+        return (yield from orchestrators.reports_ends(task.assigned_to))
+    found: list[Row] = yield Fetch(
+        "SELECT worker FROM task_attempts WHERE task_id = $1 AND epoch = $2", (task.task_id, int(epoch))
+    )
+    return bool(found) and (yield from orchestrators.reports_ends(found[0][0]))
+
+
+def agent_left(tx: Transaction, task: TaskRow, identity: str) -> Program[None]:
+    """Write that a start's agent has said goodbye.
+
+    If its orchestrator reports how its process ends, that decides, within the grace window: an
+    agent that has failed may have left its block well.
+    """
+    if task.process == AgentProcess.REPORTED and task.grace_ms > 0 and task.status is StoredStatus.RUNNING:
+        left = {"disconnected_ms": tx.context.now_ms, "process": AgentProcess.LEFT}
+        yield from tx.write(task, task.changed(left), "")
+    elif task.process == AgentProcess.FAILED:
+        yield from _end_process(tx, task, task.error)  # `agent_gone` follows
+    else:
+        yield from tx.apply(task, Move.COMPLETE, tx.facts(identity, caller_epoch=task.epoch))
+
+
 def agent_lost(tx: Transaction, task: TaskRow, *, by_gateway: bool) -> Program[None]:
     """Write that a start's agent has lost its connection, and perhaps its gateway."""
+    if task.process >= AgentProcess.DONE:
+        yield from _end_process(tx, task, task.error)  # `agent_gone` follows
+        return
     if task.disconnected_ms or not task.grace_ms:
         return
     changes = {"disconnected_ms": tx.context.now_ms}
@@ -385,11 +423,10 @@ def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) ->
 
 
 def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
-    """Handle an orchestrator's report that an agent's launch failed or process ended.
+    """Handle an orchestrator's FAIL: a launch failed, or a process has failed.
 
     Returns None for an ordinary FAIL of a worker. Before the agent has connected, the report is a
-    failed attempt. Later the agent's connection decides, but the orchestrator knows of an end
-    earlier: then the start does not wait for the agent's return.
+    failed attempt.
     """
     if task.status is StoredStatus.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
@@ -400,23 +437,103 @@ def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reas
             yield from tx.write(before, task, "")
         facts = tx.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from tx.apply(task, Move.TIME_OUT, facts))
-    if task.status not in _BEGUN or task.assigned_to == caller:
+    return (yield from _report_end(tx, task, caller, epoch, reason or "its process has ended", AgentProcess.FAILED))
+
+
+def report_done(tx: Transaction, task: TaskRow, caller: str, epoch: int) -> Program[Decision | None]:
+    """Handle an orchestrator's COMPLETE: a process has ended well.
+
+    Its agent had connected.
+
+    Returns None for an ordinary COMPLETE of a worker.
+    """
+    return (yield from _report_end(tx, task, caller, epoch, "", AgentProcess.DONE))
+
+
+def give_back(tx: Transaction, task: TaskRow, caller: str, epoch: int) -> Program[Decision | None]:
+    """Handle an orchestrator's REJECT: it has no room for the agent now.
+
+    That is no failed attempt: the orchestrator whose turn it is gets the start, which may be this
+    one again. Returns None for a REJECT of another participant.
+    """
+    if task.status is not StoredStatus.STARTING or task.assigned_to != caller or task.epoch != epoch:
+        return None
+    return (yield from tx.apply(task, Move.UNASSIGN, tx.facts()))
+
+
+def _report_end(
+    tx: Transaction, task: TaskRow, caller: str, epoch: int, reason: str, how: AgentProcess
+) -> Program[Decision | None]:
+    """Handle the report that a process has ended whose agent had connected.
+
+    Only the orchestrator of that process may report it: the one of the assignment whose token the
+    agent has shown. An agent that has shown no token may be any process: then its connection
+    decides, and the report only ends the wait for its return.
+    """
+    if task.status not in _BEGUN or task.assigned_to == caller or not caller.startswith(_ORCHESTRATORS):
         return None
     launched = task.launched
     if not launched:
-        # The agent has shown no token, so it is taken for the process of the latest attempt.
+        # It is taken for the process of the latest attempt.
         [(launched,)] = yield Fetch(
             "SELECT MAX(epoch) FROM task_attempts WHERE task_id = $1 AND worker LIKE 'orc::%'", (task.task_id,)
         )
     if launched != epoch:
         return None
-    paused = task.status is not StoredStatus.RUNNING
-    if task.disconnected_ms or (paused and (yield from tx.find_worker(task.target)) is None):
-        facts = tx.facts(reason=reason or "its process has ended", error_type="WORKER_LOST")
-        return (yield from tx.apply(task, Move.FAIL, facts))
-    if not task.process_ended:
-        yield from tx.write(task, task.changed({"grace_ms": PROCESS_ENDED}), "")
-    return RefusedMove(MoveRefusal.STALE, f"{task.assigned_to} is connected; the start ends when its connection does")
+    worker = yield from tx.find_worker(task.target)
+    if task.disconnected_ms or worker is None:
+        yield from _end_process(tx, task.changed({"process": how}), reason)
+        if worker is None:
+            yield from lose_tasks(tx, task.target)
+        return Repeat()
+    if not task.launched:
+        if not task.process_ended:
+            yield from tx.write(task, task.changed({"grace_ms": PROCESS_ENDED}), "")
+        text = f"{task.assigned_to} is connected; the start ends when its connection does"
+        return RefusedMove(MoveRefusal.STALE, text)
+    if task.process < AgentProcess.DONE:
+        ended = task.changed({"grace_ms": PROCESS_ENDED, "process": how, "error": reason})
+        yield from tx.write(task, ended, "")
+    tx.effects.ended_processes.append((worker.node, worker.session_id))
+    return Repeat()
+
+
+def _end_process(tx: Transaction, task: TaskRow, reason: str) -> Program[None]:
+    """End the start of an agent whose process has ended."""
+    if task.process == AgentProcess.DONE:
+        yield from tx.apply(task, Move.COMPLETE, tx.facts(task.assigned_to))
+    else:
+        yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type=PROCESS_FAILED))
+
+
+def agent_gone(tx: Transaction, identity: str) -> Program[None]:
+    """End the start of an agent whose process has ended; lose the agent's tasks."""
+    found: list[Row] = yield Fetch("SELECT task_id FROM agent_starts WHERE identity = $1", (identity,))
+    task = (yield from task_rows.load(found[0][0])) if found else None
+    if task is None or task.process < AgentProcess.DONE:
+        return
+    if not task.is_final:
+        yield from _end_process(tx, task, task.error)
+    yield from lose_tasks(tx, identity)
+
+
+def lose_tasks(tx: Transaction, identity: str) -> Program[None]:
+    """Fail the tasks that an ended process worked on; give back what it had not begun."""
+    found = yield from task_rows.select_either(
+        "holder = $1 AND holder <> ''", "keeper = $1 AND keeper <> ''", (identity,)
+    )
+    text = f"the process of {identity} has ended"
+    for seen in found:
+        # Load it again: the end of another may have moved it.
+        task = (yield from task_rows.load(seen.task_id)) or seen
+        if task.task_type == AGENT_STARTUP or task.assigned_to != identity:
+            continue
+        if task.status is StoredStatus.RUNNING:
+            yield from tx.apply(task, Move.FAIL, tx.facts(reason=text, error_type="WORKER_LOST"))
+        elif task.status is StoredStatus.ASSIGNED and task.begun:
+            yield from tx.apply(task, Move.LOSE, tx.facts(reason=text, error_type="WORKER_LOST"))
+        elif task.status is StoredStatus.ASSIGNED and task.holder:
+            yield from tx.apply(task, Move.UNASSIGN, tx.facts(lost=True))
 
 
 def launch_params(task: TaskRow) -> dict[str, str]:

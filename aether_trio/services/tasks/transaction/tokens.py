@@ -23,7 +23,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import StoredStatus, TaskRow
-from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.tasks.task import AGENT_STARTUP, AgentProcess
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.storage.base import Database, Execute, Fetch, Program, Row, StorageUnavailable, single
 
@@ -188,6 +188,16 @@ def sessions_to_end(node: str) -> Program[list[str]]:
         "AND t.next_retry_ms = 0 AND (t.status IN ('failed', 'cancelled', 'dlq', 'rejected') "
         "OR t.status = 'completed' AND t.task_type = 'agent_startup' AND t.assigned_to = s.identity)",
         (node,),
+    )
+    return [session_id for (session_id,) in found]
+
+
+def sessions_of_ended_processes(node: str) -> Program[list[str]]:
+    """Find the sessions of a node whose agents' processes are known to have ended."""
+    found: list[Row] = yield Fetch(
+        "SELECT DISTINCT s.session_id FROM task_sessions s JOIN tasks t ON t.task_id = s.task_id "
+        "WHERE s.node = $1 AND t.process >= $2 AND t.task_type = 'agent_startup' AND t.target = s.identity",
+        (node, int(AgentProcess.DONE)),
     )
     return [session_id for (session_id,) in found]
 
