@@ -14,7 +14,7 @@ from aether_trio.cli.http import stream_lines
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, OpsTarget, ops_options, workspace_option
 from aether_trio.cli.output import print_json, run_client, say
-from aether_trio.cli.task_client import open_tasks
+from aether_trio.cli.task_client import open_tasks, task_id_of
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.tasks import move_tasks, pages_of
 from aether_trio.client.operations import TaskStatus
@@ -91,7 +91,7 @@ def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) ->
 
 async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     async with open_tasks(target, who) as tasks:
-        task = await tasks.get(task_id)
+        task = await tasks.get(await task_id_of(tasks, task_id))
     if MARK not in task.metadata:
         raise exits.CliError(f"{task_id} is no dead letter; `aether tasks show {task_id}` says what it is")
     return task
@@ -102,9 +102,8 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
 @access_options
 def requeue(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
     """Try dead letters again, with all their attempts."""
-    for task_id in task_ids:
-        run_client(_get, target, who, task_id)
-    run_client(move_tasks, target, who, Tasks.retry, task_ids, "queued again")
+    letters = [run_client(_get, target, who, task_id).task_id for task_id in task_ids]
+    run_client(move_tasks, target, who, Tasks.retry, letters, "queued again")
 
 
 @command.command()

@@ -311,7 +311,7 @@ def _add_move(name: str, move: Move, done: str, text: str) -> None:
     command.command(name, help=text)(run)
 
 
-async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids: tuple[str, ...], done: str) -> None:
+async def move_tasks(target: GatewayTarget, who: Identity, move: Move, task_ids: Sequence[str], done: str) -> None:
     """Move tasks to another state, and print each. Raises CliError if one is refused."""
     async with open_tasks(target, who) as tasks:
         for given in task_ids:

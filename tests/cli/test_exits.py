@@ -32,7 +32,13 @@ WORDS: Final = {
     "audit_id": "1",
 }
 """What is given for an argument, by its name; for any other one an id."""
-OPTIONS: Final = {"principal": "agent", "profile": "process", "hours": "1", "gateway": "gw:1"}
+OPTIONS: Final = {
+    "principal": "agent",
+    "principal_type": "agent",
+    "profile": "process",
+    "hours": "1",
+    "gateway": "gw:1",
+}
 NEEDED: Final = {
     "tasks create": ("--pool", "absent"),
     "topics purge": ("--yes",),
@@ -159,3 +165,20 @@ def test_settings_that_are_wrong_are_3(command: str, directory: Path) -> None:
 @pytest.mark.parametrize("command", [one for one in WITH_GATEWAY if "--context" in options_of(one)])
 def test_a_context_that_is_not_there_is_3(command: str, directory: Path) -> None:
     assert_fails(exits.SETTINGS, *words_of(command, directory), "--context", "nothing")
+
+
+MISSING: Final = (
+    "tasks show", "tasks cancel", "tasks retry", "tasks resume", "tasks watch", "grants show", "grants revoke",
+    "requests approve", "requests deny", "tokens show", "tokens revoke", "tokens delete", "topics show",
+    "topics purge", "access revoke", "access unlock", "workspaces show", "workspaces delete", "kv get", "dlq show",
+    "dlq requeue",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", MISSING)
+def test_a_thing_that_is_not_there_is_1(command: str, directory: Path, gateway: GatewayProcess) -> None:
+    assert_fails(exits.FAILED, *words_of(command, directory), "--gateway", gateway.address)
+
+
+def test_a_session_that_is_not_there_is_1(gateway: GatewayProcess) -> None:
+    assert_fails(exits.FAILED, "sessions", "--disconnect", ID, "--gateway", gateway.address)

@@ -155,7 +155,7 @@ def test_dead_letters(shell: Shell) -> None:
     assert json.loads(shell.out("dlq", "show", dead, "--json"))["status"] == "failed"
     shell.fails(1, "is no dead letter", "dlq", "show", alive)
     shell.fails(1, "is no dead letter", "dlq", "requeue", alive)
-    assert shell.out("dlq", "requeue", dead) == f"{dead} is queued again\n"
+    assert shell.out("dlq", "requeue", dead[:18]) == f"{dead} is queued again\n"
     # It dies again, and now an operator resolves it.
     shell.run("tasks", "watch", dead, "--until-end")
     assert dead in shell.out("dlq", "list", *place)
