@@ -32,6 +32,7 @@ QUICK = {
     "rules": 3_000,
     "sessions": 300,
     "audit_rows": 5_000,
+    "backup_mib": 8,
 }
 QUICK_GROWTH = {"agents": (10, 100, 400), "messages": (100, 5_000), "keys": (10, 1_000)}
 
@@ -44,6 +45,7 @@ examples:
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
   python -m bench growth                            the same work with more agents, messages and keys in the gateway
   python -m bench access                            rules, audit, grants, tokens, revocation: what they cost, and their goals
+  python -m bench backup                            a backup under load, and its restore
   python -m bench soak --minutes 60                 half load for an hour: what grows, and which pauses there are
   python -m bench --transport framed,framed-acks idle    two transports, side by side
   python -m bench --quick                           all of it, small and short: a smoke test, not a measurement
@@ -69,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help="what to run: scenarios or families (quiet, cluster, tasks, growth, access, soak); all outside families when none is named",
+        help="what to run: scenarios or families (quiet, cluster, tasks, growth, access, backup, soak); all outside families when none is named",
     )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
@@ -87,6 +89,7 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--rules", type=number.count, metavar="N", help="access rules in access-… (100000)")
     sizes.add_argument("--sessions", type=number.count, metavar="N", help="live sessions in access-revoke (10000)")
     sizes.add_argument("--audit-rows", type=number.count, metavar="N", help="rows that access-verify checks (500000)")
+    sizes.add_argument("--backup-mib", type=number.count, metavar="N", help="MiB that `backup` backs up (1024)")
     for thing, usual in GROWTH.items():
         sizes.add_argument(
             f"--growth-{thing}",
@@ -244,7 +247,18 @@ def every() -> dict[str, type[Scenario]]:
 def options_of(given: argparse.Namespace) -> Options:
     """The sizes of a run: those given, else those of --quick, else the defaults."""
     sizes: dict[str, Any] = dict(QUICK) if given.quick else {}
-    for name in ("pairs", "connections", "fanout", "queued", "rate", "minutes", "rules", "sessions", "audit_rows"):
+    for name in (
+        "pairs",
+        "connections",
+        "fanout",
+        "queued",
+        "rate",
+        "minutes",
+        "rules",
+        "sessions",
+        "audit_rows",
+        "backup_mib",
+    ):
         if getattr(given, name) is not None:
             sizes[name] = getattr(given, name)
     if given.seconds is not None:

@@ -53,6 +53,8 @@ class Options:
     sessions: int = 10_000
     """Sessions that are live while some are revoked."""
     audit_rows: int = 500_000
+    backup_mib: int = 1024
+    """How much a gateway has that is backed up."""
     rate: float | None = None
     minutes: float = 60.0
     """How long scenarios endure that have no rests."""

@@ -28,6 +28,8 @@ logger = structlog.get_logger("aether.storage")
 
 LOCK_FILE: Final = "gateway.lock"
 TEMPORARY: Final = "aether-ephemeral-"
+BACKUP_FILE: Final = "backup.lock"
+"""Locked, shared, while a backup reads the databases beside it."""
 
 
 @contextlib.contextmanager
@@ -114,6 +116,34 @@ def _remove(directory: Path) -> None:
         shutil.rmtree(directory)
     except OSError as exc:
         logger.warning("a temporary directory cannot be removed and is left", directory=str(directory), reason=str(exc))
+
+
+@contextlib.contextmanager
+def reading_for_backup(directory: Path) -> Iterator[None]:
+    """Tell a directory's gateway that a long reader is a backup. Raises OSError."""
+    descriptor = os.open(directory / BACKUP_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        with contextlib.suppress(OSError):  # of another user
+            os.fchmod(descriptor, 0o600)
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def is_read_for_backup(directory: Path) -> bool:
+    """Say whether a backup reads the databases in a directory."""
+    try:
+        descriptor = os.open(directory / BACKUP_FILE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def keep_private(file: Path) -> None:

@@ -9,6 +9,7 @@ from bench.scenarios.access_decide import Decide
 from bench.scenarios.access_rate import RATES
 from bench.scenarios.access_revoke import Revoke
 from bench.scenarios.access_verify import Verify
+from bench.scenarios.backup import Backup
 from bench.scenarios.base import Scenario
 from bench.scenarios.cluster import CLUSTER
 from bench.scenarios.connections import ConnectStorm, Idle
@@ -36,6 +37,7 @@ FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "growth": {scenario.name: scenario for scenario in GROWTH},
     "access": {scenario.name: scenario for scenario in (*COMPARED, Decide, Revoke, *RATES, Verify)},
     "soak": {Soak.name: Soak},
+    "backup": {Backup.name: Backup},
 }
 
 __all__ = ["FAMILIES", "SCENARIOS", "Scenario"]

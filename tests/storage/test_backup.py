@@ -24,10 +24,11 @@ from aether_trio.storage.backup import BackupError, archive, back_up, restore
 from aether_trio.storage.backup.archive import PARTIAL
 from aether_trio.storage.backup.manifest import DATABASE_FILES, MANIFEST_FILE
 from aether_trio.storage.base import Execute, Program
-from aether_trio.storage.data_dir_lock import LOCK_FILE, lock_directory
+from aether_trio.storage.data_dir_lock import BACKUP_FILE, LOCK_FILE, lock_directory, reading_for_backup
 from aether_trio.storage.errors import DirectoryInUseError, StorageSetupError
 from aether_trio.storage.sqlite.data_files import DATABASES, RESTORING_FILE, complete_files
 from aether_trio.storage.sqlite.snapshot import open_snapshots
+from aether_trio.storage.sqlite.wal import LIMIT_BYTES, WriteAheadLog
 from tests.helpers.core import settings_for_tests
 
 FORMS = ("backup", "backup.tar", "backup.tar.gz", "backup.tar.zst")
@@ -337,3 +338,22 @@ def test_a_restore_that_is_killed_at_any_step_starts_no_gateway_with_half_of_it(
             assert rows(target / "log.db", "SELECT count(*) FROM topics") == [(5000,)]
         steps += 1
     assert killed >= 7  # four old files, three new ones
+
+
+def test_a_gateway_does_not_wait_for_a_backup_to_cut_its_log(tmp_path: Path) -> None:
+    """Its writers would wait with it."""
+    (tmp_path / "log.db-wal").touch()
+    with (tmp_path / "log.db-wal").open("r+b") as file:
+        file.truncate(LIMIT_BYTES + 1)
+    log = WriteAheadLog(tmp_path / "log.db", is_synced=True)
+    try:
+        assert log.is_too_long
+        with reading_for_backup(tmp_path):
+            assert not log.is_too_long
+            with reading_for_backup(tmp_path):  # two at once
+                assert not log.is_too_long
+            assert not log.is_too_long
+        assert log.is_too_long
+    finally:
+        log.close()
+    assert stat.S_IMODE((tmp_path / BACKUP_FILE).stat().st_mode) == 0o600

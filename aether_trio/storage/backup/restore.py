@@ -37,14 +37,14 @@ from aether_trio.storage.backup.manifest import (
     read_manifest,
 )
 from aether_trio.storage.backup.streams import decompressed
-from aether_trio.storage.data_dir_lock import LOCK_FILE, lock_directory
+from aether_trio.storage.data_dir_lock import BACKUP_FILE, LOCK_FILE, lock_directory
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite.connection import APPLICATION_ID
 from aether_trio.storage.sqlite.data_files import NEW_FILE, RESTORING_FILE, sync_directory
 
 STAGE: Final = "restoring-"
 ASIDE: Final = "before-restore-"
-_IGNORED: Final = frozenset({LOCK_FILE, "lost+found"})
+_IGNORED: Final = frozenset({LOCK_FILE, BACKUP_FILE, "lost+found"})
 _KEYS: Final = "audit*.key"
 """The signing key goes aside: the audit tree that it has signed since would be written twice."""
 

@@ -23,6 +23,8 @@ import sqlite3
 from pathlib import Path
 from typing import Final
 
+from aether_trio.storage.data_dir_lock import is_read_for_backup
+
 CHECKPOINT_PAGES: Final = 4096
 """Pages in the log when a checkpoint is due: 16 MiB of 4 KiB pages."""
 CHECK_GROUPS: Final = 64
@@ -113,10 +115,11 @@ class WriteAheadLog:
     def is_too_long(self) -> bool:
         """Whether the log is to be cut, even if that waits for readers.
 
-        A reader that never ends is waited for once for each GROWTH_BYTES.
+        A reader that never ends is waited for once for each GROWTH_BYTES, a backup never.
         """
         size = os.fstat(self.descriptor).st_size
-        return size > LIMIT_BYTES and (not self._longest_kept or size >= self._longest_kept + GROWTH_BYTES)
+        is_long = size > LIMIT_BYTES and (not self._longest_kept or size >= self._longest_kept + GROWTH_BYTES)
+        return is_long and not is_read_for_backup(self.path.parent)
 
     def close(self) -> None:
         """Close the descriptor; the log stays SQLite's."""
