@@ -73,7 +73,7 @@ API_PAGES: Final[Mapping[str, tuple[str, str, Mapping[str, Sequence[str]]]]] = {
 }  # fmt: skip
 """Pages of the reference: title, first paragraph, modules with members (none: all public ones)."""
 
-WIDE_PAGES: Final = frozenset({"errors.md"})
+WIDE_PAGES: Final = frozenset({"errors.md", "monitoring.md"})
 """Pages with a table for which the column of contents leaves no room."""
 
 API_INDEX: Final = "api/index.md"

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 
 from aether_trio.gateway.core import Core, open_core
+from aether_trio.log import unread
+from aether_trio.log.message_keys import key_of
 from aether_trio.telemetry.families import FAMILIES
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import (
@@ -121,6 +124,58 @@ async def test_what_waits_is_shown(engine_core: Core) -> None:
     outcomes = {dict(labels)["outcome"]: n for (name, labels), n in now.items() if name == "aether_task_outcomes_total"}
     assert {outcome: n for outcome, n in outcomes.items() if n} == {"dead_letter": 1, "completed": 1}
     assert now["aether_task_queue_tasks", (("pool", "_targeted"),)] == 1
+
+
+async def test_the_consumers_that_lag_most_are_20_of_all_pages(
+    engine_core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unread, "PAGE", 7)
+    core = engine_core
+    async with connect(core, agent("w", "boss", "1")) as boss, connect(core, agent("w", "there", "1")) as there:
+        for number in range(30):
+            boss.send(*(message_to(f"ag::w::away::{number:02}", b"x") for _ in range(number + 1)))
+        # Of these, nothing waits: read, for connected receivers alone, of one connection.
+        boss.send(message_to("ag::w::there::1", b"x"), message_to("ga::w", b"x"), message_to("ta::w::i::gone", b"x"))
+        boss.send(message_to("event::w", b"x"))
+        await barrier(boss, there)
+        await core.log.cursors.save()
+        now = await scraped(core)
+        lag = {dict(of)["topic"]: n for (name, of), n in now.items() if name == "aether_consumer_lag_messages"}
+        assert lag == {f"ag::w::away::{number:02}": number + 1 for number in range(10, 30)}
+        kinds = {dict(of)["kind"]: n for (name, of), n in now.items() if name == "aether_unread_messages"}
+        assert kinds == {"ag": sum(range(31)), "event": 1}
+        # Retention takes 12 of the 30 messages of the last topic.
+        database = core.log.database
+        [(topic,)] = await database.fetch("SELECT id FROM topics WHERE name = 'ag::w::away::29'")
+        await database.execute("DELETE FROM messages WHERE message_key < $1 AND message_key > $2", *_keys(topic, 13))
+        if not database.shared:
+            await database.execute("UPDATE topics SET floor_offset = 12 WHERE id = $1", topic)
+        found = unread.Unread()
+        after = 0
+        while True:
+            rows, after = await database.read(partial(unread.page, after, shared=database.shared))
+            found.add(rows)
+            if not after:
+                break
+        lags = {one.topic: one.messages for one in await unread.oldest(database, found.most)}
+        assert lags["ag::w::away::29"] == 18
+
+
+def _keys(topic_id: int, offset: int) -> tuple[int, int]:
+    return key_of(topic_id, offset), key_of(topic_id, 0)
+
+
+@pytest.mark.parametrize("by_workspace", [False, True])
+async def test_pools_beyond_the_50_longest_are_added_up(by_workspace: bool) -> None:
+    async with opened(ops={"workspace_label": by_workspace}) as core, connect(core, agent("w", "boss", "1")) as boss:
+        for number in range(55):
+            for _ in range(2 if number < 50 else 1):
+                await create(boss, target_implementation=f"i{number:02}")
+        now = await scraped(core)
+    found = {dict(of)["pool"]: n for (name, of), n in now.items() if name == "aether_task_queue_tasks"}
+    assert found == {f"i{number:02}": 2 for number in range(50)} | {"_other": 5}
+    labels = {label for (name, of), _ in now.items() if name == "aether_task_queue_tasks" for label, _ in of}
+    assert labels == ({"workspace", "pool"} if by_workspace else {"pool"})
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

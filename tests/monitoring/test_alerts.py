@@ -66,7 +66,7 @@ async def test_a_gateway_that_is_killed(tmp_path: Path) -> None:
 async def test_a_gateway_that_restarts_again_and_again(tmp_path: Path) -> None:
     scrapes: list[Scrape] = []
     async with open_gateway_process(ephemeral=True) as gateway:
-        for _ in range(5):
+        for _ in range(4):
             scrapes.append(await trio.to_thread.run_sync(scrape, gateway.ops_address))
             await trio.to_thread.run_sync(gateway.kill)
             await trio.to_thread.run_sync(gateway.restart)
@@ -182,7 +182,7 @@ async def test_tasks_that_fail(tmp_path: Path) -> None:
     async with running(tmp_path) as gateway, connect(gateway.core, agent("w", "b", "1")) as worker:
         await busy(gateway)
         before = await scraped(gateway)
-        for _ in range(5):
+        for _ in range(4):
             assert (await operate(worker, Op.FAIL, await own(worker), reason="broken")).success
         after = await scraped(gateway)
         assert fired(tmp_path, before, after) - {"AetherDeadLetters"} == {"AetherTasksFail"}

@@ -20,11 +20,14 @@ _DAY: Final = dt.timedelta(days=1)
 class Authority:
     """Issues certificates, and holds the files that a gateway is started with."""
 
-    def __init__(self, directory: Path, *, name: str | None = None, unit: str | None = None) -> None:
+    def __init__(
+        self, directory: Path, *, name: str | None = None, unit: str | None = None, days: float = 3650
+    ) -> None:
+        """The server's certificate is good for `days`."""
         self._directory = directory
         self._ca = trustme.CA(organization_name=name, organization_unit_name=unit)
         self._ca.cert_pem.write_to_path(directory / "ca.pem")
-        server = self._ca.issue_cert("127.0.0.1")
+        server = self._ca.issue_cert("127.0.0.1", not_after=dt.datetime.now(dt.UTC) + days * _DAY)
         server.private_key_pem.write_to_path(directory / "key.pem")
         for position, pem in enumerate(server.cert_chain_pems):
             pem.write_to_path(directory / "cert.pem", append=position > 0)

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,10 +136,14 @@ def made_authority(directory: Path) -> Authority:
 
 async def test_a_new_certificate_of_the_server(authority: Authority, tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
-    other = Authority(tmp_path / "two")
+    other = Authority(tmp_path / "two", days=9)
     async with gateway_with(gateway={"dev": False}, tls=authority.tls, auth=auth()) as gateway:
         assert (await admission("framed", gateway.address, WITH_KEY, tls=authority.context()))[0] is Status.OK
+        server, clients = ("tls.cert",), ("tls.client_ca",)
+        before = dict(gateway.reload.expiries)
         reload(gateway, tls={"cert": other.tls["cert"], "key": other.tls["key"]})
+        assert gateway.reload.expiries[clients] == before[clients]
+        assert 8 < (gateway.reload.expiries[server] - time.time()) / 86400 < 10
         assert (await admission("framed", gateway.address, WITH_KEY, tls=other.context()))[0] is Status.OK
         with pytest.raises(trio.BrokenResourceError):
             await admission("framed", gateway.address, WITH_KEY, tls=authority.context())
