@@ -12,7 +12,10 @@ import promql_parser
 import pytest
 import trio
 import yaml
+from click.testing import CliRunner
 
+from aether_trio.cli.app import app
+from aether_trio.config import all_keys
 from aether_trio.telemetry.families import FAMILIES
 from scripts import list_metrics
 from tests.helpers.core import agent, barrier, connect, message_to, task
@@ -203,3 +206,17 @@ def test_every_metric_that_a_page_names_is_in_the_table() -> None:
     }
     assert len(named) > 150
     assert {(page, name) for page, name in named if name not in FAMILIES and name not in other} == set()
+
+
+def test_the_runbook_names_commands_settings_and_codes_that_are_there() -> None:
+    text = MANUAL.read_text()
+    commands = set(re.findall(r"`aether ([a-z]+(?: [a-z]+)?)", text))
+    assert len(commands) > 6
+    for command in commands:
+        assert CliRunner().invoke(app, [*command.split(), "--help"]).exit_code == 0, command
+    sections = "|".join({name.partition(".")[0] for name in all_keys()})
+    settings = set(re.findall(rf"`((?:{sections})\.[a-z_.]+)`", text))
+    assert len(settings) > 8
+    assert settings - all_keys().keys() == set()
+    codes = set(re.findall(r"\bERR_[A-Z_]+", text))
+    assert codes - set(re.findall(r"\bERR_[A-Z_]+", (MANUAL.parent / "errors.md").read_text())) == set()
