@@ -6,7 +6,8 @@
  * disabled for a moment. The gateway's list is what is pending; events say when to read it again.
  */
 
-import { partsOf } from "/demo/model.js";
+import { $, clock, make } from "/demo/dom.js";
+import { isolated, partsOf, visible } from "/demo/model.js";
 
 const LEVELS = ["READ", "READWRITE", "MANAGE", "ADMIN", "SUPERADMIN"];
 const LEVEL_TEXTS = {
@@ -15,51 +16,26 @@ const LEVEL_TEXTS = {
 const ANY_WORKSPACE = "_subject_workspaces"; // all that the subject may use
 const SHORTER_S = [10, 60, 300, 900, 1800];
 const WORDS = 2000; // of the agent, in characters
-const NAME = 120;
 const VALUES = 20; // of its metadata
 const LISTED = 100;
 const CAPABILITIES = 64;
 const CALM_MS = 600; // in which a key or a click was meant for what was there before
 const LAST_TIMER_MS = 2 ** 31 - 1;
-const $ = (id) => document.getElementById(id);
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-
-/** Makes a text of others safe to look at: control, format and bidi characters become marks, and it has an end. */
-export function visible(text, most = NAME, lines = false) {
-  const letters = [...String(text)];
-  const shown = letters
-    .slice(0, most)
-    .join("")
-    .replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Co}\p{Cn}\p{Zl}\p{Zp}]/gu, (one) => (lines && one === "\n" ? one : markOf(one)))
-    .replace(/(\p{M}{3})\p{M}+/gu, "$1…");
-  return letters.length > most ? `${shown}… (${letters.length - most} more characters)` : shown;
-}
-
-function markOf(letter) {
-  return `⟨U+${letter.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}⟩`;
-}
 
 function nameOf(principal, userId) {
   if (!principal) return "you";
-  if (principal.type === "user") return principal.id === userId ? `you (${visible(userId)})` : `user ${visible(principal.id)}`;
-  return `${visible(principal.type)} ${visible(principal.id)}`;
+  if (principal.type === "user") return principal.id === userId ? `you (${isolated(userId)})` : `user ${isolated(principal.id)}`;
+  return `${visible(principal.type)} ${isolated(principal.id, 400)}`;
 }
 
 function shortName(principal) {
-  return visible(partsOf(principal?.id ?? "").name || (principal?.id ?? "?"), 40);
+  return isolated(partsOf(principal?.id ?? "").name || (principal?.id ?? "?"), 40);
 }
 
 function lasting(seconds) {
   if (seconds % 3600 === 0) return seconds === 3600 ? "1 hour" : `${seconds / 3600} hours`;
   if (seconds % 60 === 0) return seconds === 60 ? "1 minute" : `${seconds / 60} minutes`;
   return `${seconds} seconds`;
-}
-
-function make(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text) element.textContent = text;
-  return element;
 }
 
 let count = 0;

@@ -2,49 +2,87 @@
 
 import { Client, topics } from "/client/aether.js";
 import { Prompts } from "/demo/authority.js";
-import { Conversations, Work, asPart, inOrder, newId, partsOf, readMessage } from "/demo/model.js";
+import { $, named } from "/demo/dom.js";
+import { Conversations, Work, asPart, inOrder, isolated, newId, partsOf, readMessage, visible } from "/demo/model.js";
+import { Tasks, asksPeople, hasEnded, mayAnswer, stateText, tooLong } from "/demo/tasks.js";
 import * as view from "/demo/view.js";
 
 const LOOK_AROUND_MS = 2000;
+const REGISTRY_EVERY = 5; // looks
 const LAST_TIME = "aether-page"; // who was here: in sessionStorage for a reload, in localStorage for the form
 const KEPT_GONE = 50; // agents that are not here any more, in the list
-const $ = (id) => document.getElementById(id);
+const REGISTERED = 200;
+const USUAL_SPECIFIER = "1";
 
 let client = null;
 let talks = null;
 let prompts = null;
+let board = null;
 let work = new Work();
 let here = new Map(); // agents that are connected, by topic
 let seen = new Set(); // agents that were
+let registered = new Map(); // what can be started, by implementation
+let profiles = new Set(); // that an orchestrator starts
 let people = [];
 let mayLook = true;
+let mayReadRegistry = true;
 let known = false; // whether the agents were listed once
 let chosen = "";
 
 // -- what is shown
 
 function agentOf(topic) {
-  const { name, specifier } = partsOf(topic);
+  const { kind, name, specifier, workspace } = partsOf(topic);
   const unknown = !mayLook || client.state !== "open";
   const isHere = here.has(topic) && !unknown;
+  const registration = kind === "agent" && workspace === client.workspace ? registered.get(name) : undefined;
+  const start = board?.startOf(topic) ?? null;
+  const starting = !isHere && start !== null && !hasEnded(start);
   const last = talks.of(topic).at(-1);
-  const note = last ? `${last.mine ? "You: " : ""}${last.text}` : isHere ? "Say hello" : unknown ? "" : "Not here";
   const task = work.of(topic).find((one) => !one.ended) ?? null;
+  const startable = Boolean(registration) && !unknown;
+  const agent = { topic, kind, name, specifier, here: isHere, unknown, task, startable, starting };
+  const failed = !isHere && start?.status === "FAILED" && (!last || start.createdAt?.getTime() >= last.at - 60_000) ? start : null;
   return {
-    topic, name, specifier, here: isHere, unknown, task, note,
+    ...agent,
+    note: noteOf(agent, registration, last, failed),
+    greeting: greetingOf(agent, registration, failed),
     unread: talks.unread.get(topic) ?? 0,
     current: topic === chosen,
   };
 }
 
+function noteOf({ here: isHere, unknown, starting }, registration, last, failed) {
+  if (starting) return ["Is being started…"];
+  if (failed) return [`Could not be started: ${visible(failed.error, 80)}`];
+  if (last) return [last.mine ? "You: " : "", named(last.text.slice(0, 200).replace(/\s+/g, " "), 80)];
+  if (isHere) return ["Say hello"];
+  if (unknown) return [""];
+  if (registration) return registration.description ? [named(registration.description, 80)] : ["Starts when you write to it"];
+  return ["Not here"];
+}
+
+function greetingOf({ name, here: isHere, unknown, starting, startable }, registration, failed) {
+  if (unknown) return ["Nothing was said yet."];
+  if (failed) return [named(name), ` could not be started: ${visible(failed.error, 500)}`];
+  if (isHere) return ["Say hello to ", named(name), "."];
+  if (starting) return [named(name), " is being started. What you write waits for it."];
+  if (!startable) return [named(name), " is not here now. What you write waits for it."];
+  const served = !registration.profile || profiles.has(registration.profile);
+  if (served) return [named(name), " does not run. It starts when you write to it."];
+  return [named(name), " does not run, and no orchestrator that starts it is connected. What you write waits for both."];
+}
+
 function emptyOf(agents) {
-  if (chosen) return null;
-  if (!known) return { title: "Looking around…", text: "" };
-  if (agents.some((agent) => agent.here)) return { title: "Pick an agent", text: "Everything it says shows up in all your windows." };
+  if (chosen || board?.openId) return null;
+  if (!known) return { title: "Looking around…", text: [""] };
+  if (agents.some((agent) => agent.here || agent.startable)) {
+    return { title: "Pick an agent", text: ["Everything it says shows up in all your windows."] };
+  }
   const port = location.port ? location.host : `${location.hostname}:${location.protocol === "https:" ? 443 : 80}`;
   return {
     title: "No agent is here yet",
-    text: `No agent is connected in the workspace ${client.workspace}.`,
+    text: ["No agent is connected in the workspace ", named(client.workspace), "."],
     start: `python docs/examples/chat_agent.py ${port} --workspace ${quoted(client.workspace)}`,
   };
 }
@@ -53,30 +91,75 @@ function quoted(text) {
   return /^[\w@.:/+-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`;
 }
 
+/** Agents that can be started and of which there is none yet: one is offered, with the usual specifier. */
+function offered(all) {
+  const there = new Set([...all].map((topic) => partsOf(topic)).filter((one) => one.workspace === client.workspace).map(({ name }) => name));
+  return [...registered.keys()].filter((name) => !there.has(name)).map((name) => topics.agent(client.workspace, name, USUAL_SPECIFIER));
+}
+
+/** What an agent works on: reports, and tasks of which it has not reported. */
+function workOf(topic) {
+  const tasks = board.of(topic);
+  const reports = work.of(topic);
+  const cards = reports.map((report) => cardOf(report, tasks.find((task) => task.taskId === report.taskId)));
+  const silent = tasks.filter((task) => !reports.some((report) => report.taskId === task.taskId));
+  const quiet = { steps: "", part: null, failed: false, ended: false };
+  return [...cards, ...silent.map((task) => cardOf({ ...quiet, key: task.taskId, taskId: task.taskId, summary: task.type || "task" }, task))];
+}
+
+function cardOf(report, task) {
+  const percent = report.part === null || report.part < 0 ? "" : `${Math.round(report.part * 100)} %`;
+  const end = report.failed ? report.state : percent;
+  if (!task || report.ended) return { ...report, state: end, open: task ? "Show" : "" };
+  const answers = asksPeople(task) && mayAnswer(task.wait, client);
+  const state = task.status === "RUNNING" ? end || "runs" : stateText(task);
+  return { ...report, state, open: answers ? "Answer…" : "Show" };
+}
+
 function show({ jump = false } = {}) {
   if (!client || !talks) return;
   const all = new Set([...here.keys(), ...talks.agents(), ...seen.keys()]);
   if (chosen) all.add(chosen);
+  for (const topic of offered(all)) all.add(topic);
   const agents = [...all].map(agentOf).sort((a, b) => b.here - a.here || inOrder(a.topic, b.topic));
   const note = !known ? "Looking around…" : !mayLook ? "This gateway does not say who is here." : agents.length ? "" : "No agent yet.";
   view.showAgents(agents, note);
   view.showPeople(people);
-  view.showLayout(chosen ? "chat" : "list", emptyOf(agents));
-  const unread = agents.reduce((sum, agent) => sum + agent.unread, 0);
-  document.title = `${unread ? `(${unread}) ` : ""}${chosen ? partsOf(chosen).name : client.workspace} · aether`;
+  board.show();
+  view.showLayout(board.openId ? "task" : chosen ? "chat" : "list", emptyOf(agents));
+  const unread = agents.reduce((sum, agent) => sum + agent.unread, 0) + board.waiting;
+  document.title = `${unread ? `(${unread}) ` : ""}${isolated(chosen ? partsOf(chosen).name : client.workspace)} · aether`;
+  if (board.openId) board.showOpen();
   if (!chosen) return;
   const agent = agentOf(chosen);
   view.showChatHead(agent);
-  view.showTasks(work.of(chosen));
+  view.showWork(workOf(chosen));
   view.showLines(talks.of(chosen), agent, jump);
 }
 
 function choose(topic) {
+  board.open("");
   chosen = topic;
+  view.showTextNote("");
   if (topic) talks.unread.delete(topic);
   show({ jump: true });
   if (topic) $("text").focus({ preventScroll: true });
   else $("agents").querySelector("button")?.focus();
+}
+
+function openTask(taskId) {
+  board.open(taskId);
+  chosen = "";
+  show();
+  $("task-title").focus({ preventScroll: true });
+}
+
+function closeTask() {
+  const taskId = board.openId;
+  board.open("");
+  show();
+  const item = [...document.querySelectorAll("#waiting button, #task-list button")].find((one) => one.dataset.task === taskId);
+  (item ?? $("agents").querySelector("button") ?? $("address-button")).focus();
 }
 
 // -- the connection
@@ -121,7 +204,7 @@ async function enter(userId, workspace, key) {
   localStorage.setItem(LAST_TIME, last);
   client.addEventListener("message", ({ detail }) => hear(detail));
   client.addEventListener("progress", ({ detail }) => {
-    if (!detail.source.startsWith("ag::")) return;
+    if (detail.source === "gateway") return; // of the state of a task, not from its worker
     work.report(detail);
     show();
   });
@@ -135,6 +218,11 @@ async function enter(userId, workspace, key) {
 function arrive() {
   talks = new Conversations(localStorage, client.userId, client.workspace);
   work = new Work();
+  board?.close();
+  board = new Tasks(client, work, { tell: view.tellNews, changed: show });
+  looks = 0;
+  mayReadRegistry = true;
+  registered = new Map();
   here = new Map();
   seen = new Set();
   people = [];
@@ -151,6 +239,8 @@ function leave() {
   const leaving = client;
   prompts?.close();
   prompts = null;
+  board?.close();
+  board = null;
   client = null;
   talks = null;
   leaving?.close();
@@ -161,11 +251,15 @@ function leave() {
 // -- who is here
 
 let looking = false;
+let looks = 0;
 
 async function lookAround() {
   if (looking || !client || client.state !== "open" || document.hidden) return;
   looking = true;
   const { workspace } = client;
+  board?.look();
+  if (looks % REGISTRY_EVERY === 0) readRegistry(workspace);
+  looks += 1;
   try {
     const found = await client.sessions.list({ limit: 500 });
     if (client?.workspace !== workspace) return;
@@ -181,14 +275,30 @@ async function lookAround() {
   show();
 }
 
+/** Reads which agents can be started; who may not is not asked again in this workspace. */
+async function readRegistry(workspace) {
+  if (!mayReadRegistry) return;
+  try {
+    const [{ agents }, orchestrators] = await Promise.all([client.agents.list({ limit: REGISTERED }), client.agents.orchestrators()]);
+    if (client?.workspace !== workspace) return;
+    registered = new Map(agents.map((one) => [one.implementation, one]));
+    profiles = new Set(orchestrators.flatMap((one) => one.profiles));
+    show();
+  } catch (error) {
+    if (error.code === "ERR_PERMISSION_DENIED") mayReadRegistry = false;
+  }
+}
+
 function take(found) {
   const agents = new Map(found.filter((one) => one.type === "agent").map((one) => [one.identity, one]));
   if (known) {
-    const came = [...agents.keys()].filter((topic) => !here.has(topic)).map((topic) => `${partsOf(topic).name} is here`);
-    const left = [...here.keys()].filter((topic) => !agents.has(topic)).map((topic) => `${partsOf(topic).name} has left`);
+    const said = (list, what) => list.map((topic) => [named(partsOf(topic).name), what]);
+    const came = said([...agents.keys()].filter((topic) => !here.has(topic)), " is here");
+    const left = said([...here.keys()].filter((topic) => !agents.has(topic)), " has left");
     const news = [...came, ...left];
     const many = `${came.length} agents have come, ${left.length} have left`;
-    if (news.length) view.tellNews(news.length > 5 ? many : news.join(", "));
+    if (news.length > 5) view.tellNews(many);
+    else if (news.length) view.tellNews(...news.flatMap((parts, at) => (at ? [", ", ...parts] : parts)));
   }
   seen = new Set([...agents.keys(), ...[...seen].filter((topic) => !agents.has(topic)).slice(0, KEPT_GONE)]);
   here = agents;
@@ -204,17 +314,31 @@ function take(found) {
 // -- talking
 
 function hear(message) {
-  const { id, text, to } = readMessage(message);
-  if (message.source.startsWith(`us::${client.userId}::`) && to) {
-    // A window of this person has sent this line; that window's flush marks it as delivered.
-    talks.add(to, { id, text, mine: true });
-    show();
-  } else if (message.source.startsWith("ag::")) {
-    const isNew = talks.add(message.source, { id, text, mine: false });
-    if (isNew && (message.source !== chosen || document.hidden)) {
-      talks.unread.set(message.source, (talks.unread.get(message.source) ?? 0) + 1);
-    }
-    show();
+  const { id, text, to, from, json } = readMessage(message);
+  if (message.source.startsWith("us::")) {
+    // A window of this person tells what it has sent, or what came to it alone; other people's messages are not shown.
+    if (!message.source.startsWith(`us::${client.userId}::`)) return;
+    if (to) talks.add(to, { id, text, mine: true });
+    else if (from) hearAgent(from, { id, text, json: false });
+  } else {
+    if (message.topic === client.identity) tellOtherWindows(message.source, id, text);
+    hearAgent(message.source, { id, text, json });
+  }
+  show();
+}
+
+function hearAgent(agent, line) {
+  const isNew = talks.add(agent, { ...line, mine: false });
+  if (!isNew || (agent === chosen && !document.hidden)) return;
+  talks.unread.set(agent, (talks.unread.get(agent) ?? 0) + 1);
+}
+
+/** What came to this window alone is shown by this person's other windows as well. */
+function tellOtherWindows(agent, id, text) {
+  try {
+    client.send(topics.userIn(client.userId, client.workspace), { id, text, from: agent }, { type: "EVENT" });
+  } catch {
+    // There is no room, or it is too long as JSON: it is shown here.
   }
 }
 
@@ -226,24 +350,21 @@ function say(agent, text) {
   show({ jump: true });
 }
 
-/** Sends the lines one at a time, because a refusal does not name the send that it is about. */
-let posting = Promise.resolve();
-
-function post(agent, line) {
-  const from = { client, talks, everywhere: topics.userIn(client.userId, client.workspace) };
-  posting = posting.then(() => postNow(from, agent, line));
-}
-
-async function postNow(from, agent, { id, text }) {
+async function post(agent, { id, text }) {
+  const [from, lines] = [client, talks];
+  const everywhere = topics.userIn(client.userId, client.workspace);
+  // Any agent can read plain text. One that has answered with JSON knows `reply_to`, all windows of this person.
+  const said = lines.speaksJson(agent) ? { id, text, reply_to: everywhere } : text;
   try {
     // To the other windows first: an answer comes on the same topic, behind it.
-    from.client.send(from.everywhere, { id, text, to: agent }, { type: "EVENT" });
-    from.client.send(agent, { id, text, reply_to: from.everywhere }, { type: "CHAT" });
-    await from.client.flush();
-    from.talks.mark(agent, id, "sent");
+    const told = from.sendAndConfirm(everywhere, { id, text, to: agent }, { type: "EVENT" });
+    await Promise.all([told, from.sendAndConfirm(agent, said, { type: "CHAT" })]);
+    lines.mark(agent, id, "sent");
   } catch (error) {
-    if (error.code === "CLOSED" || from.client.state === "closed") return; // it stays open, for the next time
-    from.talks.mark(agent, id, "failed", error.message);
+    if (error.code === "CLOSED" || from.state === "closed") return; // it stays open, for the next time
+    lines.mark(agent, id, "failed", error.message);
+    const line = lines.find(agent, id);
+    if (line) line.tooLong = /PAYLOAD_TOO_LARGE/.test(error.code);
   }
   show();
 }
@@ -298,23 +419,46 @@ $("agents").addEventListener("click", (event) => {
   if (button) choose(button.dataset.topic);
 });
 $("back").addEventListener("click", () => choose(""));
+$("task-back").addEventListener("click", closeTask);
+for (const id of ["waiting", "task-list", "tasks"]) {
+  $(id).addEventListener("click", (event) => {
+    const taskId = event.target.closest("button")?.dataset.task;
+    if (taskId) openTask(taskId);
+  });
+}
 $("composer").addEventListener("submit", (event) => {
   event.preventDefault();
   const text = $("text").value.trim();
   if (!text || !chosen) return;
+  const note = tooLong(text);
+  view.showTextNote(note);
+  if (note) {
+    $("text").focus();
+    return;
+  }
   say(chosen, text);
   $("text").value = "";
   view.growComposer();
 });
-$("text").addEventListener("input", view.growComposer);
+$("text").addEventListener("input", () => {
+  view.showTextNote(tooLong($("text").value.trim()));
+  view.growComposer();
+});
 $("text").addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
   $("composer").requestSubmit();
 });
 $("log").addEventListener("click", (event) => {
-  const line = talks.find(chosen, event.target.dataset?.again);
+  const { again, edit } = event.target.dataset ?? {};
+  const line = talks.find(chosen, again ?? edit);
   if (!line) return;
+  if (edit) {
+    $("text").value = line.text;
+    view.growComposer();
+    $("text").focus();
+    return;
+  }
   talks.mark(chosen, line.id, "sending");
   post(chosen, line);
   show();
@@ -354,8 +498,23 @@ $("workspace-form").addEventListener("submit", async (event) => {
   localStorage.setItem(LAST_TIME, last);
   arrive();
 });
-$("address-button").addEventListener("click", () => $("address-dialog").showModal());
-$("address-form").addEventListener("submit", () => {
+$("address-button").addEventListener("click", () => {
+  $("address-error").hidden = true;
+  $("address-form").reset();
+  $("address-dialog").showModal();
+});
+$("address-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  for (const id of ["implementation", "specifier"]) {
+    const given = $(id).value.trim();
+    const possible = asPart(given);
+    if (given && given === possible) continue;
+    $("address-error").textContent = `No part of an address has spaces, *, > or ::.${possible ? ` “${possible}” would do.` : ""}`;
+    $("address-error").hidden = false;
+    $(id).focus();
+    return;
+  }
+  $("address-dialog").close(); // which gives the focus back to the button: then it goes to the text field
   choose(topics.agent(client.workspace, $("implementation").value.trim(), $("specifier").value.trim()));
 });
 addEventListener("storage", (event) => {
@@ -368,7 +527,7 @@ document.addEventListener("visibilitychange", () => {
   lookAround();
 });
 setInterval(lookAround, LOOK_AROUND_MS);
-setInterval(() => work.sweep() && show(), 500);
+setInterval(() => work.sweep((agent) => known && agent.startsWith("ag::") && !here.has(agent)) && show(), 500);
 
 // -- coming in
 

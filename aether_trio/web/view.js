@@ -1,32 +1,7 @@
 /** Writes to the page's elements, always text and never markup. */
 
-const $ = (id) => document.getElementById(id);
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
-const moment = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "short" });
-
-function make(tag, className = "", text = "") {
-  const element = document.createElement(tag);
-  if (className) element.className = className;
-  if (text) element.textContent = text;
-  return element;
-}
-
-/** Makes the children of `parent` those of `items`, keeping elements (and so the focus) by key. */
-function reconcile(parent, items, keyOf, create, update) {
-  const old = new Map([...parent.children].map((child) => [child.dataset.key, child]));
-  let at = null;
-  for (const item of items) {
-    const key = keyOf(item);
-    const element = old.get(key) ?? create(item);
-    old.delete(key);
-    element.dataset.key = key;
-    update(element, item);
-    const next = at ? at.nextElementSibling : parent.firstElementChild;
-    if (next !== element) parent.insertBefore(element, next);
-    at = element;
-  }
-  for (const element of old.values()) element.remove();
-}
+import { $, clock, fill, fillNamed, make, moment, named, reconcile } from "/demo/dom.js";
+import { isolated, keyOf, visible } from "/demo/model.js";
 
 function hueOf(text) {
   let sum = 0;
@@ -36,7 +11,7 @@ function hueOf(text) {
 
 function paintAvatar(element, name) {
   element.firstChild?.nodeType === Node.TEXT_NODE && element.firstChild.remove();
-  element.prepend([...name][0]?.toUpperCase() ?? "?");
+  element.prepend(visible([...name][0]?.toUpperCase() ?? "?").slice(0, 1));
   element.style.setProperty("--hue", hueOf(name));
 }
 
@@ -79,12 +54,11 @@ export function showConnecting() {
 export function showApp(client) {
   $("welcome").hidden = true;
   $("app").hidden = false;
-  $("me-name").textContent = client.userId;
-  $("me-name").title = client.identity;
+  fillNamed($("me-name"), client.userId, client.identity);
   $("me-window").textContent = client.windowId.slice(0, 4);
-  $("me-window").title = `This window is ${client.identity}`;
-  $("workspace-name").textContent = client.workspace;
-  $("workspace-button").title = `Workspace ${client.workspace}. Go to another one`;
+  $("me-window").title = `This window is ${isolated(client.identity)}`;
+  fill($("workspace-name"), named(client.workspace));
+  $("workspace-button").title = `Workspace ${isolated(client.workspace)}. Go to another one`;
 }
 
 export function showState(state) {
@@ -118,8 +92,9 @@ function isAtEnd() {
   return log.scrollHeight - log.scrollTop - log.clientHeight < 80;
 }
 
-export function tellNews(text) {
-  $("news").textContent = text;
+/** Says words and names to a screen reader. */
+export function tellNews(...parts) {
+  $("news").replaceChildren(...parts);
 }
 
 // -- who is here
@@ -141,21 +116,22 @@ function makeAgent() {
   return item;
 }
 
-/** Lists the agents: { topic, name, specifier, here, unknown, note, unread, task, current } each. */
+/** Lists the agents: { topic, name, specifier, kind, here, unknown, startable, note, unread, task, current } each. */
 export function showAgents(agents, note) {
   reconcile($("agents"), agents, (agent) => agent.topic, makeAgent, (item, agent) => {
     const [button] = item.children;
     const [avatar, name, about, badge, bar] = button.children;
     button.dataset.topic = agent.topic;
-    button.classList.toggle("gone", !agent.here && !agent.unknown);
+    button.classList.toggle("gone", !agent.here && !agent.unknown && !agent.startable);
     button.classList.toggle("unknown", agent.unknown);
     button.setAttribute("aria-current", String(agent.current));
-    button.title = agent.topic;
+    button.title = isolated(agent.topic, 400);
     paintAvatar(avatar, agent.name);
     avatar.lastElementChild.classList.toggle("here", agent.here);
-    name.children[0].textContent = agent.name;
-    name.children[1].textContent = ` ${agent.specifier}`;
-    about.textContent = agent.note;
+    avatar.lastElementChild.classList.toggle("startable", agent.startable && !agent.here);
+    fill(name.children[0], named(agent.name));
+    fill(name.children[1], " ", ...(agent.specifier ? [named(agent.specifier)] : []), agent.kind === "agent" ? "" : ` ${agent.kind}`);
+    fill(about, ...agent.note);
     badge.hidden = !agent.unread;
     badge.textContent = agent.unread > 99 ? "99+" : String(agent.unread);
     badge.setAttribute("aria-label", `${agent.unread} unread`);
@@ -173,38 +149,50 @@ export function showPeople(people) {
     item.append(make("span"), make("span", "soft small"));
     return item;
   }, (item, one) => {
-    item.children[0].textContent = one.me ? `${one.name} (you)` : one.name;
-    item.children[0].title = one.name;
+    fill(item.children[0], named(one.name), one.me ? " (you)" : "");
+    item.children[0].title = isolated(one.name);
     item.children[1].textContent = one.windows === 1 ? "" : `${one.windows} windows`;
   });
 }
 
 // -- the conversation
 
-/** Shows the "list" or the "chat" on small screens; `empty` is shown instead of a conversation. */
+/** Shows the "list", the "chat" or the "task" on small screens; `empty` is shown instead of a conversation. */
 export function showLayout(view, empty) {
   $("app").dataset.view = view;
   $("app").classList.toggle("lonely", Boolean(empty?.start));
-  $("chat").hidden = Boolean(empty);
+  $("chat").hidden = view !== "chat";
+  $("task").hidden = view !== "task";
   $("no-chat").hidden = !empty;
   if (!empty) return;
   $("no-chat-title").textContent = empty.title;
-  $("no-chat-text").textContent = empty.text;
+  fill($("no-chat-text"), ...empty.text);
   $("no-chat-start").hidden = !empty.start;
   $("command").textContent = empty.start ?? "";
 }
 
 export function showChatHead(agent) {
   paintAvatar($("chat-avatar"), agent.name);
-  $("chat-title").textContent = agent.name;
-  $("chat-title").title = agent.name;
-  $("chat-address").textContent = agent.topic;
+  fillNamed($("chat-title"), agent.name);
+  fill($("chat-address"), named(agent.topic, 400));
+  const words = agent.unknown ? "" : agent.here ? "here" : agent.starting ? "is being started" : agent.startable ? "starts when you write" : "not here";
   const presence = $("chat-presence");
-  const words = agent.unknown ? "" : agent.here ? "here" : "not here";
-  presence.replaceChildren(...(words ? [make("span", agent.here ? "dot here" : "dot"), words] : []));
-  const waits = !agent.here && !agent.unknown;
-  $("text").placeholder = waits ? `${agent.name} is not here. What you write waits` : `Write to ${agent.name}`;
-  $("text").setAttribute("aria-label", `Message to ${agent.name}`);
+  if (presence.dataset.words !== words) {
+    presence.dataset.words = words;
+    const dot = make("span", agent.here ? "dot here" : agent.startable || agent.starting ? "dot startable" : "dot");
+    presence.replaceChildren(...(words ? [dot, words] : []));
+  }
+  const name = isolated(agent.name);
+  const waits = !agent.here && !agent.unknown && !agent.startable && !agent.starting;
+  $("text").placeholder = waits ? `${name} is not here. What you write waits` : `Write to ${name}`;
+  $("text").setAttribute("aria-label", `Message to ${name}`);
+}
+
+/** Says under the text field why it is not sent; "" says nothing. */
+export function showTextNote(note) {
+  $("text-note").hidden = !note;
+  if ($("text-note").textContent !== note) $("text-note").textContent = note;
+  $("text").setAttribute("aria-invalid", String(Boolean(note)));
 }
 
 function makeLine(line) {
@@ -222,9 +210,9 @@ function paintMeta(meta, line) {
   if (line.mine && line.state === "sending") parts.push(make("span", "", "sending…"));
   if (line.mine && line.state === "sent") parts.push(make("span", "", "✓ kept"));
   if (line.mine && line.state === "failed") {
-    const again = make("button", "", "try again");
+    const again = make("button", "", line.tooLong ? "edit" : "try again");
     again.type = "button";
-    again.dataset.again = line.id;
+    again.dataset[line.tooLong ? "edit" : "again"] = line.id;
     parts.push(make("span", "", `not sent: ${line.why}`), again);
   }
   meta.replaceChildren(...parts);
@@ -235,9 +223,10 @@ export function showLines(lines, agent, jump) {
   const log = $("log");
   if (jump) stayAtEnd = true; // also when progress bars take room from it in a moment
   const items = lines.length ? lines : [{ id: "empty" }];
-  reconcile(log, items, (line) => line.id, (line) => (line.id === "empty" ? make("p", "empty") : makeLine(line)), (row, line) => {
-    if (line.id === "empty") {
-      row.textContent = agent.here ? `Say hello to ${agent.name}.` : `${agent.name} is not here now. What you write waits for it.`;
+  const isEmpty = (line) => line.id === "empty" && !lines.length;
+  reconcile(log, items, (line) => (isEmpty(line) ? "empty" : keyOf(line)), (line) => (isEmpty(line) ? make("p", "empty") : makeLine(line)), (row, line) => {
+    if (isEmpty(line)) {
+      fill(row, ...agent.greeting);
       return;
     }
     const before = lines[lines.indexOf(line) - 1];
@@ -255,7 +244,9 @@ export function showLines(lines, agent, jump) {
 function makeTask() {
   const card = make("div", "task");
   const words = make("div", "words");
-  words.append(make("span", "summary"), make("span", "soft small steps"), make("span", "percent"));
+  const open = make("button", "quiet small");
+  open.type = "button";
+  words.append(make("bdi", "summary"), make("span", "soft small steps"), make("span", "percent"), open);
   const bar = make("div", "bar");
   bar.setAttribute("role", "progressbar");
   bar.setAttribute("aria-valuemin", "0");
@@ -265,18 +256,25 @@ function makeTask() {
   return card;
 }
 
-export function showTasks(tasks) {
+/** Shows what an agent works on: { key, summary, steps, part, failed, state, taskId, open } each; `open` is a button's word. */
+export function showWork(tasks) {
   $("tasks").hidden = !tasks.length;
   reconcile($("tasks"), tasks, (task) => task.key, makeTask, (card, task) => {
     const [words, bar] = card.children;
-    const [summary, steps, percent] = words.children;
+    const [summary, steps, percent, open] = words.children;
     card.classList.toggle("failed", task.failed);
-    summary.textContent = task.summary;
-    summary.title = task.summary;
+    summary.textContent = visible(task.summary, 300);
+    summary.title = isolated(task.summary, 300);
     steps.textContent = task.steps;
-    percent.textContent = task.failed ? "failed" : percentOf(task);
+    percent.textContent = task.state;
+    open.hidden = !task.open;
+    open.dataset.task = task.taskId;
+    open.textContent = task.open;
+    open.setAttribute("aria-label", `${task.open}: ${isolated(task.summary)}`);
+    bar.hidden = task.part === null;
+    if (task.part === null) return;
     paintBar(bar, task);
-    bar.setAttribute("aria-label", task.summary);
+    bar.setAttribute("aria-label", isolated(task.summary, 300));
     if (task.part < 0) bar.removeAttribute("aria-valuenow");
     else bar.setAttribute("aria-valuenow", String(Math.round(task.part * 100)));
   });

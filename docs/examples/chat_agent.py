@@ -5,8 +5,9 @@
 
 The agent answers every message, and reports progress while it works: "count to 20" takes a while.
 
-The page sends JSON {"id", "text", "reply_to"}. The agent sends its answer {"id", "text"} to
-`reply_to`, the topic of all windows of that user in the workspace, so all windows show the same.
+The page sends plain text at first. This agent answers JSON {"id", "text"}, so the page sends JSON
+{"id", "text", "reply_to"} from then on, and the agent answers to `reply_to`, the topic of all
+windows of that user in the workspace.
 Progress goes to the user as well. A message may arrive twice, because the browser repeats
 unconfirmed messages, so the agent remembers the ids that it has answered.
 """

@@ -23,6 +23,7 @@ import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, WebSocketRoute, expect, sync_playwright
 
 from scripts import ensure_chromium
+from tests.browser.scene import Scene
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]
@@ -167,6 +168,19 @@ def locked_gateway(
         return own_gateway(command=(*command, "serve"), extra_args=("--config", str(file))), made["key"]
 
     return start
+
+
+@pytest.fixture
+def scene(gateway: GatewayProcess, visitors: Visitors, agents: Agents, request: pytest.FixtureRequest) -> Scene:
+    return Scene(
+        gateway, visitors, agents, re.sub(r"\W", "-", request.node.name.removeprefix("test_"))[-40:].strip("-_")
+    )
+
+
+@pytest.fixture
+def own_scene(own_gateway: Callable[..., GatewayProcess], visitors: Visitors, agents: Agents) -> Callable[..., Scene]:
+    """A scene with a gateway of its test; takes what start_gateway takes."""
+    return lambda **options: Scene(own_gateway(**options), visitors, agents, "own")
 
 
 class Site:

@@ -64,7 +64,6 @@ const TASK_STATUSES = new Set([
   "HIBERNATED", "REJECTED",
 ]);
 const DECISIONS = new Set(["approve", "reject"]);
-const FORM_CHOICES = 100; // that a form is shown with; a task's worker has written it
 const NOT_ABOUT_A_SEND = new Set(["BACKPRESSURE"]);
 /** Requests whose id has another name, because request_id says what they are about. */
 const CLIENT_REQUEST_ID = new Set(["task_subscription_op", "authority_request_op", "submit_audit_event"]);
@@ -1113,7 +1112,6 @@ export class Client extends EventTarget {
   async sendAndConfirm(topic, payload, options) {
     const promised = deferred();
     this.#queue(topic, payload, options, promised);
-    if (this.#state === "open") this.#confirm();
     return promised.promise;
   }
 
@@ -1204,8 +1202,13 @@ export class Client extends EventTarget {
       if (one.send) one.number = this.#sends += 1;
       if (one.sequence) this.#unconfirmed.push(one);
     }
-    if (this.#flushes.length) this.#confirm();
+    if (this.#isAwaited()) this.#confirm();
     else if (this.#unconfirmed.length) this.#confirmSoon();
+  }
+
+  /** Whether the page waits for a send to be confirmed. */
+  #isAwaited() {
+    return this.#flushes.length > 0 || this.#unconfirmed.some((one) => one.promised);
   }
 
   #confirmSoon() {
@@ -1237,7 +1240,7 @@ export class Client extends EventTarget {
       one.promised?.resolve();
     }
     this.#confirmed();
-    if (this.#unconfirmed.length) this.#flushes.length ? this.#confirm() : this.#confirmSoon();
+    if (this.#unconfirmed.length) this.#isAwaited() ? this.#confirm() : this.#confirmSoon();
   }
 
   #confirmed() {
@@ -1819,7 +1822,7 @@ function formOf(text) {
   if (typeof form?.question !== "string") return null;
   const choices = Array.isArray(form.choices) ? form.choices.filter((one) => typeof one === "string") : [];
   const label = typeof form.text === "string" ? form.text : "";
-  return { question: form.question, choices: choices.slice(0, FORM_CHOICES), text: Boolean(form.text), textLabel: label };
+  return { question: form.question, choices, text: Boolean(form.text), textLabel: label };
 }
 
 function waitOf(wire) {
@@ -1828,7 +1831,7 @@ function waitOf(wire) {
   return {
     reason: (wire.reason ?? "UNSPECIFIED").replace("WAIT_REASON_", ""),
     expectedPrincipal: wire.expected_principal ?? "",
-    pairs: Object.fromEntries(Object.entries(match).filter(([name]) => !name.startsWith("_"))),
+    pairs: Object.fromEntries(Object.entries(match).filter(([name]) => !name.startsWith("_")).sort()), // the wire has no order
     form: "_form" in match ? formOf(match._form) : null,
     dependsOn: wire.depends_on ?? [],
     authorityRequestId: wire.authority_request_id ?? "",
