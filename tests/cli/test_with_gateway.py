@@ -234,7 +234,7 @@ class TestRunning:
             text = process.output()
             assert f"transports gRPC; WebSocket and HTTP on {transports['websocket']}\n" in text
             assert f"page  http://{transports['websocket']}/" in text
-            Shell(process).out("sessions")
+            Shell(process).notice("sessions")
 
     def test_a_first_sigterm_drains_and_exits_with_0(self) -> None:
         with start_gateway(ephemeral=True) as process:
