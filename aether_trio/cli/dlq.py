@@ -13,7 +13,7 @@ from aether_trio.cli import exits
 from aether_trio.cli.http import stream_lines
 from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, OpsTarget, ops_options, workspace_option
-from aether_trio.cli.output import print_json, run_client, say
+from aether_trio.cli.output import print_bytes, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks, task_id_of
 from aether_trio.cli.task_texts import as_json, print_list, print_one
 from aether_trio.cli.tasks import move_tasks, pages_of
@@ -36,15 +36,18 @@ Examples:
   aether dlq list
   aether dlq list --json | jq -r .[].error
   aether dlq show TASK_ID
+  aether dlq show TASK_ID --payload
   aether dlq requeue TASK_ID
+  aether dlq discard TASK_ID
   aether dlq resolve TASK_ID --notes "ordered by hand"
 """,
 )
 def command() -> None:
-    """List, requeue and resolve dead letters: tasks that get no further attempt.
+    """List, requeue, discard and resolve dead letters: tasks and messages.
 
-    They have used up their attempts, or are past their last deadline. A failure that a worker has
-    reported is none: `aether tasks list --status failed` shows those.
+    A task is one when it has used up its attempts, or is past its last deadline. A failure that a
+    worker has reported is none: `aether tasks list --status failed` shows those. A message is one
+    when it has crashed its agent again and again; its type is dead_message.
     """
 
 
@@ -82,11 +85,23 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str, limit: int
 
 @command.command()
 @click.argument("task_id")
+@click.option("--payload", is_flag=True, help="Only the payload, of the task or of the message.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @access_options
-def show(target: GatewayTarget, who: Identity, task_id: str, as_object: bool) -> None:
-    """Show all fields of a dead letter."""
-    print_one(run_client(_get, target, who, task_id), as_object=as_object)
+def show(target: GatewayTarget, who: Identity, task_id: str, payload: bool, as_object: bool) -> None:
+    """Show all fields of a dead letter but its payload."""
+    if payload and as_object:
+        raise click.UsageError("a payload is bytes: give either --payload or --json.")
+    letter = run_client(_get, target, who, task_id)
+    if payload:
+        print_bytes(run_client(_payload, target, who, letter.task_id))
+    else:
+        print_one(letter, as_object=as_object)
+
+
+async def _payload(target: GatewayTarget, who: Identity, task_id: str) -> bytes:
+    async with open_tasks(target, who) as tasks:
+        return await tasks.payload(task_id)
 
 
 async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
@@ -101,9 +116,21 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
 @click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
 @access_options
 def requeue(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
-    """Try dead letters again, with all their attempts."""
+    """Try tasks again, with all their attempts; append messages to their topics again.
+
+    A message comes last in its topic, from its sender.
+    """
     letters = [run_client(_get, target, who, task_id).task_id for task_id in task_ids]
     run_client(move_tasks, target, who, Tasks.retry, letters, "queued again")
+
+
+@command.command()
+@click.argument("task_ids", nargs=-1, required=True, metavar="TASK_ID...")
+@access_options
+def discard(target: GatewayTarget, who: Identity, task_ids: tuple[str, ...]) -> None:
+    """End dead letters for good: they are cancelled, and are deleted like other tasks."""
+    letters = [run_client(_get, target, who, task_id).task_id for task_id in task_ids]
+    run_client(move_tasks, target, who, Tasks.cancel, letters, "discarded")
 
 
 @command.command()

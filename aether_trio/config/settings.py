@@ -445,6 +445,14 @@ class TaskSettings(Section, frozen=True):
     start_grace_s: Annotated[
         float, about("Time for a started agent to reconnect after it lost its connection.", gt=0)
     ] = 5.0
+    message_crashes: Annotated[
+        int,
+        about(
+            "A message that was the first unread one at so many crashes of its agent is a dead letter; 0 is never.",
+            ge=0,
+            le=1_000,
+        ),
+    ] = 3
     pool_ttl_s: Annotated[
         float, about("A POOL task that no worker has claimed after this is cancelled; 0 is never.", ge=0)
     ] = 1 * HOURS

@@ -53,6 +53,7 @@ from aether_trio.services.agents import (
     AgentStarter,
     Autostarter,
     AutostartQueue,
+    CrashLoops,
     ResourceOwners,
 )
 from aether_trio.services.audit.service import AuditService
@@ -227,7 +228,8 @@ async def open_core(
             capacity=settings.tasks.worker_tasks,
             grants=authority.grant_maker,
         )
-        autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread)
+        crashes = CrashLoops(engine, log, settings.tasks.message_crashes)
+        autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread, crashes)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.

@@ -31,6 +31,7 @@ from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.model.clock import Clock
 from aether_trio.model.containment import report
 from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.services.agents.crash_loops import CrashLoops
 from aether_trio.services.agents.registry import AgentRegistry
 from aether_trio.services.agents.startup import AgentStarter
 from aether_trio.storage.base import StorageUnavailable
@@ -117,6 +118,7 @@ class AutostartQueue:
         self.waiting = _FairMap[int]()
         """Identities to check, and when the first message for each was sent (Unix ms)."""
         self.ended: dict[str, float] = {}  # ended agents, and when to check each (trio's clock)
+        self.crashed: dict[str, None] = {}  # agents whose processes have failed
         self.unregistered = _FairMap[tuple[int, float]]()
         """Unregistered identities: when the message was sent, and until when it counts."""
         self.registrations = 0  # how many times a registration was written or deleted on this node
@@ -131,6 +133,12 @@ class AutostartQueue:
         """Report that a started agent is no longer connected to this node."""
         if len(self.ended) < MAX_WAITING:
             self.ended[identity] = trio.current_time() + CHECK_PAUSE_S
+            self.changed.set()
+
+    def agent_crashed(self, identity: str) -> None:
+        """Report that the process of a started agent has failed."""
+        if len(self.crashed) < MAX_WAITING:
+            self.crashed[identity] = None
             self.changed.set()
 
     def gateway_lost(self, identity: str) -> None:
@@ -163,7 +171,9 @@ class Autostarter:
         clock: Clock,
         connected: Callable[[str], Awaitable[bool]],
         unread: Callable[[str], Awaitable[tuple[int, int]]],
+        crashes: CrashLoops,
     ) -> None:
+        self._crashes = crashes
         self._queue = queue
         self._starter = starter
         self._agents = agents
@@ -207,6 +217,12 @@ class Autostarter:
         for identity in [one for one, at in self._checked.items() if at + CHECK_PAUSE_S <= now]:
             del self._checked[identity]
         queue = self._queue
+        for identity in list(queue.crashed):
+            if await self._connected(identity):  # it has come back by other means, or is leaving
+                queue.ended.setdefault(identity, now + CHECK_PAUSE_S)
+            else:
+                await in_halves([identity], self._handle_crash, _report_defect)
+            del queue.crashed[identity]
         if (queue.waiting or queue.unregistered or queue.ended) and self._names_due() <= now:
             await self._read_names(now)
         for identity in [one for one, at in queue.ended.items() if at <= now]:
@@ -253,10 +269,18 @@ class Autostarter:
                 continue
             self._queue.unregistered.pop(identity)
 
+    async def _handle_crash(self, crashed: Sequence[str]) -> Sequence[None]:
+        for identity in crashed:
+            await self._crashes.handle(identity)
+        return ()
+
     async def _check_unread(self, ended: Sequence[str]) -> Sequence[None]:
         """Let an agent that has ended wait for a start if it has unread messages."""
         (identity,) = ended
         position, count = await self._unread(identity)
+        crashed = False
+        if count and not await self._connected(identity) and (crashed := await self._crashes.handle(identity)):
+            position, count = await self._unread(identity)  # it may have moved
         if not count or await self._connected(identity):
             self._restarts.pop(identity, None)
             return ()
@@ -265,7 +289,7 @@ class Autostarter:
         self._restarts[identity] = (position, times)
         if len(self._restarts) > MAX_WAITING:
             self._restarts.popitem(last=False)
-        if times > MAX_RESTARTS:
+        if times > MAX_RESTARTS and not crashed:
             self._given_up += 1
             logger.warning(
                 "an agent ends again and again at the same message; it is not started until the next message",
@@ -274,7 +298,7 @@ class Autostarter:
             )
             return ()
         self._queue.waiting.keep(identity, self._clock.now_ms())
-        self._checked[identity] = trio.current_time() + (1 << times - 1) - 1 - CHECK_PAUSE_S
+        self._checked[identity] = trio.current_time() + (1 << min(times, MAX_RESTARTS + 1) - 1) - 1 - CHECK_PAUSE_S
         return ()
 
     def _is_registered(self, identity: str) -> bool:
@@ -284,6 +308,7 @@ class Autostarter:
     async def _start(self, triggers: Mapping[str, int], names: Sequence[str]) -> Sequence[None]:
         absent: dict[Identity, int] = {}
         present = await self._starter.connected(names)
+        await self._handle_crash(sorted(await self._crashes.unhandled([one for one in names if one not in present])))
         for name in names:
             self._checked[name] = trio.current_time()
             # The table of workers is a moment behind when a participant has just connected.

@@ -424,6 +424,8 @@ class Engine:
             self._access.apply(draft)
         for identity in tx.effects.lost_agents:
             self._agents.gateway_lost(identity)
+        for identity in tx.effects.crashed_agents:
+            self._agents.agent_crashed(identity)
         for identity in tx.effects.absent_targets:
             self._agents.target_absent(identity)
         for mutation in tx.effects.follow_ups:

@@ -19,6 +19,9 @@ class AgentHooks(Protocol):
     def gateway_lost(self, identity: str) -> None:
         """Note that the gateway of this started agent has ended."""
 
+    def agent_crashed(self, identity: str) -> None:
+        """Note that the process of this started agent has failed."""
+
 
 class Starter(Protocol):
     """Starts agents that are not connected, for tasks that are targeted at them."""

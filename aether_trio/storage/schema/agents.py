@@ -12,6 +12,10 @@ latest start of each identity: one row makes it one start, whichever node it was
 `lists` is 1 for an orchestrator that says which agents it has: they are its rows of
 `orchestrator_agents`. `implementation` and `family` of a start are the names under which an
 orchestrator may have its agent: with its version and without.
+
+`agent_crashes` counts how often an agent has crashed (`times`) with the same first unread message
+(`position`); `task_id` is the start that was counted last. `skip_to` is the number of a message
+that is a dead letter already, and behind which the agent's cursor is still to move; 0 for none.
 """
 
 from __future__ import annotations
@@ -58,4 +62,11 @@ STATEMENTS: Final = (
         family TEXT {byte_order} NOT NULL
     ) {clustered}""",
     "CREATE INDEX agent_starts_waiting ON agent_starts (profile, priority DESC, order_us) WHERE waits = 1",
+    """CREATE TABLE agent_crashes (
+        identity TEXT {byte_order} PRIMARY KEY,
+        position {bigint} NOT NULL,
+        times {bigint} NOT NULL,
+        task_id TEXT NOT NULL,
+        skip_to {bigint} NOT NULL
+    ) {clustered}""",
 )

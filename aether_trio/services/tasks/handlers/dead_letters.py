@@ -8,11 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from aether_trio.model.tasks import Move, StoredStatus, TaskRow
+from aether_trio.model.tasks import Move, MoveStep, StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.protobuf import resolved_by
-from aether_trio.services.tasks.transaction import startup, task_rows
+from aether_trio.services.tasks.transaction import dead_messages, payloads, startup, task_rows
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.storage.base import Fetch, Program, Row
 
@@ -71,6 +71,9 @@ class DeadLetters:
             task = yield from task_rows.load(task_id)
             if task is None or task.status is not StoredStatus.DLQ:
                 return False
+            if task.category == dead_messages.DEAD_MESSAGE:
+                payload = yield from payloads.load(task_id)
+                return isinstance((yield from dead_messages.requeue(tx, task, payload, by)), MoveStep)
             if task.task_type == AGENT_STARTUP and (yield from startup.reopen(tx, task)):
                 return False  # its agent has a later start
             if (yield from tx.context.grants.retry_problem(task)):

@@ -39,7 +39,16 @@ from aether_trio.services.tasks.handlers.permissions import (
 from aether_trio.services.tasks.handlers.sanitize import reason, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import named, show
-from aether_trio.services.tasks.transaction import results, startup, states, task_rows, unused_inputs
+from aether_trio.services.tasks.transaction import (
+    dead_messages,
+    payloads,
+    results,
+    startup,
+    states,
+    task_rows,
+    unused_inputs,
+)
+from aether_trio.services.tasks.transaction.dead_messages import DEAD_MESSAGE
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.worker_choice import may_not_serve
@@ -324,7 +333,12 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     ):
         return OperationResult(task, refusal=circle)
     decision: Decision | None = None
-    if task.task_type == AGENT_STARTUP:
+    if task.category == DEAD_MESSAGE and request.move is Move.RETRY:
+        payload = yield from payloads.load(task.task_id)
+        decision = yield from dead_messages.requeue(tx, task, payload, caller.name)
+    elif task.status is StoredStatus.DLQ and request.move is Move.CANCEL:
+        decision = yield from dead_messages.discard(tx, task, caller.name)
+    elif task.task_type == AGENT_STARTUP:
         if refusal := startup.refusal_of(task, request.move, caller.name, epoch):
             return OperationResult(task, refusal=refusal)
         if request.move is Move.FAIL and epoch is not None:

@@ -135,6 +135,8 @@ class Effects:
     """Agents that are started when they are needed, and whose gateway has ended."""
     sessions_to_end: list[tuple[str, str]] = field(default_factory=list)
     """(node, session id): sessions whose token is revoked, as its task has ended."""
+    crashed_agents: list[str] = field(default_factory=list)
+    """Agents whose processes have failed, as their orchestrators have reported."""
     ended_processes: list[tuple[str, str]] = field(default_factory=list)
     """(node, session id): sessions of agents whose process is known to have ended."""
     follow_ups: list[Callable[[Transaction], Program[None]]] = field(default_factory=list)

@@ -399,6 +399,10 @@ def dispatch_waiting(tx: Transaction, profile: bytes) -> Program[None]:
 def forget_start(task: TaskRow) -> Program[None]:
     """Delete the row in `agent_starts` of a deleted start of an agent."""
     if task.task_type == AGENT_STARTUP:
+        yield Execute(
+            "DELETE FROM agent_crashes WHERE identity = $1 AND task_id = $2 AND skip_to = 0",
+            (task.target, task.task_id),
+        )
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
 
 
@@ -504,6 +508,7 @@ def _end_process(tx: Transaction, task: TaskRow, reason: str) -> Program[None]:
         yield from tx.apply(task, Move.COMPLETE, tx.facts(task.assigned_to))
     else:
         yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type=PROCESS_FAILED))
+        tx.effects.crashed_agents.append(task.target)
 
 
 def agent_gone(tx: Transaction, identity: str) -> Program[None]:
