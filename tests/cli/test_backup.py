@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -107,6 +108,35 @@ def test_sigterm_leaves_nothing_behind(gateway: GatewayProcess, tmp_path: Path) 
         backup.send_signal(signal.SIGTERM)
         assert backup.wait(300) == 128 + signal.SIGTERM
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_backup_that_is_killed_is_not_there_and_holds_no_gateway_up(gateway: GatewayProcess, tmp_path: Path) -> None:
+    target = tmp_path / "monday"
+    (tmp_path / "killing.py").write_text(KILLED)
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "killing.py"), str(gateway.data_dir), str(target)],
+        env=clean_environment(),
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == -signal.SIGKILL
+    assert not target.exists()
+    [left] = [path for path in tmp_path.iterdir() if path.name != "killing.py"]
+    assert ".partial-" in left.name
+    assert aether("kv", "put", "a", "b", "--gateway", gateway.address).returncode == 0
+    assert aether("backup", str(target), "--data-dir", str(gateway.data_dir)).returncode == 0
+    assert aether("restore", str(left), "--data-dir", str(tmp_path / "new")).returncode == 1
+
+
+KILLED = """
+import os, sys
+from pathlib import Path
+from aether_trio.storage.backup import archive, back_up
+def killed(*_):  # all locks are given back, and the first file is copied
+    os.kill(os.getpid(), 9)
+archive.sha256_of = killed
+back_up(Path(sys.argv[1]), sys.argv[2], made_by="a test")
+"""
 
 
 def test_a_password_is_not_shown() -> None:

@@ -48,6 +48,8 @@ class Restorable:
     process: GatewayProcess
     back_up: Callable[[], None]
     restore: Callable[[], None]
+    run: Callable[[str], None] = print
+    """Run a command of PostgreSQL."""
 
     @property
     def address(self) -> str:
@@ -125,7 +127,7 @@ def on_server(postgres_engine: PostgresEngine, tmp_path: Path) -> Iterator[Resto
         postgres_engine.outside(f"DROP SCHEMA {postgres_engine.schema}_before CASCADE")
 
     with start_gateway(extra_args=on_postgres(postgres_engine)) as process:
-        yield Restorable(process, back_up, restore)
+        yield Restorable(process, back_up, restore, run)
 
 
 def void(_: object) -> None:
@@ -294,6 +296,26 @@ async def test_the_smoke_script_passes_on_a_restored_gateway(gateway: Restorable
     await gateway.backed_up()
     await gateway.killed_and_restored()
     await trio.to_thread.run_sync(run_script, gateway.process.address)
+
+
+async def test_a_base_backup_is_another_log_by_the_command_that_is_named(
+    on_server: Restorable, postgres_engine: PostgresEngine
+) -> None:
+    """As after a restore of the whole server, which has the row of the log's identity."""
+    logs = []
+    for _ in range(2):
+        async with agent(on_server.address, "rx", connect_timeout_s=60.0) as reader:
+            logs.append(reader._dispatch.inbox._log)
+            await reader.send(READER, b"x")
+        on_server.process.kill()
+        said = aether(
+            "restore", "--database", postgres_engine.server.dsn(), "--set", f"storage.schema={postgres_engine.schema}"
+        )
+        [forget] = [one for one in commands(said.stderr) if "DELETE" in one]
+        await trio.to_thread.run_sync(on_server.run, forget)
+        await trio.to_thread.run_sync(on_server.process.restart)
+    assert "these databases were restored from a backup" in on_server.process.output()
+    assert len(set(logs)) == 2
 
 
 async def test_each_restore_is_another_log(on_files: Restorable) -> None:

@@ -357,3 +357,27 @@ def test_a_gateway_does_not_wait_for_a_backup_to_cut_its_log(tmp_path: Path) -> 
     finally:
         log.close()
     assert stat.S_IMODE((tmp_path / BACKUP_FILE).stat().st_mode) == 0o600
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], capture_output=True, text=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip(f"cannot mount a tmpfs here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_full_disk_leaves_no_backup_and_no_data(data: Path, tmp_path: Path, tiny_disk: Path, form: str) -> None:
+    with pytest.raises((StorageSetupError, BackupError, OSError), match=r"full|No space left"):
+        back_up(data, str(tiny_disk / form), made_by="a test")
+    assert list(tiny_disk.iterdir()) == []
+    backup = made(data, tmp_path / form)
+    with pytest.raises(OSError, match="No space left"):
+        restore(str(backup), tiny_disk)
+    assert {path.name for path in tiny_disk.iterdir()} <= {LOCK_FILE}

@@ -92,7 +92,7 @@ def back_up(
                     snapshots.connections[name].close()  # its write-ahead log may be cut
                     writer.add(file)
         except sqlite3.Error as error:
-            raise StorageSetupError(f"{data_dir} could not be copied: {error}") from error
+            raise StorageSetupError(f"{data_dir} could not be copied to {writer.directory}: {error}") from error
         manifest = Manifest(
             format=FORMAT,
             at_ms=snapshots.at_ms,

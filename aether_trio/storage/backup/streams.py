@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Final, cast
 
 from aether_trio.storage.backup.manifest import BackupError
@@ -76,6 +76,10 @@ def _program(
     with subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE) as process:
         try:
             yield process
+        except BrokenPipeError:  # it has ended, and says why
+            if process.stdin is not None:
+                with suppress(OSError):  # what was not written yet
+                    process.stdin.close()
         except BaseException:
             process.kill()
             raise
