@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, WebSocketRoute
 
 from aether_trio.client import OrchestratorClient, connect_sync
 from aether_trio.client.blocking.job import SyncJob
@@ -190,6 +190,35 @@ def test_a_send_that_is_confirmed_alone_has_its_own_refusal(page: Page, run: Run
     )
     assert found[0].startswith("ERR_")
     assert found[1:] == ["kept", 1, "CLOSED"]
+
+
+def test_an_answer_that_was_cut_off_is_not_sent_again(page: Page, run: Run) -> None:
+    sends: list[str] = []
+
+    def answer(socket: WebSocketRoute, message: dict[str, Any]) -> None:
+        if "send" in message:
+            sends.append(message["send"]["target_topic"])
+            if sends == ["ag::w::a::1", "tk::w::t::input"]:
+                socket.close(code=4114, reason="the gateway stops")
+        elif "connection_status_request" in message and len(sends) != 1:
+            request_id = message["connection_status_request"]["request_id"]
+            socket.send(json.dumps({"connection_status_response": {"ok": True, "request_id": request_id}}))
+
+    let_in(page, answer)
+    found = run(
+        page,
+        """async ({ connect }) => {
+          const client = await connect({ userId: "maya", storage: null });
+          const kept = client.sendAndConfirm("ag::w::a::1", "again if need be").then(() => "kept");
+          const answered = client.tasks.sendInput("t", {}, { workspace: "w" }).catch(({ code, message }) => [code, message]);
+          return [await kept, await answered, client.statistics().unconfirmedBytes];
+        }""",
+    )
+    assert sends == ["ag::w::a::1", "tk::w::t::input", "ag::w::a::1"]
+    assert found[0] == "kept"
+    assert found[1][0] == "DISCONNECTED"
+    assert "whether it arrived is not known" in found[1][1]
+    assert found[2] == 0
 
 
 def test_a_message_has_the_same_id_in_all_windows_and_when_it_comes_again(page: Page, run: Run) -> None:

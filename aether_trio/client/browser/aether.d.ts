@@ -278,7 +278,8 @@ export class Client extends EventTarget {
   ): void;
 
   send(topic: string, payload: Payload, options?: SendOptions): void;
-  sendAndConfirm(topic: string, payload: Payload, options?: SendOptions): Promise<void>;
+  /** `once`: not sent again after a cut; rejects with DISCONNECTED when it may have arrived. */
+  sendAndConfirm(topic: string, payload: Payload, options?: SendOptions & { once?: boolean }): Promise<void>;
   sendToAgent(implementation: string, specifier: string, payload: Payload, options?: SendOptions & InWorkspace): void;
   sendToAgents(payload: Payload, options?: SendOptions & InWorkspace): void;
   sendToUser(userId: string, payload: Payload, options?: SendOptions & InWorkspace): void;

@@ -624,9 +624,11 @@ export class Client extends EventTarget {
     for (const name of ["attempt", "confirm", "heartbeat", "renewal"]) clearTimeout(this.#timers[name]);
     this.#confirming = this.#renewing = false;
     this.#forgetArrivals();
-    this.#outgoing = [...this.#unconfirmed, ...this.#outgoing];
-    this.#unconfirmed = [];
     const error = this.#whyEnded(closeCode, reason, code);
+    const isOnce = (one) => Boolean(one.promised?.once);
+    this.#loseSends(this.#unconfirmed.filter(isOnce), error);
+    this.#outgoing = [...this.#unconfirmed.filter((one) => !isOnce(one)), ...this.#outgoing];
+    this.#unconfirmed = [];
     this.#loseAnswers(error);
     if (this.#everOpen) this.#lostAt ||= now();
     if (error.retryable) this.#retry(error);
@@ -634,6 +636,15 @@ export class Client extends EventTarget {
     else if (!this.#everOpen && this.#window.stored) this.#becomeAnother();
     else if (this.#everOpen && now() - this.#lostAt < DUPLICATE_PATIENCE_MS) this.#retry(error);
     else this.#finish(error);
+  }
+
+  /** They may have arrived, and are not sent again. */
+  #loseSends(sends, error) {
+    for (const { text, promised } of sends) {
+      this.#unconfirmedBytes -= text.length;
+      const what = `${error.message} (before the send was confirmed, so whether it arrived is not known)`;
+      promised.reject(new AetherError("DISCONNECTED", what, { retryable: true }));
+    }
   }
 
   #loseAnswers(error) {
@@ -1108,9 +1119,12 @@ export class Client extends EventTarget {
     this.#queue(topic, payload, options, null);
   }
 
-  /** Send, and wait until it is committed, also over a reconnect. Rejects with its refusal, of which flush() says nothing. */
-  async sendAndConfirm(topic, payload, options) {
-    const promised = deferred();
+  /**
+   * Send, and wait until it is committed, also over a reconnect. Rejects with its refusal, of which flush() says nothing. One
+   * that is to be sent `once` is not sent again after a cut: it rejects with DISCONNECTED when it may have arrived.
+   */
+  async sendAndConfirm(topic, payload, { once = false, ...options } = {}) {
+    const promised = { ...deferred(), once };
     this.#queue(topic, payload, options, promised);
     return promised.promise;
   }
@@ -1779,11 +1793,15 @@ class Tasks {
     await this.sendInput(task.taskId, answer, { workspace: task.workspace });
   }
 
-  /** Send the input that a task waits for: it goes on if `metadata` has all pairs of the wait. Resolves when it is committed. */
+  /**
+   * Send the input that a task waits for: it goes on if `metadata` has all pairs of the wait. Resolves when it is committed.
+   * After a cut it is not sent again (DISCONNECTED): look at the task.
+   */
   async sendInput(taskId, metadata = {}, { workspace = this.#client.workspace } = {}) {
     const [id, place] = [textOf("taskId", taskId), textOf("workspace", workspace)];
     const payload = { task_id: id, workspace: place, metadata: textsByName("metadata", metadata) };
-    await this.#client.sendAndConfirm(`tk::${place}::${id}::input`, payload, { type: "EVENT" });
+    // Once: a second one would be kept, and answer the next question of the task.
+    await this.#client.sendAndConfirm(`tk::${place}::${id}::input`, payload, { type: "EVENT", once: true });
   }
 
   /**
