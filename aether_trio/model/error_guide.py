@@ -453,6 +453,11 @@ ERROR_GUIDE: Final[tuple[ErrorEntry, ...]] = (
         ),
         ("4", "The gateway cannot be reached.", "Check that it runs, and --gateway."),
         ("5", "The gateway refused the connection.", "Check the credential, the identity and the TLS files."),
+        (
+            "124",
+            "What a command waited for did not happen within `--timeout`.",
+            "Wait again, or longer; `aether tasks show` says what a task is at.",
+        ),
         ("130", "Ctrl-C.", "Nothing is left half done; run it again when you want to."),
         ("141", "Nothing reads the output any more, as after `| head`.", "Nothing to do."),
     ),

@@ -391,4 +391,4 @@ class TestServe:
         Shell(serving, AETHER_API_KEY=KEY).fails(5, "is for principals of type service", "sessions")
 
     def test_tail_is_not_served(self, serving: GatewayProcess) -> None:
-        Shell(serving).fails(1, "ops.tail_token", "tail", "ag::a::b::c")
+        Shell(serving).fails(5, "ops.tail_token", "tail", "ag::a::b::c")
