@@ -51,6 +51,9 @@ def test_what_it_names_is_there() -> None:
         one for name, text in instructions() if name == "COPY" and "--from" not in text for one in text.split()[:-1]
     ]
     assert all((ROOT / one).exists() for one in copied)
+    sent = FILE.with_name("Containerfile.dockerignore").read_text().splitlines()
+    assert sent[0] == "*"  # no secret and no environment of the checkout goes to the builder
+    assert {line[1:] for line in sent if line.startswith("!")} == {one.removeprefix("./") for one in copied}
     assert json.loads(last("ENTRYPOINT")) == ["aether"]
     assert json.loads(last("CMD"))[0] in COMMANDS
     assert last("STOPSIGNAL") == "SIGTERM"
