@@ -272,6 +272,25 @@ def test_the_echo_of_the_quickstart_survives_a_person(scene: Scene, tmp_path: Pa
         process.wait()
 
 
+def test_the_task_of_the_document_asks_and_reads_the_answer(scene: Scene, tmp_path: Path) -> None:
+    (body,) = (one.body for one in read_snippets((ROOT / "docs" / "browser.md").read_text()) if "task.ask(" in one.body)
+    program = body.replace('"default"', f'"{scene.workspace}"').replace("localhost:50051", scene.gateway.address)
+    (tmp_path / "deploy.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "deploy.py")]
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            page = scene.come_in()
+            item(page, "deploy").click()
+            page.get_by_role("radio", name="staging").check()
+            page.get_by_label("Why?").fill("it is time")
+            page.get_by_role("button", name="Approve").click()
+            expect(page.locator("#task-state")).to_have_text("completed")
+            assert process.stdout is not None
+            assert re.fullmatch(r"us::maya::\w+ approves staging it is time\n", process.stdout.read())
+        finally:
+            process.kill()
+
+
 def test_agents_that_answer_whatever_they_like_are_shown(scene: Scene) -> None:
     with scene.agent("parrot") as parrot, scene.agent("lists") as lister:
         page = talk_to(scene.come_in(), "parrot")
