@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, TypeVar
 
 import click
 
@@ -38,6 +38,8 @@ GROUPS: Final = {
 CLASSES: Final = {one.name.lower(): one for one in TaskClass if one}
 PRIORITIES: Final = {one.name.lower(): one for one in TaskPriority if one}
 OFFLINE: Final = {one.name.lower(): one for one in TargetOfflinePolicy if one}
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 Move: TypeAlias = Callable[[Tasks, str], Awaitable[Task]]
 """An operation that moves a task to another state."""
@@ -169,6 +171,23 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
         return await tasks.get(await task_id_of(tasks, task_id))
 
 
+DEADLINES: Final = (
+    ("--schedule-to-start", "How long it may wait for a worker."),
+    ("--start-to-close", "How long each attempt may take, without its waits."),
+    ("--heartbeat-timeout", "How long its worker may report no progress."),
+    ("--schedule-to-close", "How long all of it may take."),
+)
+
+
+def deadline_options(function: F) -> F:
+    """Add the deadlines of a task, in seconds, under their names in `Tasks.create`."""
+    for name, text in reversed(DEADLINES):
+        parameter = f"{name.removeprefix('--').replace('-', '_')}_s"
+        option = click.option(name, parameter, type=click.FloatRange(min=0), metavar="SECONDS", help=text)
+        function = option(function)
+    return function
+
+
 @command.command()
 @click.argument("task_type", metavar="TYPE")
 @click.argument("payload", default="", metavar="[PAYLOAD|-]")
@@ -177,7 +196,7 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
 @click.option(
     "--offline", type=click.Choice(list(OFFLINE)), help="If the target is not connected.  [default: orchestrate]"
 )
-@click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="May be repeated; also its deadlines, see above.")
+@click.option("--metadata", multiple=True, metavar="NAME=VALUE", help="May be repeated.")
 @click.option("--priority", type=click.Choice(list(PRIORITIES)), default="normal", show_default=True)
 @click.option("--class", "task_class", type=click.Choice(list(CLASSES)), help="How patient it is with its worker.")
 @click.option("--max-attempts", type=click.IntRange(min=1), help="Try again when it fails, up to so often in all.")
@@ -185,6 +204,7 @@ async def _get(target: GatewayTarget, who: Identity, task_id: str) -> Task:
     "--retry-delay", type=click.FloatRange(min=0), default=1.0, show_default=True, metavar="SECONDS",
     help="Before the second attempt; doubled for each further one.",
 )  # fmt: skip
+@deadline_options
 @click.option(
     "--idempotency-key", default="", metavar="KEY", help="Create it once: the same key finds the same task for a day."
 )
@@ -211,14 +231,11 @@ def create(
     correlation: str,
     waits: bool,
     as_object: bool,
+    **deadlines: float | None,
 ) -> None:
     """Create a task of TYPE and print its id; with --wait its result instead.
 
     The payload is text; - reads standard input.
-
-    Deadlines are metadata, in milliseconds: schedule_to_start_ms while it waits for a worker,
-    start_to_close_ms for each attempt, heartbeat_timeout_ms without progress, schedule_to_close_ms
-    for all of it.
     """
     if waits and as_object:
         raise click.UsageError("--wait prints the result of the task: leave --json out.")
@@ -237,6 +254,7 @@ def create(
         "retry_policy": retries,
         "idempotency_key": idempotency_key,
         "correlation_id": correlation,
+        **deadlines,
     }
     task = run_client(_create, target, who, task_type, wanted)
     if waits:

@@ -144,7 +144,7 @@ def test_dead_letters(shell: Shell) -> None:
     place = ("--workspace", "cellar")
     create = ("tasks", "create", "press", "--pool", "absent", *place, "--max-attempts", "1")
     assert shell.notice("dlq", "list", *place) == "no dead letter in the workspace cellar\n"
-    dead = shell.out(*create, "--metadata", "schedule_to_start_ms=10").strip()
+    dead = shell.out(*create, "--schedule-to-start", "0.01").strip()
     alive = shell.out(*create).strip()
     shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
     (letter,) = json.loads(shell.out("dlq", "list", "--json", *place))

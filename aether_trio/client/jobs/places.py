@@ -6,6 +6,8 @@ then the loop takes its next task only when there is a free place again.
 
 from __future__ import annotations
 
+from collections import deque
+
 import anyio
 import anyio.lowlevel
 
@@ -15,14 +17,25 @@ class Places:
 
     def __init__(self, count: int) -> None:
         self.free = count
-        self._news = anyio.Event()
+        self._waiting: deque[anyio.Event] = deque()
+        """Of those who wait for a place, the first one first; there are none while one is free."""
 
     async def take(self) -> None:
         """Wait for a free place, and take it."""
         await anyio.lowlevel.checkpoint()
-        while self.free <= 0:
-            await self._news.wait()
-        self.free -= 1
+        if self.free > 0:
+            self.free -= 1
+            return
+        given = anyio.Event()
+        self._waiting.append(given)
+        try:
+            await given.wait()
+        except BaseException:
+            if given.is_set():
+                self.give()
+            else:
+                self._waiting.remove(given)
+            raise
 
     def take_back(self) -> None:
         """Take a place for a task that goes on after a wait, though none may be free."""
@@ -30,7 +43,7 @@ class Places:
 
     def give(self) -> None:
         """Free a place: a task has ended, or waits. Never waits."""
-        self.free += 1
-        if self.free > 0:
-            self._news.set()
-            self._news = anyio.Event()
+        if self.free == 0 and self._waiting:
+            self._waiting.popleft().set()
+        else:
+            self.free += 1

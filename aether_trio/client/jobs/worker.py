@@ -128,9 +128,10 @@ class WorkerMethods(_Client):
 
             async for task in worker.work():
                 async with task:
-                    await worker.send(task.creator, shrink(task.payload))
+                    await task.complete(shrink(task.payload))
 
-        `concurrency` may be open at once; by default it is the client's `worker_tasks`, or 1.
+        `concurrency` may be at work at once; by default it is the client's `worker_tasks`, or 1.
+        Those that wait do not count.
         Several loops share the work. What is left of it goes to other workers when the client's
         block ends.
         """
@@ -148,17 +149,27 @@ class WorkerMethods(_Client):
         input, say) frees its place for another one. Runs until the client is closed or has failed,
         or until it is cancelled.
         """
-        jobs = self.work(concurrency=self.__concurrency(concurrency))
-        failure: AetherError | None = None
+        count = self.__concurrency(concurrency)
+        jobs = self.work(concurrency=count)
+        failures: list[AetherError] = []
+
+        async def start_handlers() -> None:
+            while True:
+                try:
+                    job = await anext(jobs)
+                except StopAsyncIteration:
+                    return
+                except AetherError as failure:
+                    failures.append(failure)
+                    return
+                group.start_soon(_handle, handler, job)
+                del job  # what is let go of before its block begins must be free
+
         async with anyio.create_task_group() as group:
-            try:
-                async for job in jobs:
-                    group.start_soon(_handle, handler, job)
-                    del job  # what is let go of before its block begins must be free
-            except AetherError as error:
-                failure = error
-        if failure is not None:
-            raise failure
+            for _ in range(count):  # so many are claimed at the same time
+                group.start_soon(start_handlers)
+        if failures:
+            raise failures[0]
 
 
 async def _handle(handler: Handler, job: Job) -> None:
