@@ -74,6 +74,8 @@ def words_of(path: str, directory: Path) -> list[str]:
             if isinstance(one.type, click.Path) and one.required:
                 file = directory / ("agents.yaml" if path == "orchestrate" else "policy.yaml")
                 words.append(str(file))
+            elif isinstance(one.type, click.Choice):
+                words.append(str(one.type.choices[0]))
             elif one.required:
                 words.append(WORDS.get(one.name or "", ID))
         elif one.required:
