@@ -40,7 +40,6 @@ from aether_trio.model.audit import AuditEvent, EventType
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import SEPARATOR, IdentityError, check_token
-from aether_trio.model.text import TextError, check_text
 from aether_trio.model.topics import MAX_TOPIC_BYTES, parse_topic
 from aether_trio.services.access import AccessQuestion, Admin
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
@@ -107,8 +106,6 @@ class TopicService:
             return _refused(op, error)
         except IdentityError as error:
             return _refused(op, RequestError(Code.INVALID_IDENTIFIER, str(error)))
-        except TextError as error:
-            return _refused(op, RequestError(Code.INVALID_ARGUMENT, str(error)))
         except StorageUnavailable as error:
             return _refused(op, outage(error))
         reply.success = True
@@ -255,8 +252,16 @@ def _limit(op: pb.WorkspaceOperation) -> int:
 
 
 def _text(op: pb.WorkspaceOperation, key: str) -> str:
-    """Return an argument of the metadata, "" if it is not there. Raises TextError."""
-    return check_text(op.workspace.metadata[key], key, MAX_TOPIC_BYTES) if key in op.workspace.metadata else ""
+    """Return an argument of the metadata, "" if it is not there. Raises RequestError.
+
+    Control characters are allowed, as names have them where identifiers are not strict.
+    """
+    text = op.workspace.metadata.get(key, "")
+    if len(text.encode()) > MAX_TOPIC_BYTES:
+        raise RequestError(Code.INVALID_ARGUMENT, f"{key} in the metadata has more than {MAX_TOPIC_BYTES} bytes")
+    if "\0" in text:
+        raise RequestError(Code.INVALID_ARGUMENT, f"{key} in the metadata has a zero byte")
+    return text
 
 
 def _node(topic: TopicOverview) -> pb.FlowNode:

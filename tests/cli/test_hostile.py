@@ -79,6 +79,7 @@ def hostile(gateway: GatewayProcess) -> Iterator[Hostile]:
     late = ("--pool", "absent", *place, "--metadata", "schedule_to_start_ms=10", "--max-attempts", "1")
     dead = shell.out("tasks", "create", TEXT, *late).strip()
     shell.run("tasks", "watch", dead, "--from", "start", "--until-end")
+    shell.run("send", f"ag::worst::{NAME}::1", TEXT, "--as", f"ag::worst::{NAME}::2")
     shell.out("kv", "put", NAME, "-", *PLACE, stdin=TEXT.encode())
     shell.out("agents", "register", NAME, "--profile", NAME, "--param", f"{NAME}={TEXT}", "--description", TEXT)
     shell.out("workspaces", "create", NAME, "--description", NAME, "--metadata", f"{NAME}={NAME}")

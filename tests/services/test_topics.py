@@ -217,6 +217,25 @@ async def test_a_purge_is_in_the_audit_log(world: World) -> None:
     assert json.loads(metadata) == {"messages": 1, "through": 1}
 
 
+async def test_names_with_control_characters_are_listed_shown_and_purged(world: World) -> None:
+    hostile = "ag::w::a\x9b\u202e::1"
+    async with (
+        world.open(gateway={"strict_identifier_charset": False}) as core,
+        connect(core, agent("w", "a", "1")) as sender,
+        connect(core, orchestrator("o", "1")) as admin,
+    ):
+        sender.send(message_to(hostile, b"x"))
+        sender.send(message_to("ag::w::b::1", b"x"))
+        await barrier(sender)
+        first = await done(admin, "list", "w", 1)
+        assert names(first) == [hostile]
+        second = await done(admin, "list", "w", 1, after=first.workspace.metadata["_after"])
+        assert names(second) == ["ag::w::b::1"]
+        assert facts(await done(admin, "show", topic=hostile))["messages"] == 1
+        purged = await done(admin, "purge", topic=hostile, through="1")
+        assert purged.workspace.metadata["_purged"] == "1"
+
+
 @pytest.mark.parametrize("through", ["", "x", "-1", "9" * 19])
 async def test_bad_requests(admin: MemoryLink, through: str) -> None:
     await refused(admin, Code.INVALID_ARGUMENT, "purge", topic="ag::w::a::1", through=through)
