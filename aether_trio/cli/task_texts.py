@@ -34,6 +34,13 @@ def as_json(task: Task) -> dict[str, Any]:
     return {name: _plain(value) for name, value in _fields_of(task).items()}
 
 
+_SHOWN_OTHERWISE: Final = frozenset({
+    "_assignment", "_dead_letter", "_input", "_next_attempt_ms", "_outcome", "_queued_because", "_result",
+    "_result_base64", "_result_bytes", "_result_checkpoint",
+})  # fmt: skip
+"""Metadata of the gateway that is shown as fields."""
+
+
 def _fields_of(task: Task) -> dict[str, Any]:
     """Return what is shown of a task, in order; `attempt` counts from 1."""
     fields: dict[str, Any] = {}
@@ -42,13 +49,16 @@ def _fields_of(task: Task) -> dict[str, Any]:
             case "failures":
                 fields["attempt"] = task.attempt
             case "metadata":
-                fields[name] = {key: text for key, text in task.metadata.items() if not key.startswith("_")}
+                fields[name] = {key: text for key, text in task.metadata.items() if key not in _SHOWN_OTHERWISE}
             case _:
                 fields[name] = value
     fields["outcome"] = task.outcome
     fields["next_attempt_at"] = task.next_attempt_at
     fields["queued_because"] = task.queued_because
     fields["dead_letter"] = task.metadata.get("_dead_letter", "")
+    fields["used_input"] = None
+    if (used := task.used_input) is not None:
+        fields["used_input"] = {"by": used.by, "metadata": used.metadata}
     fields["question"] = None if task.question is None else asdict(task.question)
     if (encoded := task.metadata.get("_result_base64")) is not None:
         fields["result_base64"] = encoded
