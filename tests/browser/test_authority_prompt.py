@@ -60,7 +60,7 @@ def come_in(gateway: GatewayProcess, page: Page, person: str, workspace: str) ->
 def ask(planner: Planner, person: str, **wish: Any) -> AuthorityRequest:
     wish = {
         "requested_access_level": AccessLevel.MANAGE,
-        "requested_duration_seconds": 600,
+        "requested_duration_s": 600,
         "route": AuthorityRoute(principal=Principal.user(person)),
         "reason": "to look at the deployment",
         **wish,
