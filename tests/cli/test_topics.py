@@ -32,7 +32,8 @@ def behind(shell: Shell, gateway: GatewayProcess) -> None:
 def test_a_topic_its_consumer_and_its_lag(shell: Shell, behind: None) -> None:
     ends_s = time.monotonic() + 60
     [row] = json.loads(shell.out("topics", "list", "--json", *PLACE))
-    while row["most_behind"] != 3 and time.monotonic() < ends_s:  # positions are written now and then
+    # Positions are written a few times a second.
+    while row["most_behind"] != 3 and time.monotonic() < ends_s:
         [row] = json.loads(shell.out("topics", "list", "--json", *PLACE))
     assert (row["name"], row["messages"], row["consumers"], row["most_behind"]) == (TOPIC, 5, 1, 3)
     assert row["retained_bytes"] > 0
