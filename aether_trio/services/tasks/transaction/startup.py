@@ -486,8 +486,12 @@ def _report_end(
         return None
     worker = yield from tx.find_worker(task.target)
     if task.disconnected_ms or worker is None:
+        if not task.launched and how == AgentProcess.FAILED:
+            # No crash: it may have been a process that no orchestrator has started.
+            yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type="WORKER_LOST"))
+            return Repeat()
         yield from _end_process(tx, task.changed({"process": how}), reason)
-        if worker is None:
+        if worker is None and task.launched:
             yield from lose_tasks(tx, task.target)
         return Repeat()
     if not task.launched:
