@@ -180,3 +180,25 @@ async def test_the_end_of_a_process_is_known_on_the_node_of_its_agent(
             async with connect(two, starter("9", "other")) as other:
                 await launch(other, "1")
         assert (await assignment(orchestrator)).task_id != asked.task_id
+
+
+async def test_a_message_that_crashes_its_agent_is_a_dead_letter_once(postgres_engine: PostgresEngine) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, lister("1", "echo")) as orchestrator,
+        connect(two, agent("w", "asker", "1")) as asker,
+    ):
+        await register(orchestrator, "echo")
+        asker.send(message_to(ECHO, b"bad"), message_to(ECHO, b"good"))
+        for number in range(3):
+            asked = await assignment(orchestrator)
+            async with connect(one if number == 1 else two, started_by(asked)) as it:
+                it.pause()
+                await until(one, *["failed"] * number, "running")
+                it.cut()
+                assert (await fail(orchestrator, asked.task_id, "exit code 1")).success
+        asked = await assignment(orchestrator)
+        async with connect(two, started_by(asked)) as it:
+            assert (await it.next("msg")).msg.payload == b"good"
+        [[count]] = await one.tasks.engine.database.fetch("SELECT count(*) FROM tasks WHERE task_type = 'dead_message'")
+        assert count == 1
