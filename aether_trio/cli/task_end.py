@@ -16,9 +16,9 @@ from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_bytes, say, say_json
 from aether_trio.cli.task_client import task_id_of
 from aether_trio.cli.task_refusals import explained_refusals
-from aether_trio.cli.task_texts import state_text
+from aether_trio.cli.task_texts import outcome_text
 from aether_trio.client.operations.enums import TaskStatus
-from aether_trio.client.operations.task_values import Task
+from aether_trio.client.operations.task_values import END_WORDS, Task
 from aether_trio.model.identity import Identity
 
 AGAIN_S = 1.0
@@ -43,7 +43,7 @@ async def wait_for_end(target: GatewayTarget, who: Identity, given: str, limit_s
 
     A lost connection is made again. Raises CliError: after the limit, and if it is not there.
     """
-    known = ""
+    known = said = ""
     with trio.move_on_after(limit_s):
         while True:
             try:
@@ -58,7 +58,9 @@ async def wait_for_end(target: GatewayTarget, who: Identity, given: str, limit_s
             except exits.CliError as error:
                 if error.exit_code != exits.UNREACHABLE or not known:
                     raise
-                say(f"{error.message}; trying again", err=True)
+                if error.message != said:
+                    said = error.message
+                    say(f"{said}; trying again", err=True)
                 await trio.sleep(AGAIN_S)
     raise exits.CliError(f"task {known or given} has not ended within {limit_s:g} s; it goes on", exits.NOT_YET)
 
@@ -68,7 +70,8 @@ def show_end(end: TaskEnd) -> None:
     task = end.task
     if task.status is not TaskStatus.COMPLETED:
         reason = f": {task.error}" if task.error else ""
-        raise exits.CliError(f"task {task.task_id} is {state_text(task)}{reason}")
+        outcome = f" ({outcome_text(task)})" if task.outcome else ""
+        raise exits.CliError(f"task {task.task_id} {END_WORDS[task.status]}{outcome}{reason}")
     if end.data is not None:
         print_bytes(end.data)
     elif task.has_result:

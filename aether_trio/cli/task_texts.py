@@ -14,9 +14,11 @@ from aether_trio.cli.output import is_terminal, print_facts, print_json, print_t
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.requests import RequestEvent
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
-from aether_trio.client.operations.task_values import RETRY, Task
+from aether_trio.client.operations.task_values import FORM, RETRY, Task
 
 _SHORT: Final = 60
+DEAD_MESSAGE: Final = "dead_message"
+"""The type of a task that is a message which crashed its agent."""
 _KINDS: Final[Mapping[type, str]] = {
     StatusChanged: "status_changed",
     TaskProgressed: "progress",
@@ -123,6 +125,13 @@ def print_one(task: Task, *, as_object: bool) -> None:
             rows.append((name, _short(json.dumps(value, ensure_ascii=False))))
         elif name == "result_base64":
             rows.append(("result", f"{task.metadata.get('_result_bytes', '?')} bytes, see `aether tasks wait`"))
+        elif name == "queued_because" and value:
+            rows.append(("why it waits", value))
+        elif name == "metadata" and task.task_type == DEAD_MESSAGE:
+            rows += [(f"message {key.strip('_')}", text) for key, text in value.items() if text != task.error]
+        elif name == "wait_spec" and task.question is not None:
+            shown = {key: one for key, one in value["input_match"].items() if key != FORM}
+            rows.append((name.replace("_", " "), _text({**value, "input_match": shown})))
         elif name not in _TOLD and value not in ("", None, (), {}, 0):
             rows.append((name.replace("_", " "), _text(value)))
     print_facts(rows)

@@ -55,6 +55,7 @@ class TaskWatch:
 
     async def run(self, target: GatewayTarget, who: Identity) -> dict[str, TaskStatus]:
         """Print events until the tasks have ended; return their statuses."""
+        said = ""
         while True:
             try:
                 async with open_client(target, who, endless=True) as client:
@@ -63,7 +64,9 @@ class TaskWatch:
             except exits.CliError as error:
                 if error.exit_code != exits.UNREACHABLE or not self._begun:
                     raise
-                say(f"{error.message}; trying again", err=True)
+                if error.message != said:
+                    said = error.message
+                    say(f"{said}; trying again", err=True)
                 await trio.sleep(AGAIN_S)
 
     async def _follow(self, tasks: Tasks, events: Feed[pb.TaskEvent]) -> dict[str, TaskStatus]:
@@ -82,6 +85,8 @@ class TaskWatch:
                 if not self._as_lines:
                     say(state_line(task))
         self._begun = True
+        if replayed:
+            await self._replay(tasks, events)
         while True:
             # A replay comes without a pause, and may have an end in it that a retry has followed.
             over = await self._is_over(tasks)
@@ -101,13 +106,27 @@ class TaskWatch:
                 if quiet.cancelled_caught:
                     return
 
-    async def _show(self, tasks: Tasks, event: TaskEvent) -> None:
+    async def _replay(self, tasks: Tasks, events: Feed[pb.TaskEvent]) -> None:
+        """Print the past events; what follows a failure is known of the latest one only."""
+        past: list[TaskEvent] = []
+        with trio.move_on_after(SKIP_S):
+            while True:
+                with trio.move_on_after(QUIET_S) as quiet:
+                    past.append(task_event(await anext(events)))
+                if quiet.cancelled_caught:
+                    break
+        latest = {event.task_id: event for event in past if isinstance(event.event, StatusChanged)}
+        for event in past:
+            await self._show(tasks, event, superseded=latest.get(event.task_id) is not event)
+
+    async def _show(self, tasks: Tasks, event: TaskEvent, *, superseded: bool = False) -> None:
+        """Print an event; a `superseded` one was followed by another status of its task."""
         self._note_time(event)
         change = event.event
         if self._as_lines:
             print_json(event_as_json(event))
         else:
-            say(event_line(event, await self._outcome(tasks, event)))
+            say(event_line(event, "" if superseded else await self._outcome(tasks, event)))
         if isinstance(change, StatusChanged):
             self._note(event.task_id, change.to_status)
 

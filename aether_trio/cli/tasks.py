@@ -11,7 +11,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import is_refusal, open_client, refusal_text
-from aether_trio.cli.identities import access_options, asking_options, parse_identity
+from aether_trio.cli.identities import ADMINISTRATOR, access_options, asking_options, parse_identity
 from aether_trio.cli.options import GatewayTarget, name_and_value, workspace_option
 from aether_trio.cli.output import is_terminal, print_bytes, print_json, run_client, say
 from aether_trio.cli.task_client import open_tasks, task_id_of
@@ -69,6 +69,9 @@ def command() -> None:
 
 
 create_options: Final = asking_options(Kind.SERVICE, "Who asks.  [default: a made-up service]")
+answer_options: Final = asking_options(
+    Kind.USER, f"Who answers.  [default: a window of the user {ADMINISTRATOR}, an administrator]"
+)
 
 
 @command.command("list")
@@ -77,7 +80,7 @@ create_options: Final = asking_options(Kind.SERVICE, "Who asks.  [default: a mad
     "statuses",
     multiple=True,
     type=click.Choice([*STATUSES, *GROUPS]),
-    help="Only these; may be repeated. `waiting`, `live` and `ended` are several.",
+    help="Only these; may be repeated. `waiting` are all four that wait, `live` all that have not ended.",
 )
 @click.option("--type", "task_type", default="", metavar="TYPE", help="Only this type.")
 @click.option("--creator", metavar="IDENTITY", help="Only those that this participant has created.")
@@ -209,7 +212,12 @@ def deadline_options(function: F) -> F:
     "--idempotency-key", default="", metavar="KEY", help="Create it once: the same key finds the same task for a day."
 )
 @click.option("--correlation", default="", metavar="ID", help="A name to find it by, with others.")
-@click.option("--wait", "waits", is_flag=True, help="Wait for its end, and print its result as `wait` does.")
+@click.option(
+    "--wait",
+    "waits",
+    is_flag=True,
+    help="Wait for its end, however long it takes without --timeout, and print its result.",
+)
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @workspace_option
 @create_options
@@ -296,7 +304,7 @@ def wait(target: GatewayTarget, who: Identity, task_id: str) -> None:
 @click.argument("decision", type=click.Choice(["approve", "reject"]))
 @click.option("--choice", default="", metavar="TEXT", help="One of the choices that the question offers.")
 @click.option("--text", default="", metavar="TEXT", help="What to say besides.")
-@access_options
+@answer_options
 def answer(target: GatewayTarget, who: Identity, task_id: str, decision: str, choice: str, text: str) -> None:
     """Answer the question that a task asks a person; `aether tasks show` shows it."""
     found = run_client(_answer, target, who, task_id, decision == "approve", choice, text)

@@ -44,6 +44,7 @@ from aether_trio.client.errors import (
     RequestTimeout,
     SessionEnded,
     TaskFailed,
+    TaskNotEnded,
     TlsRefused,
     Unauthenticated,
     Unavailable,
@@ -73,7 +74,7 @@ __all__ = [
     "MessageType", "MessagesAbandoned", "MetricsBridgeClient", "NotFound", "NotImplementedByGateway",
     "OrchestratorClient", "OutcomeUnknown", "PayloadTooLarge", "PermissionDenied", "ProtocolViolation",
     "Publication", "RateLimited", "Refused", "RequestTimeout", "Requester", "Retry", "ServiceClient",
-    "SessionEnded", "State", "SyncClient", "SyncJob", "SyncPublication", "TaskClient", "TaskFailed", "TaskOver", "TlsOptions",
-    "TlsRefused", "Unauthenticated", "Unavailable", "UnexpectedAnswer", "UserClient", "WorkflowEngineClient",
+    "SessionEnded", "State", "SyncClient", "SyncJob", "SyncPublication", "TaskClient", "TaskFailed", "TaskNotEnded",
+    "TaskOver", "TlsOptions", "TlsRefused", "Unauthenticated", "Unavailable", "UnexpectedAnswer", "UserClient", "WorkflowEngineClient",
     "connect_sync",
 ]  # fmt: skip

@@ -154,14 +154,25 @@ class MessagesAbandoned(AetherError):
         super().__init__("MESSAGES_ABANDONED", text)
 
 
+class TaskNotEnded(TimeoutError):
+    """A task has not ended within the timeout of its caller; it goes on.
+
+    `task_id` is "" as long as no answer has said that the task is created.
+    """
+
+    def __init__(self, task_id: str, what: str, timeout: float) -> None:
+        super().__init__(f"{what} has not ended within {timeout:g} s; it goes on")
+        self.task_id = task_id
+
+
 class TaskFailed(AetherError):
     """A task whose result was wanted has failed, or was cancelled or rejected.
 
     `task` is the ended task (a Task), with its error, outcome and number of attempts.
     """
 
-    def __init__(self, task_id: str, status: str, reason: str, task: object) -> None:
-        super().__init__("TASK_FAILED", f"task {task_id} is {status}" + (f": {reason}" if reason else ""))
+    def __init__(self, task_id: str, end: str, reason: str, task: object) -> None:
+        super().__init__("TASK_FAILED", f"task {task_id} {end}" + (f": {reason}" if reason else ""))
         self.task_id = task_id
         self.reason = reason
         self.task = task

@@ -53,7 +53,9 @@ class ProcessEnd:
 
     @property
     def last_line(self) -> str:
-        return next((one.strip() for one in reversed(self.last_lines) if one.strip()), "")
+        """The last line with a letter or digit: tracebacks of groups end with a rule."""
+        said = [one.strip() for one in reversed(self.last_lines) if one.strip()]
+        return next((one for one in said if any(map(str.isalnum, one))), said[0] if said else "")
 
     @property
     def report(self) -> str:

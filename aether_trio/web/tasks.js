@@ -68,7 +68,8 @@ export function stateText(task, progress = null) {
 }
 
 function attemptText(task) {
-  const number = task.status === "FAILED" ? Math.max(task.failures, 1) : task.failures + 1;
+  const following = task.status === "FAILED" ? task.failures : task.failures + 1;
+  const number = Math.max(Math.min(following, task.maxAttempts || following), 1);
   return task.maxAttempts > 1 ? `${number} of ${task.maxAttempts}` : "";
 }
 

@@ -113,12 +113,20 @@ def test_one_message_of_a_hundred_is_a_dead_letter_and_the_others_are_answered(t
             assert "ValueError: this message is too much" in letter["error"]
             task_id = letter["task_id"]
             assert shell.out("dlq", "show", task_id, "--payload") == "raise"
-            assert "ag::w::echo::1" in shell.out("dlq", "show", task_id)
+            shown = shell.out("dlq", "show", task_id)
+            facts = {name: value for name, _, value in (line.partition("  ") for line in shown.splitlines())}
+            assert facts["message topic"].strip() == "ag::w::echo::1"
+            assert facts["message sequence"].strip() == "41"
+            assert facts["message source"].strip().startswith("ag::w::")
+            assert "message reason" not in facts, "it is the error"
             assert "queued again" in shell.out("dlq", "requeue", task_id)
             wait_until(lambda: len(json.loads(shell.out("dlq", "list", "--workspace", "w", "--json"))) == 1)
             (again,) = json.loads(shell.out("dlq", "list", "--workspace", "w", "--json"))
             assert again["task_id"] != task_id
             assert "discarded" in shell.out("dlq", "discard", again["task_id"])
+            gone = json.loads(shell.out("tasks", "show", again["task_id"], "--json"))
+            assert (gone["status"], gone["attempt"], gone["max_attempts"]) == ("cancelled", 3, 3)
+            assert "ValueError: this message is too much" in gone["metadata"]["_reason"]
             assert json.loads(shell.out("dlq", "list", "--workspace", "w", "--json")) == []
         gateway.terminate()
         assert gateway.wait() == 0

@@ -80,10 +80,10 @@ def test_a_failure_says_what_follows(shell: Shell, gateway: GatewayProcess) -> N
         create = ("tasks", "create", "print", "--pool", "printer")
         one = shell.run(*create, "--wait")
         assert one.returncode == 1
-        assert one.stderr.decode().endswith(" is failed, no policy: no paper 1\n")
+        assert one.stderr.decode().endswith(" has failed (no policy): no paper 1\n")
         two = shell.run(*create, "--max-attempts", "2", "--retry-delay", "0.1", "--wait")
         assert two.returncode == 1
-        assert two.stderr.decode().endswith(" is failed, exhausted: no paper 2\n")
+        assert two.stderr.decode().endswith(" has failed (exhausted): no paper 2\n")
         three = shell.out(*create, "--max-attempts", "3", "--retry-delay", "600").strip()
         done = shell.run("tasks", "wait", three, "--timeout", "2")
         assert (done.returncode, done.stdout) == (124, b"")
@@ -116,6 +116,21 @@ def test_watching_until_the_end_goes_on_over_a_retry(shell: Shell, gateway: Gate
     assert lines[-1].endswith("running -> completed")
     failures = [line for line in lines if "-> failed" in line]
     assert len(failures) == 2
+    again = shell.out("tasks", "watch", task_id, "--from", "start", "--until-end").splitlines()
+    assert [line.rsplit("  ", 1)[1] for line in again if "-> failed" in line] == ["jam", "jam"]
+
+
+def test_a_replay_says_what_follows_the_last_failure_only(shell: Shell, gateway: GatewayProcess) -> None:
+    def handle(job: Any) -> None:
+        job.fail(f"jam {job.attempt}")
+
+    with handling(gateway, "stuck", handle):
+        create = ("tasks", "create", "print", "--pool", "stuck", "--max-attempts", "2", "--retry-delay", "0.1")
+        done = shell.run(*create, "--wait")
+        task_id = done.stderr.decode().splitlines()[0]
+        watched = shell.run("tasks", "watch", task_id, "--from", "start", "--until-end")
+    failures = [line for line in watched.stdout.decode().splitlines() if "-> failed" in line]
+    assert [line.split("-> failed  ")[1] for line in failures] == ["jam 1", "jam 2  (exhausted)"]
 
 
 def test_a_queued_task_says_why(shell: Shell, gateway: GatewayProcess) -> None:
@@ -136,7 +151,8 @@ def test_a_question_is_shown_and_answered(shell: Shell, gateway: GatewayProcess)
             pass
         shown = shell.out("tasks", "show", task_id)
         assert "question=Pay 5?" in shown
-        assert "waits for the answer to: Pay 5?" in shown
+        assert "\nwhy it waits    waits for the answer to: Pay 5?\n" in shown
+        assert "_form" not in shown
         shell.fails(1, "`aether tasks answer TASK_ID approve`", "tasks", "resume", task_id)
         shell.fails(2, "is none of: now, later", "tasks", "answer", task_id, "approve", "--choice", "never")
         answer = ("tasks", "answer", task_id, "approve", "--choice", "now", "--text", "due", "--as", "us::ann::w")

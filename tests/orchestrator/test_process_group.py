@@ -86,6 +86,13 @@ async def test_a_command_that_is_not_there() -> None:
         await run(launch("", command=("/nowhere/tool",)))
 
 
+async def test_the_rule_at_the_end_of_a_traceback_of_a_group_is_no_last_word() -> None:
+    code = "raise ExceptionGroup('Exceptions from Trio nursery', [ValueError('too hot')])"
+    made = await run(launch(code))
+    assert made.lines[-1].strip() == "+" + "-" * 36
+    assert str(made.end).endswith("the last it said was: | ValueError: too hot")
+
+
 async def test_a_signal_is_named() -> None:
     made = await run(launch("import os; os.kill(os.getpid(), 9)"))
     assert str(made.end).startswith("ended by SIGKILL after ")

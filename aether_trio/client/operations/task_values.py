@@ -74,7 +74,13 @@ class WaitSpec:
 
 RETRY: Final = "retry"
 """The `outcome` of a task that will be tried again."""
-ENDED: Final = frozenset({TaskStatus.COMPLETED, TaskStatus.FAILED, TaskStatus.CANCELLED, TaskStatus.REJECTED})
+END_WORDS: Final[Mapping[TaskStatus, str]] = {
+    TaskStatus.COMPLETED: "is completed",
+    TaskStatus.FAILED: "has failed",
+    TaskStatus.CANCELLED: "was cancelled",
+    TaskStatus.REJECTED: "was rejected",
+}
+ENDED: Final = frozenset(END_WORDS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +191,8 @@ class Task:
     @property
     def attempt(self) -> int:
         """The number of the current attempt, or of the last one; 1 for the first."""
-        return max(self.failures, 1) if self.status is TaskStatus.FAILED else self.failures + 1
+        following = self.failures if self.status is TaskStatus.FAILED else self.failures + 1
+        return max(min(following, self.max_attempts or following), 1)
 
     @property
     def has_ended(self) -> bool:

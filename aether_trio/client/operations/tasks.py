@@ -17,6 +17,7 @@ from aether_trio.client.errors import (
     OutcomeUnknown,
     RequestTimeout,
     TaskFailed,
+    TaskNotEnded,
 )
 from aether_trio.client.operations.enums import (
     TargetOfflinePolicy,
@@ -31,6 +32,7 @@ from aether_trio.client.operations.records import from_time, read, to_ms, write
 from aether_trio.client.operations.task_events import StatusChanged, TaskEvent, TaskFeeds
 from aether_trio.client.operations.task_results import encoded_result
 from aether_trio.client.operations.task_values import (
+    END_WORDS,
     ENDED,
     CompletionEvent,
     CreatedTask,
@@ -169,11 +171,13 @@ class Tasks(TaskFeeds):
 
         A failure that will be tried again is no end. `status` says how it ended; nothing is raised
         for a task that has failed (`run` does). Goes on after reconnects and restarts of the
-        gateway. Raises TimeoutError after `timeout` seconds, Refused if there is no such task.
+        gateway. Raises TaskNotEnded, a TimeoutError, after `timeout` seconds; Refused if there is
+        no such task.
         """
         with anyio.move_on_after(timeout):
             return await self._until_ended(task_id)
-        raise TimeoutError(f"task {task_id} has not ended within {timeout:g} s")
+        assert timeout is not None
+        raise TaskNotEnded(task_id, f"task {task_id}", timeout)
 
     async def _until_ended(self, task_id: str) -> Task:
         while True:
@@ -194,16 +198,21 @@ class Tasks(TaskFeeds):
         """Create a task, wait for its end, and return its result.
 
         The keywords are those of `create`; an `idempotency_key` is made up, so that a cut
-        connection creates no second task. Raises TaskFailed if it does not end well, TimeoutError
-        after `timeout` seconds. In both cases, and when it is cancelled, the task stays.
+        connection creates no second task. Raises TaskFailed if it does not end well, and
+        TaskNotEnded, a TimeoutError with the task's id, after `timeout` seconds. In both cases,
+        and when it is cancelled, the task stays.
         """
         create.setdefault("idempotency_key", str(uuid.uuid4()))
+        task_id = ""
         with anyio.move_on_after(timeout):
-            task = await self._until_ended(await self._create_in_the_end(task_type, payload, create))
+            task_id = await self._create_in_the_end(task_type, payload, create)
+            task = await self._until_ended(task_id)
             if task.status is not TaskStatus.COMPLETED:
-                raise TaskFailed(task.task_id, task.status.name.lower(), task.error, task)
+                raise TaskFailed(task_id, END_WORDS[task.status], task.error, task)
             return await self.saved_result(task.task_id) if task.result_checkpoint else task.result
-        raise TimeoutError(f"the task of type {task_type!r} has not ended within {timeout:g} s")
+        assert timeout is not None
+        what = f"task {task_id}" if task_id else f"the task of type {task_type!r}"
+        raise TaskNotEnded(task_id, what, timeout)
 
     async def _create_in_the_end(self, task_type: str, payload: bytes, create: dict[str, Any]) -> str:
         """Create a task with an idempotency key, again after cuts; return its id."""

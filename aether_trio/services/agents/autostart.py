@@ -334,7 +334,8 @@ class Autostarter:
                         reason=begun.waits,
                     )
                 else:
-                    logger.info("an agent is started, as a message waits for it", identity=identity.text, task=task_id)
+                    text = "an agent is started, as a message or a task waits for it"
+                    logger.info(text, identity=identity.text, task=task_id)
             elif begun.missing:
                 self._queue.waiting.keep(identity.text, absent[identity])
         return ()
