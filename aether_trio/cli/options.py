@@ -261,7 +261,7 @@ def client_options(command: F) -> F:
         if bool(tls_cert) != bool(tls_key):
             raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
         saved = chosen_context()
-        scheme, host, port = parse_gateway(gateway or saved.gateway or DEFAULT_GATEWAY)
+        scheme, host, port = parse_gateway((saved.gateway or DEFAULT_GATEWAY) if gateway is None else gateway)
         if saved.gateway and (host, port) == parse_gateway(saved.gateway)[1:]:
             # What a context knows of its gateway is shown to no other one.
             api_key = api_key or saved.credential()

@@ -20,7 +20,7 @@ class TestQuery:
         assert rows[0]["metadata"]["new_value_size"] == 1
         table = shell.out("audit", "query", "--type", "kv", "--actor", "ag::default::auditor::1")
         assert table.splitlines()[0].split() == [
-            "time", "type", "operation", "actor", "resource", "workspace", "result",
+            "row", "time", "type", "operation", "actor", "resource", "workspace", "result",
         ]  # fmt: skip
         assert "kv_put" in table
         newest = shell.out("audit", "query", "--limit", "2", "--since", "1h", "--json")
@@ -58,7 +58,7 @@ class TestVerify:
     def test_mistakes(self, tmp_path: Path) -> None:
         fails(3, "there is no", "audit", "verify", "--data-dir", str(tmp_path / "nowhere"))
         (tmp_path / "tasks.db").write_bytes(b"no database, but something of some length")
-        fails(1, "cannot read", "audit", "verify", "--data-dir", str(tmp_path))
+        fails(3, "cannot read", "audit", "verify", "--data-dir", str(tmp_path))
         fails(2, "exclude each other", "audit", "verify", "--data-dir", "x", "--database", "postgresql://x")
         fails(2, "--key", "audit", "verify", "--data-dir", str(tmp_path), "--key", "nonsense")
         fails(2, "does not exist", "audit", "verify", "--data-dir", str(tmp_path), "--heads", "nowhere")

@@ -122,11 +122,14 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
         "tasks create": (("tasks", "create", NAME, "--target", f"ag::worst::{NAME}::9", *PLACE), None, None),
         "tasks watch": (("tasks", "watch", one.running, "--from", "start"), 2, text),
         "tasks cancel": (("tasks", "cancel", NAME), None, None),
+        "tasks wait": (("tasks", "wait", one.failed), None, text),
+        "tasks answer": (("tasks", "answer", NAME, "approve", "--text", TEXT), None, None),
         "tasks retry": (("tasks", "retry", NAME), None, name),
         "tasks resume": (("tasks", "resume", NAME), None, name),
         "dlq list": (("dlq", "list", *PLACE), None, text),
         "dlq show": (("dlq", "show", one.dead), None, text),
         "dlq requeue": (("dlq", "requeue", NAME), None, None),
+        "dlq discard": (("dlq", "discard", NAME), None, None),
         "dlq resolve": (("dlq", "resolve", NAME), None, None),
         "agents list": (("agents", "list"), None, text),
         "agents register": (("agents", "register", NAME, "--profile", NAME), None, name),
@@ -195,11 +198,19 @@ def about_credentials(one: Hostile) -> Iterator[tuple[str, tuple[str, ...], int 
     yield "tokens create", (f"{NAME}2", "--principal-type", NAME), None
 
 
-FED_BY_FILES = {"orchestrate", "access test", "access apply", "access replay"}
+FED_BY_FILES = {"orchestrate", "backup", "restore", "access test", "access apply", "access replay"}
 """Have other tests below."""
-OWN_WORDS = {"init", "dev", "serve", "version", "config default", "config show", "config check", "keys new"} | {
-    f"context {name}" for name in ("save", "use", "list", "show", "delete")
-}
+OWN_WORDS = {
+    "init",
+    "dev",
+    "serve",
+    "version",
+    "errors",
+    "config default",
+    "config show",
+    "config check",
+    "keys new",
+} | {f"context {name}" for name in ("save", "use", "list", "show", "delete")}
 """Show what their operator has set, and logs: tests/telemetry has those."""
 
 

@@ -48,7 +48,7 @@ def test_numbers_that_the_protocol_cannot_hold(shell: Shell, arguments: tuple[st
     ("address", "text"),
     [
         ("", "'' is not HOST:PORT"),
-        ("aether://127.0.0.1:1", "has a scheme; give '127.0.0.1:1' without aether://"),
+        ("http://127.0.0.1:1", "aether://"),
         ("127.0.0.1:99999", "is not HOST:PORT"),
         (":50051", "is not HOST:PORT"),
     ],
@@ -60,7 +60,7 @@ def test_addresses(shell: Shell, address: str, text: str) -> None:
 def test_the_ops_port_and_a_gateway_without_tls_are_recognized(gateway: GatewayProcess, shell: Shell) -> None:
     send = ("send", "ag::default::e::1", "x")
     shell.fails(4, "is it the port of a gateway?", *send, "--gateway", gateway.ops_address)
-    shell.fails(4, "is it plaintext (--no-tls)?", *send, "--tls")
+    shell.fails(4, "is it without TLS", *send, "--tls")
 
 
 def test_files_that_hold_no_certificate_are_named(shell: Shell, tmp_path: Path) -> None:
@@ -74,7 +74,7 @@ def test_files_that_hold_no_certificate_are_named(shell: Shell, tmp_path: Path) 
 
 def test_a_message_over_the_cap_is_refused_and_not_waited_for(shell: Shell) -> None:
     done = shell.run("send", "ag::default::e::1", "-", "--timeout", "30", stdin=bytes(20_000_000))
-    assert (done.returncode, b"RESOURCE_EXHAUSTED" in done.stderr) == (4, True), done
+    assert (done.returncode, b"RESOURCE_EXHAUSTED" in done.stderr) == (1, True), done
 
 
 def test_a_rate_that_is_more_than_there_is_ends_all_the_same(shell: Shell) -> None:

@@ -36,12 +36,12 @@ def test_the_life_of_a_workspace(shell: Shell) -> None:
 
 def test_who_sends_to_which(shell: Shell) -> None:
     shell.out("workspaces", "create", "lab-2")
-    assert "no message has been sent" in shell.out("workspaces", "flow", "lab-2")
+    assert "no message has been sent" in shell.notice("workspaces", "flow", "lab-2")
     for _ in range(2):
         shell.out("send", "ag::lab-2::b::1", "hello", "--as", "ag::lab-2::a::1")
     assert "ag::lab-2::a::1" in shell.out("workspaces", "flow", "lab-2")
     (edge,) = read(shell, "workspaces", "flow", "lab-2")["edges"]
-    assert (edge["from"], edge["to"], edge["count"]) == ("ag::lab-2::a::1", "ag::lab-2::b::1", "2")
+    assert (edge["source"], edge["target"], edge["count"]) == ("ag::lab-2::a::1", "ag::lab-2::b::1", 2)
 
 
 def test_quotas(shell: Shell) -> None:
