@@ -25,9 +25,11 @@ from aether_trio.client.operations.task_values import CreatedTask, Task
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.senders import ToWork
 from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.text import line
 
 _PAGE: Final = 500
 _LIST: Final = 50
+_QUESTION: Final = 200
 
 STATUSES: Final = {one.name.lower(): one for one in TaskStatus if one}
 GROUPS: Final = {
@@ -304,14 +306,23 @@ def wait(target: GatewayTarget, who: Identity, task_id: str) -> None:
 @click.argument("decision", type=click.Choice(["approve", "reject"]))
 @click.option("--choice", default="", metavar="TEXT", help="One of the choices that the question offers.")
 @click.option("--text", default="", metavar="TEXT", help="What to say besides.")
+@click.option(
+    "--question", default="", metavar="ID", help="Only if it still asks this one, as `aether tasks show` names it."
+)
 @answer_options
-def answer(target: GatewayTarget, who: Identity, task_id: str, decision: str, choice: str, text: str) -> None:
+def answer(
+    target: GatewayTarget, who: Identity, task_id: str, decision: str, choice: str, text: str, question: str
+) -> None:
     """Answer the question that a task asks a person; `aether tasks show` shows it."""
-    found = run_client(_answer, target, who, task_id, decision == "approve", choice, text)
-    say(f"{found}  {'approved' if decision == 'approve' else 'rejected'}")
+    approved = decision == "approve"
+    found = run_client(_answer, target, who, task_id, approved, choice, text, question)
+    asked = "" if found.question is None else line(found.question.question, _QUESTION)
+    say(f"{found.task_id}  {'approved' if approved else 'rejected'}: {asked}")
 
 
-async def _answer(target: GatewayTarget, who: Identity, given: str, approved: bool, choice: str, text: str) -> str:
+async def _answer(
+    target: GatewayTarget, who: Identity, given: str, approved: bool, choice: str, text: str, meant: str
+) -> Task:
     async with open_client(target, who) as client:
         with explained_refusals():
             if not isinstance(client, ToWork):
@@ -322,8 +333,10 @@ async def _answer(target: GatewayTarget, who: Identity, given: str, approved: bo
                 raise exits.CliError(f"task {task.task_id} asks no question: it is {state_text(task)}")
             if choice and choice not in question.choices:
                 raise click.BadParameter(f"{choice!r} is none of: {', '.join(question.choices) or 'no choices'}")
-            await client.answer(task.task_id, approved, choice=choice, text=text, workspace=task.workspace)
-            return task.task_id
+            if meant and meant != question.question_id:
+                raise exits.CliError(f"task {task.task_id} asks another question now: {question.question!r}")
+            await client.answer(task, approved, choice=choice, text=text)
+            return task
 
 
 def _add_move(name: str, move: Move, done: str, text: str) -> None:

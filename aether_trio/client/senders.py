@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from aether_trio.client.errors import InvalidArgument
+from aether_trio.client.errors import FailedPrecondition, InvalidArgument
 from aether_trio.client.message import MessageType
+from aether_trio.client.operations.task_values import Task
 from aether_trio.model.errors import Code
 from aether_trio.model.identity import Identity, IdentityError, check_token
 from aether_trio.model.topics import agents_of, any_service, task_topic, user_everywhere, user_in, users_of, workers_of
@@ -110,7 +111,7 @@ class ToWork(_Sender):
 
     async def answer(
         self,
-        task_id: str,
+        task: Task | str,
         approved: bool,
         *,
         choice: str = "",
@@ -120,11 +121,19 @@ class ToWork(_Sender):
     ) -> None:
         """Answer the question that a task asks a person (`Job.ask`).
 
-        `metadata` are pairs that the wait asks for besides.
+        Of a Task (from `tasks.get`, say) it is the question that was read, and the answer is void
+        when that is over. By an id it is what the task asks at this moment. The answer has the
+        pairs that its wait asks for; `metadata` are further ones. Raises FailedPrecondition if the
+        task asks nothing.
         """
+        if isinstance(task, str):
+            task = await self.tasks.get(task)
+        if task.question is None or task.wait_spec is None:
+            raise FailedPrecondition("NO_QUESTION", f"task {task.task_id} asks no question now")
+        pairs = {name: value for name, value in task.wait_spec.input_match.items() if not name.startswith("_")}
         parts = {"decision": "approve" if approved else "reject", "choice": choice, "text": text}
-        given = {**(metadata or {}), **{name: part for name, part in parts.items() if part}}
-        await self.send_input(task_id, given, workspace=workspace)
+        given = {**pairs, **(metadata or {}), **{name: part for name, part in parts.items() if part}}
+        await self.send_input(task.task_id, given, workspace=task.workspace if workspace is None else workspace)
 
 
 class ToParticipants(_Sender):

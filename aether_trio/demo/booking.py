@@ -61,4 +61,4 @@ async def _look(phone: UserClient, task: Task, facts: BookingFacts, screen: Scre
         screen.event(f"the task is {task.status.name}", "it waits for maya, however long that takes")
         await breathe()
         screen.line(Line(texts.WINDOW_TOPIC, texts.KEEPER, f"Approve: {texts.CONSENT}"))
-        await phone.answer(task.task_id, True, text=texts.CONSENT)
+        await phone.answer(task, True, text=texts.CONSENT)

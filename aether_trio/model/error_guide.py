@@ -410,6 +410,11 @@ ERROR_GUIDE: Final[tuple[ErrorEntry, ...]] = (
             "Acknowledge or release messages in a `finally`, then reconnect.",
         ),
         (
+            "NO_QUESTION",
+            "The task asks no person a question now.",
+            "Read the task again: it goes on, has ended, or waits for something else.",
+        ),
+        (
             "TASK_OVER",
             "A call on a task that was taken away, has failed, or has ended.",
             "End the block; another worker has the task, or it is over.",

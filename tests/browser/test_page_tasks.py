@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import ANY
 
 import pytest
 from playwright.sync_api import Locator, Page, expect
@@ -123,7 +124,7 @@ def test_the_whole_way_with_the_keyboard_alone(scene: Scene) -> None:
         expect(page).not_to_have_title(re.compile(r"^\("))
         assert work.input() == {
             "by": page.locator("#me-name").get_attribute("title"),
-            "metadata": {"decision": "approve", "choice": "production", "text": "It is Friday."},
+            "metadata": {"decision": "approve", "choice": "production", "text": "It is Friday.", "question_id": ANY},
             "payload_base64": "",
         }
 
@@ -139,7 +140,7 @@ def test_a_task_is_rejected_in_one_window_and_the_other_one_knows(scene: Scene) 
         first.get_by_role("button", name="Reject").click()
         expect(first.get_by_role("status").filter(has_text="Rejected. The task runs.")).to_be_visible()
         expect(second.locator("#task-form")).to_be_hidden()
-        assert work.input()["metadata"] == {"decision": "reject", "id": "7"}
+        assert work.input()["metadata"] == {"decision": "reject", "id": "7", "question_id": ANY}
 
 
 def test_a_wait_without_a_form_says_what_it_waits_for_and_is_sent_exactly_that(scene: Scene) -> None:

@@ -156,6 +156,8 @@ def test_a_question_is_shown_and_answered(shell: Shell, gateway: GatewayProcess)
         shell.fails(1, "`aether tasks answer TASK_ID approve`", "tasks", "resume", task_id)
         shell.fails(2, "is none of: now, later", "tasks", "answer", task_id, "approve", "--choice", "never")
         answer = ("tasks", "answer", task_id, "approve", "--choice", "now", "--text", "due", "--as", "us::ann::w")
-        assert shell.out(*answer) == f"{task_id}  approved\n"
+        shell.fails(1, "asks another question now: 'Pay 5?'", *answer, "--question", "_1-0")
+        asked = json.loads(shell.out("tasks", "show", task_id, "--json"))["question"]
+        assert shell.out(*answer, "--question", asked["question_id"]) == f"{task_id}  approved: Pay 5?\n"
         assert shell.out("tasks", "wait", task_id) == '[true, "now", "due", "us::ann::w"]\n'
         shell.fails(1, "asks no question: it is completed", "tasks", "answer", task_id, "reject")

@@ -91,6 +91,8 @@ class Question:
     choices: tuple[str, ...] = ()
     text: bool | str = False
     """True, or the label of the text field."""
+    question_id: str = ""
+    """Which question it is: another one of the same task has another id."""
 
     @property
     def form(self) -> str:
@@ -125,6 +127,7 @@ class Answer:
 
 
 FORM: Final = "_form"
+QUESTION_ID: Final = "question_id"
 
 
 def question_of(match: Mapping[str, str]) -> Question | None:
@@ -133,7 +136,12 @@ def question_of(match: Mapping[str, str]) -> Question | None:
     if text is None:
         return None
     found = json.loads(text)
-    return Question(question=found["question"], choices=tuple(found.get("choices", ())), text=found.get("text", False))
+    return Question(
+        question=found["question"],
+        choices=tuple(found.get("choices", ())),
+        text=found.get("text", False),
+        question_id=match.get(QUESTION_ID, ""),
+    )
 
 
 def read_input(text: str) -> Input:

@@ -2,7 +2,8 @@
 
 A wait for input has it as `input_match["_form"]`, a JSON object: `question`, optional `choices`,
 and optional `text` (true, or the label of a text field). An answer is an input whose metadata has
-`decision`, APPROVE or REJECT, and may have `choice` and `text`.
+`decision`, APPROVE or REJECT, and may have `choice` and `text`. It names the question by the pair
+`question_id`, so that an answer that comes late is none to the task's next question.
 """
 
 from __future__ import annotations
@@ -21,6 +22,10 @@ REJECT: Final = "reject"
 DECISION: Final = "decision"
 CHOICE: Final = "choice"
 TEXT: Final = "text"
+QUESTION_ID: Final = "question_id"
+"""The pair of `input_match` that names a question; the gateway makes it if the worker does not."""
+_MADE: Final = "_"
+"""What the ids that the gateway makes begin with, and no other ones."""
 
 
 class FormError(ValueError):
@@ -48,8 +53,22 @@ def form_of(match: Mapping[str, str]) -> Form | None:
     return None if text is None else _read(text)
 
 
+def question_id(number: int, key: str) -> str:
+    """Make the id of a question: of the task's event number, and a key of the request."""
+    return f"{_MADE}{number}-{key[:12]}"
+
+
+def asked_by_gateway(metadata: Mapping[str, str]) -> str:
+    """Return which question an input answers, if the gateway has named it; else ""."""
+    named = metadata.get(QUESTION_ID, "")
+    return named if named.startswith(_MADE) else ""
+
+
 def check_match(match: Mapping[str, str]) -> None:
-    """Check the names in an `input_match` that begin with _. Raises FormError."""
+    """Check the reserved names in an `input_match`. Raises FormError."""
+    own = match.get(QUESTION_ID)
+    if own is not None and (not own or own.startswith(_MADE)):
+        raise FormError(f"{QUESTION_ID} {own[:64]!r} of input_match is empty or begins with _, as the gateway's do")
     for name in match:
         if name.startswith("_") and name != FORM:
             raise FormError(f"input_match has {name[:64]!r}: of the names that begin with _ only {FORM} is known")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from aether_trio.model.identity import Identity, IdentityError, Kind
-from aether_trio.model.tasks.form import Form, form_of
+from aether_trio.model.tasks.form import QUESTION_ID, Form, asked_by_gateway, form_of, question_id
 from aether_trio.model.tasks.status import StoredStatus
 
 
@@ -82,7 +82,20 @@ class Wait:
             return False
         if (form := self.form) is not None and not form.is_answer(metadata):
             return False
+        if self.is_stale(metadata):
+            return False
         return all(metadata.get(key) == value for key, value in self.input_match.items() if not key.startswith("_"))
+
+    def is_stale(self, metadata: Mapping[str, str]) -> bool:
+        """Return whether an input answers another question of the task, which is over."""
+        named = asked_by_gateway(metadata)
+        return bool(named) and named != self.input_match.get(QUESTION_ID)
+
+    def named(self, number: int, key: str) -> Wait:
+        """Return this wait with an id of its question, if it asks one and has none."""
+        if self.form is None or QUESTION_ID in self.input_match or self.status is not StoredStatus.WAITING_INPUT:
+            return self
+        return replace(self, input_match={**self.input_match, QUESTION_ID: question_id(number, key)})
 
     @property
     def form(self) -> Form | None:

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aether_trio.client import AgentClient, Job, JobEnd
+from aether_trio.client import AgentClient, FailedPrecondition, Job, JobEnd
 from aether_trio.client.jobs import worker as worker_module
 from aether_trio.client.operations import Answer, Input, TaskStatus
 from tests.client.jobs.shop import one_of, order, ordered, wait_for, with_shop
@@ -44,15 +44,45 @@ async def test_a_person_answers_a_question(boss: AgentClient, one: AgentClient) 
         assert json.loads(task.question.form) == {"question": "Pay?", "choices": ["now", "later"], "text": "Why?"}
         assert task.wait_spec is not None
         assert task.wait_spec.timeout_s == 60
-        await boss.answer(job.id, False, choice="later", text="too dear", metadata={"id": "7"})
+        await boss.answer(task, False, choice="later", text="too dear")
 
     async with await ordered(boss, one) as job, anyio.create_task_group() as group:
         group.start_soon(answer, job)
         found = await job.ask("Pay?", choices=["now", "later"], text="Why?", match={"id": "7"}, timeout=60)
         assert found == Answer(approved=False, choice="later", text="too dear", by=boss.topic)
     async with await ordered(boss, one) as job:
-        await boss.answer(job.id, True)
-        assert await job.ask("Sure?", of=boss.topic) == Answer(approved=True, by=boss.topic)
+        with pytest.raises(FailedPrecondition, match="asks no question"):
+            await boss.answer(job.id, True)
+        await boss.send_input(job.id, {"decision": "approve", "question_id": "7"})
+        assert await job.ask("Sure?", of=boss.topic, match={"question_id": "7"}) == Answer(approved=True, by=boss.topic)
+
+
+@with_shop()
+async def test_an_answer_that_comes_late_is_none_to_the_next_question(boss: AgentClient, one: AgentClient) -> None:
+    """Two people approve at one moment, and one of them has read the first question."""
+    answers: list[Answer] = []
+
+    async def answer(job: Job) -> None:
+        first = await wait_for(boss, job.id, TaskStatus.WAITING_INPUT)
+        await boss.answer(first, True)
+        await boss.answer(first, True)
+        while not answers:
+            await anyio.sleep(0.01)
+        second = await wait_for(boss, job.id, TaskStatus.WAITING_INPUT)
+        await boss.answer(first, True)
+        await boss.answer(second, False)
+        while len(answers) < 2:
+            await anyio.sleep(0.01)
+        await wait_for(boss, job.id, TaskStatus.WAITING_INPUT)
+        await boss.answer(first, True)
+        await boss.send_input(job.id, {"go": "on"})
+
+    async with await ordered(boss, one) as job, anyio.create_task_group() as group:
+        group.start_soon(answer, job)
+        answers.append(await job.ask("Pay?"))
+        answers.append(await job.ask("Pay?"))
+        assert [found.approved for found in answers] == [True, False]
+        assert (await job.wait_for_input()).metadata == {"go": "on"}, "nor does it end a plain wait"
 
 
 @with_shop()

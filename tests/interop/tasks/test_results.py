@@ -31,11 +31,12 @@ async def test_a_task_asks_and_reads_the_answer(world: World) -> None:
     waiting = await steps.task(creator, task_id)
     assert waiting.wait_spec.input_match["_form"] == form
     assert waiting.metadata["_queued_because"] == "waits for the answer to: Pay?"
-    answer = json.dumps({"metadata": {"decision": "approve", "choice": "now"}}).encode()
+    given = {"decision": "approve", "choice": "now", "question_id": waiting.wait_spec.input_match["question_id"]}
+    answer = json.dumps({"metadata": given}).encode()
     await creator.send(f"tk::{world.ws}::{task_id}::input", answer)
     going_on = await steps.reaches(worker, task_id, pb.TASK_STATUS_RUNNING)
     used = json.loads(going_on.metadata["_input"])
-    assert (used["by"], used["metadata"]) == (creator.topic, {"decision": "approve", "choice": "now"})
+    assert (used["by"], used["metadata"]) == (creator.topic, given)
 
 
 @in_asyncio

@@ -32,6 +32,7 @@ from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks.form import asked_by_gateway
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
@@ -285,6 +286,8 @@ def _write(tx: TaskTransaction, page: _Page) -> Program[list[_Place]]:
             task = (yield from task_rows.load(task.task_id)) or task
             wait = _wait_of(task)
             continue
+        if asked_by_gateway(one.metadata):
+            continue  # the answer to a question that is over: no later wait takes it
         room = room or (yield from unused_inputs.room(task.task_id))
         if room.take(one):
             yield from unused_inputs.keep(task.task_id, one)

@@ -317,12 +317,16 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     present = True
     if request.move is Move.RESUME and task.assigned_to:
         present = yield from tx.worker_is_present(task)
+    pause_key = _pause_key(task, caller, request, epoch)
+    wait = request.wait
+    if wait is not None and request.move is Move.PAUSE:
+        wait = wait.named(task.events, pause_key)
     facts = tx.facts(
         caller.name,
         caller_epoch=epoch,
         reason=request.reason,
-        wait=request.wait,
-        pause_key=_pause_key(task, caller, request, epoch),
+        wait=wait,
+        pause_key=pause_key,
         present=present,
         result_bytes=NO_RESULT if request.result is None else len(request.result.data),
     )

@@ -54,7 +54,8 @@ async def test_a_question_on_one_node_is_answered_on_another(postgres_engine: Po
             await begin(worker, task_id)
             wait = pb.WaitSpec(reason=pb.WAIT_REASON_INPUT, input_match={"_form": '{"question": "Pay?"}'})
             assert (await operate(worker, Op.PAUSE, task_id, wait_spec=wait)).success
-            document = json.dumps({"metadata": {"decision": "reject"}})
+            named = (await get(person, task_id)).wait_spec.input_match["question_id"]
+            document = json.dumps({"metadata": {"decision": "reject", "question_id": named}})
             person.send(message_to(f"tk::w::{task_id}::input", document.encode()))
             while (task := await get(worker, task_id)).status != pb.TASK_STATUS_RUNNING:
                 await trio.sleep(0.01)
