@@ -331,10 +331,10 @@ async def _answer(
             task = await tasks.get(await task_id_of(tasks, given))
             if (question := task.question) is None:
                 raise exits.CliError(f"task {task.task_id} asks no question: it is {state_text(task)}")
-            if choice and choice not in question.choices:
-                raise click.BadParameter(f"{choice!r} is none of: {', '.join(question.choices) or 'no choices'}")
             if meant and meant != question.question_id:
                 raise exits.CliError(f"task {task.task_id} asks another question now: {question.question!r}")
+            if choice and choice not in question.choices:
+                raise click.BadParameter(f"{choice!r} is none of: {', '.join(question.choices) or 'no choices'}")
             await client.answer(task, approved, choice=choice, text=text)
             return task
 
