@@ -29,6 +29,8 @@ from aether_trio.storage.errors import StorageSetupError
 SETTINGS: Final = "aether.yaml"
 _ADMIN_FILE: Final = "admin.token"
 _KEY_BYTES: Final = 32
+_HMAC_KEY_ID: Final = "1"
+"""The id in deploy/kubernetes too: a token counts only under the id that its key had."""
 
 
 class _Installation:
@@ -193,7 +195,7 @@ def _make_all(
         )
     hmac_key = place.secrets / "token-hmac.key"
     place.write(hmac_key, lambda: new_key_text(secrets.token_bytes(_KEY_BYTES)).encode(), secret=True)
-    document = _settings_text(place, data_dir, database, hmac_key, now)
+    document = _settings_text(place, data_dir, database, hmac_key)
     place.write(place.directory / SETTINGS, document.encode, secret=database is not None)
     settings = load_settings(place.directory / SETTINGS)
 
@@ -203,9 +205,7 @@ def _make_all(
     return place.write(place.secrets / _ADMIN_FILE, administrator, secret=True).decode().strip()
 
 
-def _settings_text(
-    place: _Installation, data_dir: Path | None, database: str | None, hmac_key: Path, now: datetime
-) -> str:
+def _settings_text(place: _Installation, data_dir: Path | None, database: str | None, hmac_key: Path) -> str:
     document: dict[str, dict[str, object]] = {
         "gateway": {"data_dir": str((data_dir or place.directory / "data").absolute())},
         "tls": {
@@ -213,7 +213,7 @@ def _settings_text(
             "key": str(place.secrets / "server.key"),
             "client_ca": str(place.directory / "ca.pem"),
         },
-        "auth": {"token_hmac_keys": [{"id": f"{now:%Y-%m-%d}", "file": str(hmac_key)}]},
+        "auth": {"token_hmac_keys": [{"id": _HMAC_KEY_ID, "file": str(hmac_key)}]},
     }
     if database is not None:
         document["storage"] = {"database": database}

@@ -3,8 +3,8 @@
 Order: settings are checked, logging is set up, the gateway opens everything, and only then the
 ready line and the ready file appear. The first SIGTERM or SIGINT drains; the second one stops at
 once. A signal while the gateway is still opening stops it right away, because nothing has been
-promised yet. A gateway that another process has started (node_supervisor.py) takes the end of its
-standard input for a SIGTERM.
+promised yet. A SIGHUP of that time counts when the gateway is open. A gateway that another process
+has started (node_supervisor.py) takes the end of its standard input for a SIGTERM.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -120,10 +121,12 @@ def run_gateway(
     until_stdin_ends: bool = False,
     sidecar: Sidecar | None = None,
     load: Callable[[], Settings] | None = None,
+    hangups: Hangups | None = None,
 ) -> None:
     """Run a gateway until it has drained. Exits by CliError or SystemExit.
 
-    `load` loads the settings anew, at each SIGHUP. Without it SIGHUP ends the process at once.
+    `load` loads the settings anew, at each SIGHUP, and once for those that `hangups` has noted.
+    Without it SIGHUP ends the process at once.
     """
     begin_log(settings.logging, node=settings.gateway.node_name)
     refuse_open_gateway(settings)
@@ -135,7 +138,8 @@ def run_gateway(
     raise_file_limit()
     ready = prepared_ready_file(ready_file)
     try:
-        stopped_by = trio.run(_run, settings, ready, lambda: open_gateway(settings), until_stdin_ends, sidecar, load)
+        opener = partial(open_gateway, settings)
+        stopped_by = trio.run(_run, settings, ready, opener, until_stdin_ends, sidecar, load, hangups or Hangups())
     except* OSError as group:
         raise start_error(exits.first_of(group), settings) from group
     except* StorageSetupError as group:
@@ -154,11 +158,12 @@ async def _run(
     until_stdin_ends: bool = False,
     sidecar: Sidecar | None = None,
     load: Callable[[], Settings] | None = None,
+    hangups: Hangups | None = None,
 ) -> int | None:
     manager = ServiceManager({} if until_stdin_ends else os.environ)
     with trio.open_signal_receiver(*_SIGNALS, *([] if load is None else [signal.SIGHUP])) as signals:
         async with trio.open_nursery() as nursery:
-            stop = _Stop(nursery.cancel_scope, manager, quiet=until_stdin_ends, load=load)
+            stop = _Stop(nursery.cancel_scope, manager, quiet=until_stdin_ends, load=load, hangups=hangups)
             nursery.start_soon(stop.watch, signals)
             if settings.gateway.dev and not until_stdin_ends:
                 nursery.start_soon(stop.watch_output)
@@ -170,6 +175,7 @@ async def _run(
                 if not until_stdin_ends:  # else the process that started it says so
                     announce(ready_text(settings, gateway), lines=True, fields=ready_fields(settings, gateway))
                 manager.ready(f"serving on {gateway.address}")
+                stop.take_over_noted()
                 nursery.start_soon(manager.keep_alive)
                 if ready is not None:
                     ready.write(gateway.address, gateway.ops_address or "", gateway.addresses)
@@ -201,6 +207,26 @@ def quieten_collector() -> None:
     gc.set_threshold(50_000, 20, 100)
 
 
+class Hangups:
+    """Notes a SIGHUP that comes before the gateway serves, and would end it."""
+
+    def __init__(self) -> None:
+        self.came = False
+
+    @contextlib.contextmanager
+    def noted(self) -> Iterator[None]:
+        """Note the signal within the block, but where the gateway itself receives it."""
+
+        def note(_number: int, _frame: object) -> None:
+            self.came = True
+
+        before = signal.signal(signal.SIGHUP, note)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGHUP, before)
+
+
 class _Opener(Protocol):
     def __call__(self) -> AbstractAsyncContextManager[RunningGateway]: ...
 
@@ -215,7 +241,9 @@ class _Stop:
         *,
         quiet: bool = False,
         load: Callable[[], Settings] | None = None,
+        hangups: Hangups | None = None,
     ) -> None:
+        self._hangups = hangups or Hangups()
         self._scope = scope
         self._manager = manager
         self._load = load
@@ -260,10 +288,19 @@ class _Stop:
                 self._say(f"{name}: draining; clients are asked to reconnect elsewhere. Again to stop at once.")
                 nursery.start_soon(self._drain, self.gateway)
 
+    def take_over_noted(self) -> None:
+        """Read the settings once more if a SIGHUP came while the gateway opened."""
+        if self._hangups.came:
+            self._hangups.came = False
+            self._reload()
+
     def _reload(self) -> None:
         """Take over the settings of TLS and credentials, all or none; log what is wrong."""
-        if self._load is None or self.gateway is None:
-            return  # what is still opening has just read them
+        if self._load is None:
+            return
+        if self.gateway is None:
+            self._hangups.came = True  # some files were read before
+            return
         self._manager.reloading()
         try:
             settings = self._load()

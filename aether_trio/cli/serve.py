@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from aether_trio.cli.options import ServingOptions, serving_options
-from aether_trio.cli.running import run_gateway
+from aether_trio.cli.running import Hangups, run_gateway
 
 
 @click.command(
@@ -43,11 +43,19 @@ def command(host: str | None, database: str | None, workers: int | None, given: 
     SIGHUP reads certificates, revoked certificates, API keys, identity providers and the keys of
     API tokens anew, all or none; sessions whose credential is gone end.
     """
-    given = given.with_flags({"gateway.host": host, "storage.database": database})
-    settings = given.load()
-    if workers is None:
-        run_gateway(settings, ready_file=given.ready_file, until_stdin_ends=given.until_stdin_ends, load=given.load)
-        return
-    from aether_trio.cli.workers import run_workers
+    hangups = Hangups()
+    with hangups.noted():
+        given = given.with_flags({"gateway.host": host, "storage.database": database})
+        settings = given.load()
+        if workers is None:
+            run_gateway(
+                settings,
+                ready_file=given.ready_file,
+                until_stdin_ends=given.until_stdin_ends,
+                load=given.load,
+                hangups=hangups,
+            )
+            return
+        from aether_trio.cli.workers import run_workers
 
-    run_workers(workers, settings, given)
+        run_workers(workers, settings, given)

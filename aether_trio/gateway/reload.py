@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
@@ -64,6 +65,7 @@ class SettingsReload:
         self.expiries = expiry_times(settings.tls)
         """Unix times (s) at which the files of TLS in use expire, by setting."""
         self._authorities = frozenset(_authorities(settings))
+        self._digests = _digests(settings)
         self._credentials = credentials
         self._ends = ends
         self._store = store
@@ -88,6 +90,7 @@ class SettingsReload:
         contexts = [] if files is None else self._ports.prepare_tls(files)
         authorities = frozenset(_authorities(wanted))
         expiries = expiry_times(wanted.tls)
+        digests = _digests(wanted)
 
         # From here on nothing fails.
         self._credentials.use(prepared)
@@ -98,7 +101,9 @@ class SettingsReload:
         ended = self._ends.end_sessions({name for name, _ in self._authorities - authorities}, replaced)
         self._authorities = authorities
         self.expiries = expiries
-        changed = _differences(old, self._settings)
+        renewed = {name for name in digests if digests[name] != self._digests[name]}
+        changed = sorted({*_differences(old, self._settings), *renewed})
+        self._digests = digests
         self._put_audit(
             AuditEvent(
                 at_ms=self._clock.now_ms(),
@@ -120,6 +125,20 @@ def _differences(one: Settings, other: Settings) -> list[str]:
         for key in all_keys().values()
         if functools.reduce(getattr, key.path, one) != functools.reduce(getattr, key.path, other)
     ]
+
+
+def _digests(settings: Settings) -> dict[str, bytes]:
+    """Return, by setting, a digest of the files that it names, which a reload reads."""
+    auth = settings.auth
+    files: dict[str, list[str | None]] = {
+        f"tls.{leaf}": [getattr(settings.tls, leaf)] for leaf in ("cert", "key", "client_ca", "client_crl")
+    }
+    files["auth.token_hmac_keys"] = [key.file for key in auth.token_hmac_keys]
+    files["auth.jwt.providers"] = [file for one in auth.jwt.providers for file in (one.jwks_file, one.jwks_ca)]
+    return {
+        name: hashlib.sha256(b"".join(Path(one).read_bytes() for one in several if one is not None)).digest()
+        for name, several in files.items()
+    }
 
 
 def _authorities(settings: Settings) -> Sequence[tuple[bytes, bytes]]:

@@ -52,7 +52,7 @@ ERROR_GUIDE: Final[tuple[ErrorEntry, ...]] = (
         (
             "ERR_SV_UNAVAILABLE",
             "No instance of the service is connected, so the message was not kept.",
-            "Start the service (`aether sessions list` shows what is connected), then send again.",
+            "Start the service (`aether sessions` shows what is connected), then send again.",
         ),
         (
             "ERR_PAYLOAD_TOO_LARGE",
@@ -218,7 +218,7 @@ ERROR_GUIDE: Final[tuple[ErrorEntry, ...]] = (
         (
             "ALREADY_EXISTS",
             "The identity is connected already; the text begins with DuplicateIdentityError.",
-            "Use another specifier, or end the other client: `aether sessions disconnect`.",
+            "Use another specifier, or end the other client: `aether sessions --disconnect ID`.",
         ),
         (
             "PERMISSION_DENIED",

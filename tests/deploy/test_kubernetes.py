@@ -14,7 +14,7 @@ import yaml
 
 from aether_trio.config import Settings, load_settings
 from aether_trio.services.tokens.keys import new_key_text
-from tests.cli.shell import AETHER, LIMIT_S
+from tests.cli.shell import AETHER, LIMIT_S, Shell, aether
 from tests.config.test_loading import SERVICE_VARIABLES
 from tests.helpers.gateway import start_gateway
 from tests.security.certificates import Authority
@@ -121,6 +121,16 @@ def test_one_service_and_a_budget_select_the_pods(documents: list[dict[str, Any]
         assert "secretKeyRef" in url["valueFrom"]
 
 
+def test_only_the_gateways_port_is_open_to_all(documents: list[dict[str, Any]]) -> None:
+    policy = of_kind(documents, "NetworkPolicy")["spec"]
+    owner = of_kind(documents, "Deployment", "StatefulSet")["spec"]
+    assert policy["podSelector"] == owner["selector"]
+    assert policy["policyTypes"] == ["Ingress"]
+    open_to_all, of_prometheus = policy["ingress"]
+    assert ("from" in open_to_all, [one["port"] for one in open_to_all["ports"]]) == (False, ["aether"])
+    assert (len(of_prometheus["from"]), [one["port"] for one in of_prometheus["ports"]]) == (1, ["ops"])
+
+
 def mounted(documents: list[dict[str, Any]], path: str) -> dict[str, Any]:
     """The volume on which a path lies."""
     mounts = [one for one in container(documents)["volumeMounts"] if path.startswith(one["mountPath"])]
@@ -175,3 +185,46 @@ def test_a_gateway_starts_with_these_settings_answers_its_probes_and_drains(
         lines = [json.loads(line) for line in gateway.output().splitlines()]
         assert sum("Kubernetes" in line["event"] for line in lines) == 1
         assert signal.SIGTERM.name in " ".join(line["event"] for line in lines)
+
+
+def test_the_administrator_of_aether_init_is_one_with_these_settings(
+    documents: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """As the head of each file says: the keys and the token come from `aether init`."""
+    made = tmp_path / "made"
+    assert aether("init", "--dir", str(made), "--data-dir", str(tmp_path / "data")).returncode == 0
+    text = settings_text(documents)
+    for path, file in (
+        ("/etc/aether/tls/tls.crt", "server.pem"),
+        ("/etc/aether/tls/tls.key", "secrets/server.key"),
+        ("/etc/aether/keys/token-hmac.key", "secrets/token-hmac.key"),
+    ):
+        text = text.replace(path, str(made / file))
+    (tmp_path / "aether.yaml").write_text(text)
+    command = [*AETHER, container(documents)["args"][0], "--config", str(tmp_path / "aether.yaml")]
+    extra = ["--set", "gateway.host=127.0.0.1", "--set", "ops.host=127.0.0.1"]
+    with start_gateway(data_dir=tmp_path / "data", command=command, extra_args=extra) as gateway:
+        key = (made / "secrets" / "admin.token").read_text().strip()
+        shell = Shell(gateway, AETHER_API_KEY=key, AETHER_TLS_CA_CERT=str(made / "ca.pem"))
+        assert "administrator" in shell.out("tokens", "list")
+
+
+def test_a_key_of_the_settings_makes_the_first_administrator_of_one_gateway(tmp_path: Path) -> None:
+    """As the head of single.yaml says."""
+    documents = list(yaml.safe_load_all(FILES[1].read_text()))
+    made = tmp_path / "made"
+    assert aether("init", "--dir", str(made)).returncode == 0
+    settings = yaml.safe_load(settings_text(documents))
+    settings["tls"] = {"cert": str(made / "server.pem"), "key": str(made / "secrets" / "server.key")}
+    settings["auth"]["token_hmac_keys"][0]["file"] = str(made / "secrets" / "token-hmac.key")
+    key = json.loads(aether("keys", "new", "--principal", "user", "--identity", "admin", "--json").stdout)
+    settings["auth"]["api_keys"] = [key["record"]]
+    (tmp_path / "aether.yaml").write_text(yaml.safe_dump(settings))
+    command = [*AETHER, container(documents)["args"][0], "--config", str(tmp_path / "aether.yaml")]
+    extra = ["--set", "gateway.host=127.0.0.1", "--set", "ops.host=127.0.0.1"]
+    with start_gateway(data_dir=tmp_path / "data", command=command, extra_args=extra) as gateway:
+        trusted = {"AETHER_TLS_CA_CERT": str(made / "ca.pem")}
+        first = Shell(gateway, AETHER_API_KEY=key["key"], **trusted)
+        create = ("tokens", "create", "me", "--principal-type", "user", "--principal-id", "admin", "--json")
+        token = json.loads(first.out(*create))["secret"]
+        assert "me" in Shell(gateway, AETHER_API_KEY=token, **trusted).out("tokens", "list")

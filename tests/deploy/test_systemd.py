@@ -56,7 +56,9 @@ def test_it_fits_the_gateway() -> None:
     assert values("StateDirectoryMode") == ["0700"]
     assert values("NoNewPrivileges") == ["yes"]
     assert int(values("TimeoutStopSec")[0]) > Settings().grpc.drain_deadline_s * 2
-    assert values("RestartPreventExitStatus") == [f"{exits.USAGE} {exits.SETTINGS}"]
+    # A database that is away at the start is exit code 3 as well, and comes back.
+    assert values("RestartPreventExitStatus") == [f"{exits.USAGE}"]
+    assert (values("Restart"), values("StartLimitIntervalSec")) == (["on-failure"], ["0"])
     [start] = values("ExecStart")
     program, *arguments = start.split()
     assert Path(program).name == "aether"

@@ -382,8 +382,10 @@ def test_sighup_with_a_half_written_certificate_leaves_the_old_one_and_says_why(
         assert str(key) in hup("no private key")
         assert served(gateway.address) == first
         key.write_bytes(fresh_key)
-        hup("read anew")
+        line = hup("read anew")
+        assert ("tls.cert" in line, "tls.key" in line, "tls.client_ca" in line) == (True, True, False)
         assert served(gateway.address) != first
+        assert "changed=[]" in hup("read anew")  # the same files
         certificate.unlink()
         hup("cannot read tls.cert")
         certificate.write_bytes(old)

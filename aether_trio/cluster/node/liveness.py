@@ -41,7 +41,8 @@ SWEEP_ROWS: Final = 1000
 REMEMBERED_DEAD: Final = 10_000
 FORGET_NODES_S: Final = 24 * 3600.0
 
-_DECLARE_DEAD: Final = "SELECT aether_declare_dead($1, $2, $3)"
+_DECLARE_DEAD: Final = "SELECT aether_declare_dead($1, $2, $3), (SELECT name FROM nodes WHERE node_id = $2)"
+_NAME: Final = "SELECT name FROM nodes WHERE node_id = $1"
 # Only backends that wait for their client: a transaction that runs a statement ends without help,
 # and so do other nodes' declarations of the same death.
 _CLEAR_THE_WAY: Final = """
@@ -189,31 +190,40 @@ class Nodes:
             try:
                 # The declaration takes effect though the claim that has asked for it is cancelled.
                 note = partial(self._note, node_id, epoch)
-                dead = await run_in_asyncio(self._server, self._declare(node_id, epoch), note)
-                note(dead)
-                if not dead:
+                declared = await run_in_asyncio(self._server, self._declare(node_id, epoch), note)
+                note(declared)
+                if not declared[0]:
                     return False
             finally:
                 del self._looking[key]
                 done.set()
         return True
 
-    def _note(self, node_id: int, epoch: int, dead: bool) -> None:
+    def _note(self, node_id: int, epoch: int, declared: tuple[bool, str | None]) -> None:
         """Note the outcome of a declaration; report a node's death once."""
         key = (node_id, epoch)
+        dead, name = declared
         if not dead or key in self._dead:
             return
         if len(self._dead) >= REMEMBERED_DEAD:
             self._dead.clear()
         self._dead.add(key)
         self._declared += 1
-        logger.info("the lease of another node has ended; its identities are free", node_id=node_id, epoch=epoch)
+        logger.info(
+            "the lease of another node has ended; its identities are free",
+            other_node=name,
+            node_id=node_id,
+            epoch=epoch,
+        )
         for notify in self._on_dead:
             notify(node_id)
 
     async def cut_off(self, node_id: int) -> None:
         """End the PostgreSQL session, and so the lease, of a node that does not answer."""
-        logger.warning("another node does not answer; this node ends its lease", node_id=node_id)
+        names = [name for (name,) in await self.fetch(_NAME, node_id)]
+        logger.warning(
+            "another node does not answer; this node ends its lease", other_node="".join(names), node_id=node_id
+        )
         self._cut_off += 1
         await self.fetch(END_LEASE_SESSIONS, self._lease.lock_class, node_id)
 
@@ -291,14 +301,15 @@ class Nodes:
 
     # -- on the asyncio side -----------------------------------------------------------------------
 
-    async def _declare(self, node_id: int, epoch: int) -> bool:
+    async def _declare(self, node_id: int, epoch: int) -> tuple[bool, str | None]:
+        """Return whether the lease is dead, and the node's name."""
         pid: int | None = None
 
-        async def work(connection: Any) -> bool:
+        async def work(connection: Any) -> tuple[bool, str | None]:
             nonlocal pid
             pid = connection.get_server_pid()
-            dead: bool = await connection.fetchval(_DECLARE_DEAD, self._lease.lock_class, node_id, epoch)
-            return dead
+            dead, name = await connection.fetchrow(_DECLARE_DEAD, self._lease.lock_class, node_id, epoch)
+            return dead, name
 
         declaring = asyncio.ensure_future(self._queries.run(work))
         while not (await asyncio.wait({declaring}, timeout=IN_THE_WAY_S))[0]:
@@ -307,5 +318,5 @@ class Nodes:
                     await self._queries.run(lambda connection: connection.fetch(_CLEAR_THE_WAY, pid))
                 except StorageUnavailable:
                     break  # then the declaration fails as well, or its lock timeout ends it
-        found: bool = await declaring
+        found: tuple[bool, str | None] = await declaring
         return found

@@ -111,6 +111,13 @@ class TokenStore:
             raise StatusError(Status.UNAVAILABLE, f"the gateway's storage does not answer: {error}") from None
         if row is None:
             return None
+        if not keys.has(row.key_id):
+            logger.error(
+                "an API token's row names a key that auth.token_hmac_keys has not under this id; it admits no client",
+                id=row.token.token_id,
+                key=row.key_id,
+            )
+            return None
         if hashes.get(row.token_hash) != row.key_id or not hmac.compare_digest(
             keys.seal(row.key_id, row.token_hash, row.token), row.seal
         ):

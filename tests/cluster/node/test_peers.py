@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import structlog.testing
 import trio
 
 from tests.cluster.children import open_children
@@ -49,15 +50,19 @@ async def test_all_hear_of_a_death_though_the_claim_that_found_it_is_cancelled(
     one, two = [await nodes.start(limits=replace(STEADY, sweep_s=10 * LONG_S)) for _ in range(2)]
     told = [deaths(node) for node in (one, two)]
     [(dead,)] = place.rows(
-        "INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('', '', '', '', 0) RETURNING node_id"
+        "INSERT INTO nodes (token, name, address, version, started_ms) VALUES ('', 'pod-9', '', '', 0) RETURNING node_id"
     )
-    with trio.CancelScope() as claim:
-        claim.cancel()
-        await two.cluster.nodes.declare_dead(dead, 1)
-    assert claim.cancelled_caught
-    await until(lambda: place.rows("SELECT alive FROM nodes WHERE node_id = $1", dead) == [(False,)])
-    for heard in told:
-        await until(lambda heard=heard: bool(heard))
+    with structlog.testing.capture_logs() as logs:
+        with trio.CancelScope() as claim:
+            claim.cancel()
+            await two.cluster.nodes.declare_dead(dead, 1)
+        assert claim.cancelled_caught
+        await until(lambda: place.rows("SELECT alive FROM nodes WHERE node_id = $1", dead) == [(False,)])
+        for heard in told:
+            await until(lambda heard=heard: bool(heard))
+        await two.cluster.nodes.cut_off(dead)
+    # The number of a node is not in its name.
+    assert [one["other_node"] for one in logs if one.get("node_id") == dead] == ["pod-9", "pod-9"]
     assert await two.cluster.nodes.declare_dead(dead, 1)
     assert two.cluster.nodes.statistics().declared == 1
 
