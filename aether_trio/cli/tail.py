@@ -62,10 +62,10 @@ def command(topic: str, start: str | None, follow: bool, limit: int | None, as_j
     """
     start = start or ("now" if follow else "start")
     query = urlencode({"topic": topic, "from": "0" if start == "start" else start, "follow": int(follow)})
-    run_client(_tail, ops, f"/v1/tail?{query}", limit, follow, as_json)
+    run_client(_tail, ops, topic, f"/v1/tail?{query}", limit, follow, as_json)
 
 
-async def _tail(ops: OpsTarget, path: str, limit: int | None, follow: bool, as_json: bool) -> None:
+async def _tail(ops: OpsTarget, topic: str, path: str, limit: int | None, follow: bool, as_json: bool) -> None:
     count = 0
     if follow and sys.stderr is not None and sys.stderr.isatty():
         say(f"tailing on {ops.host}:{ops.port}; Ctrl-C ends it", err=True)
@@ -78,6 +78,8 @@ async def _tail(ops: OpsTarget, path: str, limit: int | None, follow: bool, as_j
             count += 1
             if count == limit:
                 return
+    if not count and not follow:
+        say(f"no message in {topic}", err=True)
 
 
 def _readable(line: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from aether_trio.cli.output import is_terminal, print_facts, print_json, print_t
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.requests import RequestEvent
 from aether_trio.client.operations.task_events import ChildChanged, StatusChanged, TaskEvent, TaskProgressed
-from aether_trio.client.operations.task_values import FORM, RETRY, Task
+from aether_trio.client.operations.task_values import FORM, QUESTION_ID, RETRY, Task
 
 _SHORT: Final = 60
 DEAD_MESSAGE: Final = "dead_message"
@@ -130,7 +130,7 @@ def print_one(task: Task, *, as_object: bool) -> None:
         elif name == "metadata" and task.task_type == DEAD_MESSAGE:
             rows += [(f"message {key.strip('_')}", text) for key, text in value.items() if text != task.error]
         elif name == "wait_spec" and task.question is not None:
-            shown = {key: one for key, one in value["input_match"].items() if key != FORM}
+            shown = {key: one for key, one in value["input_match"].items() if key not in (FORM, QUESTION_ID)}
             rows.append((name.replace("_", " "), _text({**value, "input_match": shown})))
         elif name not in _TOLD and value not in ("", None, (), {}, 0):
             rows.append((name.replace("_", " "), _text(value)))

@@ -335,6 +335,8 @@ async def _answer(
                 raise exits.CliError(f"task {task.task_id} asks another question now: {question.question!r}")
             if choice and choice not in question.choices:
                 raise click.BadParameter(f"{choice!r} is none of: {', '.join(question.choices) or 'no choices'}")
+            if approved and question.choices and not choice:
+                raise click.UsageError(f"the question offers choices; give --choice: {', '.join(question.choices)}")
             await client.answer(task, approved, choice=choice, text=text)
             return task
 

@@ -154,6 +154,7 @@ def test_a_question_is_shown_and_answered(shell: Shell, gateway: GatewayProcess)
         assert "\nwhy it waits    waits for the answer to: Pay 5?\n" in shown
         assert "_form" not in shown
         shell.fails(1, "`aether tasks answer TASK_ID approve`", "tasks", "resume", task_id)
+        shell.fails(2, "offers choices; give --choice: now, later", "tasks", "answer", task_id, "approve")
         shell.fails(2, "is none of: now, later", "tasks", "answer", task_id, "approve", "--choice", "never")
         answer = ("tasks", "answer", task_id, "approve", "--choice", "now", "--text", "due", "--as", "us::ann::w")
         shell.fails(1, "asks another question now: 'Pay 5?'", *answer, "--question", "_1-0")

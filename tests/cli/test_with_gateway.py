@@ -67,6 +67,10 @@ class TestTail:
             assert re.fullmatch(r"\d\d:\d\d:\d\d\.\d{3} +\d+  ag::default::me::3  chat  after\n", line)
             assert process.end(signal.SIGINT)[0] == 130
 
+    def test_a_topic_without_messages_is_said_to_have_none(self, shell: Shell) -> None:
+        done = shell.run("tail", "ag::default::tail::9", "--no-follow")
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"no message in ag::default::tail::9\n")
+
     def test_a_topic_that_cannot_be_is_refused(self, shell: Shell) -> None:
         shell.fails(1, "nonsense", "tail", "nonsense")
 
