@@ -52,6 +52,7 @@ CLIENT_TEXT_BYTES: Final = 256  # a version, or a text about the client's build:
 CREDENTIAL_NAME_BYTES: Final = 256
 JSON_SCHEMA_BYTES: Final = 64 * KIB  # of one extension; the gateway reads that of AGENTS alone
 MAX_AGENTS: Final = 1_000  # agent implementations that one orchestrator may have
+AGENTS_BYTES: Final = MAX_AGENTS * (3 * MAX_TOKEN_BYTES + 8)  # of a later message with their names
 
 
 class Claim(NamedTuple):
@@ -319,18 +320,19 @@ def _agents(said: Sequence[str]) -> frozenset[str]:
             raise TextError(
                 f"the schema of the extension {AGENTS} is a JSON array of texts, not {shown(text, 32)}"
             ) from None
-        for name in names:
-            found.add(check_text(name, f"an agent of the extension {AGENTS}", MAX_TOKEN_BYTES))
-    if len(found) > MAX_AGENTS:
-        raise TextError(f"the extension {AGENTS} names {len(found)} agents; at most {MAX_AGENTS} are allowed")
-    return frozenset(found)
+        found.update(names)
+        if len(found) > MAX_AGENTS:
+            raise TextError(f"the extension {AGENTS} names {len(found)} agents; at most {MAX_AGENTS} are allowed")
+    return frozenset(check_text(name, f"an agent of the extension {AGENTS}", MAX_TOKEN_BYTES) for name in found)
 
 
 def agents_said(message: pb.UpstreamMessage) -> frozenset[str] | None:
     """Return the agents that a later message of an orchestrator names, or None."""
     uri, *said = message.active_extensions or ("",)
+    if uri != AGENTS or sum(map(len, said)) > AGENTS_BYTES:
+        return None
     try:
-        return _agents(said) if uri == AGENTS else None
+        return _agents(said)
     except TextError:
         return None
 

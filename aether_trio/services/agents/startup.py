@@ -43,6 +43,7 @@ class AgentStarter:
         self._engine = engine
         self._agents = agents
         self._ids = ids
+        self._changing: set[str] = set()  # sessions whose change of agents waits to be written
 
     async def knows(self, implementation: str) -> bool:
         """Whether an agent implementation is registered."""
@@ -154,14 +155,19 @@ class AgentStarter:
         self._engine.writes.put(mutation, heartbeat=Heartbeat(name))
 
     def agents_changed(self, session: Session) -> None:
-        """Write which agents an orchestrator says that it has by now."""
+        """Write which agents an orchestrator says that it has by now.
+
+        One change of a session waits at a time, and writes what the session has said last.
+        """
         name, session_id, profiles = session.identity.text, session.session_id, session.profiles
-        agents = session.agents or frozenset()
-        if session.identity.kind is Kind.ORCHESTRATOR:
-            self._engine.writes.put(
-                lambda tx: startup.orchestrator_changed(tx, name, session_id, profiles, agents),
-                heartbeat=Heartbeat(name),
-            )
+
+        def mutation(tx: TaskTransaction) -> Program[None]:
+            self._changing.discard(session_id)
+            yield from startup.orchestrator_changed(tx, name, session_id, profiles, session.agents or frozenset())
+
+        if session.identity.kind is Kind.ORCHESTRATOR and session_id not in self._changing:
+            self._changing.add(session_id)
+            self._engine.writes.put(mutation, heartbeat=Heartbeat(name))
 
     def ended(self, session: Session) -> None:
         """Reassign the startup tasks of an orchestrator whose session has ended."""

@@ -91,11 +91,20 @@ def change_agents(orchestrator: str, session_id: str, agents: Collection[str]) -
     )
     if not live:
         return
-    yield Execute("DELETE FROM orchestrator_agents WHERE orchestrator = $1", (orchestrator,))
-    yield ExecuteMany(
-        "INSERT INTO orchestrator_agents (orchestrator, implementation) VALUES ($1, $2)",
-        [(orchestrator, name) for name in sorted(agents)],
+    rows: list[Row] = yield Fetch(
+        "SELECT implementation FROM orchestrator_agents WHERE orchestrator = $1", (orchestrator,)
     )
+    before = {name for (name,) in rows}
+    if gone := sorted(before - set(agents)):
+        yield ExecuteMany(
+            "DELETE FROM orchestrator_agents WHERE orchestrator = $1 AND implementation = $2",
+            [(orchestrator, name) for name in gone],
+        )
+    if new := sorted(set(agents) - before):
+        yield ExecuteMany(
+            "INSERT INTO orchestrator_agents (orchestrator, implementation) VALUES ($1, $2)",
+            [(orchestrator, name) for name in new],
+        )
 
 
 def leave(orchestrator: str, session_id: str) -> Program[None]:
