@@ -29,16 +29,18 @@ from aether_trio.model.tasks.task import COLUMNS
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import details
-from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, Caller, load_visible, may
+from aether_trio.services.tasks.handlers.permissions import MANAGE, NOT_FOUND, Caller, load_visible, may
 from aether_trio.services.tasks.handlers.sanitize import number_of, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import info, show
 from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.tasks.transaction.dead_messages import DEAD_MESSAGE
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Fetch, Program, Row, StorageUnavailable, Value
 from aether_trio.storage.outages import outage
 from aether_trio.wire.pb import aether_pb2 as pb
 
+NO_PAYLOAD: Final = "the payload of a dead message needs MANAGE on its workspace"
 DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 1000
 MAX_TIME_US: Final = 2**62
@@ -170,6 +172,12 @@ class TaskReader:
         if task is None:
             response.error = NOT_FOUND
             return
+        wants_payload = asked.filter.page_token == details.PAYLOAD_PAGE
+        if wants_payload and not await self._may_see_payload(session, task):
+            response.error = NO_PAYLOAD
+            if self._audit is not None:
+                self._audit.denied(session, "task_query", task.task_id, task.workspace)
+            return
         response.success = True
         show(response.task, task, numbered=session.numbered)
         if details.has_details(task):
@@ -177,9 +185,21 @@ class TaskReader:
             if not details.are_small(task):
                 read = self._database.read
             response.task.metadata.update(await read(lambda: details.read(task, context)))
-        if asked.filter.page_token == details.PAYLOAD_PAGE:
+        if wants_payload:
             offset = asked.filter.offset
             response.task.metadata.update(await self._database.read(lambda: details.read_payload(task, offset)))
+
+    async def _may_see_payload(self, session: Session, task: TaskRow) -> bool:
+        """Return whether a reader of a task may read its payload.
+
+        A dead message was for its receiver alone, and not for the readers of its workspace.
+        """
+        caller = Caller.of(session)
+        return (
+            task.category != DEAD_MESSAGE
+            or caller.name == task.target
+            or await may(self._authorizer, caller, task.workspace, MANAGE)
+        )
 
     async def _list(self, session: Session, wanted: pb.TaskFilter, prefix: str, response: pb.TaskQueryResponse) -> None:
         """Add a page of a workspace's tasks: all for a reader of it, else the caller's."""
