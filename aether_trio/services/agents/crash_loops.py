@@ -59,7 +59,9 @@ class CrashLoops:
         receiver = Identity.parse(identity, strict=False)
 
         def mutation(tx: TaskTransaction) -> Program[tuple[Crash | None, bool]]:
-            crash = yield from dead_messages.count_crash(identity, message.offset if message is not None else 0)
+            crash = yield from dead_messages.count_crash(
+                identity, message.offset if message is not None else 0, self._limit
+            )
             is_due = crash is not None and message is not None and crash.position == message.offset
             if crash is None or message is None or not is_due or crash.times < self._limit:
                 return crash, False

@@ -67,6 +67,8 @@ STATEMENTS: Final = (
         position {bigint} NOT NULL,
         times {bigint} NOT NULL,
         task_id TEXT NOT NULL,
-        skip_to {bigint} NOT NULL
+        skip_to {bigint} NOT NULL,
+        at_work TEXT NOT NULL DEFAULT '',
+        excused {bigint} NOT NULL DEFAULT 0
     ) {clustered}""",
 )

@@ -345,6 +345,10 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     elif task.task_type == AGENT_STARTUP:
         if refusal := startup.refusal_of(task, request.move, caller.name, epoch):
             return OperationResult(task, refusal=refusal)
+        if request.result is not None and caller.identity.kind is Kind.ORCHESTRATOR:
+            return OperationResult(task, refusal="the start of an agent has no result: only its agent may give it one")
+        if epoch is not None and request.number and not (yield from startup.was_given(task, caller.name, epoch)):
+            return OperationResult(task, refusal=f"this assignment is over: number {epoch} was not yours")
         if request.move is Move.FAIL and epoch is not None:
             decision = yield from startup.report_failure(tx, task, caller.name, epoch, request.reason)
         elif request.move is Move.COMPLETE and epoch is not None:
@@ -356,7 +360,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if decision is None:
         decision = yield from tx.apply(task, request.move, facts)
     if isinstance(decision, RefusedMove):
-        return OperationResult(task, refusal=decision.text)
+        # A report that is refused may have been noted (startup.report_failure).
+        return OperationResult(task, tx if tx.written else None, refusal=decision.text)
     if request.result is not None and request.move is Move.COMPLETE:
         if isinstance(decision, MoveStep):
             yield from results.write(task.task_id, request.result, small=context.small)

@@ -35,7 +35,7 @@ REASON_CHARACTERS: Final = 3_500
 _ENVELOPE: Final = "envelope"
 """A launch parameter, which is never shown: the message but for its payload."""
 _NAMES: Final = uuid.UUID("5d0f5b1e-6a0a-4c37-9a35-0d4a3b2f9c11")
-_LATEST: Final = f"""SELECT t.task_id, t.error, c.position, c.times, c.task_id, c.skip_to
+_LATEST: Final = f"""SELECT t.task_id, t.error, c.position, c.times, c.task_id, c.skip_to, c.at_work, c.excused
     FROM agent_starts s JOIN tasks t ON t.task_id = s.task_id LEFT JOIN agent_crashes c ON c.identity = s.identity
     WHERE s.identity = $1 AND t.status = 'failed' AND t.next_retry_ms = 0 AND t.error_type = '{PROCESS_FAILED}'"""  # noqa: S608
 _UNHANDLED: Final = f"""SELECT s.identity FROM agent_starts s JOIN tasks t ON t.task_id = s.task_id
@@ -82,23 +82,29 @@ def pending_skip(identity: str) -> Program[int]:
     return found[0][0] if found else 0
 
 
-def count_crash(identity: str, position: int) -> Program[Crash | None]:
+def count_crash(identity: str, position: int, limit: int) -> Program[Crash | None]:
     """Count the crash of an agent's latest start, once; None if that has not crashed.
 
-    `position` is the number of its first unread message, 0 if there is none.
+    `position` is the number of its first unread message, 0 if there is none. Crashes of an agent
+    that was at work on a task are the task's, up to `limit` of them for one message.
     """
     found: list[Row] = yield Fetch(_LATEST, (identity,))
     if not found:
         return None
-    task_id, reason, before, times, counted, skip_to = found[0]
+    task_id, reason, before, times, counted, skip_to, at_work, excused = found[0]
     if counted == task_id:
         return Crash(before, times, reason, skip_to)
-    times = times + 1 if before == position else 1
+    if before != position:
+        times = excused = 0
+    if at_work == task_id and excused < limit:
+        excused += 1
+    else:
+        times += 1
     yield Execute(
-        "INSERT INTO agent_crashes (identity, position, times, task_id, skip_to) VALUES ($1, $2, $3, $4, $5) "
-        "ON CONFLICT (identity) DO UPDATE SET position = excluded.position, times = excluded.times, "
-        "task_id = excluded.task_id",
-        (identity, position, times, task_id, 0),
+        "INSERT INTO agent_crashes (identity, position, times, task_id, skip_to, excused) "
+        "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (identity) DO UPDATE SET position = excluded.position, "
+        "times = excluded.times, task_id = excluded.task_id, excused = excluded.excused",
+        (identity, position, times, task_id, 0, excused),
     )
     return Crash(position, times, reason, skip_to or 0)
 

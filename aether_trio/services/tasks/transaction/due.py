@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks import MoveStep, StoredStatus, TaskRow
+from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.model.tasks.timed_transitions import Due, happening, move_of, next_due
 from aether_trio.services.tasks.transaction import startup, task_rows
 from aether_trio.services.tasks.transaction.sessions import restarted_grace
@@ -81,6 +82,8 @@ def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE
             yield from startup.forget_start(task)
             yield from tx.wake_dependents(task.task_id)
         else:
+            if due is Due.SCHEDULE_TO_START and task.task_type == AGENT_STARTUP:
+                task = yield from startup.ask_others(tx, task)
             present = yield from tx.worker_is_present(task)
             move, facts = move_of(task, due, tx.facts(present=present))
             if not isinstance((yield from tx.apply(task, move, facts)), MoveStep):

@@ -42,6 +42,7 @@ TRIGGER: Final = "trigger_timestamp_ms"
 IDENTITY: Final = "target_identity"
 """Metadata of a start: the identity; other fields do not tell agents from unique tasks."""
 CATEGORY: Final = "orchestrated"
+GIVEN_BACK: Final = 20  # latest assignments of a start whose rows stay when it is given back
 WAITING_PAGE: Final = 50
 GATEWAY_GRACE_MS: Final = 60_000
 """More grace for an agent whose gateway has ended: clients reconnect after growing pauses."""
@@ -58,6 +59,10 @@ _WAITED_FOR: Final = """WITH RECURSIVE waited (name) AS (
         FROM waited WHERE waited.name IS NOT NULL
     ) SELECT name FROM waited WHERE name IS NOT NULL LIMIT $2"""
 _FIRST_WAITING: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
+_AT_WORK: Final = f"""SELECT 1 FROM tasks WHERE holder = $1 AND holder <> '' AND task_type <> '{AGENT_STARTUP}'
+    AND (status = 'running' OR begun = 1) LIMIT 1"""  # noqa: S608
+_NOTE_WORK: Final = """INSERT INTO agent_crashes (identity, position, times, task_id, skip_to, at_work)
+    VALUES ($1, 0, 0, '', 0, $2) ON CONFLICT (identity) DO UPDATE SET at_work = excluded.at_work"""
 _STARTABLE: Final = ("ag::", "tu::")
 _ORCHESTRATORS: Final = "orc::"
 
@@ -257,6 +262,19 @@ def confirm_launch(task: TaskRow, caller: str, epoch: int) -> Decision | None:
     return Repeat() if task.launched in (0, epoch) else None
 
 
+def was_given(task: TaskRow, caller: str, epoch: int) -> Program[bool]:
+    """Return whether this assignment of an agent's start was the caller's.
+
+    Participants name the assignment that they mean, and may name that of another.
+    """
+    if (task.assigned_to, task.epoch) == (caller, epoch):
+        return True
+    found: list[Row] = yield Fetch(
+        "SELECT 1 FROM task_attempts WHERE task_id = $1 AND epoch = $2 AND worker = $3", (task.task_id, epoch, caller)
+    )
+    return bool(found)
+
+
 def wanted_start(identity: str) -> Program[tuple[Mapping[str, str], int]]:
     """Return launch parameters and priority of the first task that waits for an agent."""
     waiting = yield from task_rows.select(_FIRST_WAITING, (identity,))
@@ -348,7 +366,10 @@ def moved(tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
     """Assign a waiting agent start again; fail the tasks that wait for a failed one."""
     if after.status is StoredStatus.PENDING:
         yield from dispatch(tx, after)
-    elif after.is_final and after.status is not StoredStatus.COMPLETED and before.status not in _BEGUN | PAUSED:
+    elif after.status is StoredStatus.COMPLETED:
+        # The next crash of the agent is the first one in a row.
+        yield Execute("UPDATE agent_crashes SET times = 0 WHERE identity = $1 AND skip_to = 0", (after.target,))
+    elif after.is_final and before.status not in _BEGUN | PAUSED:
         yield from _fail_waiting_tasks(tx, after.target, f"{after.target} could not be started: {after.error}")
 
 
@@ -400,7 +421,8 @@ def forget_start(task: TaskRow) -> Program[None]:
     """Delete the row in `agent_starts` of a deleted start of an agent."""
     if task.task_type == AGENT_STARTUP:
         yield Execute(
-            "DELETE FROM agent_crashes WHERE identity = $1 AND task_id = $2 AND skip_to = 0",
+            "DELETE FROM agent_crashes WHERE identity = $1 AND skip_to = 0 "
+            "AND (task_id = $2 OR (task_id = '' AND at_work = $2))",
             (task.target, task.task_id),
         )
         yield Execute("DELETE FROM agent_starts WHERE identity = $1 AND task_id = $2", (task.target, task.task_id))
@@ -426,6 +448,18 @@ def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) ->
     return task
 
 
+def ask_others(tx: Transaction, task: TaskRow) -> Program[TaskRow]:
+    """Give a start that fails one more attempt if an orchestrator was not asked so far."""
+    if task.retry_count + 1 < task.max_attempts:
+        return task
+    following = yield from orchestrators.next_for(task, launch_params(task).get(PROFILE, ""), but=task.assigned_to)
+    if following is None or following[1]:
+        return task
+    after = task.changed({"max_attempts": task.retry_count + 2})
+    yield from tx.write(task, after, "")
+    return after
+
+
 def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reason: str) -> Program[Decision | None]:
     """Handle an orchestrator's FAIL: a launch failed, or a process has failed.
 
@@ -434,11 +468,7 @@ def report_failure(tx: Transaction, task: TaskRow, caller: str, epoch: int, reas
     """
     if task.status is StoredStatus.STARTING and task.assigned_to == caller and task.epoch == epoch:
         text = reason or "its orchestrator could not start it"
-        following = yield from orchestrators.next_for(task, launch_params(task).get(PROFILE, ""), but=caller)
-        if following is not None and not following[1] and task.retry_count + 1 >= task.max_attempts:
-            # One that was not asked so far is to be, though the attempts are used up.
-            before, task = task, task.changed({"max_attempts": task.retry_count + 2})
-            yield from tx.write(before, task, "")
+        task = yield from ask_others(tx, task)
         facts = tx.facts(caller, reason=text, error_type="START_FAILED", delay_ms=start_delay_ms(task))
         return (yield from tx.apply(task, Move.TIME_OUT, facts))
     return (yield from _report_end(tx, task, caller, epoch, reason or "its process has ended", AgentProcess.FAILED))
@@ -462,6 +492,11 @@ def give_back(tx: Transaction, task: TaskRow, caller: str, epoch: int) -> Progra
     """
     if task.status is not StoredStatus.STARTING or task.assigned_to != caller or task.epoch != epoch:
         return None
+    # A start waits as long as all are full, so only its latest assignments are kept.
+    yield Execute(
+        "DELETE FROM task_attempts WHERE task_id = $1 AND epoch < $2 AND worker = $3 AND outcome = 'pending'",
+        (task.task_id, task.epoch - GIVEN_BACK, caller),
+    )
     return (yield from tx.apply(task, Move.UNASSIGN, tx.facts()))
 
 
@@ -511,6 +546,9 @@ def _end_process(tx: Transaction, task: TaskRow, reason: str) -> Program[None]:
     if task.process == AgentProcess.DONE:
         yield from tx.apply(task, Move.COMPLETE, tx.facts(task.assigned_to))
     else:
+        at_work: list[Row] = yield Fetch(_AT_WORK, (task.target,))
+        if at_work:
+            yield Execute(_NOTE_WORK, (task.target, task.task_id))
         yield from tx.apply(task, Move.FAIL, tx.facts(reason=reason, error_type=PROCESS_FAILED))
         tx.effects.crashed_agents.append(task.target)
 
