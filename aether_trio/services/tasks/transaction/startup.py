@@ -449,7 +449,7 @@ def issue_token(tx: Transaction, task_id: str, epoch: int, token_hash: bytes) ->
 
 
 def ask_others(tx: Transaction, task: TaskRow) -> Program[TaskRow]:
-    """Give a start that fails one more attempt if an orchestrator was not asked so far."""
+    """Give a failing start one more attempt if an orchestrator was not asked."""
     if task.retry_count + 1 < task.max_attempts:
         return task
     following = yield from orchestrators.next_for(task, launch_params(task).get(PROFILE, ""), but=task.assigned_to)
