@@ -41,6 +41,18 @@ def escaped(text: str, most: int) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def encodable(text: str) -> str:
+    """Replace lone surrogates, which an escape of JSON can spell and UTF-8 cannot."""
+    if text.isascii():
+        return text
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def is_encodable(text: str) -> bool:
+    """Return whether a text has no lone surrogate, so that a message can carry it."""
+    return text.isascii() or encodable(text) == text
+
+
 def check_text(text: str, what: str, most_bytes: int, *, lines: bool = False) -> str:
     """Return a client's text if it may be stored; raise TextError, which names `what`.
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 from aether_trio.client.errors import PayloadTooLarge
+from aether_trio.model.tasks.result import MAX_DEPTH, is_too_deep
 
 MAX_RESULT_BYTES: Final = 512 * 1024
 
@@ -36,6 +37,8 @@ def encoded_result(value: Any, checkpoint: str = "") -> EncodedResult:
         _check_size(len(data))
         return EncodedResult({"result_base64": base64.b64encode(data).decode()})
     text = json_text(value, "the result of a task")
+    if is_too_deep(value):
+        raise TypeError(f"the result of a task is bytes, or what JSON can hold; nested deeper than {MAX_DEPTH}")
     _check_size(len(text.encode()))
     return EncodedResult({"result": text})
 

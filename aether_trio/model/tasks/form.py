@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from aether_trio.model.limits import KIB
+from aether_trio.model.tasks.result import is_too_deep
+from aether_trio.model.text import is_encodable
 
 FORM: Final = "_form"
 """The name in `input_match`. Names that begin with _ take no part in matching."""
@@ -83,8 +85,8 @@ def _read(text: str) -> Form:
         found = json.loads(text)
     except (ValueError, RecursionError):
         raise FormError(f"{FORM} is not JSON text") from None
-    if not isinstance(found, dict):
-        raise FormError(f"{FORM} is not a JSON object")
+    if not isinstance(found, dict) or is_too_deep(found):
+        raise FormError(f"{FORM} is not a JSON object, or is nested too deep")
     question, choices, free = found.get("question"), found.get("choices", []), found.get("text", False)
     if not isinstance(question, str) or not _is_text(question):
         raise FormError(f"{FORM} has no question: it is a text that is not empty")
@@ -96,4 +98,4 @@ def _read(text: str) -> Form:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip()) and "\0" not in value
+    return isinstance(value, str) and bool(value.strip()) and "\0" not in value and is_encodable(value)

@@ -10,7 +10,10 @@ import base64
 import binascii
 import enum
 import json
+import math
+import re
 from collections.abc import Mapping
+from itertools import chain
 from typing import Final, NamedTuple, NoReturn
 
 from aether_trio.model.limits import KIB
@@ -18,6 +21,11 @@ from aether_trio.model.limits import KIB
 MAX_RESULT_BYTES: Final = 512 * KIB
 MAX_KEY_BYTES: Final = 256
 """The longest key of a checkpoint."""
+MAX_DEPTH: Final = 100
+"""How deep arrays and objects of a result may be nested: readers of JSON recurse."""
+_CONTAINERS: Final = (dict, list, tuple)
+_MAY_OVERFLOW: Final = re.compile(r"\d[eE]\+?\d{3}|\d{309}")
+"""What a number has that is too large for a float."""
 NO_RESULT: Final = -1
 """The `result_bytes` of a task without a result."""
 
@@ -76,8 +84,12 @@ def _checked(kind: ResultKind, text: str) -> TaskResult:
     match kind:
         case ResultKind.JSON:
             data = _bounded(text.encode())
-            if not _is_json(text):
-                raise ResultError("the result is not JSON text; give bytes as result_base64")
+            try:
+                value = _parsed(text)
+            except (ValueError, RecursionError):
+                raise ResultError("the result is not JSON text; give bytes as result_base64") from None
+            if is_too_deep(value):
+                raise ResultError(f"the result is nested deeper than {MAX_DEPTH}; give it as result_base64")
         case ResultKind.BYTES:
             _bounded_size(len(text) // 4 * 3 - 2)
             try:
@@ -106,12 +118,36 @@ def _bounded_size(size: int) -> None:
         )
 
 
+def is_too_deep(value: object) -> bool:
+    """Return whether a JSON value is nested deeper than MAX_DEPTH."""
+    level = [value] if isinstance(value, _CONTAINERS) else []
+    for _ in range(MAX_DEPTH):
+        parts = chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level)
+        level = [part for part in parts if isinstance(part, _CONTAINERS)]
+        if not level:
+            return False
+    return True
+
+
 def _is_json(text: str) -> bool:
     try:
-        json.loads(text, parse_constant=_refuse)
+        _parsed(text)
     except (ValueError, RecursionError):
         return False
     return True
+
+
+def _parsed(text: str) -> object:
+    """Parse JSON. Raises ValueError, also for a number that no reader can hold."""
+    found: object = json.loads(
+        text, parse_constant=_refuse, parse_float=_finite if _MAY_OVERFLOW.search(text) else None
+    )
+    return found
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    return number if math.isfinite(number) else _refuse(text)
 
 
 def _refuse(name: str) -> NoReturn:

@@ -16,6 +16,9 @@ from tests.client.jobs.shop import LIMIT_S, one_of, order, ordered, wait_for, wi
 from tests.helpers.gateway import open_gateway_process
 
 BYTES = [b"", b"\0\xff", bytes(MAX_RESULT_BYTES)]
+DEEP: Any = ()
+for _ in range(100):
+    DEEP = (DEEP,)
 VALUES = [3, {"sum": [1, 2.5, None]}, "\N{SNOWMAN}", "\ud800", False, "x" * (MAX_RESULT_BYTES - 2)]
 
 
@@ -49,7 +52,14 @@ async def test_a_task_without_a_result_has_none(boss: AgentClient, one: AgentCli
 
 
 @pytest.mark.parametrize(
-    ("value", "why"), [({1, 2}, "set"), (object(), "object"), (float("nan"), "float"), ([b"x"], "list")]
+    ("value", "why"),
+    [
+        ({1, 2}, "set"),
+        (object(), "object"),
+        (float("nan"), "float"),
+        ([b"x"], "list"),
+        (DEEP, "nested deeper than 100"),
+    ],
 )
 @with_shop()
 async def test_what_is_no_result_fails_the_task(boss: AgentClient, one: AgentClient, value: Any, why: str) -> None:

@@ -33,6 +33,7 @@ from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import asked_by_gateway
+from aether_trio.model.text import encodable
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.task_transaction import Mutation, TaskTransaction
@@ -310,7 +311,9 @@ def read_input(document: bytes) -> tuple[Metadata, bytes]:
         return {}, b""
     metadata, encoded = found.get("metadata"), found.get("payload_base64")
     kept = (
-        {key: value for key, value in metadata.items() if isinstance(value, str)} if isinstance(metadata, dict) else {}
+        {encodable(key): encodable(value) for key, value in metadata.items() if isinstance(value, str)}
+        if isinstance(metadata, dict)
+        else {}
     )
     try:
         payload = base64.b64decode(encoded, validate=True) if isinstance(encoded, str) else b""

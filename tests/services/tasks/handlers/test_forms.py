@@ -132,6 +132,24 @@ async def test_a_late_answer_ends_no_later_wait(core: Core, world: World) -> Non
         assert world.databases["tasks"].query("SELECT COUNT(*) FROM task_inputs") == [(0,)], "void answers take no room"
 
 
+async def test_an_answer_with_a_lone_surrogate_reaches_the_worker(core: Core) -> None:
+    """JSON can spell what no message can carry; the worker's GET must not fail of it."""
+    async with connect(core, agent("w", "c", "1")) as peer:
+        task_id = await own(peer)
+        await ask(peer, task_id)
+        answer(
+            peer,
+            task_id,
+            decision="reject",
+            text="\ud800!",
+            question_id=await question_id(peer, task_id),
+            **{"\udfff": ""},
+        )
+        found = (await until_running(peer, task_id))["metadata"]
+        assert found["text"] == "\N{REPLACEMENT CHARACTER}!"
+        assert found["\N{REPLACEMENT CHARACTER}"] == ""
+
+
 async def test_a_repeated_question_has_the_same_id(core: Core) -> None:
     async with connect(core, agent("w", "c", "1")) as peer:
         task_id = await own(peer)
@@ -158,9 +176,13 @@ async def test_a_question_is_answered_and_not_resumed(core: Core) -> None:
     [
         ("Pay?", "not JSON text"),
         ([], "not a JSON object"),
+        ('{"question": "?", "x": ' + "[" * 200 + "]" * 200 + "}", "nested too deep"),
         ({}, "no question"),
         ({"question": " "}, "no question"),
         ({"question": "a\0b"}, "no question"),
+        ('{"question": "\\ud800"}', "no question"),
+        ('{"question": "?", "choices": ["\\udfff"]}', "choices"),
+        ('{"question": "?", "text": "\\ud800"}', "true, false or a label"),
         ({"question": "?", "choices": "ab"}, "choices"),
         ({"question": "?", "choices": ["a", "a"]}, "choices"),
         ({"question": "?", "choices": [""]}, "choices"),

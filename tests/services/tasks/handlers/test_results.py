@@ -35,12 +35,13 @@ async def shown(peer: MemoryLink, task_id: str) -> dict[str, str]:
         ({"result": '{"sum": 3}'}, 10),
         ({"result": "null"}, 4),
         ({"result": '"\N{SNOWMAN}"'}, 5),
+        ({"result": "[" * 100 + "]" * 100}, 200),
         ({"result_base64": base64.b64encode(b"\0\xff").decode()}, 2),
         ({"result_base64": ""}, 0),
         ({"result": json.dumps("x" * (MAX_RESULT_BYTES - 2))}, MAX_RESULT_BYTES),
         ({"result_base64": base64.b64encode(b"\0" * MAX_RESULT_BYTES).decode()}, MAX_RESULT_BYTES),
     ],
-    ids=["object", "null", "snowman", "bytes", "empty", "largest text", "largest bytes"],
+    ids=["object", "null", "snowman", "deep", "bytes", "empty", "largest text", "largest bytes"],
 )
 async def test_a_complete_with_a_result_survives_a_restart(world: World, given: dict[str, str], size: int) -> None:
     async with deadlock_is_an_error():
@@ -63,6 +64,9 @@ async def test_a_complete_with_a_result_survives_a_restart(world: World, given: 
         ({"result": "NaN"}, "not JSON"),
         ({"result": "[" * 100_000}, "not JSON"),
         ({"result": '"\0"'}, "not JSON"),
+        ({"result": "[1, -1e999]"}, "not JSON"),
+        ({"result": "[" * 101 + "]" * 101}, "nested deeper than 100"),
+        ({"result": '{"a":' * 101 + "1" + "}" * 101}, "nested deeper than 100"),
         ({"result": json.dumps("x" * (MAX_RESULT_BYTES - 1))}, "result_checkpoint"),
         ({"result_base64": base64.b64encode(b"\0" * (MAX_RESULT_BYTES + 1)).decode()}, "result_checkpoint"),
         ({"result_base64": "a"}, "not base64"),
