@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import enum
 import logging
+import math
 import uuid
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -62,6 +63,8 @@ PAUSE_S: Final = 0.5
 """The pause between two tries to settle a task that the gateway says is still this worker's."""
 LATE_PAUSE_S: Final = 5.0
 """The same pause behind the block."""
+SHORTEST_S: Final = 0.001
+"""The shortest limit of a wait: the wire counts milliseconds."""
 
 STATE: Final = "_task:"
 """What the key of a task's state begins with; its id and the number of the assignment follow."""
@@ -492,7 +495,7 @@ class Job:
             reason=WaitReason.INPUT,
             expected_principal=expected_principal,
             input_match=dict(match or {}),
-            timeout_s=timeout or 0,
+            timeout_s=_limit(timeout),
         )
         return (await self._wait_as(wait)).used_input or Input()
 
@@ -517,7 +520,7 @@ class Job:
             reason=WaitReason.INPUT,
             expected_principal=of,
             input_match={**(match or {}), FORM: form},
-            timeout_s=timeout or 0,
+            timeout_s=_limit(timeout),
         )
         used = (await self._wait_as(wait)).used_input
         if used is None:
@@ -536,7 +539,7 @@ class Job:
         The task fails, and the block is cancelled, when the request is denied, cancelled or
         expires, or after `timeout` seconds. The request is one that this participant has made.
         """
-        wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_s=timeout or 0)
+        wait = WaitSpec(reason=WaitReason.AUTHORITY, authority_request_id=request_id, timeout_s=_limit(timeout))
         await self._wait_as(wait)
 
     async def wait_for_tasks(
@@ -546,7 +549,7 @@ class Job:
         tasks = self._keeper.tasks
         await self._wait(
             lambda request_id: tasks.wait_for(
-                self._reference, task_ids, any_of_them=any_of_them, timeout_s=timeout or 0, request_id=request_id
+                self._reference, task_ids, any_of_them=any_of_them, timeout_s=_limit(timeout), request_id=request_id
             )
         )
 
@@ -624,7 +627,7 @@ class Job:
 
     async def _go_on(self) -> None:
         try:
-            await self._keeper.tasks.resume(self.id)
+            await self._keeper.tasks.resume(self._reference)
         except AetherError as error:
             logger.warning(
                 "task %s: its wait was cancelled, but the gateway could not be told to resume it: %s", self.id, error
@@ -660,7 +663,7 @@ class Job:
             try:
                 self.looked(
                     await tasks.hibernate(
-                        self._reference, hibernation, until=until, timeout_s=timeout or 0, request_id=request_id
+                        self._reference, hibernation, until=until, timeout_s=_limit(timeout), request_id=request_id
                     )
                 )
             except (ConnectionLost, RequestTimeout):
@@ -761,6 +764,11 @@ def sendable(text: str) -> str:
     if str.isascii(text):  # raises TypeError for what is no text
         return text
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def _limit(timeout: float | None) -> float:
+    """Return a wait's limit for the wire, where 0 is none; a past one ends at once."""
+    return 0 if timeout is None or timeout == math.inf else max(timeout, SHORTEST_S)
 
 
 def _stopped(error: BaseException) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from typing import Any
 
 import anyio
@@ -170,6 +171,22 @@ async def test_a_wait_that_ends_with_its_task_frees_one_place(boss: AgentClient,
             await anyio.sleep_forever()
         assert job.end is JobEnd.FAILED
     assert jobs._places.free == 1
+
+
+@pytest.mark.parametrize("timeout", [0, -1.5, 0.0001])
+@with_shop()
+async def test_a_limit_that_is_past_is_over_at_once(boss: AgentClient, one: AgentClient, timeout: float) -> None:
+    """As of a program that computes what is left of its time."""
+    async with await ordered(boss, one) as job:
+        await job.ask("Pay?", timeout=timeout)
+    assert (job.end, job.reason) == (JobEnd.FAILED, "wait timeout")
+
+
+@with_shop()
+async def test_an_endless_limit_is_none(boss: AgentClient, one: AgentClient) -> None:
+    async with await ordered(boss, one) as job:
+        await boss.send_input(job.id, {"go": "on"})
+        assert (await job.wait_for_input(timeout=math.inf)).metadata == {"go": "on"}
 
 
 @with_shop()

@@ -457,8 +457,12 @@ def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> st
 
 
 def _check_resume(task: TaskRow, caller: Caller, request: OperationRequest) -> str:
-    """Return why a caller may not RESUME a task that asks a person; "" if it may."""
-    if request.move is not Move.RESUME or task.status is not StoredStatus.WAITING_INPUT:
+    """Return why RESUME is refused: by a late block, or of a question; else ""."""
+    if request.move is not Move.RESUME:
+        return ""
+    if request.number and request.number != task.epoch:
+        return f"this assignment is over: the task was assigned anew ({task.epoch}, yours was {request.number})"
+    if task.status is not StoredStatus.WAITING_INPUT:
         return ""
     wait = task.waits_for
     if wait is None or wait.form is None or caller.name == task.assigned_to:

@@ -62,6 +62,16 @@ async def test_what_is_late_is_refused(core: Core, begun: bool) -> None:
         assert "yours was 1" in (await operate(worker, Op.COMPLETE, f"{task_id}@1")).error
 
 
+async def test_a_late_block_ends_no_wait_of_the_next_one(core: Core) -> None:
+    """The old block of the same worker gives up its wait when it is cancelled."""
+    async with assigned_anew(core) as (creator, worker, task_id):
+        assert (await operate(worker, Op.CLAIM, f"{task_id}@2")).success
+        assert (await operate(worker, Op.PAUSE, f"{task_id}@2", wait_spec=WAIT)).success
+        assert "assigned anew (2, yours was 1)" in (await operate(worker, Op.RESUME, f"{task_id}@1")).error
+        assert (await get(creator, task_id)).status == pb.TASK_STATUS_WAITING_INPUT
+        assert (await operate(worker, Op.RESUME, f"{task_id}@2")).success
+
+
 async def test_without_a_number_it_is_the_latest_that_is_meant(core: Core) -> None:
     async with assigned_anew(core) as (creator, worker, task_id):
         assert (await operate(worker, Op.COMPLETE, task_id)).success
