@@ -13,6 +13,7 @@ from aether_trio.client.jobs import WorkerMethods
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.client.options import AGENTS, ClientOptions, numbered
+from aether_trio.client.output_guard import guard_output
 from aether_trio.client.senders import ToEveryone, ToParticipants, ToUsersEverywhere, ToWork, WithTelemetry
 from aether_trio.model.identity import Identity
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -42,7 +43,8 @@ class _StartedByOrchestrator:
 
         Reads AETHER_ADDRESS (or AETHER_GATEWAY), AETHER_WORKSPACE, AETHER_IMPLEMENTATION,
         AETHER_SPECIFIER, AETHER_IDENTITY and AETHER_AUTH_TOKEN. Raises LookupError when it was not
-        started by one, or to be of another class.
+        started by one, or to be of another class. When the orchestrator is killed later, what the
+        process prints is dropped.
         """
         said = os.environ
         missing = [name for name in _WHO if not said.get(name)]
@@ -57,6 +59,8 @@ class _StartedByOrchestrator:
         prefix = wanted[: len(cls._prefix)]
         if prefix in _STARTED and prefix != cls._prefix:
             raise LookupError(f"this process was started to be {wanted}: use {_STARTED[prefix]}.from_environment()")
+        if said.get("AETHER_TASK_ID"):
+            guard_output()
         made: Callable[..., Self] = cls
         return made(address, workspace=workspace, implementation=implementation, specifier=specifier, **options)
 

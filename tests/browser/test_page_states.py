@@ -339,6 +339,13 @@ def test_a_task(shown: Show, kind: str) -> None:
     shown.check(f"task-{kind}")
 
 
+def test_a_discarded_dead_message_is_at_no_attempt_beyond_its_last(shown: Show) -> None:
+    shown.fake.tasks = [task(8, "dead_message", "CANCELLED", attempt=3, error="task cancelled")]
+    page = shown.enter()
+    item(page, "dead_message").click()
+    expect(page.locator("#task-facts")).to_contain_text("3 of 3")
+
+
 def test_an_answer_does_not_go_to_a_question_that_was_not_shown(shown: Show) -> None:
     shown.fake.full()
     page = shown.enter()

@@ -239,6 +239,55 @@ def test_messages_start_processes_also_killed_ones(where: str, tmp_path: Path, r
         assert gateway.wait() == 0
 
 
+PRINTING = """
+import os, stat, sys
+import trio
+from aether_trio.client import AgentClient
+
+async def main():
+    async with AgentClient.from_environment() as agent:
+        async for message in agent:
+            while message.text == "after" and stat.S_ISFIFO(os.fstat(1).st_mode):
+                await trio.sleep(0.01)
+            print("has", message.text, flush=True)
+            print("has", message.text, file=sys.stderr, flush=True)
+            await agent.reply(message, f"{message.text} {os.getpid()} {{}}")
+
+trio.run(main)
+"""
+
+
+async def ask(address: str, word: str) -> int:
+    """Send a word to the agent; return the id of the process that answers it."""
+    person = AgentClient(f"aether://{address}", workspace="w", implementation="person", specifier="1")
+    with trio.fail_after(2 * LIMIT_S):
+        async with person:
+            await person.send("ag::w::echo::1", word)
+            async for answer in person:
+                text, pid, _ = answer.text.split(" ", 2)
+                if text == word:
+                    return int(pid)
+    raise AssertionError
+
+
+def test_an_agent_prints_and_works_on_when_its_orchestrator_was_killed(tmp_path: Path) -> None:
+    (tmp_path / "echo.py").write_text(PRINTING, encoding="utf-8")
+    file = written(tmp_path, ECHO)
+    with start_gateway(data_dir=tmp_path / "data") as gateway:
+        shell = Shell(gateway, PYTHONUNBUFFERED="1")
+        with shell.running("orchestrate", file) as beside:
+            wait_for_agents(shell)
+            pid = trio.run(ask, gateway.address, "before")
+            try:
+                beside.end(signal.SIGKILL)
+                assert trio.run(ask, gateway.address, "after") == pid
+                assert trio.run(ask, gateway.address, "again") == pid
+            finally:
+                os.kill(pid, signal.SIGKILL)
+        gateway.terminate()
+        assert gateway.wait() == 0
+
+
 @pytest.mark.crash
 def test_a_message_on_any_node_starts_it_also_when_a_node_was_killed(tmp_path: Path) -> None:
     place = Path(tempfile.mkdtemp(prefix="aether-orchestrate-"))
