@@ -28,13 +28,19 @@ class DatabaseJob:
 
     async def outcome(self) -> Any:
         """Wait for `answer`; return the program's result, or raise its error."""
-        if not self.answered:
-            self.task, self.parked = trio.lowlevel.current_task(), True
-            return await trio.lowlevel.wait_task_rescheduled(self._forget)
-        await trio.lowlevel.cancel_shielded_checkpoint()
-        if self.error is not None:
-            raise self.error
-        return self.value
+        try:
+            if not self.answered:
+                self.task, self.parked = trio.lowlevel.current_task(), True
+                return await trio.lowlevel.wait_task_rescheduled(self._forget)
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            if self.error is not None:
+                raise self.error
+            return self.value
+        finally:
+            # Its traceback has this frame: a circle would keep the program's data until a rare
+            # garbage collection.
+            if self.answered:
+                self.error = None
 
     def _forget(self, _raise_cancel: Any) -> trio.lowlevel.Abort:
         """Run the job on without its caller, which was cancelled."""

@@ -6,7 +6,11 @@ thread.
 
 from __future__ import annotations
 
+import contextlib
+import gc
+import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -69,6 +73,31 @@ async def test_what_one_caller_writes_it_reads(database: Database) -> None:
     for number in range(50):
         await database.run(insert(number))
         assert await ids(database) == [*range(number + 1)]
+
+
+async def test_the_data_of_a_failed_program_is_free_at_once(database: Database) -> None:
+    """A worker that saves 4 MiB again and again must not fill the memory with them."""
+
+    class Data:
+        pass
+
+    def program(_data: Data) -> Program[None]:
+        yield Execute("DELETE FROM items WHERE id = $1", (1,))
+        raise LookupError("no")
+
+    async def fail() -> weakref.ref[Data]:
+        data = Data()
+        with contextlib.suppress(LookupError):
+            await database.run(partial(program, data))
+        return weakref.ref(data)
+
+    gc.disable()
+    try:
+        left = [await fail() for _ in range(3)]
+        await database.execute("DELETE FROM items")  # a thread may have the last job in a variable
+        assert [ref() for ref in left] == [None] * 3
+    finally:
+        gc.enable()
 
 
 async def test_a_failing_program_alone_leaves_no_trace(database: Database) -> None:
