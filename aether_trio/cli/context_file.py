@@ -122,12 +122,14 @@ def load_contexts() -> SavedContexts:
         return SavedContexts()
     try:
         with path.open(encoding="utf-8") as file:
-            text = file.read(_MAX_BYTES)
+            text = file.read(_MAX_BYTES + 1)
     except (FileNotFoundError, NotADirectoryError):
         return SavedContexts()
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "is not text"
         raise exits.CliError(f"{path}: {why}", exits.SETTINGS) from None
+    if len(text) > _MAX_BYTES:
+        raise _broken(path, "it has more than a million characters")
     return _parsed(path, text)
 
 
@@ -182,7 +184,7 @@ def _write(path: Path, contexts: SavedContexts) -> None:
 def _parsed(path: Path, text: str) -> SavedContexts:
     try:
         document = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):  # also a date that is none, and brackets without end
         raise exits.CliError(f"{path} is no YAML; correct it, or delete it", exits.SETTINGS) from None
     if document is None:
         return SavedContexts()

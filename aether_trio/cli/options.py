@@ -262,13 +262,14 @@ def client_options(command: F) -> F:
             raise click.UsageError("--tls-cert and --tls-key belong together: give both, or neither.")
         saved = chosen_context()
         scheme, host, port = parse_gateway((saved.gateway or DEFAULT_GATEWAY) if gateway is None else gateway)
-        if saved.gateway and (host, port) == parse_gateway(saved.gateway)[1:]:
+        is_plain = tls is False or scheme in _WITH_TLS
+        if _is_gateway_of(saved, host, port) and not (is_plain and _speaks_tls(saved)):
             # What a context knows of its gateway is shown to no other one.
             api_key = api_key or saved.credential()
             if tls_cert is None:
                 tls_cert, tls_key = saved.tls_cert or None, saved.tls_key or None
             tls_ca = tls_ca or saved.tls_ca or None
-            tls = saved.tls if tls is None and not scheme else tls
+            tls = _speaks_tls(saved) if tls is None and not scheme else tls
         if scheme and tls is not None and tls != (scheme in _WITH_TLS.values()):
             raise click.UsageError(f"--{'tls' if tls else 'no-tls'} and {scheme}:// exclude each other.")
         use_tls = (scheme in _WITH_TLS.values()) if scheme and tls is None else tls
@@ -280,6 +281,19 @@ def client_options(command: F) -> F:
         return command(target=target, **kwargs)
 
     return wrapper  # type: ignore[return-value]  # click replaces it anyway
+
+
+def _is_gateway_of(saved: SavedContext, host: str, port: int) -> bool:
+    """Whether a context is of the gateway at an address."""
+    return bool(saved.gateway) and (host, port) == parse_gateway(saved.gateway)[1:]
+
+
+def _speaks_tls(saved: SavedContext) -> bool | None:
+    """Whether a context's gateway is one with TLS; None if the context says nothing of it."""
+    if saved.tls is not None:
+        return saved.tls
+    scheme = parse_gateway(saved.gateway)[0]
+    return True if scheme in _WITH_TLS.values() or saved.tls_ca or saved.tls_cert else None
 
 
 def _ops_of(saved: SavedContext) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,9 @@ def test_mistakes(config: dict[str, str], tmp_path: Path) -> None:
         ("contexts: {a: {tls: x}}", "no true or false"),
         ("current: 1\ncontexts: {}", "`current` is no name"),
         ("{", "is no YAML"),
+        ("contexts: {a: {gateway: 2024-99-99}}", "is no YAML"),
+        ("[" * 100_000, "is no YAML"),
+        ("#" * (1024 * 1024 + 1), "more than a million characters"),
     ):
         file_of(config).write_text(text)
         fails(3, why, "sessions", **config)
@@ -176,6 +182,56 @@ def test_a_credential_goes_to_its_gateway_alone(
         bare.fails(3, "No such file", "kv", "get", "a", "--context", "file")
         # Another gateway is asked without the key, and the file is not even read.
         bare.fails(1, "there is no key", "kv", "get", "a", "--context", "file", "--gateway", gateway.address)
+
+
+class Eavesdropper:
+    """Takes connections and keeps what is sent, as one between a command and its gateway could."""
+
+    def __init__(self) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self.heard = b""
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def _listen(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                with connection, contextlib.suppress(OSError):
+                    while data := connection.recv(65536):
+                        self.heard += data
+
+    def close(self) -> None:
+        self._listener.close()
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [("aethers://",), ("", "--tls"), ("", "--tls-ca", __file__)],
+    ids=lambda saved: saved[-1].rpartition("/")[2] or "scheme",
+)
+def test_a_credential_of_a_context_with_tls_is_not_sent_without(
+    config: dict[str, str], saved: tuple[str, ...]
+) -> None:
+    scheme, *options = saved
+    with contextlib.closing(Eavesdropper()) as ear:
+        out("save", "prod", "--gateway", scheme + ear.address, "--api-key", SECRET, "--use", *options, **config)
+        for given in (
+            ("--gateway", ear.address),
+            ("--gateway", f"aether://{ear.address}"),
+            ("--gateway", f"grpc://{ear.address}"),
+            ("--gateway", f"ws://{ear.address}"),
+            ("--gateway", ear.address, "--no-tls"),
+            ("--no-tls",),
+        ):
+            done = aether("kv", "get", "x", "--timeout", "1", *given, **config)
+            assert done.returncode, done
+            assert "Traceback" not in done.stderr
+            assert SECRET.encode() not in ear.heard, given
+        # The same address without a scheme is that gateway, with TLS.
+        ear.heard = b""
+        aether("kv", "get", "x", "--timeout", "1", "--gateway", ear.address, **config)
+        assert ear.heard[:1] in (b"\x16", b""), "it begins a handshake of TLS, or cannot read the authority's file"
 
 
 def test_an_address_names_the_transport(shell: Shell, gateway: GatewayProcess) -> None:
