@@ -78,7 +78,7 @@ def command(
     if to_stdout and sys.stdout.isatty():
         raise click.UsageError("A backup is not written to a terminal: send it to a file or another program.")
     left_out = not_included(settings, config_file)
-    with _ends_on_sigterm():
+    with _ends_on_signals():
         try:
             made = back_up(
                 Path(settings.gateway.data_dir),
@@ -143,14 +143,17 @@ def _show_nothing(file: str, copied: int, total: int) -> None:
 
 
 @contextmanager
-def _ends_on_sigterm() -> Iterator[None]:
-    """Turn SIGTERM into SystemExit in the block, so that unfinished files are removed."""
+def _ends_on_signals() -> Iterator[None]:
+    """Turn SIGTERM and SIGHUP into SystemExit in the block: unfinished files are removed."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, end)
+    # SIGHUP is ignored under nohup.
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    before = {number: signal.signal(number, end) for number in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -16,6 +16,7 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -29,7 +30,10 @@ logger = structlog.get_logger("aether.storage")
 LOCK_FILE: Final = "gateway.lock"
 TEMPORARY: Final = "aether-ephemeral-"
 BACKUP_FILE: Final = "backup.lock"
-"""Locked, shared, while a backup reads the databases beside it."""
+"""Locked, shared, while a backup reads the databases beside it; alone, while one is put back."""
+PATIENCE_S: Final = 5.0
+"""How long a backup waits for the look of a gateway whether there is one."""
+_LOCK_FLAGS: Final = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
 
 
 @contextlib.contextmanager
@@ -42,7 +46,7 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
     directory = Path(path)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(directory / LOCK_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        descriptor = os.open(directory / LOCK_FILE, _LOCK_FLAGS, 0o600)
     except OSError as exc:
         raise StorageSetupError(
             f"cannot use the data directory {directory}: {exc.strerror}. "
@@ -50,8 +54,7 @@ def lock_directory(path: Path | str) -> Iterator[Path]:
         ) from exc
     try:
         _take(descriptor, directory)
-        with contextlib.suppress(OSError):  # of another user
-            os.fchmod(descriptor, 0o600)
+        _make_private(descriptor, directory)
         yield directory
     finally:
         os.close(descriptor)
@@ -120,15 +123,44 @@ def _remove(directory: Path) -> None:
 
 @contextlib.contextmanager
 def reading_for_backup(directory: Path) -> Iterator[None]:
-    """Tell a directory's gateway that a long reader is a backup. Raises OSError."""
-    descriptor = os.open(directory / BACKUP_FILE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        with contextlib.suppress(OSError):  # of another user
-            os.fchmod(descriptor, 0o600)
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
+    """Tell a directory's gateway that a long reader is a backup.
+
+    Raises OSError, and DirectoryInUseError while a backup is put back there.
+    """
+    with _opened_backup_file(directory) as descriptor:
+        until = time.monotonic() + PATIENCE_S
+        while not _locks(descriptor, fcntl.LOCK_SH):
+            if time.monotonic() > until:
+                raise DirectoryInUseError(f"a backup is being put back into {directory}: try again when it is.")
+            time.sleep(0.01)
         yield
+
+
+@contextlib.contextmanager
+def without_backups(directory: Path) -> Iterator[None]:
+    """Let no backup begin in the block. Raises OSError, DirectoryInUseError while one reads."""
+    with _opened_backup_file(directory) as descriptor:
+        if not _locks(descriptor, fcntl.LOCK_EX):
+            raise DirectoryInUseError(f"a backup is being made of {directory}: wait until it has ended.")
+        yield
+
+
+@contextlib.contextmanager
+def _opened_backup_file(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory / BACKUP_FILE, _LOCK_FLAGS, 0o600)
+    try:
+        _make_private(descriptor, directory)
+        yield descriptor
     finally:
         os.close(descriptor)
+
+
+def _locks(descriptor: int, how: int) -> bool:
+    try:
+        fcntl.flock(descriptor, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def is_read_for_backup(directory: Path) -> bool:
@@ -138,12 +170,23 @@ def is_read_for_backup(directory: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        return not _locks(descriptor, fcntl.LOCK_EX)
     finally:
         os.close(descriptor)
-    return False
+
+
+def give_to_owner(descriptor: int, directory: Path) -> None:
+    """Give a file that root has made to the owner of its directory, whose gateway uses it."""
+    if os.geteuid() == 0:
+        owner = directory.stat()
+        with contextlib.suppress(OSError):  # a file system without owners
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def _make_private(descriptor: int, directory: Path) -> None:
+    with contextlib.suppress(OSError):  # of another user
+        os.fchmod(descriptor, 0o600)
+    give_to_owner(descriptor, directory)
 
 
 def keep_private(file: Path) -> None:

@@ -97,7 +97,8 @@ def test_mistakes(gateway: GatewayProcess, tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["monday"]
 
 
-def test_sigterm_leaves_nothing_behind(gateway: GatewayProcess, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_leaves_nothing_behind(gateway: GatewayProcess, tmp_path: Path, number: signal.Signals) -> None:
     command = [*AETHER, "backup", "-", "--data-dir", str(gateway.data_dir), "--temp-dir", str(tmp_path)]
     with subprocess.Popen(
         command, env=clean_environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
@@ -105,8 +106,8 @@ def test_sigterm_leaves_nothing_behind(gateway: GatewayProcess, tmp_path: Path) 
         assert backup.stdout is not None
         assert backup.stdout.read(1)  # it writes, and then waits for the reader of the pipe
         assert list(tmp_path.iterdir())
-        backup.send_signal(signal.SIGTERM)
-        assert backup.wait(300) == 128 + signal.SIGTERM
+        backup.send_signal(number)
+        assert backup.wait(300) == 128 + number
     assert list(tmp_path.iterdir()) == []
 
 

@@ -210,9 +210,7 @@ class Eavesdropper:
     [("aethers://",), ("", "--tls"), ("", "--tls-ca", __file__)],
     ids=lambda saved: saved[-1].rpartition("/")[2] or "scheme",
 )
-def test_a_credential_of_a_context_with_tls_is_not_sent_without(
-    config: dict[str, str], saved: tuple[str, ...]
-) -> None:
+def test_a_credential_of_a_context_with_tls_is_not_sent_without(config: dict[str, str], saved: tuple[str, ...]) -> None:
     scheme, *options = saved
     with contextlib.closing(Eavesdropper()) as ear:
         out("save", "prod", "--gateway", scheme + ear.address, "--api-key", SECRET, "--use", *options, **config)

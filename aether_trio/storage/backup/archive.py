@@ -38,7 +38,7 @@ from aether_trio.storage.backup.manifest import (
 from aether_trio.storage.backup.streams import compressed, compression_of, require
 from aether_trio.storage.data_dir_lock import reading_for_backup
 from aether_trio.storage.errors import StorageSetupError
-from aether_trio.storage.sqlite.data_files import DATABASES, database_file, sync_directory
+from aether_trio.storage.sqlite.data_files import DATABASES, RESTORING_FILE, database_file, sync_directory
 from aether_trio.storage.sqlite.snapshot import copy_snapshot, open_snapshots
 
 PARTIAL: Final = ".partial-"
@@ -84,7 +84,7 @@ def back_up(
         raise BackupError(f"there is no gateway's data in {data_dir}: {', '.join(missing)} missing")
     with _writer(target, stdout, scratch) as writer:
         try:
-            with reading_for_backup(data_dir), open_snapshots(files) as snapshots:
+            with reading_for_backup(data_dir), open_snapshots(_whole(data_dir, files)) as snapshots:
                 entries = []
                 for name in DATABASES:
                     file = writer.directory / files[name].name
@@ -104,6 +104,15 @@ def back_up(
         )
         writer.finish(manifest.encode())
     return Backup(manifest, time.monotonic() - began)
+
+
+def _whole(data_dir: Path, files: dict[str, Path]) -> dict[str, Path]:
+    """Return the files, unless a backup was put back only in part. Raises BackupError."""
+    if (data_dir / RESTORING_FILE).exists():
+        raise BackupError(
+            f"a backup was being put back into {data_dir}, and that was interrupted: run `aether restore` again first"
+        )
+    return files
 
 
 def _copy(snapshot: sqlite3.Connection, name: str, file: Path, progress: Progress) -> DatabaseEntry:
@@ -218,7 +227,7 @@ def _writer(target: str, stdout: IO[bytes] | None, scratch: Path | None) -> Iter
 def _refuse_existing(path: Path, *, is_file: bool) -> None:
     if not path.parent.is_dir():
         raise BackupError(f"there is no directory {path.parent}; make it first")
-    if not is_file and path.is_dir() and not any(path.iterdir()):
+    if not is_file and path.is_dir() and not path.is_symlink() and not any(path.iterdir()):
         return
     if path.exists() or path.is_symlink():
         raise BackupError(f"{path} exists, and is left as it is; choose another name, or remove it")

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from shutil import rmtree
-from typing import IO, Final
+from typing import IO, Final, Self
 
 from aether_trio.storage.backup.manifest import (
     CHUNK_BYTES,
@@ -37,11 +37,20 @@ from aether_trio.storage.backup.manifest import (
     read_manifest,
 )
 from aether_trio.storage.backup.streams import decompressed
-from aether_trio.storage.data_dir_lock import BACKUP_FILE, LOCK_FILE, lock_directory
+from aether_trio.storage.data_dir_lock import (
+    BACKUP_FILE,
+    LOCK_FILE,
+    give_to_owner,
+    lock_directory,
+    without_backups,
+)
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite.connection import APPLICATION_ID
 from aether_trio.storage.sqlite.data_files import NEW_FILE, RESTORING_FILE, sync_directory
 
+MAX_HEADER_BYTES: Final = 64 * 1024
+"""Of what a tar file may say of one member, as its long name."""
+SHOWN: Final = 100
 STAGE: Final = "restoring-"
 ASIDE: Final = "before-restore-"
 _IGNORED: Final = frozenset({LOCK_FILE, BACKUP_FILE, "lost+found"})
@@ -67,18 +76,20 @@ def restore(source: str, data_dir: Path, *, force: bool = False, stdin: IO[bytes
     began = time.monotonic()
     if source != "-" and not Path(source).exists():
         raise BackupError(f"there is no backup {source}")
-    with lock_directory(data_dir) as directory:
+    with lock_directory(data_dir) as directory, without_backups(directory):
         old = _old_files(directory)
         _refuse_data(directory, old, force=force)
-        for left in directory.glob(f"{STAGE}*"):
+        for left in filter(_is_stage, directory.iterdir()):
             rmtree(left)
         stage = Path(tempfile.mkdtemp(prefix=STAGE, dir=directory))
         try:
             try:
                 with _opened(source, stdin) as members:
-                    manifest = _unpack(members, stage, source)
-            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
-                raise BackupError(f"{source} cannot be read, it may have been cut off: {error}") from None
+                    manifest = _unpack(members, stage, directory, source)
+            # tarfile has ValueError and OverflowError for headers that make no sense.
+            except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError) as error:
+                text = str(error)[:200]
+                raise BackupError(f"{source} cannot be read, it may have been cut off: {text}") from None
             _check(stage, manifest, source)
             sync_directory(stage)
             aside = _swap(directory, stage, old)
@@ -102,9 +113,16 @@ def _refuse_data(directory: Path, old: list[Path], *, force: bool) -> None:
             f"{directory} has a gateway's data ({', '.join(path.name for path in old[:3])}): "
             "choose an empty directory, or have that data moved aside with --force"
         )
-    others = sorted(path.name for path in directory.iterdir() if path.name not in _IGNORED and STAGE not in path.name)
+    others = sorted(path.name for path in directory.iterdir() if path.name not in _IGNORED and not _is_stage(path))
     if others:
         raise BackupError(f"{directory} is not empty ({', '.join(others[:3])}): choose another, or use --force")
+
+
+def _is_stage(path: Path) -> bool:
+    """Whether a directory was left by a restore that was killed: nothing else is in it."""
+    if not path.name.startswith(STAGE) or path.is_symlink() or not path.is_dir():
+        return False
+    return all(one.name.removesuffix("-journal") in DATABASE_FILES for one in path.iterdir())
 
 
 @contextmanager
@@ -128,20 +146,34 @@ def _files_of(directory: Path) -> Iterator[tuple[str, int, IO[bytes]]]:
     for name in (*DATABASE_FILES, MANIFEST_FILE):
         path = directory / name
         if path.exists():
+            if not path.is_file():
+                raise BackupError(f"{path} is no file: this is no backup of ours")
             with path.open("rb") as file:
                 yield name, path.stat().st_size, file
 
 
 def _members_of(stream: IO[bytes], source: str) -> Iterator[tuple[str, int, IO[bytes]]]:
-    with tarfile.open(fileobj=stream, mode="r|") as archive:
+    with tarfile.open(fileobj=stream, mode="r|", tarinfo=_Member) as archive:
         for member in archive:
-            content = archive.extractfile(member) if member.isreg() else None
+            content = archive.extractfile(member) if member.isreg() and not member.issparse() else None
             if content is None:
-                raise BackupError(f"{source} has a member {member.name!r} that is no file: it is no backup of ours")
+                name = member.name[:SHOWN]
+                raise BackupError(f"{source} has a member {name!r} that is no file: it is no backup of ours")
             yield member.name, member.size, content
 
 
-def _unpack(members: Iterator[tuple[str, int, IO[bytes]]], stage: Path, source: str) -> Manifest:
+class _Member(tarfile.TarInfo):
+    """A header of an archive; what belongs to it and is read into memory has a bound."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        member = super().frombuf(buf, encoding, errors)
+        if not member.isreg() and member.size > MAX_HEADER_BYTES:
+            raise tarfile.ReadError(f"a header has {member.size} bytes")
+        return member
+
+
+def _unpack(members: Iterator[tuple[str, int, IO[bytes]]], stage: Path, directory: Path, source: str) -> Manifest:
     """Write the members of a backup into `stage` and compare their checksums."""
     text: bytes | None = None
     found: dict[str, tuple[int, str]] = {}
@@ -149,9 +181,9 @@ def _unpack(members: Iterator[tuple[str, int, IO[bytes]]], stage: Path, source: 
         if name == MANIFEST_FILE and size <= MAX_MANIFEST_BYTES:
             text = content.read(MAX_MANIFEST_BYTES)
         elif name in DATABASE_FILES and name not in found:
-            found[name] = _write(content, stage / name)
+            found[name] = _write(content, stage / name, directory)
         else:
-            raise BackupError(f"{source} has a file {name!r} that does not belong into a backup")
+            raise BackupError(f"{source} has a file {name[:SHOWN]!r} that does not belong into a backup")
     if text is None:
         raise BackupError(f"{source} is no whole backup: it has no {MANIFEST_FILE}")
     manifest = read_manifest(text, source)
@@ -164,10 +196,11 @@ def _unpack(members: Iterator[tuple[str, int, IO[bytes]]], stage: Path, source: 
     return manifest
 
 
-def _write(content: IO[bytes], path: Path) -> tuple[int, str]:
-    """Write a member durably; return its size and checksum."""
+def _write(content: IO[bytes], path: Path, directory: Path) -> tuple[int, str]:
+    """Write a member of a data directory durably; return its size and checksum."""
     hashed, size = hashlib.sha256(), 0
     with new_file(path) as file:
+        give_to_owner(file.fileno(), directory)
         while chunk := content.read(CHUNK_BYTES):
             hashed.update(chunk)
             file.write(chunk)

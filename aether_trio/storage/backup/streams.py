@@ -77,13 +77,18 @@ def _program(
         try:
             yield process
         except BrokenPipeError:  # it has ended, and says why
-            if process.stdin is not None:
-                with suppress(OSError):  # what was not written yet
-                    process.stdin.close()
+            _drop_input(process)
         except BaseException:
             process.kill()
+            _drop_input(process)  # or its broken pipe would be the error
             raise
         code = process.wait(_ENDS_S)
         if code:
             assert process.stderr is not None
             raise BackupError(f"{command[0]} has failed: {process.stderr.read(2000).decode(errors='replace').strip()}")
+
+
+def _drop_input(process: subprocess.Popen[bytes]) -> None:
+    if process.stdin is not None:
+        with suppress(OSError):  # what was not written yet
+            process.stdin.close()
