@@ -135,6 +135,18 @@ def test_what_is_rare_is_found_among_many(full: Direct, wanted: dict[str, Any], 
     assert "TEMP B-TREE" not in plan, plan
 
 
+def test_a_beginning_of_many_ids_is_not_looked_up_among_all_workspaces(full: Direct) -> None:
+    """A caller without tasks would have had all those of others read and sorted."""
+    for text, few, index in (("t-", False, "tasks_listed"), ("t-0000", True, "sqlite_autoindex_tasks_1|tasks_pkey")):
+        assert full.drive(lambda text=text: query.are_few(text)) is few  # type: ignore[misc]
+        where, args = query.condition(pb.TaskFilter(), "w", beginning=query.Beginning(text, few))
+        plan = _plan(full, Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args))
+        assert re.search(rf"(USING INDEX|Index Scan (using|on)) ({index})\b", plan), plan
+        found = full.drive(lambda where=where, args=args: query.list_page(where, args, 100))  # type: ignore[misc]
+        assert len(found.tasks) == 100
+        assert all(task.task_id.startswith(text) for task in found.tasks)
+
+
 def _plan(direct: Direct, statement: Fetch | Execute) -> str:
     explain = "EXPLAIN " if direct.shared else "EXPLAIN QUERY PLAN "
     found = direct.drive(lambda: single(Fetch(explain + statement.sql, statement.args)))

@@ -54,6 +54,8 @@ SLICE: Final = 64
 """Workspaces that are decided on in one step."""
 BEHIND: Final = "\U0010ffff"
 """Sorts a prefix with it behind all ids that begin with the prefix."""
+FEW: Final = 1000
+"""Tasks of one beginning that are looked at one by one; with more the workspace's index is read."""
 ROW_BYTES: Final = 600
 """Size of a row without the texts of its client."""
 
@@ -97,6 +99,14 @@ _WORKSPACES: Final = f"""WITH RECURSIVE names(name) AS (
         SELECT (SELECT MIN(workspace) FROM tasks WHERE workspace > names.name) FROM names WHERE names.name IS NOT NULL
     ) SELECT name FROM names WHERE name IS NOT NULL LIMIT {MAX_WORKSPACES + 1}"""  # noqa: S608
 """Workspaces that have tasks: an index look-up for each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """What the ids of listed tasks begin with, and whether few tasks of all workspaces have it."""
+
+    text: str
+    few: bool
 
 
 class TokenError(ValueError):
@@ -218,7 +228,8 @@ class TaskReader:
             part = Part.ANY
         else:
             part = Part.OWN if caller.can_reach(workspace) else Part.GIVEN
-        where, args = condition(wanted, workspace, session.identity.text, part, prefix)
+        beginning = await self._beginning(prefix)
+        where, args = condition(wanted, workspace, session.identity.text, part, beginning)
         if wanted.parent_task_id and wanted.include_descendants:
             below = await self._database.read(
                 lambda: descendants(storable(wanted.parent_task_id), workspace, MAX_DESCENDANTS + 1)
@@ -250,8 +261,15 @@ class TaskReader:
                 readable.append(workspace)
             elif caller.can_reach(workspace):
                 others.append(workspace)
-        page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text, prefix))
+        beginning = await self._beginning(prefix)
+        page = await self._database.read(
+            lambda: everywhere(wanted, readable, others, session.identity.text, beginning)
+        )
         self._show(session, page, response)
+
+    async def _beginning(self, prefix: str) -> Beginning | None:
+        """Look how many ids begin with a prefix; None for no prefix."""
+        return Beginning(prefix, await self._database.read(lambda: are_few(prefix))) if prefix else None
 
     def _show(self, session: Session, page: QueryPage, response: pb.TaskQueryResponse) -> None:
         response.success = True
@@ -293,21 +311,21 @@ class Part(enum.Enum):
 
 
 def condition(
-    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY, prefix: str = ""
+    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY, beginning: Beginning | None = None
 ) -> tuple[str, Sequence[Value]]:
     """Make the WHERE clause of a task filter, with order and limit. Raises TokenError.
-
-    `prefix` is what the tasks' ids begin with.
     """
-    where = _in_workspace(wanted, workspace, party, of, prefix)
-    _add_filter(where, wanted, prefix)
+    where = _in_workspace(wanted, workspace, party, of, beginning)
+    _add_filter(where, wanted, beginning)
     return _ordered(where, wanted), where.args
 
 
-def _in_workspace(wanted: pb.TaskFilter, workspace: str, party: str, of: Part, prefix: str = "") -> _Where:
+def _in_workspace(
+    wanted: pb.TaskFilter, workspace: str, party: str, of: Part, beginning: Beginning | None = None
+) -> _Where:
     where = _Where()
     # As an expression, the workspace is not chosen where another index finds fewer rows.
-    found_otherwise = wanted.context_id or wanted.correlation_id or prefix
+    found_otherwise = wanted.context_id or wanted.correlation_id or (beginning is not None and beginning.few)
     where.add("workspace || '' = {0}" if found_otherwise else "workspace = {0}", workspace)
     if of is Part.OWN:
         where.add("(creator = {0} OR assigned_to = {0})", party)
@@ -316,9 +334,11 @@ def _in_workspace(wanted: pb.TaskFilter, workspace: str, party: str, of: Part, p
     return where
 
 
-def _add_filter(where: _Where, wanted: pb.TaskFilter, prefix: str = "") -> None:
-    if prefix:
-        where.add("task_id >= {0} AND task_id < {1}", prefix, prefix + BEHIND)
+def _add_filter(where: _Where, wanted: pb.TaskFilter, beginning: Beginning | None = None) -> None:
+    if beginning is not None:
+        # As an expression, many ids are not looked up one by one: they would be of all workspaces.
+        column = "task_id" if beginning.few else "task_id || ''"
+        where.add(f"{column} >= {{0}} AND {column} < {{1}}", beginning.text, beginning.text + BEHIND)
     statuses = _statuses(wanted.statuses or ([wanted.status] if wanted.status else []))
     if wanted.statuses or wanted.status:
         where.among("status", statuses)
@@ -385,7 +405,11 @@ def list_page(where: str, args: Sequence[Value], limit: int) -> Program[QueryPag
 
 
 def everywhere(
-    wanted: pb.TaskFilter, readable: Sequence[str], others: Sequence[str], party: str, prefix: str = ""
+    wanted: pb.TaskFilter,
+    readable: Sequence[str],
+    others: Sequence[str],
+    party: str,
+    beginning: Beginning | None = None,
 ) -> Program[QueryPage]:
     """Read a page of the tasks of readable workspaces, and of those of `party`.
 
@@ -393,7 +417,7 @@ def everywhere(
     workspace. Raises TokenError.
     """
     limit = limit_of(wanted)
-    places = [_in_workspace(wanted, workspace, party, Part.ANY, prefix) for workspace in readable]
+    places = [_in_workspace(wanted, workspace, party, Part.ANY, beginning) for workspace in readable]
     created, given = _Where(), _Where()
     created.add("creator = {0}", party)
     created.among("workspace", others)
@@ -401,7 +425,7 @@ def everywhere(
     keys: set[tuple[int, str]] = set()
     oldest: tuple[int, str] | None = None
     for where in (*places, created, given):
-        _add_filter(where, wanted, prefix)
+        _add_filter(where, wanted, beginning)
         if oldest is not None:
             where.add("(updated_ms, task_id) > ({0}, {1})", *oldest)
         found: list[Row] = yield Fetch(_KEYS.format(_ordered(where, wanted)), where.args)
@@ -414,6 +438,17 @@ def everywhere(
     page = _Where()
     page.among("task_id", [task_id for _, task_id in keys])
     return (yield from list_page(_ordered(page, wanted), page.args, limit))
+
+
+def are_few(prefix: str) -> Program[bool]:
+    """Whether the ids of at most FEW tasks, of all workspaces, begin with a prefix."""
+    where = _Where()
+    where.add("task_id >= {0} AND task_id < {1}", prefix, prefix + BEHIND)
+    more: list[Row] = yield Fetch(
+        f"SELECT 1 FROM tasks WHERE {where.parts[0]} ORDER BY task_id LIMIT 1 OFFSET {FEW}",  # noqa: S608
+        where.args,
+    )
+    return not more
 
 
 def descendants(task_id: str, workspace: str, limit: int) -> Program[list[str]]:
