@@ -262,9 +262,7 @@ class TaskReader:
             elif caller.can_reach(workspace):
                 others.append(workspace)
         beginning = await self._beginning(prefix)
-        page = await self._database.read(
-            lambda: everywhere(wanted, readable, others, session.identity.text, beginning)
-        )
+        page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text, beginning))
         self._show(session, page, response)
 
     async def _beginning(self, prefix: str) -> Beginning | None:
@@ -313,8 +311,7 @@ class Part(enum.Enum):
 def condition(
     wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY, beginning: Beginning | None = None
 ) -> tuple[str, Sequence[Value]]:
-    """Make the WHERE clause of a task filter, with order and limit. Raises TokenError.
-    """
+    """Make the WHERE clause of a task filter, with order and limit. Raises TokenError."""
     where = _in_workspace(wanted, workspace, party, of, beginning)
     _add_filter(where, wanted, beginning)
     return _ordered(where, wanted), where.args
