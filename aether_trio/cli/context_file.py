@@ -184,7 +184,8 @@ def _write(path: Path, contexts: SavedContexts) -> None:
 def _parsed(path: Path, text: str) -> SavedContexts:
     try:
         document = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError):  # also a date that is none, and brackets without end
+    # ValueError for a date that is none, RecursionError for brackets in brackets.
+    except (yaml.YAMLError, ValueError, RecursionError):
         raise exits.CliError(f"{path} is no YAML; correct it, or delete it", exits.SETTINGS) from None
     if document is None:
         return SavedContexts()

@@ -289,7 +289,7 @@ def _is_gateway_of(saved: SavedContext, host: str, port: int) -> bool:
 
 
 def _speaks_tls(saved: SavedContext) -> bool | None:
-    """Whether a context's gateway is one with TLS; None if the context says nothing of it."""
+    """Whether a context's gateway has TLS; None if it does not say."""
     if saved.tls is not None:
         return saved.tls
     scheme = parse_gateway(saved.gateway)[0]

@@ -138,7 +138,7 @@ def reading_for_backup(directory: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_backups(directory: Path) -> Iterator[None]:
-    """Let no backup begin in the block. Raises OSError, DirectoryInUseError while one reads."""
+    """Let no backup begin in the block. Raises OSError, DirectoryInUseError."""
     with _opened_backup_file(directory) as descriptor:
         if not _locks(descriptor, fcntl.LOCK_EX):
             raise DirectoryInUseError(f"a backup is being made of {directory}: wait until it has ended.")
@@ -176,7 +176,7 @@ def is_read_for_backup(directory: Path) -> bool:
 
 
 def give_to_owner(descriptor: int, directory: Path) -> None:
-    """Give a file that root has made to the owner of its directory, whose gateway uses it."""
+    """Give a file that root has made to the owner of its directory."""
     if os.geteuid() == 0:
         owner = directory.stat()
         with contextlib.suppress(OSError):  # a file system without owners

@@ -139,7 +139,7 @@ def test_a_beginning_of_many_ids_is_not_looked_up_among_all_workspaces(full: Dir
     """A caller without tasks would have had all those of others read and sorted."""
     for text, few, index in (("t-", False, "tasks_listed"), ("t-0000", True, "sqlite_autoindex_tasks_1|tasks_pkey")):
         assert full.drive(lambda text=text: query.are_few(text)) is few  # type: ignore[misc]
-        where, args = query.condition(pb.TaskFilter(), "w", beginning=query.Beginning(text, few))
+        where, args = query.condition(pb.TaskFilter(), "w", beginning=query.IdPrefix(text, few))
         plan = _plan(full, Fetch(f"SELECT {FIELDS} FROM tasks WHERE {where}", args))
         assert re.search(rf"(USING INDEX|Index Scan (using|on)) ({index})\b", plan), plan
         found = full.drive(lambda where=where, args=args: query.list_page(where, args, 100))  # type: ignore[misc]

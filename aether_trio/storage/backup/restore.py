@@ -119,7 +119,7 @@ def _refuse_data(directory: Path, old: list[Path], *, force: bool) -> None:
 
 
 def _is_stage(path: Path) -> bool:
-    """Whether a directory was left by a restore that was killed: nothing else is in it."""
+    """Whether a restore that was killed has left a directory, and it alone."""
     if not path.name.startswith(STAGE) or path.is_symlink() or not path.is_dir():
         return False
     return all(one.name.removesuffix("-journal") in DATABASE_FILES for one in path.iterdir())

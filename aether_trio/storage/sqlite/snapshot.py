@@ -140,7 +140,7 @@ def _no_writer(lockers: Mapping[str, sqlite3.Connection], files: Mapping[str, Pa
 
 @contextmanager
 def _not_stopped() -> Iterator[None]:
-    """Let no terminal stop this thread in the block: writers would wait until it goes on."""
+    """Let no terminal stop this thread in the block: writers would wait."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
         yield

@@ -102,8 +102,8 @@ _WORKSPACES: Final = f"""WITH RECURSIVE names(name) AS (
 
 
 @dataclass(frozen=True, slots=True)
-class Beginning:
-    """What the ids of listed tasks begin with, and whether few tasks of all workspaces have it."""
+class IdPrefix:
+    """What ids begin with, and whether few do, of all workspaces."""
 
     text: str
     few: bool
@@ -265,9 +265,9 @@ class TaskReader:
         page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text, beginning))
         self._show(session, page, response)
 
-    async def _beginning(self, prefix: str) -> Beginning | None:
+    async def _beginning(self, prefix: str) -> IdPrefix | None:
         """Look how many ids begin with a prefix; None for no prefix."""
-        return Beginning(prefix, await self._database.read(lambda: are_few(prefix))) if prefix else None
+        return IdPrefix(prefix, await self._database.read(lambda: are_few(prefix))) if prefix else None
 
     def _show(self, session: Session, page: QueryPage, response: pb.TaskQueryResponse) -> None:
         response.success = True
@@ -309,7 +309,7 @@ class Part(enum.Enum):
 
 
 def condition(
-    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY, beginning: Beginning | None = None
+    wanted: pb.TaskFilter, workspace: str, party: str = "", of: Part = Part.ANY, beginning: IdPrefix | None = None
 ) -> tuple[str, Sequence[Value]]:
     """Make the WHERE clause of a task filter, with order and limit. Raises TokenError."""
     where = _in_workspace(wanted, workspace, party, of, beginning)
@@ -318,7 +318,7 @@ def condition(
 
 
 def _in_workspace(
-    wanted: pb.TaskFilter, workspace: str, party: str, of: Part, beginning: Beginning | None = None
+    wanted: pb.TaskFilter, workspace: str, party: str, of: Part, beginning: IdPrefix | None = None
 ) -> _Where:
     where = _Where()
     # As an expression, the workspace is not chosen where another index finds fewer rows.
@@ -331,7 +331,7 @@ def _in_workspace(
     return where
 
 
-def _add_filter(where: _Where, wanted: pb.TaskFilter, beginning: Beginning | None = None) -> None:
+def _add_filter(where: _Where, wanted: pb.TaskFilter, beginning: IdPrefix | None = None) -> None:
     if beginning is not None:
         # As an expression, many ids are not looked up one by one: they would be of all workspaces.
         column = "task_id" if beginning.few else "task_id || ''"
@@ -406,7 +406,7 @@ def everywhere(
     readable: Sequence[str],
     others: Sequence[str],
     party: str,
-    beginning: Beginning | None = None,
+    beginning: IdPrefix | None = None,
 ) -> Program[QueryPage]:
     """Read a page of the tasks of readable workspaces, and of those of `party`.
 
