@@ -144,7 +144,7 @@ def _show_nothing(file: str, copied: int, total: int) -> None:
 
 @contextmanager
 def _ends_on_signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into SystemExit in the block: unfinished files are removed."""
+    """Turn SIGTERM and SIGHUP into SystemExit, so that unfinished files are removed."""
 
     def end(number: int, _frame: FrameType | None) -> None:
         raise SystemExit(128 + number)

@@ -185,7 +185,7 @@ def test_a_credential_goes_to_its_gateway_alone(
 
 
 class Eavesdropper:
-    """Keeps what commands send, as one on the way to the gateway could."""
+    """Keeps what commands send, as one between them and the gateway could."""
 
     def __init__(self) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
