@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from typing import NamedTuple
 
 import click
@@ -17,12 +18,16 @@ from aether_trio.cli.output import print_bytes, say, say_json
 from aether_trio.cli.task_client import task_id_of
 from aether_trio.cli.task_refusals import explained_refusals
 from aether_trio.cli.task_texts import outcome_text
+from aether_trio.client import TaskNotEnded
 from aether_trio.client.operations.enums import TaskStatus
 from aether_trio.client.operations.task_values import END_WORDS, Task
+from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity
 
 AGAIN_S = 1.0
 """Before the next connection."""
+LOOK_S = 2.0
+"""Before a person is told why the task waits."""
 
 
 class TaskEnd(NamedTuple):
@@ -44,6 +49,7 @@ async def wait_for_end(target: GatewayTarget, who: Identity, given: str, limit_s
     A lost connection is made again. Raises CliError: after the limit, and if it is not there.
     """
     known = said = ""
+    looked = sys.stderr is None or not sys.stderr.isatty()
     with trio.move_on_after(limit_s):
         while True:
             try:
@@ -51,6 +57,9 @@ async def wait_for_end(target: GatewayTarget, who: Identity, given: str, limit_s
                     with explained_refusals():
                         tasks = client.tasks.within(None)
                         known = known or await task_id_of(tasks, given)
+                        if not looked:
+                            looked = True
+                            await _say_why(tasks, known)
                         task = await tasks.wait(known)
                         if task.result_checkpoint:
                             return TaskEnd(task, await tasks.saved_result(known))
@@ -63,6 +72,15 @@ async def wait_for_end(target: GatewayTarget, who: Identity, given: str, limit_s
                     say(f"{said}; trying again", err=True)
                 await trio.sleep(AGAIN_S)
     raise exits.CliError(f"task {known or given} has not ended within {limit_s:g} s; it goes on", exits.NOT_YET)
+
+
+async def _say_why(tasks: Tasks, task_id: str) -> None:
+    """Tell a person why a task waits that has not ended after a while."""
+    try:
+        await tasks.wait(task_id, timeout=LOOK_S)
+    except TaskNotEnded:
+        if why := (await tasks.get(task_id)).queued_because:
+            say(f"it waits: {why}", err=True)
 
 
 def show_end(end: TaskEnd) -> None:

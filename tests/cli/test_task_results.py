@@ -133,6 +133,15 @@ def test_a_replay_says_what_follows_the_last_failure_only(shell: Shell, gateway:
     assert [line.split("-> failed  ")[1] for line in failures] == ["jam 1", "jam 2  (exhausted)"]
 
 
+def test_a_person_who_waits_is_told_why(shell: Shell) -> None:
+    # The notice is due after two seconds.
+    waits = ("tasks", "create", "press", "--pool", "vacant", "--wait", "--timeout", "30")
+    code, shown = on_terminal(shell.env, 200, *AETHER, *waits)
+    _, notice, last = shown.decode().splitlines()
+    assert (code, notice) == (124, "it waits: no worker of the pool vacant is connected to the workspace default")
+    assert "has not ended within 30 s" in last
+
+
 def test_a_queued_task_says_why(shell: Shell, gateway: GatewayProcess) -> None:
     task_id = shell.out("tasks", "create", "press", "--pool", "unmanned").strip()
     assert "no worker of the pool unmanned is connected to the workspace default" in shell.out("tasks", "show", task_id)
