@@ -54,15 +54,16 @@ def show(config_file: str | None, sets: tuple[str, ...], dev: bool | None, chang
 @command.command()
 @settings_options
 def check(config_file: str | None, sets: tuple[str, ...]) -> None:
-    """Say whether the settings are right, and whether `aether serve` would start.
+    """Say whether `aether serve` takes these settings, files that they name included.
 
-    Exit code 3 when not.
+    Exit code 3 when not. Addresses, ports, the data directory and the database are not tried.
     """
     loaded = load(config_file, {}, sets)
-    from aether_trio.cli.running import refuse_missing_files, refuse_open_gateway
+    from aether_trio.cli.running import refuse_missing_files, refuse_open_gateway, refuse_unusable_files
 
     refuse_open_gateway(loaded.settings)
     refuse_missing_files(loaded.settings)
+    refuse_unusable_files(loaded.settings)
     changed = len(loaded.origins)
     say(f"ok: {changed} setting{'' if changed == 1 else 's'} given, the rest at default")
     if loaded.settings.refuses_every_client:

@@ -114,6 +114,16 @@ def refuse_missing_files(settings: Settings) -> None:
             raise exits.CliError(f"cannot read {what}, {name}: {error.strerror}", exits.SETTINGS) from None
 
 
+def refuse_unusable_files(settings: Settings) -> None:
+    """Raise CliError that names a file of the settings whose content cannot be used."""
+    from aether_trio.gateway.reload import read_files
+
+    try:
+        read_files(settings)
+    except OSError as error:
+        raise exits.CliError(f"{error.filename}: {error.strerror}", exits.SETTINGS) from None
+
+
 def run_gateway(
     settings: Settings,
     *,

@@ -134,10 +134,9 @@ def command() -> None:
 )  # fmt: skip
 @click.option(
     "--expires-in-hours",
-    default=0,
-    type=click.IntRange(0),
+    type=click.IntRange(1),
     metavar="N",
-    help="It ends after so many hours.  [default: never]",
+    help="It ends after so many whole hours.  [default: never]",
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object: {token, secret}.")
 @_source_options
@@ -148,7 +147,7 @@ def create(
     principal_id: str,
     workspaces: tuple[str, ...],
     scopes: tuple[str, ...],
-    expires_in_hours: int,
+    expires_in_hours: int | None,
     as_json: bool,
 ) -> None:
     """Make a token. Prints its secret once."""
@@ -159,7 +158,7 @@ def create(
         principal_type=principal_type,
         workspace_patterns=workspaces,
         scopes=scopes,
-        expires_in_hours=expires_in_hours,
+        expires_in_hours=expires_in_hours or 0,
         created_by=principal_id,
     )
 
@@ -170,7 +169,7 @@ def create(
             principal_id=principal_id,
             workspace_patterns=workspaces,
             scopes=scopes,
-            expires_in_hours=expires_in_hours,
+            expires_in_hours=expires_in_hours or 0,
         )
         return made.token, made.secret
 

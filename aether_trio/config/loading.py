@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import re
 from collections import defaultdict
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,10 @@ CLIENT_VARIABLES: Final = frozenset(
         "AETHER_WORKSPACE",
     }
 )
+_OUT_OF_RANGE: Final = re.compile(r"Expected `(?:int|float)` (<=?|>=?) (-?[\d.]+)")
+"""In msgspec's own words."""
+_BOUNDS: Final = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
+
 CLIENT_PREFIXES: Final = ("AETHER_GRPC_KEEPALIVE_", "AETHER_GRPC_HTTP2_")
 
 # What development mode means, as a layer right above the defaults: anything said explicitly wins.
@@ -124,8 +129,10 @@ def load_settings_with_origins(
     """Load the settings as load_settings does, with the origin of each value."""
     problems: list[str] = []
     given: dict[str, _Given] = {}
+    in_file = list(_from_file(path, problems))
+    nothing_read = bool(problems) and not in_file
     for layer in (
-        _from_file(path, problems),
+        in_file,
         _from_environment(environ or {}, problems),
         _from_flags(flags or {}, problems),
         _from_sets(sets, problems),
@@ -140,7 +147,8 @@ def load_settings_with_origins(
             problems.append(_wrong(key, one, str(exc)))
     if values.get("gateway.dev"):
         values = {**DEV_DEFAULTS, **values}
-    problems.extend(_contradictions(values))
+    if not nothing_read:  # else what the file says is missing
+        problems.extend(_contradictions(values))
     if problems:
         raise SettingsError(*problems)
     origins = {name: given[name].origin if name in given else "development mode" for name in values}
@@ -159,6 +167,8 @@ def _wrong(key: Key, one: _Given, reason: str) -> str:
     inside = where.rstrip("`")
     if inside:
         return f"{one.origin}: {key.name}{inside} is wrong: {what}"
+    if bound := _OUT_OF_RANGE.fullmatch(what):
+        return f"{one.origin}: {key.name} = {shown} is out of range: it has to be {_BOUNDS[bound[1]]} {bound[2]}"
     return f"{one.origin}: {key.name} = {shown} is not {key.expected} ({what})"
 
 

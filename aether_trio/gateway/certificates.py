@@ -8,6 +8,7 @@ from pathlib import Path
 import structlog
 
 from aether_trio.config import TlsSettings
+from aether_trio.services.tokens.keys import open_to_others
 
 logger = structlog.get_logger("aether.gateway")
 
@@ -15,10 +16,13 @@ logger = structlog.get_logger("aether.gateway")
 def expiry_times(tls: TlsSettings) -> Mapping[tuple[str], float]:
     """Return the first Unix time (s) at which a file of each setting expires.
 
-    Raises OSError for a file that cannot be read. One that is read by TLS alone is left out.
+    Warns of a private key that others may read. Raises OSError for a file that cannot be read. One
+    that is read by TLS alone is left out.
     """
     if tls.cert is None:
         return {}
+    if tls.key is not None and open_to_others(Path(tls.key).stat()):
+        logger.warning("other users may read the private key of TLS; make its mode 0600", file=tls.key)
     from cryptography import x509
 
     from aether_trio.services.credentials.revocations import lists_due

@@ -24,11 +24,12 @@ from aether_trio.config import Settings, all_keys
 from aether_trio.gateway.certificates import expiry_times
 from aether_trio.gateway.limits import tls_settings
 from aether_trio.model.audit import AuditEvent, EventType
-from aether_trio.model.clock import Clock
+from aether_trio.model.clock import Clock, SystemClock
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.credentials.ends import CredentialEnds
 from aether_trio.services.tokens import TokenStore, read_hmac_keys
 from aether_trio.transport.socket.ports import Ports
+from aether_trio.transport.socket.tls import server_context
 
 logger = structlog.get_logger("aether.gateway")
 
@@ -117,6 +118,15 @@ class SettingsReload:
         logger.info("the settings of TLS and credentials were read anew", changed=changed, ended_sessions=ended)
         if ignored := [name for name in _differences(self._settings, wanted) if name not in RELOADED]:
             logger.warning("these settings differ and need a restart", settings=ignored)
+
+
+def read_files(settings: Settings) -> None:
+    """Read the files of TLS and credentials, as a start does. Raises OSError."""
+    CredentialChecker(settings.auth, SystemClock()).prepare(settings.auth, settings.tls)
+    read_hmac_keys(settings.auth, dev=settings.gateway.dev)
+    if (files := tls_settings(settings.tls)) is not None:
+        server_context(files)
+    _authorities(settings)
 
 
 def _differences(one: Settings, other: Settings) -> list[str]:

@@ -91,6 +91,8 @@ def test_mistakes(gateway: GatewayProcess, tmp_path: Path) -> None:
     fails(1, "there is no gateway's data in", "backup", "monday", "--data-dir", str(tmp_path), cwd=tmp_path)
     fails(1, "there is no directory", "backup", str(tmp_path / "none" / "monday"), *data)
     fails(1, "there is no backup monday", "restore", "monday", "--data-dir", str(tmp_path / "new"), cwd=tmp_path)
+    for name in ("monday.zip", "monday.gz", "monday.tar.bz2"):
+        fails(1, "a file ends in .tar, .tar.gz or .tar.zst", "backup", str(tmp_path / name), *data)
     assert aether("backup", str(tmp_path / "monday"), *data).returncode == 0
     fails(1, "is in use by another gateway", "restore", str(tmp_path / "monday"), *data, "--force")
     fails(1, "exists, and is left as it is", "backup", str(tmp_path / "monday"), *data)

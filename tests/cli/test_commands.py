@@ -159,6 +159,17 @@ class TestConfig:
     def test_check_finds_an_open_gateway(self) -> None:
         fails(3, "refusing to listen on 0.0.0.0:50051 without credentials", "config", "check")
 
+    def test_check_reads_the_files_that_are_named(self, tmp_path: Path) -> None:
+        for name in ("one", "two"):
+            assert aether("init", "--dir", name, cwd=tmp_path).returncode == 0
+        check = ("config", "check", "--config", "one/aether.yaml")
+        assert aether(*check, cwd=tmp_path).returncode == 0
+        other_key, no_certificate = "tls.key=two/secrets/server.key", "tls.cert=one/secrets/server.key"
+        fails(3, "is not the key of the certificate in", *check, "--set", other_key, cwd=tmp_path)
+        fails(3, "no certificate in PEM form", *check, "--set", no_certificate, cwd=tmp_path)
+        (tmp_path / "one" / "secrets" / "token-hmac.key").write_text("short\n")
+        fails(3, "the file holds no base64 of 32 bytes", *check, cwd=tmp_path)
+
     def test_check_accepts_what_is_right(self) -> None:
         done = aether("config", "check", "--set", "gateway.host=127.0.0.1", "--set", "auth.allow_anonymous=true")
         assert (done.returncode, done.stdout) == (0, "ok: 2 settings given, the rest at default\n")

@@ -201,6 +201,9 @@ def test_a_token_for_a_user_says_the_secret_once(shell: Shell) -> None:
     assert b"shown this once" in done.stderr
     assert done.stdout.split() == [done.stdout.strip()], "the secret alone, for a program"
     shell.fails(2, "needs --principal-id", "tokens", "create", "al", "--principal-type", "user")
+    shell.fails(
+        2, "0 is not in the range", "tokens", "create", "al", "--principal-type", "agent", "--expires-in-hours", "0"
+    )
     shell.fails(1, "unknown scope", "tokens", "create", "al", "--principal-type", "agent", "--scope", "root")
     shell.fails(2, "--principal-type", "tokens", "create", "al")
 

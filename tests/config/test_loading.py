@@ -387,6 +387,8 @@ def test_what_makes_no_sense_is_refused(sets: list[str], text: str) -> None:
         ("nonsense: {}\n", "unknown key nonsense"),
         ("gateway: {port: '3'}\n", "gateway.port = '3' is not a whole number"),
         ("gateway: {port: {deep: 1}}\n", "is not a whole number"),
+        ("gateway: {port: 70000}\n", r"gateway.port = 70000 is out of range: it has to be at most 65535$"),
+        ("grpc: {drain_deadline_s: -1}\n", "is out of range: it has to be more than 0"),
         ("gateway: {a: {b: {c: 1}}}\n", r"unknown key gateway\.a\.b\.c"),
     ],
 )
@@ -395,6 +397,15 @@ def test_what_a_file_can_get_wrong(body: str, text: str, tmp_path: Path) -> None
     path.write_text(body)
     with pytest.raises(SettingsError, match=text):
         load_settings(path)
+
+
+def test_a_file_that_cannot_be_read_is_the_only_problem(tmp_path: Path) -> None:
+    path = tmp_path / "aether.yaml"
+    path.write_text("tls: {client_ca: ca.pem\n")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(path, sets=["tls.require_client_cert=true"])
+    assert str(caught.value).count("problem") == 0
+    assert "needs tls.client_ca" not in str(caught.value)
 
 
 @pytest.mark.parametrize("body", ["", "gateway:\n", "# only a comment\n", "gateway: {}\n"])

@@ -366,6 +366,7 @@ def test_sighup_with_a_half_written_certificate_leaves_the_old_one_and_says_why(
             assert text in last, last
             return last
 
+        assert f"other users may read the private key of TLS; make its mode 0600 file={key}" in gateway.output()
         first = served(gateway.address)
         fresh, fresh_key = _chain(authority, certificate, key)
         # The new pair, as a program writes it file by file and piece by piece.

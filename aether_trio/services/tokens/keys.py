@@ -94,7 +94,7 @@ def read_hmac_keys(settings: AuthSettings, *, dev: bool = False) -> HmacKeys:
 
 def _read(path: Path) -> bytes:
     with path.open("rb") as file:
-        if _is_open(os.fstat(file.fileno())):
+        if open_to_others(os.fstat(file.fileno())):
             raise OSError(errno.EPERM, "other users may read this secret; make its mode 0600", str(path))
         text = file.read(1024).strip()
     try:
@@ -106,7 +106,7 @@ def _read(path: Path) -> bytes:
     return key
 
 
-def _is_open(status: os.stat_result) -> bool:
+def open_to_others(status: os.stat_result) -> bool:
     """Say whether others may read a secret file, or its group may that of this user.
 
     A file of root may be read by its group: so Kubernetes gives secrets to a user that is not root

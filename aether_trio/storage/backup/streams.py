@@ -16,14 +16,22 @@ from aether_trio.storage.backup.manifest import BackupError
 GZIP_LEVEL: Final = 3
 SUFFIXES: Final = {".tar": "", ".tar.gz": "gzip", ".tgz": "gzip", ".tar.zst": "zstd"}
 """The endings of names that are one file, and how it is compressed; other names are directories."""
+_OTHER_FILES: Final = (".zip", ".7z", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".tbz", ".tbz2", ".txz", ".tzst", ".db")
+"""The endings of names that were not meant for a directory."""
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ENDS_S: Final = 60.0
 
 
 def compression_of(name: str) -> str | None:
-    """Return the compression of a file of this name; None for a directory's name."""
-    return next((how for suffix, how in SUFFIXES.items() if name.endswith(suffix)), None)
+    """Return the compression of a file of this name; None for a directory's name.
+
+    Raises BackupError for the name of a file that is not made.
+    """
+    found = next((how for suffix, how in SUFFIXES.items() if name.endswith(suffix)), None)
+    if found is None and name.endswith(_OTHER_FILES):
+        raise BackupError(f"{name} is no name for a backup: a file ends in .tar, .tar.gz or .tar.zst")
+    return found
 
 
 def require(compression: str) -> None:
