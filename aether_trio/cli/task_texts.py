@@ -210,7 +210,8 @@ def _happening(event: TaskEvent) -> str:
             share = "" if progress < 0 else f"{progress:.0%}  "
             return f"progress  {share}{text or state}".rstrip()
         case ChildChanged(child_task_id=child, child_status=status, lifecycle=word):
-            return f"child {child} {word}, {status_text(status)}"
+            # The word of an end is "completed", also when the child has failed.
+            return f"child {child} {'is created' if word == 'spawned' else f'is {status_text(status)}'}"
         case None:
             return "something that this version does not know"
         case other:

@@ -133,6 +133,23 @@ def test_a_replay_says_what_follows_the_last_failure_only(shell: Shell, gateway:
     assert [line.split("-> failed  ")[1] for line in failures] == ["jam 1", "jam 2  (exhausted)"]
 
 
+def test_a_watch_says_how_the_tasks_below_ended(shell: Shell, gateway: GatewayProcess) -> None:
+    def handle(job: Any) -> None:
+        job.fail("jam")
+
+    address = f"aether://{gateway.address}"
+    with connect_sync(address, workspace="default", implementation="boss", specifier="1") as boss:
+        whole = boss.tasks.create("whole", pool="nowhere").task_id
+        with handling(gateway, "parts", handle):
+            part = boss.tasks.create("part", pool="parts", parent_task_id=whole).task_id
+            boss.tasks.wait(part)
+        boss.tasks.cancel(whole)
+    watched = shell.run("tasks", "watch", whole, "--recursive", "--from", "start", "--until-end")
+    of_whole = [line.split(whole)[1].strip() for line in watched.stdout.decode().splitlines() if whole in line]
+    children = [line for line in of_whole if line.startswith("child")]
+    assert [children[0], children[-1]] == [f"child {part} is created", f"child {part} is failed"]
+
+
 def test_a_person_who_waits_is_told_why(shell: Shell) -> None:
     # The notice is due after two seconds.
     waits = ("tasks", "create", "press", "--pool", "vacant", "--wait", "--timeout", "30")
