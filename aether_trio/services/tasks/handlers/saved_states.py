@@ -17,6 +17,7 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.result import ResultKind
 from aether_trio.model.tasks.status import HELD, WAITING
+from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, load_visible
@@ -108,14 +109,20 @@ class SavedStates:
         if key == states.key_of(task.task_id):
             if found := await database.read(lambda: states.load(task.task_id)):
                 answer.data, answer.saved_at = found
-            answer.success = True
-            return answer
-        try:
-            owner = Identity.parse(task.assigned_to, strict=False)
-        except IdentityError:
-            answer.error = NOT_FOUND
-            return answer
-        return await load(owner, pb.CheckpointOperation(op=Op.LOAD, key=key, request_id=op.request_id))
+                answer.success = True
+        else:
+            try:
+                owner = Identity.parse(task.assigned_to, strict=False)
+            except IdentityError:
+                answer.error = NOT_FOUND
+                return answer
+            answer = await load(owner, pb.CheckpointOperation(op=Op.LOAD, key=key, request_id=op.request_id))
+        if not answer.saved_at and not answer.error:
+            answer.success = False
+            answer.error = (
+                f"the result is the checkpoint {shown(key)} of {task.assigned_to}, which is not there (any more)"
+            )
+        return answer
 
 
 def _save(

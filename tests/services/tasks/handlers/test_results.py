@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import count
 
 import pytest
 import trio
@@ -166,6 +167,35 @@ async def test_a_result_may_be_the_key_of_a_checkpoint(core: Core) -> None:
         assert (await answer(peer, "checkpoint", "s")).success
         assert (await complete(peer, task_id, result_checkpoint="big")).success
         assert (await shown(peer, task_id))["_result_checkpoint"] == "big"
+
+
+async def test_a_checkpoint_that_is_not_there_is_no_empty_result(core: Core) -> None:
+    """Named by a report, which is not checked, or deleted after the task's end."""
+    async with connect(core, agent("w", "c", "1")) as peer:
+        number = count(1)
+
+        async def checkpoint(op: str, key: str, data: bytes = b"") -> pb.CheckpointResponse:
+            request_id = f"c{next(number)}"
+            asked = pb.CheckpointOperation(
+                op=pb.CheckpointOperation.OpType.Value(op), key=key, data=data, request_id=request_id
+            )
+            peer.send(pb.UpstreamMessage(checkpoint_op=asked))
+            found: pb.CheckpointResponse = await answer(peer, "checkpoint", request_id)
+            return found
+
+        reported = await own(peer)
+        peer.send(report(reported, metadata={"result_checkpoint": "never saved"}))
+        await barrier(peer)
+        assert (await operate(peer, Op.COMPLETE, reported)).success
+        deleted = await own(peer)
+        assert (await checkpoint("SAVE", "big")).success
+        assert (await complete(peer, deleted, result_checkpoint="big")).success
+        assert (await checkpoint("LOAD", f"_result:{deleted}")).success, "it is empty, and it is there"
+        assert (await checkpoint("DELETE", "big")).success
+        for task_id, key in ((reported, "never saved"), (deleted, "big")):
+            found = await checkpoint("LOAD", f"_result:{task_id}")
+            assert not found.success
+            assert f"the checkpoint '{key}' of ag::w::c::1, which is not there" in found.error
 
 
 async def test_who_may_not_see_the_task_sees_no_result(core: Core) -> None:
