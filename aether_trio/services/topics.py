@@ -26,6 +26,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Final
 
+import trio
+
 from aether_trio.log.retention import purge
 from aether_trio.log.topic_overview import (
     TopicConsumer,
@@ -58,6 +60,8 @@ DEFAULT_PAGE: Final = 100
 MAX_PAGE: Final = 500
 MAX_NAMES: Final = 5000
 """Names of other workspaces' topics that one request looks at."""
+SLICE: Final = 50
+"""Topics and consumers that are written between two checkpoints: a millisecond."""
 PURGE_S: Final = 2.0
 _LAST: Final = "\U0010ffff"
 """Sorts behind all names with the same beginning."""
@@ -86,6 +90,8 @@ class TopicService:
         self._audit = audit
         self._otherwise = otherwise
         self._strict = strict
+        self._looks = trio.Lock()
+        """One page is read at a time: many clients that list cost others as much as one."""
 
     async def handle(self, session: Session, op: pb.WorkspaceOperation) -> Sequence[pb.DownstreamMessage]:
         """Perform one operation; a refusal is a typed answer and an ErrorResponse."""
@@ -95,9 +101,11 @@ class TopicService:
         try:
             match op.workspace.metadata[WHAT]:
                 case "list":
-                    await self._list(session, op, reply)
+                    async with self._looks:
+                        await self._list(session, op, reply)
                 case "show":
-                    await self._show(session, op, reply)
+                    async with self._looks:
+                        await self._show(session, op, reply)
                 case "purge":
                     await self._purge(session, op, reply)
                 case _:
@@ -138,7 +146,10 @@ class TopicService:
                 break
         reply.message_flow.workspace_id = workspace
         reply.message_flow.updated_at = self._clock.now_ms() // 1000
-        reply.message_flow.nodes.extend(map(_node, found))
+        for number, topic in enumerate(found, 1):
+            reply.message_flow.nodes.append(_node(topic))
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
 
     async def _of_users(
         self, workspace: str, after: str, low: str, high: str, limit: int
@@ -165,7 +176,10 @@ class TopicService:
         flow.workspace_id = op.workspace_id
         flow.updated_at = self._clock.now_ms() // 1000
         flow.nodes.append(_node(topic))
-        flow.edges.extend(_edge(topic, one) for one in consumers)
+        for number, one in enumerate(consumers, 1):
+            flow.edges.append(_edge(topic, one))
+            if number % SLICE == 0:
+                await trio.lowlevel.checkpoint()
         if len(consumers) == limit:
             reply.workspace.metadata["_after"] = consumers[-1].name
 

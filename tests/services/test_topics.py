@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack
 from itertools import count
 from typing import Any
 
@@ -18,7 +19,7 @@ from aether_trio.services import topics as topics_module
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.access import put
-from tests.helpers.core import World, agent, barrier, connect, message_to, orchestrator, payloads
+from tests.helpers.core import World, agent, barrier, connect, kv_get, message_to, orchestrator, payloads
 
 Op = pb.WorkspaceOperation
 _numbers = count(1)
@@ -244,3 +245,42 @@ async def test_bad_requests(admin: MemoryLink, through: str) -> None:
     await refused(admin, Code.INVALID_IDENTIFIER, "list", "a b")
     await refused(admin, Code.INVALID_ARGUMENT, "list", "w", prefix="a\u0000b")
     await refused(admin, Code.INVALID_ARGUMENT, "list", "w", after="x" * 300)
+
+
+async def test_many_lists_at_a_time_delay_no_other_client(
+    core: Core, admin: MemoryLink, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is read at a time, and written in pieces."""
+    active, most = 0, 0
+    one_list = topics_module.TopicService._list
+
+    async def counted(*arguments: Any) -> None:
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        await one_list(*arguments)
+        active -= 1
+
+    monkeypatch.setattr(topics_module.TopicService, "_list", counted)
+    monkeypatch.setattr(topics_module, "SLICE", 1)
+    order: list[str] = []
+
+    async def look(peer: MemoryLink) -> None:
+        assert len(names(await done(peer, "list", "w", limit=500))) == 300
+        order.append("list")
+
+    async with AsyncExitStack() as stack:
+        sender = await stack.enter_async_context(connect(core, agent("w", "sender", "1")))
+        for number in range(300):
+            sender.send(message_to(f"ag::w::a::{number}", b"x"))
+        await barrier(sender)
+        peers = [await stack.enter_async_context(connect(core, orchestrator("o", f"x{n}"))) for n in range(10)]
+        async with trio.open_nursery() as nursery:
+            for peer in peers:
+                nursery.start_soon(look, peer)
+            sender.send(kv_get("r"))
+            await sender.next("kv")
+            order.append("another client")
+    assert most == 1
+    assert order.index("another client") <= 1, order
+    assert len(order) == 11
