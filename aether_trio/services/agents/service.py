@@ -15,7 +15,7 @@ from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
-from aether_trio.services.agents.registry import AgentRegistry, RegistrationRefusal
+from aether_trio.services.agents.registry import PROFILE, AgentRegistry, RegistrationRefusal
 from aether_trio.services.agents.startup import AgentStarter
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
@@ -26,7 +26,10 @@ from aether_trio.wire.pb import aether_pb2 as pb
 Op = pb.AgentOperation
 
 _READS: Final = frozenset({Op.LIST, Op.GET, Op.LIST_ORCHESTRATORS})
-"""Operations that change nothing: who may read admin/agents may see what can be started."""
+"""Operations that change nothing: who may read admin/agents may see what can be started.
+
+Who may not administer it sees no launch parameters but the profile.
+"""
 DEFAULT: Final = "default"  # the workspace and the specifier of a LAUNCH that names none
 
 
@@ -50,6 +53,9 @@ class AgentService:
             if not decision.allowed:
                 raise RequestError(Code.PERMISSION_DENIED, decision.reason)
             await self._operate(session, op, response)
+            if decision.level < AccessLevel.ADMIN:
+                for registration in (response.agent, *response.agents):
+                    _leave_out_params(registration)
         except RequestError as error:
             response.error = str(error)
             return [pb.DownstreamMessage(agent=response), error_response(error, op.request_id)]
@@ -147,6 +153,12 @@ class AgentService:
             response.orchestrators.add(orchestrator_id=name, profiles=profiles, connected_at=connected_ms // 1000)
         response.total_count = len(response.orchestrators)
         response.success = True
+
+
+def _leave_out_params(registration: pb.AgentRegistrationInfo) -> None:
+    """Leave only the profile: commands and other parameters may have secrets."""
+    for name in [name for name in registration.launch_params if name != PROFILE]:
+        del registration.launch_params[name]
 
 
 def not_registered(implementation: str) -> str:

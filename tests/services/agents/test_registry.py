@@ -207,6 +207,17 @@ async def test_others_than_the_system_may_not_and_hear_so_at_once(core: Core, he
         assert await listed(peer) == []
 
 
+async def test_who_may_only_read_sees_no_parameters_of_starts(core: Core) -> None:
+    async with connect(core, ADMIN) as admin, connect(core, user("u", "1")) as reader:
+        await register(admin, "echo", command="run --password secret")
+        for peer, names in ((admin, {"profile", "command"}), (reader, {"profile"})):
+            [in_list] = (await operate(peer, Op.LIST)).agents
+            alone = (await operate(peer, Op.GET, implementation="echo")).agent
+            for one in (in_list, alone):
+                assert (one.implementation, set(one.launch_params)) == ("echo", names)
+            assert not (await operate(peer, Op.GET, implementation="none")).HasField("agent")
+
+
 async def test_a_storage_that_is_away_is_said(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     async def away(*_: object) -> None:
         raise StorageUnavailable("no answer")
