@@ -249,6 +249,9 @@ class Job:
             self._close()
         if rest is not None and not self._is_over(rest):
             raise rest
+        if swallowed and self._refused is not None and self.end is JobEnd.FAILED:
+            # The event of our FAIL came before its answer, and cancelled the block.
+            raise self._refused
         return swallowed or (error is not None and self._is_over(error))
 
     def _is_over(self, error: BaseException) -> bool:

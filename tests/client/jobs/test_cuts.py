@@ -11,6 +11,7 @@ import trio.testing
 from aether_trio.client import AgentClient, Job, JobEnd, Refused
 from aether_trio.client.jobs import job as job_module
 from aether_trio.client.jobs import manager
+from aether_trio.client.operations import StatusChanged, TaskEvent, TaskStatus
 from aether_trio.wire import framing
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.jobs.shop import (
@@ -136,6 +137,29 @@ async def test_a_complete_that_is_refused_again_and_again_becomes_a_fail() -> No
         await body.over.wait()
         body.leave.set()
     assert f"not now ({job_module.REFUSALS - 1})" in body.raised
+
+
+async def test_a_refused_result_is_raised_also_when_the_failure_is_an_event_before_it_is_an_answer() -> None:
+    jobs: list[Job] = []
+
+    async def work(job: Job) -> None:
+        jobs.append(job)
+        await job.complete("much")
+
+    body = Raising(Refused, work)
+    changed = StatusChanged(from_status=TaskStatus.RUNNING, to_status=TaskStatus.FAILED, reason="COMPLETE was refused")
+    event = TaskEvent(
+        task_id="t1", emitted_at=None, workspace="w", parent_task_id="", subscription_id="s", event=changed
+    )
+    async with scripted_worker(body) as peer:
+        await moved(peer, Op.CLAIM, RUNNING)
+        await refused_often(peer, Op.COMPLETE, job_module.REFUSALS)
+        await asked(peer, Op.FAIL)
+        jobs[0].heard(event)
+        await body.over.wait()
+        body.leave.set()
+    assert f"not now ({job_module.REFUSALS - 1})" in body.raised
+    assert jobs[0].end is JobEnd.FAILED
 
 
 @pytest.mark.parametrize("error", [None, ValueError("x")], ids=["well", "raising"])
