@@ -5,9 +5,14 @@ So `aether version` opens no gateway.
 
 from __future__ import annotations
 
+import signal
+import sys
+
 
 def main() -> None:
     """Run the `aether` command line of this process (the console script)."""
+    if sys.argv[1:2] == ["serve"]:  # it has read nothing yet that a SIGHUP would have it read anew
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from aether_trio.cli.app import app
 
     app(prog_name="aether")

@@ -113,7 +113,7 @@ class NodeSupervisor:
             async for number in signals:
                 if number == signal.SIGHUP:
                     for node in self.nodes:
-                        node.send(number)
+                        node.hang_up()
                     continue
                 self.signals.append(number)
                 name = signal.Signals(number).name

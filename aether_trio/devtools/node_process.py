@@ -65,11 +65,13 @@ class NodeProcess:
         self._output_file = directory / f"{name}.log"
         self._ready_file = directory / f"{name}.json"
         self._process: subprocess.Popen[bytes] | None = None
+        self._serves = self._hangs_up = False
 
     async def start(self, *arguments: str) -> Ready:
         """Start the gateway; return once it serves. Raises NodeFailed."""
         assert not self.running, "it is running"
         self._ready_file.unlink(missing_ok=True)
+        self._serves = False
         process = self._process = self._spawn(arguments)
         self.returncode = None
         with trio.move_on_after(START_S):
@@ -83,6 +85,9 @@ class NodeProcess:
                 await trio.sleep(_POLL_S)
             body = json.loads(self._ready_file.read_text())
             self.ready = Ready(body["pid"], body["gateway"], body["ops"], body["transports"])
+            self._serves = True
+            if self._hangs_up:
+                self.hang_up()
             return self.ready
         await self.kill()
         raise NodeFailed(f"{self.name} did not serve within {START_S:g} s{self.said()}")
@@ -103,6 +108,12 @@ class NodeProcess:
         if self.running:
             assert self._process is not None
             self._process.send_signal(number)
+
+    def hang_up(self) -> None:
+        """Send the process SIGHUP once it serves; before that it might end it."""
+        self._hangs_up = not self._serves
+        if self._serves:
+            self.send(signal.SIGHUP)
 
     async def kill(self) -> None:
         """Kill the process with SIGKILL, and wait for its end."""

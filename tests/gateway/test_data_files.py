@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import pytest
 from aether_trio.gateway.databases import open_databases
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite.data_files import DATABASES, NEW_FILE
-from tests.cli.shell import aether
+from tests.cli.shell import Shell, aether
 from tests.helpers.core import settings_for_tests
 from tests.helpers.gateway import start_gateway
 
@@ -90,6 +92,30 @@ async def test_a_first_start_that_fails_is_no_loss(tmp_path: Path) -> None:
     async with open_databases(settings):
         pass
     assert not (tmp_path / NEW_FILE).exists()
+
+
+def test_files_that_are_written_anew_are_smaller_and_the_same(tmp_path: Path) -> None:
+    topic, name = "ag::default::echo::1", "log.db"
+    with start_gateway(data_dir=tmp_path / "data") as gateway:
+        shell = Shell(gateway)
+        for number in range(5):
+            shell.out("send", "ag::default::large::1", "-", stdin=b"x" * 200_000)
+            shell.out("send", topic, f"message {number}")
+        shell.run("topics", "purge", "ag::default::large::1", "--yes")
+        gateway.terminate()
+        assert gateway.wait() == 0
+        before = (tmp_path / "data" / name).stat().st_size
+        for logical in DATABASES:
+            with closing(sqlite3.connect(tmp_path / "data" / f"{logical}.db")) as database:
+                database.execute("VACUUM")
+        assert (tmp_path / "data" / name).stat().st_size < before / 2
+        gateway.start()
+        shell = Shell(gateway)
+        tail = shell.out("tail", topic, "--from", "start", "--no-follow")
+        assert [line.split()[-1] for line in tail.splitlines()] == list("01234")
+        shell.out("send", topic, "message 5")
+    done = aether("audit", "verify", "--data-dir", str(tmp_path / "data"))
+    assert (done.returncode, done.stdout[:3]) == (0, "ok:")
 
 
 @pytest.fixture
