@@ -182,17 +182,31 @@ class Tasks(TaskFeeds):
     async def _until_ended(self, task_id: str) -> Task:
         while True:
             try:
-                async with self.follow(task_id) as events:
-                    while not (task := await self.get(task_id)).has_ended:
-                        await _end_or_retry(events)
+                if (task := await self._followed(task_id)) is not None:
                     return task
+                await anyio.sleep(_LOOK_S)
             except (ConnectionLost, RequestTimeout, FeedOverflow):
                 await anyio.sleep(_AGAIN_S)
             except AetherError as error:
-                # A session follows so many tasks; those beyond are looked at now and then.
-                if not error.retryable and (task := await self.get(task_id)).has_ended:
-                    return task
+                if not error.retryable:
+                    raise
                 await anyio.sleep(max(error.retry_after_s, _LOOK_S))
+
+    async def _followed(self, task_id: str) -> Task | None:
+        """Follow a task to its end; None if it cannot be followed, and has not ended."""
+        try:
+            async with self.follow(task_id) as events:
+                while not (task := await self.get(task_id)).has_ended:
+                    await _end_or_retry(events)
+                return task
+        except FeedOverflow:
+            raise
+        except AetherError as error:
+            if error.retryable:
+                raise
+            # A session follows so many tasks; those beyond are looked at now and then.
+            task = await self.get(task_id)
+            return task if task.has_ended else None
 
     async def run(self, /, task_type: str, payload: bytes = b"", *, timeout: float | None = None, **create: Any) -> Any:
         """Create a task, wait for its end, and return its result.
@@ -202,14 +216,14 @@ class Tasks(TaskFeeds):
         TaskNotEnded, a TimeoutError with the task's id, after `timeout` seconds. In both cases,
         and when it is cancelled, the task stays.
         """
-        create.setdefault("idempotency_key", str(uuid.uuid4()))
+        create["idempotency_key"] = create.get("idempotency_key") or str(uuid.uuid4())
         task_id = ""
         with anyio.move_on_after(timeout):
             task_id = await self._create_in_the_end(task_type, payload, create)
             task = await self._until_ended(task_id)
             if task.status is not TaskStatus.COMPLETED:
                 raise TaskFailed(task_id, END_WORDS[task.status], task.error, task)
-            return await self.saved_result(task.task_id) if task.result_checkpoint else task.result
+            return await self._saved_in_the_end(task_id) if task.result_checkpoint else task.result
         assert timeout is not None
         what = f"task {task_id}" if task_id else f"the task of type {task_type!r}"
         raise TaskNotEnded(task_id, what, timeout)
@@ -220,6 +234,14 @@ class Tasks(TaskFeeds):
             try:
                 return (await self.create(task_type, payload, **create)).task_id
             except (ConnectionLost, RequestTimeout, OutcomeUnknown):
+                await anyio.sleep(_AGAIN_S)
+
+    async def _saved_in_the_end(self, task_id: str) -> bytes:
+        """Return the data of a result that is a checkpoint, after cuts too."""
+        while True:
+            try:
+                return await self.saved_result(task_id)
+            except (ConnectionLost, RequestTimeout):
                 await anyio.sleep(_AGAIN_S)
 
     async def query(

@@ -8,9 +8,20 @@ import anyio
 import pytest
 import trio
 
-from aether_trio.client import AgentClient, JobEnd, PayloadTooLarge, Refused, TaskFailed, TaskNotEnded, TaskOver
+from aether_trio.client import (
+    AgentClient,
+    JobEnd,
+    PayloadTooLarge,
+    Refused,
+    RequestTimeout,
+    TaskFailed,
+    TaskNotEnded,
+    TaskOver,
+)
 from aether_trio.client.operations import RetryPolicy, TaskStatus
+from aether_trio.client.operations import tasks as tasks_module
 from aether_trio.client.operations.task_results import MAX_RESULT_BYTES
+from aether_trio.client.operations.tasks import Tasks
 from tests.client.gateways import agent
 from tests.client.jobs.shop import LIMIT_S, one_of, order, ordered, wait_for, with_shop, worker
 from tests.helpers.gateway import open_gateway_process
@@ -211,6 +222,45 @@ async def test_a_late_old_attempt_saves_nothing(boss: AgentClient, one: AgentCli
         assert state.json == {"page": 2}
     with pytest.raises(TaskOver):
         await old.save(b"late")
+
+
+@with_shop()
+async def test_who_cannot_follow_its_task_waits_on_without_a_gateway(
+    boss: AgentClient, one: AgentClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A session follows 256 tasks; a look at a further one gets no answer here."""
+    job = await ordered(boss, one)
+    async with job:
+        await job.save(b"large")
+        await job.complete(result_checkpoint=job.saved_key)
+    left = {"get": 2, "saved_result": 2}
+    monkeypatch.setattr(tasks_module, "_LOOK_S", 0.01)
+
+    def sometimes(name: str) -> None:
+        real = getattr(Tasks, name)
+
+        async def call(self: Tasks, task_id: str) -> Any:
+            left[name] -= 1
+            if left[name] >= 0:
+                raise RequestTimeout("no answer")
+            return await real(self, task_id)
+
+        monkeypatch.setattr(Tasks, name, call)
+
+    def follow(self: Tasks, task_id: str) -> Any:
+        raise Refused("REFUSED", "a session may have at most 256 task subscriptions")
+
+    monkeypatch.setattr(Tasks, "follow", follow)
+    sometimes("get")
+    sometimes("saved_result")
+    assert (await boss.tasks.wait(job.id)).status is TaskStatus.COMPLETED
+    made = await boss.tasks.create("job", pool="bench", idempotency_key="k")
+    async with await one_of(one) as again:
+        assert again.id == made.task_id
+        await again.save(b"large")
+        await again.complete(result_checkpoint=again.saved_key)
+    left["get"] = 2
+    assert await boss.tasks.run("job", pool="bench", idempotency_key="k") == b"large"
 
 
 @pytest.mark.crash
