@@ -34,7 +34,7 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.agents.crash_loops import CrashLoops
 from aether_trio.services.agents.registry import AgentRegistry
 from aether_trio.services.agents.startup import AgentStarter
-from aether_trio.storage.base import StorageUnavailable
+from aether_trio.storage.base import RefusedError, StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 
 logger = structlog.get_logger("aether.agents")
@@ -44,6 +44,7 @@ V = TypeVar("V")
 CHECK_PAUSE_S: Final = 1.0  # seconds between two checks of one identity, and after its end
 REFRESH_S: Final = 5.0  # seconds between two looks at the registered implementations
 UNREGISTERED_S: Final = 60.0  # seconds for which a message can start an agent registered later
+AT_ONCE: Final = 20  # crashed or ended agents that are looked at at the same time
 BATCH: Final = 100  # identities in one check at most
 MAX_RESTARTS: Final = 3  # starts after 1, 2 and 4 s of an agent that reads no message
 MAX_WAITING: Final = 10_000
@@ -217,19 +218,19 @@ class Autostarter:
         for identity in [one for one, at in self._checked.items() if at + CHECK_PAUSE_S <= now]:
             del self._checked[identity]
         queue = self._queue
-        for identity in list(queue.crashed):
-            if await self._connected(identity):  # it has come back by other means, or is leaving
-                queue.ended.setdefault(identity, now + CHECK_PAUSE_S)
-            else:
-                await in_halves([identity], self._handle_crash, _report_defect)
+        crashed = list(queue.crashed)[:AT_ONCE]
+        await self._each(crashed, self._handle_new_crash)
+        for identity in crashed:
             del queue.crashed[identity]
         if (queue.waiting or queue.unregistered or queue.ended) and self._names_due() <= now:
             await self._read_names(now)
-        for identity in [one for one, at in queue.ended.items() if at <= now]:
-            if self._is_registered(identity):
-                await in_halves([identity], self._check_unread, _report_defect)
+        ended = [one for one, at in queue.ended.items() if at <= now][:AT_ONCE]
+        await self._each([one for one in ended if self._is_registered(one)], self._check_unread)
+        for identity in ended:
             if queue.ended[identity] <= now:  # else the agent has ended again meanwhile
                 del queue.ended[identity]
+        if queue.crashed:
+            queue.changed.set()  # after a look at those that wait for a start
         due = [one for one in queue.waiting if one not in self._checked][:BATCH]
         wanted: dict[str, int] = {}
         for identity in due:
@@ -269,21 +270,45 @@ class Autostarter:
                 continue
             self._queue.unregistered.pop(identity)
 
-    async def _handle_crash(self, crashed: Sequence[str]) -> Sequence[None]:
-        for identity in crashed:
-            await self._crashes.handle(identity)
-        return ()
+    async def _each(self, identities: Sequence[str], check: Callable[[str], Awaitable[None]]) -> None:
+        """Check these at the same time; a defect of one is reported, and costs no other."""
+        unavailable: list[StorageUnavailable] = []
 
-    async def _check_unread(self, ended: Sequence[str]) -> Sequence[None]:
+        async def one(identity: str) -> None:
+            try:
+                await check(identity)
+            except StorageUnavailable as error:
+                if isinstance(error, RefusedError):
+                    _report_defect(identity, error)
+                else:
+                    unavailable.append(error)
+            except Exception as error:
+                _report_defect(identity, error)
+
+        async with trio.open_nursery() as nursery:
+            for identity in identities:
+                nursery.start_soon(one, identity)
+        if unavailable:
+            raise unavailable[0]
+
+    async def _handle_new_crash(self, identity: str) -> None:
+        if await self._connected(identity):  # it has come back by other means, or is leaving
+            self._queue.ended.setdefault(identity, trio.current_time() + CHECK_PAUSE_S)
+        else:
+            await self._crashes.handle(identity)
+
+    async def _handle_crash(self, identity: str) -> None:
+        await self._crashes.handle(identity)
+
+    async def _check_unread(self, identity: str) -> None:
         """Let an agent that has ended wait for a start if it has unread messages."""
-        (identity,) = ended
         position, count = await self._unread(identity)
         crashed = False
         if count and not await self._connected(identity) and (crashed := await self._crashes.handle(identity)):
             position, count = await self._unread(identity)  # it may have moved
         if not count or await self._connected(identity):
             self._restarts.pop(identity, None)
-            return ()
+            return
         before, times = self._restarts.pop(identity, (position, 0))
         times = times + 1 if before == position else 1
         self._restarts[identity] = (position, times)
@@ -296,10 +321,9 @@ class Autostarter:
                 identity=identity,
                 message=position + 1,
             )
-            return ()
+            return
         self._queue.waiting.keep(identity, self._clock.now_ms())
         self._checked[identity] = trio.current_time() + (1 << min(times, MAX_RESTARTS + 1) - 1) - 1 - CHECK_PAUSE_S
-        return ()
 
     def _is_registered(self, identity: str) -> bool:
         implementation = identity.split("::", 3)[2]
@@ -308,7 +332,9 @@ class Autostarter:
     async def _start(self, triggers: Mapping[str, int], names: Sequence[str]) -> Sequence[None]:
         absent: dict[Identity, int] = {}
         present = await self._starter.connected(names)
-        await self._handle_crash(sorted(await self._crashes.unhandled([one for one in names if one not in present])))
+        crashed = sorted(await self._crashes.unhandled([one for one in names if one not in present]))
+        for start in range(0, len(crashed), AT_ONCE):
+            await self._each(crashed[start : start + AT_ONCE], self._handle_crash)
         for name in names:
             self._checked[name] = trio.current_time()
             # The table of workers is a moment behind when a participant has just connected.
@@ -320,7 +346,7 @@ class Autostarter:
                 continue
         if not absent:
             return ()
-        for identity, begun in (await self._starter.start_all(absent)).items():
+        for identity, begun in (await self._starter.start_all(absent, count_crashes=self._crashes.enabled)).items():
             if begun.problem:
                 logger.info("a message cannot start its receiver", identity=identity.text, reason=begun.problem)
             elif begun.created:
@@ -336,7 +362,7 @@ class Autostarter:
                 else:
                     text = "an agent is started, as a message or a task waits for it"
                     logger.info(text, identity=identity.text, task=task_id)
-            elif begun.missing:
+            elif begun.missing or begun.crashed:
                 self._queue.waiting.keep(identity.text, absent[identity])
         return ()
 

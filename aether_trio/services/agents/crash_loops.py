@@ -42,6 +42,11 @@ class CrashLoops:
         self._limit = limit
         self.buried = 0  # messages, since start
 
+    @property
+    def enabled(self) -> bool:
+        """Whether crashes are counted."""
+        return self._limit > 0
+
     async def unhandled(self, identities: Sequence[str]) -> set[str]:
         """Return which agents have crashed and are to be handled before they are started."""
         if not self._limit or not identities:

@@ -17,7 +17,7 @@ from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
 from aether_trio.services.agents.registry import AgentRegistry, find
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.transaction import orchestrators, sessions, startup
+from aether_trio.services.tasks.transaction import dead_messages, orchestrators, sessions, startup
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.interface import NewAssignment, Transaction
 from aether_trio.services.tasks.transaction.startup import AgentStartRequest, StartResult
@@ -68,21 +68,32 @@ class AgentStarter:
         return (await self.start_all({target: self._engine.clock.now_ms()}, overrides, creator))[target]
 
     async def start_all(
-        self, targets: Mapping[Identity, int], overrides: Mapping[str, str] | None = None, creator: str = ""
+        self,
+        targets: Mapping[Identity, int],
+        overrides: Mapping[str, str] | None = None,
+        creator: str = "",
+        *,
+        count_crashes: bool = False,
     ) -> dict[Identity, StartResult]:
         """Start participants, each with the time of its trigger (Unix ms).
 
         A connected participant gets neither a startup task nor a problem. `overrides` replace
         launch parameters of the registration; without them, those of the first task that waits for
         the participant do: it may have been started for this task before, and hibernated or failed
-        since.
+        since. `count_crashes`: one whose crash is not counted so far is `crashed`, and not started.
         """
         task_ids = {target: self._ids.unique() for target in targets}
         found: dict[Identity, StartResult] = {}
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             found.clear()
+            crashed: set[str] = set()
+            if count_crashes:
+                crashed = yield from dead_messages.unhandled([target.text for target in targets], skips=False)
             for target, trigger_ms in targets.items():
+                if target.text in crashed:
+                    found[target] = StartResult(crashed=True)
+                    continue
                 if (yield from tx.find_worker(target.text)) is not None:
                     found[target] = StartResult()
                     continue

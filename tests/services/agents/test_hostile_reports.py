@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.agents.autostart import AutostartQueue
+from aether_trio.services.agents.crash_loops import CrashLoops
 from aether_trio.session.init_connection import AGENTS, MAX_AGENTS
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, let_manage, message_to
@@ -172,3 +175,50 @@ async def test_readers_of_a_workspace_see_no_payload_of_a_dead_message(core: Cor
         let_manage(core)
         assert (await ask(nosy)).task.metadata["_payload_base64"] == "c2VjcmV0"
         await nothing_more(orchestrator)
+
+
+async def test_no_start_replaces_one_whose_crash_is_not_counted(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def read_before(*_: object) -> set[str]:
+        return set()
+
+    async with crew(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"one"))
+        with monkeypatch.context() as patch:
+            patch.setattr(CrashLoops, "unhandled", read_before)
+            patch.setattr(AutostartQueue, "agent_crashed", lambda *_: None)
+            patch.setattr(AutostartQueue, "agent_ended", lambda *_: None)
+            await crash(core, orchestrator)
+            asker.send(message_to(ECHO, b"two"))
+            await trio.sleep(3)
+            assert orchestrator.waiting("task_assignment") == []
+        await assignment(orchestrator)
+        [[times]] = await core.tasks.engine.database.fetch("SELECT times FROM agent_crashes")
+        assert times == 1
+
+
+async def test_no_crash_of_many_at_once_goes_uncounted(world: World) -> None:
+    many = 150
+    async with (
+        deadlock_is_an_error(),
+        world.open(tasks={"message_crashes": 1}, limits={"connections_per_workspace": 0}) as core,
+        crew(core) as (orchestrator, asker),
+        connect(core, lister("2", "calm")) as calm,
+        connect(core, agent("v", "other", "1")) as other,
+    ):
+        await register(calm, "calm")
+        for number in range(many):
+            asker.send(message_to(f"ag::w::echo::{number}", b"bad"))
+        asked = [await assignment(orchestrator) for _ in range(many)]
+        async with AsyncExitStack() as stack:
+            links = []
+            for one in asked:
+                links.append(await stack.enter_async_context(connect(core, started_by(one), wait_ack=False)))
+                links[-1].pause()
+            await until(core, *["running"] * many)
+            for link in links:
+                link.cut()
+            for one in asked:
+                orchestrator.send(pb.UpstreamMessage(task_op=Op(op=Op.FAIL, task_id=one.task_id, request_id="r")))
+            other.send(message_to("ag::v::calm::1", b"x"))
+            await assignment(calm)
+            await until_buried(core, many)

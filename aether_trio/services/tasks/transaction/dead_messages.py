@@ -39,7 +39,7 @@ _LATEST: Final = f"""SELECT t.task_id, t.error, c.position, c.times, c.task_id, 
     FROM agent_starts s JOIN tasks t ON t.task_id = s.task_id LEFT JOIN agent_crashes c ON c.identity = s.identity
     WHERE s.identity = $1 AND t.status = 'failed' AND t.next_retry_ms = 0 AND t.error_type = '{PROCESS_FAILED}'"""  # noqa: S608
 _UNHANDLED: Final = f"""SELECT s.identity FROM agent_starts s JOIN tasks t ON t.task_id = s.task_id
-    LEFT JOIN agent_crashes c ON c.identity = s.identity WHERE s.identity IN ({{0}}) AND (c.skip_to > 0 OR
+    LEFT JOIN agent_crashes c ON c.identity = s.identity WHERE s.identity IN ({{0}}) AND ({{1}} OR
     (t.status = 'failed' AND t.next_retry_ms = 0 AND t.error_type = '{PROCESS_FAILED}'
         AND (c.task_id IS NULL OR c.task_id <> t.task_id)))"""  # noqa: S608
 
@@ -70,9 +70,10 @@ class FirstUnread(NamedTuple):
         return str(uuid.uuid5(_NAMES, f"{self.log.hex()} {self.offset} {self.topic}"))
 
 
-def unhandled(identities: Sequence[str]) -> Program[set[str]]:
-    """Return which agents have an uncounted crash, or a message to be skipped."""
-    found: list[Row] = yield Fetch(_UNHANDLED.format(placeholders(len(identities))), identities)
+def unhandled(identities: Sequence[str], *, skips: bool = True) -> Program[set[str]]:
+    """Return which agents have an uncounted crash, or `skips` a message to be skipped."""
+    which = "c.skip_to > 0" if skips else "1 = 0"
+    found: list[Row] = yield Fetch(_UNHANDLED.format(placeholders(len(identities)), which), identities)
     return {identity for (identity,) in found}
 
 

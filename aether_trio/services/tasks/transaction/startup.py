@@ -91,6 +91,8 @@ class StartResult:
     problem: str = ""
     waits: str = ""
     """Why the start waits for an orchestrator, as a sentence; "" if it was assigned to one."""
+    crashed: bool = False
+    """Whether the agent has crashed, which is to be counted before it is started."""
 
     @property
     def missing(self) -> bool:
