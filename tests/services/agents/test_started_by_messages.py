@@ -154,12 +154,12 @@ async def test_a_message_wakes_its_agent_though_storage_was_away(core: Core, mon
     async with cast(core) as (orchestrator, asker):
         wake, failures = core.starter.start_all, 3
 
-        async def away(*args: Any) -> Any:
+        async def away(*args: Any, **named: Any) -> Any:
             nonlocal failures
             failures -= 1
             if failures >= 0:
                 raise StorageUnavailable("no answer")
-            return await wake(*args)
+            return await wake(*args, **named)
 
         monkeypatch.setattr(core.starter, "start_all", away)
         asker.send(message_to(ECHO, b"one"))
