@@ -11,7 +11,7 @@ import sys
 
 def main() -> None:
     """Run the `aether` command line of this process (the console script)."""
-    if sys.argv[1:2] == ["serve"]:  # it has read nothing yet that a SIGHUP would have it read anew
+    if sys.argv[1:2] in (["serve"], ["orchestrate"]):  # they have read no file yet to read anew
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     from aether_trio.cli.app import app
 

@@ -93,7 +93,8 @@ def command(
         except (BackupError, StorageSetupError) as error:
             raise exits.CliError(str(error), lines=True) from None
         except OSError as error:
-            raise exits.CliError(f"{error.filename or target}: {error.strerror or error}") from None
+            where = error.filename or ("standard output" if to_stdout else target)
+            raise exits.CliError(f"{where}: {error.strerror or error}") from None
         finally:
             if sys.stderr.isatty():
                 progress_line("")

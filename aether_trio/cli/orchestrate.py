@@ -12,6 +12,7 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.connect import addresses_of, innermost, on_first_spoken, options_of
+from aether_trio.cli.hangups import Hangups
 from aether_trio.cli.json_lines import JSON, LOG_FORMATS, agents_reporter, begin_log
 from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import announce, print_table, wait_output_closed
@@ -119,23 +120,26 @@ def command(
     """
     if log_format == JSON:
         begin_log(LoggingSettings(format=JSON))
-    agents = read_agents(agents_file)
-    if check:
-        show_agents(agents)
-        return
-    require_docker(agents)
-    try:
-        Identity.orchestrator(name, specifier or "made-up")
-    except IdentityError as error:
-        raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
-    limits = OrchestratorLimits(most, grace_s)
-    try:
-        on_first_spoken(
-            addresses_of(target),
-            lambda address: _orchestrate(target, address, agents, limits, name, specifier, agents_file, register),
-        )
-    except AetherError as error:
-        raise _explained(error, str(target)) from None
+    hangups = Hangups()
+    with hangups.noted():
+        agents = read_agents(agents_file)
+        if check:
+            show_agents(agents)
+            return
+        require_docker(agents)
+        try:
+            Identity.orchestrator(name, specifier or "made-up")
+        except IdentityError as error:
+            raise click.BadParameter(str(error), param_hint="--name or --specifier") from None
+        limits = OrchestratorLimits(most, grace_s)
+
+        def orchestrate(address: str) -> None:
+            _orchestrate(target, address, agents, limits, name, specifier, agents_file, register, hangups)
+
+        try:
+            on_first_spoken(addresses_of(target), orchestrate)
+        except AetherError as error:
+            raise _explained(error, str(target)) from None
 
 
 def _orchestrate(
@@ -147,6 +151,7 @@ def _orchestrate(
     specifier: str,
     agents_file: str,
     register: bool,
+    hangups: Hangups,
 ) -> None:
     """Start agents for the gateway at this address until a signal."""
     reporter = agents_reporter()
@@ -163,7 +168,7 @@ def _orchestrate(
         **options,
     )
     try:
-        stopped_by = trio.run(_run, orchestrator, client, connection, agents_file, register, str(target))
+        stopped_by = trio.run(_run, orchestrator, client, connection, agents_file, register, str(target), hangups)
     except* AetherError as group:
         raise innermost(group) from None
     if stopped_by is not None:
@@ -249,6 +254,7 @@ async def _run(
     agents_file: str,
     register: bool,
     gateway: str,
+    hangups: Hangups,
 ) -> int | None:
     """Start agents until a signal comes; return the second signal, if there was one."""
 
@@ -266,6 +272,8 @@ async def _run(
                     if register:
                         await orchestrator.register(client)
                         nursery.start_soon(connection.keep_registered, orchestrator, client)
+                    if hangups.came:
+                        await read_again()
                     await orchestrator.run(
                         client, on_serving=lambda: announce(ready_text(orchestrator, client, gateway))
                     )

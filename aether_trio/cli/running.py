@@ -14,7 +14,7 @@ import gc
 import os
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from pathlib import Path
@@ -24,6 +24,7 @@ import structlog
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.hangups import Hangups
 from aether_trio.cli.json_lines import begin_log
 from aether_trio.cli.output import announce, wait_output_closed
 from aether_trio.cli.ready_file import ReadyFile, prepared_ready_file
@@ -215,26 +216,6 @@ def quieten_collector() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
-
-
-class Hangups:
-    """Notes a SIGHUP that comes before the gateway serves, and would end it."""
-
-    def __init__(self) -> None:
-        self.came = False
-
-    @contextlib.contextmanager
-    def noted(self) -> Iterator[None]:
-        """Note the signal within the block, but where the gateway itself receives it."""
-
-        def note(_number: int, _frame: object) -> None:
-            self.came = True
-
-        before = signal.signal(signal.SIGHUP, note)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGHUP, before)
 
 
 class _Opener(Protocol):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import click
 
+from aether_trio.cli.hangups import Hangups
 from aether_trio.cli.options import ServingOptions, serving_options
-from aether_trio.cli.running import Hangups, run_gateway
+from aether_trio.cli.running import run_gateway
 
 
 @click.command(

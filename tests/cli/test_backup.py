@@ -80,6 +80,7 @@ def test_a_reader_that_goes_away_is_an_error(gateway: GatewayProcess) -> None:
         check=False,
     )
     assert done.returncode != 0
+    assert "standard output: Broken pipe" in done.stderr
     assert "Traceback" not in done.stderr
 
 

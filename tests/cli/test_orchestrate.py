@@ -94,6 +94,20 @@ def test_the_file_is_read_again_when_told(shell: Shell, tmp_path: Path) -> None:
         assert process.end(signal.SIGTERM)[0] == 0
 
 
+def test_a_sighup_while_it_starts_has_the_file_read_again(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "agents.yaml"
+    os.mkfifo(file)
+    with shell.running("orchestrate", str(file)) as process:
+        with file.open("w", encoding="utf-8") as pipe:  # opens when the command reads it
+            file.unlink()
+            written(tmp_path, "agents: {echo: {command: python}, second: {command: python}}")
+            process.process.send_signal(signal.SIGHUP)
+            pipe.write(ECHO)
+        assert "used; it starts echo, second (profile process)" in process.error_line()
+        assert "starts echo, second" in process.line()
+        assert process.end(signal.SIGTERM)[0] == 0
+
+
 DEAF = """
 import os, signal, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
