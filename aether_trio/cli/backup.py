@@ -75,6 +75,9 @@ def command(
     if target is None:
         raise click.UsageError("Name a directory or a file for the backup, or - for standard output.")
     to_stdout = target == "-"
+    shows = sys.stderr is not None and sys.stderr.isatty()
+    if to_stdout and sys.stdout is None:
+        raise click.UsageError("Standard output is closed: send it to a file or another program.")
     if to_stdout and sys.stdout.isatty():
         raise click.UsageError("A backup is not written to a terminal: send it to a file or another program.")
     left_out = not_included(settings, config_file)
@@ -86,7 +89,7 @@ def command(
                 made_by=f"aether-trio {__version__}",
                 node=settings.gateway.node_name or "",
                 not_included=left_out,
-                progress=_show if sys.stderr.isatty() else _show_nothing,
+                progress=_show if shows else _show_nothing,
                 stdout=sys.stdout.buffer if to_stdout else None,
                 scratch=temp_dir,
             )
@@ -96,7 +99,7 @@ def command(
             where = error.filename or ("standard output" if to_stdout else target)
             raise exits.CliError(f"{where}: {error.strerror or error}") from None
         finally:
-            if sys.stderr.isatty():
+            if shows:
                 progress_line("")
     if as_json and not to_stdout:
         say_json(msgspec.json.encode(made.manifest).decode())

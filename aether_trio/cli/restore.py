@@ -63,6 +63,8 @@ def command(
         raise click.UsageError("Name the backup: a directory, a file, or - for standard input.")
     if data_dir is None and config_file is None:
         raise click.UsageError("Name the data directory with --data-dir, or settings with --config.")
+    if backup == "-" and sys.stdin is None:
+        raise click.UsageError("Standard input is closed: send the backup there, or name it.")
     directory = Path(settings.gateway.data_dir)
     try:
         done = restore(backup, directory, force=force, stdin=sys.stdin.buffer if backup == "-" else None)

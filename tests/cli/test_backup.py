@@ -84,6 +84,32 @@ def test_a_reader_that_goes_away_is_an_error(gateway: GatewayProcess) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("closing", "command", "text"),
+    [
+        (">&-", ("backup", "-"), "Standard output is closed"),
+        ("<&-", ("restore", "-"), "Standard input is closed"),
+        ("2>&-", ("backup", "out.tar"), ""),
+    ],
+)
+def test_closed_streams(
+    gateway: GatewayProcess, tmp_path: Path, closing: str, command: tuple[str, str], text: str
+) -> None:
+    data = tmp_path / "new" if command[0] == "restore" else gateway.data_dir
+    done = subprocess.run(
+        ["bash", "-c", f'"$@" {closing}', "bash", *AETHER, *command, "--data-dir", str(data)],
+        env=clean_environment(),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == (2 if text else 0), done
+    assert text in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_mistakes(gateway: GatewayProcess, tmp_path: Path) -> None:
     data = ["--data-dir", str(gateway.data_dir)]
     fails(2, "Name a directory or a file for the backup", "backup", *data)

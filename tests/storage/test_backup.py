@@ -23,7 +23,7 @@ import trio
 
 from aether_trio.gateway.databases import open_databases
 from aether_trio.storage import data_dir_lock
-from aether_trio.storage.backup import BackupError, archive, back_up, restore
+from aether_trio.storage.backup import BackupError, archive, back_up, restore, streams
 from aether_trio.storage.backup.archive import PARTIAL
 from aether_trio.storage.backup.manifest import DATABASE_FILES, MANIFEST_FILE
 from aether_trio.storage.base import Execute, Program
@@ -105,6 +105,20 @@ def test_a_stream_is_whole_by_its_last_file(data: Path, tmp_path: Path) -> None:
         assert {file.name for file in (tmp_path / "restored").iterdir()} == LOCKS
     stream.seek(0)
     restore("-", tmp_path / "restored", stdin=stream)
+
+
+def test_a_reader_that_takes_nothing_ends_the_backup(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Until its end the write-ahead logs grow."""
+    monkeypatch.setattr(streams, "STALL_S", 0.01)
+    reading, writing = os.pipe()
+    try:
+        with os.fdopen(writing, "wb") as stdout, pytest.raises(TimeoutError, match="nothing has read the backup"):
+            back_up(data, "-", made_by="a test", stdout=stdout, scratch=tmp_path)
+    finally:
+        os.close(reading)
+    assert list(tmp_path.iterdir()) == []
 
 
 class Writers:

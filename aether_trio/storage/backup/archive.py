@@ -35,7 +35,7 @@ from aether_trio.storage.backup.manifest import (
     new_file,
     sha256_of,
 )
-from aether_trio.storage.backup.streams import compressed, compression_of, require
+from aether_trio.storage.backup.streams import compressed, compression_of, patient, require
 from aether_trio.storage.data_dir_lock import reading_for_backup
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite.data_files import DATABASES, RESTORING_FILE, database_file, sync_directory
@@ -196,7 +196,7 @@ def _writer(target: str, stdout: IO[bytes] | None, scratch: Path | None) -> Iter
     if target == STDOUT:
         assert stdout is not None
         with tempfile.TemporaryDirectory(prefix="aether-backup-", dir=scratch) as place:
-            with tarfile.open(fileobj=stdout, mode="w|", format=tarfile.PAX_FORMAT) as archive:
+            with tarfile.open(fileobj=patient(stdout), mode="w|", format=tarfile.PAX_FORMAT) as archive:
                 yield _TarWriter(Path(place), archive)
             stdout.flush()
         return

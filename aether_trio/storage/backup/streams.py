@@ -1,10 +1,12 @@
-"""The compressed files of backups: gzip by Python, Zstandard by the program zstd."""
+"""The streams of backups: gzip by Python, Zstandard by the program zstd, and pipes."""
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
+import select
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -21,6 +23,8 @@ _OTHER_FILES: Final = (".zip", ".7z", ".gz", ".bz2", ".xz", ".zst", ".lz4", ".tb
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _ENDS_S: Final = 60.0
+STALL_S: Final = 300.0
+"""How long a reader of a backup may take nothing, while logs grow: a person may type a password."""
 
 
 def compression_of(name: str) -> str | None:
@@ -53,6 +57,34 @@ def compressed(file: IO[bytes], compression: str) -> Iterator[IO[bytes]]:
             process.stdin.close()
     else:
         yield file
+
+
+class PatientWriter:
+    """Writes to a pipe or another open file, while something takes what is written."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._poll = select.poll()
+        self._poll.register(descriptor, select.POLLOUT)
+
+    def write(self, data: bytes) -> int:
+        """Write all of the bytes. Raises OSError, also when nothing takes them for STALL_S."""
+        left = memoryview(data)
+        while left:
+            if not self._poll.poll(STALL_S * 1000):
+                raise TimeoutError(errno.ETIMEDOUT, f"nothing has read the backup for {STALL_S:g} s")
+            # So much has room in a pipe that poll(2) says to have some.
+            left = left[os.write(self._descriptor, left[: select.PIPE_BUF]) :]
+        return len(data)
+
+
+def patient(file: IO[bytes]) -> IO[bytes]:
+    """Return a stream to the same file that does not wait for ever for its reader."""
+    try:
+        file.flush()
+        return cast("IO[bytes]", PatientWriter(file.fileno()))
+    except io.UnsupportedOperation:  # in memory
+        return file
 
 
 @contextmanager
