@@ -1,4 +1,4 @@
-"""The streams of backups: gzip by Python, Zstandard by the program zstd, and pipes."""
+"""The streams of backups: gzip by Python, Zstandard by the program zstd, pipes."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def compressed(file: IO[bytes], compression: str) -> Iterator[IO[bytes]]:
 
 
 class PatientWriter:
-    """Writes to a pipe or another open file, while something takes what is written."""
+    """Writes to a pipe or another open file while something takes the bytes."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
@@ -68,7 +68,7 @@ class PatientWriter:
         self._poll.register(descriptor, select.POLLOUT)
 
     def write(self, data: bytes) -> int:
-        """Write all of the bytes. Raises OSError, also when nothing takes them for STALL_S."""
+        """Write all of the bytes. Raises OSError, also when nothing takes them."""
         left = memoryview(data)
         while left:
             if not self._poll.poll(STALL_S * 1000):
