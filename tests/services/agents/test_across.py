@@ -10,10 +10,12 @@ import trio
 
 from aether_trio.gateway.core import Core, open_core
 from aether_trio.testing.memory import MemoryLink
-from tests.helpers.core import agent, barrier, connect, message_to, settings_for_tests
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import agent, barrier, connect, let_manage, message_to, settings_for_tests
 from tests.helpers.engines import PostgresEngine
 from tests.services.agents.cast import ECHO, assignment, create, fail, launch, started_by, starts, statuses, until
 from tests.services.agents.ops import Op, lister, operate, register, starter
+from tests.services.tasks import peers
 
 LONG_S = 300.0
 
@@ -202,3 +204,46 @@ async def test_a_message_that_crashes_its_agent_is_a_dead_letter_once(postgres_e
             assert (await it.next("msg")).msg.payload == b"good"
         [[count]] = await one.tasks.engine.database.fetch("SELECT count(*) FROM tasks WHERE task_type = 'dead_message'")
         assert count == 1
+
+
+@pytest.mark.parametrize("other", [pb.TaskOperation.RETRY, pb.TaskOperation.CANCEL], ids=["requeue", "discard"])
+async def test_a_dead_message_that_two_nodes_move_at_once_is_moved_once(
+    postgres_engine: PostgresEngine, other: pb.TaskOperation.OpType.ValueType
+) -> None:
+    async with (
+        two_nodes(postgres_engine) as (one, two),
+        connect(one, lister("1", "echo")) as orchestrator,
+        connect(one, agent("w", "asker", "1")) as near,
+        connect(two, agent("w", "asker", "2")) as far,
+    ):
+        let_manage(one)
+        let_manage(two)
+        await register(orchestrator, "echo")
+        near.send(message_to(ECHO, b"bad"))
+        for number in range(3):
+            asked = await assignment(orchestrator)
+            async with connect(two, started_by(asked)) as it:
+                it.pause()
+                await until(one, *["failed"] * number, "running")
+                it.cut()
+                assert (await fail(orchestrator, asked.task_id, "exit code 1")).success
+        dead = "SELECT task_id FROM tasks WHERE task_type = 'dead_message'"
+        while not (found := await one.tasks.engine.database.fetch(dead)):
+            await trio.sleep(0.05)
+        [[task_id]] = found
+        answers: list[pb.TaskOperationResponse] = []
+
+        async def move(peer: MemoryLink, op: pb.TaskOperation.OpType.ValueType) -> None:
+            answers.append(await peers.operate(peer, op, task_id))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(move, near, pb.TaskOperation.RETRY)
+            nursery.start_soon(move, far, other)
+        [moved] = [answer for answer in answers if answer.success]
+        requeued = moved.task.status == pb.TASK_STATUS_COMPLETED
+        near.send(message_to(ECHO, b"last"))
+        asked = await assignment(orchestrator)
+        async with connect(two, started_by(asked)) as it:
+            await trio.sleep(6)  # the other node's outbox and notifications
+            read = sorted(message.msg.payload for message in it.waiting("msg"))
+            assert read == [b"bad"] * requeued + [b"last"]
