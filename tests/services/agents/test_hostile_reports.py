@@ -222,3 +222,21 @@ async def test_no_crash_of_many_at_once_goes_uncounted(world: World) -> None:
             other.send(message_to("ag::v::calm::1", b"x"))
             await assignment(calm)
             await until_buried(core, many)
+
+
+async def test_an_agent_that_crashes_before_its_begin_is_written(core: Core, world: World) -> None:
+    database = world.databases["tasks"]
+    async with crew(core) as (orchestrator, asker):
+        asker.send(message_to(ECHO, b"bad"))
+        asked = await assignment(orchestrator)
+        await trio.sleep(0.5)
+        database.before_write.close()
+        async with connect(core, started_by(asked), wait_ack=False) as it:
+            it.pause()
+            await trio.sleep(0.5)
+            it.cut()
+            await trio.sleep(0.5)
+        database.before_write.open()
+        assert (await fail(orchestrator, asked.task_id, REASON)).success
+        await until(core, "failed", "starting")
+        assert await core.tasks.engine.database.fetch("SELECT times FROM agent_crashes") == [(1,)]

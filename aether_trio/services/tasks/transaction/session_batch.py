@@ -57,13 +57,13 @@ def _merge(run: Sequence[WorkerJoined | WorkerLeft]) -> list[Mutation]:
 def _without_the_ended(run: Sequence[WorkerJoined | WorkerLeft]) -> Sequence[WorkerJoined | WorkerLeft]:
     """Leave out the joins of ended sessions, and leaves that have no row to delete.
 
-    Neither would write anything: `join` returns for a session that has ended, and `leave` for one
-    without a row.
+    Neither would write anything: `join` returns for a session that has ended, unless it is that of
+    a started agent, and `leave` for one without a row.
     """
     ended: dict[tuple[str, str], bool] = {}
     """By identity and session: whether it may have joined before, in an earlier transaction."""
     for one in run:
-        if isinstance(one, WorkerJoined) and one.has_ended():
+        if isinstance(one, WorkerJoined) and one.has_ended() and not one.by_token:
             key = one.identity, one.worker.session_id
             ended[key] = one.rejoined or one.resumed or ended.get(key, False)
     if not ended:

@@ -102,6 +102,8 @@ class WorkerLeft:
 def join(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
     """Write that a worker's session has begun, unless it has ended; assign it tasks."""
     if joined.has_ended():
+        if joined.task_id:
+            yield from _attach_ended(tx, joined)
         return
     worker = joined.worker._replace(node=tx.context.node)
     if joined.lineage:
@@ -222,6 +224,22 @@ def _attach(tx: TaskTransaction, identity: str, joined: WorkerJoined) -> Program
         yield from startup.attach(tx, task, identity, joined.token)
     elif task is not None:
         yield from tx.apply(task, Move.ATTACH, tx.facts(identity))
+
+
+def _attach_ended(tx: TaskTransaction, joined: WorkerJoined) -> Program[None]:
+    """Write that the agent of a start has connected, and left before that was written.
+
+    Otherwise an agent that fails at once would count as one that could not be started.
+    """
+    task = yield from task_rows.load(joined.task_id)
+    if task is None or task.task_type != AGENT_STARTUP or task.status is not StoredStatus.STARTING:
+        return
+    is_back = (yield from tx.find_worker(joined.identity)) is not None
+    if is_back or task.target != joined.identity or (yield from tokens.is_revoked(joined.token)):
+        return
+    yield from startup.attach(tx, task, joined.identity, joined.token)
+    task = (yield from task_rows.load(joined.task_id)) or task
+    yield from startup.agent_lost(tx, task, by_gateway=False)
 
 
 def mark_disconnected(
