@@ -13,8 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from itertools import chain
-from typing import Final, NamedTuple, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 from aether_trio.model.limits import KIB
 
@@ -24,8 +23,8 @@ MAX_KEY_BYTES: Final = 256
 MAX_DEPTH: Final = 100
 """How deep arrays and objects of a result may be nested: readers of JSON recurse."""
 _CONTAINERS: Final = (dict, list, tuple)
-_MAY_OVERFLOW: Final = re.compile(r"\d[eE]\+?\d{3}|\d{309}")
-"""What a number has that is too large for a float."""
+_MAY_OVERFLOW: Final = (re.compile(r"[eE]\+?[0-9]{3}"), re.compile(r"[0-9]{309}"))
+"""What a number has that is too large for a float. As alternatives of one pattern they are slow."""
 NO_RESULT: Final = -1
 """The `result_bytes` of a task without a result."""
 
@@ -88,7 +87,7 @@ def _checked(kind: ResultKind, text: str) -> TaskResult:
                 value = _parsed(text)
             except (ValueError, RecursionError):
                 raise ResultError("the result is not JSON text; give bytes as result_base64") from None
-            if is_too_deep(value):
+            if text.count("[") + text.count("{") > MAX_DEPTH and is_too_deep(value):
                 raise ResultError(f"the result is nested deeper than {MAX_DEPTH}; give it as result_base64")
         case ResultKind.BYTES:
             _bounded_size(len(text) // 4 * 3 - 2)
@@ -120,10 +119,14 @@ def _bounded_size(size: int) -> None:
 
 def is_too_deep(value: object) -> bool:
     """Return whether a JSON value is nested deeper than MAX_DEPTH."""
-    level = [value] if isinstance(value, _CONTAINERS) else []
+    level: list[Any] = [value] if isinstance(value, _CONTAINERS) else []
     for _ in range(MAX_DEPTH):
-        parts = chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level)
-        level = [part for part in parts if isinstance(part, _CONTAINERS)]
+        level = [
+            part
+            for one in level
+            for part in (one.values() if isinstance(one, dict) else one)
+            if isinstance(part, _CONTAINERS)
+        ]
         if not level:
             return False
     return True
@@ -140,7 +143,9 @@ def _is_json(text: str) -> bool:
 def _parsed(text: str) -> object:
     """Parse JSON. Raises ValueError, also for a number that no reader can hold."""
     found: object = json.loads(
-        text, parse_constant=_refuse, parse_float=_finite if _MAY_OVERFLOW.search(text) else None
+        text,
+        parse_constant=_refuse,
+        parse_float=_finite if any(pattern.search(text) for pattern in _MAY_OVERFLOW) else None,
     )
     return found
 
