@@ -384,6 +384,8 @@ def _row_of(source: StoredLog, given: int) -> int:
     """Return the number of the row whose number begins with `given`. Raises CliError."""
     found: dict[str, str] = {}
     for zeros in range(_MOST_DIGITS - len(str(given)) + 1):
+        if given * 10**zeros >= 2**63:
+            break
         ends = source.ends(given * 10**zeros, min((given + 1) * 10**zeros, 2**63) - 1)
         if ends and zeros == 0:
             return given

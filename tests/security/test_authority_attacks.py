@@ -273,7 +273,7 @@ async def test_forged_subject(core: Core) -> None:
             assert await write_key(intruder, acting_for(name, grant_id)) == (False, "ERR_PERMISSION_DENIED")
         forged = {"subject_type": "user", "subject_id": "ann", "authority_mode": "on_behalf_of"}
         task = await get(intruder, (await create(intruder, metadata=forged)).task_id)
-        assert (task.subject_id, dict(task.metadata)) == ("", {})
+        assert (task.subject_id, forged.keys() & task.metadata.keys()) == ("", set())
 
 
 async def test_markup_of_a_requester_is_text(core: Core) -> None:

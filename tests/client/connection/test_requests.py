@@ -36,7 +36,8 @@ UP = {field.name for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_name["payl
 
 def test_the_table_has_every_message_of_the_protocol() -> None:
     assert {*OPERATIONS, "init"} == UP
-    assert {row.namespace for row in OPERATIONS.values()} == {"", *NAMESPACES}
+    by_another = {"topics"}  # its requests are messages of workspace_op
+    assert {row.namespace for row in OPERATIONS.values()} == {"", *NAMESPACES} - by_another
 
 
 def test_the_table_and_the_gateway_agree_on_responses() -> None:

@@ -29,6 +29,7 @@ ELSEWHERE: Final = {
     "audit_started": "is beyond a query by workspace: test_trail.py",
     "audit_stopped": "is written after the last query: test_trail.py",
     "audit_retention": "test_upkeep.py",
+    "admin_topic_purge": "tests/services/test_topics.py",
     "audit_gap": "test_writer.py",
 }
 NEVER: Final = {
