@@ -17,12 +17,11 @@ from typing import Final
 from aether_trio.client.errors import ENDINGS, SessionEnded, from_code
 from aether_trio.model.error_guide import ERROR_GUIDE, ErrorEntry, Where
 from aether_trio.model.errors import RETRYABLE, RETRYABLE_STATUSES, Status
+from aether_trio.transport.framed.link import RETRYABLE_MISTAKES
 from aether_trio.wire.framing.constants import ErrorCode
 
 ROOT: Final = Path(__file__).parents[1]
 PAGE: Final = ROOT / "docs" / "errors.md"
-RETRYABLE_FRAMING: Final = frozenset({ErrorCode.TRUNCATED, ErrorCode.CALM, ErrorCode.TIMEOUT})
-"""As docs/wire.md says: those that can happen without a defect of the client."""
 
 _CODE: Final = re.compile(r"[A-Z][A-Z0-9]{2,}(?:_[A-Z0-9]+)*|[A-Z]+(?:_[A-Z0-9]+)+")
 
@@ -100,7 +99,7 @@ def _again(entry: ErrorEntry) -> str:
         case Where.ENDING:
             return "yes" if Status[entry.code] in RETRYABLE_STATUSES else "no"
         case Where.FRAMING:
-            return "yes" if ErrorCode[entry.code] in RETRYABLE_FRAMING else "no"
+            return "yes" if ErrorCode[entry.code] in RETRYABLE_MISTAKES else "no"
         case _:
             return ""
 
