@@ -16,6 +16,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.topics import agents_of, parse_topic, progress_of, progress_of_user, user_everywhere
+from aether_trio.services.tasks.protobuf import ASSIGNMENT
 from aether_trio.session.dispatch import NO_ANSWER
 from aether_trio.session.session import Session
 from aether_trio.wire.delivery import encode_progress
@@ -68,6 +69,7 @@ class ProgressService:
             recipient=report.recipient,
             kind=report.kind,
         )
+        update.metadata.pop(ASSIGNMENT, None)
         self._ephemeral_topics.publish(topic, identity.topic, report.recipient, encode_progress(update))
         self._reported(session, report)
         return NO_ANSWER

@@ -16,6 +16,7 @@ fails leaves out its families and no other. The process-wide default registry is
 
 from __future__ import annotations
 
+import hashlib
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -281,9 +282,14 @@ def _labels(names: Labels, values: Labels, *more: tuple[str, str]) -> str:
 
 
 def _quoted(value: str) -> str:
-    if not value.isprintable() or len(value) > MAX_LABEL:
-        value = escaped(value, MAX_LABEL)
-    return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+    """Return a label's value as it is written; no other value is written the same."""
+    if len(value) > MAX_LABEL:
+        digest = hashlib.sha256(value.encode("utf-8", "surrogatepass")).hexdigest()
+        value = f"{value[:MAX_LABEL]}...{digest[:16]}"
+    value = value.replace("\\", r"\\")
+    if not value.isprintable():
+        value = escaped(value, len(value))
+    return value.replace("\\", r"\\").replace('"', r"\"")
 
 
 def _buckets(family: Family, names: Labels, labels: Labels, counts: list[int], total: float) -> Iterator[str]:

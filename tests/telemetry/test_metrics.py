@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import structlog
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from aether_trio.telemetry import metrics as module
@@ -186,7 +188,16 @@ def test_texts_of_clients_are_escaped_and_bounded(text: str) -> None:
     assert max(map(len, body.splitlines())) < 600
     assert "\u202e" not in body.decode()
     ((_, labels),) = (key for key in parsed(body) if key[0] == "live")
-    assert text in (dict(labels)["workspace"], text) if text.isprintable() and len(text) < 99 else labels
+    if text.isprintable() and len(text) < 99 and "\\" not in text:
+        assert dict(labels)["workspace"] == text
+
+
+@given(texts=st.sets(st.text() | st.sampled_from(["\u202e", r"\u202e", r"\\u202e", "w" * 256 + "a", "w" * 256 + "b"])))
+def test_no_two_series_have_the_same_labels(texts: set[str]) -> None:
+    metrics = made()
+    metrics.read("live", lambda: {(text, "agent"): number for number, text in enumerate(texts)})
+    written = [line.rpartition(b" ")[0] for line in metrics.render()[1].splitlines() if line.startswith(b"live{")]
+    assert len(written) == len(set(written)) == len(texts)
 
 
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), 1e300, 0.1, 12345678901234])

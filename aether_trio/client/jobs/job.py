@@ -479,8 +479,10 @@ class Job:
     ) -> None:
         """Report progress and a heartbeat, unconfirmed; `completion` 0 to 1, -1: unknown."""
         await self._checked()
+        number = self.assignment.number
+        told = {**(metadata or {}), NUMBER: number} if number else metadata
         await self._keeper.progress.report(
-            self.id, completion=completion, summary=summary, state=state, step=step, metadata=metadata
+            self.id, completion=completion, summary=summary, state=state, step=step, metadata=told
         )
 
     async def wait_for_input(

@@ -20,6 +20,7 @@ from aether_trio.model.tasks.result import ResultError, reported_result
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.sanitize import storable
+from aether_trio.services.tasks.protobuf import ASSIGNMENT
 from aether_trio.services.tasks.transaction import results, sessions, task_rows, tokens
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft
@@ -138,16 +139,19 @@ class TaskSessions:
 
         If the task has ended, or another worker has it, the report is no event. The worker is sent
         an error instead, and so learns of a cancellation. A `result` in the metadata becomes the
-        task's when the worker completes it.
+        task's when the worker completes it. A report with `_assignment` is of that assignment: it
+        is late when the same worker was assigned the task anew.
         """
         if not report.task_id:
             return
         name, task_id = session.identity.text, storable(report.task_id)
+        metadata = dict(report.metadata)
+        assignment = metadata.pop(ASSIGNMENT, "")
         event = pb.TaskProgressEvent(
-            state=report.state, progress=report.completion, message=report.summary, metadata=report.metadata
+            state=report.state, progress=report.completion, message=report.summary, metadata=metadata
         )
         try:
-            result = reported_result(report.metadata)
+            result = reported_result(metadata)
         except ResultError as error:
             _tell_lost(session, report, [str(error)])
             return
@@ -158,7 +162,7 @@ class TaskSessions:
         def mutation(tx: TaskTransaction) -> Program[None]:
             lost.clear()
             runs.append(tx.context.now_ms)
-            task = yield from sessions.record_heartbeat(tx, name, task_id)
+            task = yield from sessions.record_heartbeat(tx, name, task_id, assignment)
             if task is None:
                 task = yield from task_rows.load(task_id)
                 if task is None:
@@ -169,6 +173,9 @@ class TaskSessions:
                     return
                 if task.status in TERMINAL:
                     lost.append(f"task {task_id} has ended: it is {task.status.value}")
+                    return
+                if assignment and task.assigned_to == name and assignment != str(task.epoch):
+                    lost.append(f"this assignment of task {task_id} is over: the task was assigned anew")
                     return
             if result is not None and task.assigned_to == name:
                 yield from results.write(task_id, result)

@@ -326,10 +326,13 @@ def leave(tx: TaskTransaction, left: WorkerLeft) -> Program[None]:
         yield from startup.agent_gone(tx, left.identity)
 
 
-def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str) -> Program[TaskRow | None]:
-    """Write that a worker is at work on a task; return the task if the worker has it."""
+def record_heartbeat(tx: TaskTransaction, identity: str, task_id: str, number: str = "") -> Program[TaskRow | None]:
+    """Write that a worker is at work on a task; return the task if the worker has it.
+
+    With the `number` of an assignment: if the worker has the task by that assignment.
+    """
     task = yield from task_rows.load(task_id)
-    if task is None or task.assigned_to != identity:
+    if task is None or task.assigned_to != identity or (number and number != str(task.epoch)):
         return None
     if task.status is StoredStatus.ASSIGNED:
         yield from tx.apply(task, Move.CLAIM, tx.facts(identity, caller_epoch=task.epoch))

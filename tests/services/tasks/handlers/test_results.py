@@ -12,6 +12,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.model.tasks.result import MAX_RESULT_BYTES
 from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.session.init_connection import ASSIGNMENTS
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error
@@ -148,6 +149,28 @@ async def test_the_report_of_a_failed_attempt_is_no_result_of_the_next(core: Cor
             await trio.sleep(1)
         assert (await operate(worker, Op.COMPLETE, task_id)).success
         assert await shown(creator, task_id) == {}
+
+
+async def test_a_late_report_of_an_earlier_assignment_is_not_one_of_the_next(core: Core) -> None:
+    """Neither its result nor its heartbeat, though the same worker has the task again."""
+    asks = pb.ExtensionDeclaration(uri=ASSIGNMENTS)
+    hello = agent("w", "i", "1", extensions=[asks])
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, hello) as worker:
+        task_id = (await create(creator)).task_id
+        first = (await worker.next("task_assignment")).task_assignment.metadata["_assignment"]
+        assert (await operate(creator, Op.FAIL, task_id, reason="too slow")).success
+        assert (await operate(creator, Op.RETRY, task_id)).success
+        second = (await worker.next("task_assignment")).task_assignment.metadata["_assignment"]
+        worker.send(report(task_id, metadata={"result": "1", "_assignment": first}))
+        assert "assigned anew" in (await worker.next("error")).error.message
+        await barrier(worker)
+        assert (await get(creator, task_id)).status != pb.TASK_STATUS_RUNNING
+        worker.send(report(task_id, metadata={"result": "2", "_assignment": second}))
+        worker.send(report(task_id, metadata={"result": "3", "_assignment": "nonsense"}))
+        assert "assigned anew" in (await worker.next("error")).error.message
+        assert (await get(creator, task_id)).status == pb.TASK_STATUS_RUNNING
+        assert (await operate(worker, Op.COMPLETE, task_id)).success
+        assert (await shown(creator, task_id))["_result"] == "2"
 
 
 async def test_a_bad_result_in_a_report_is_told_to_its_worker(core: Core) -> None:
