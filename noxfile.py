@@ -28,9 +28,9 @@ def tests(session: nox.Session) -> None:
     """The whole test suite; arguments after -- go to pytest."""
     session.install("-e", ".", *group("test"), *group("load"))
     # Without a Chromium (1) the browser tests are skipped, and in CI they fail.
-    session.run("python", "scripts/ensure_chromium.py", success_codes=[0, 1])
+    session.run("python", "scripts/ensure_program.py", "chromium", success_codes=[0, 1])
     # Without promtool (1) the tests of alerts are skipped, and in CI they fail.
-    session.run("python", "scripts/ensure_promtool.py", success_codes=[0, 1])
+    session.run("python", "scripts/ensure_program.py", "promtool", success_codes=[0, 1])
     # A container's environment often forbids to keep compiled modules (PYTHONDONTWRITEBYTECODE).
     # Then each of the hundreds of processes that tests start compiles all that it imports, which
     # takes as long as the rest of its start. Hence the empty value. In the order of the folders:

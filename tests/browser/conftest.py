@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Page, WebSocketRoute, expect, sync_playwright
 
-from scripts import ensure_chromium
+from scripts.ensure_program import CHROMIUM
 from tests.browser.scene import Scene
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
@@ -39,11 +39,11 @@ expect.set_options(timeout=LIMIT_MS)
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    path = ensure_chromium.find()
+    path = CHROMIUM.find()
     if path is None:
         if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(ensure_chromium.ADVICE)
-        pytest.skip(ensure_chromium.ADVICE)
+            pytest.fail(CHROMIUM.advice)
+        pytest.skip(CHROMIUM.advice)
     arguments = [f"--host-resolver-rules=MAP {ELSEWHERE} 127.0.0.1"]
     if os.geteuid() == 0:
         arguments.append("--no-sandbox")

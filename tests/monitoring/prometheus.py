@@ -21,7 +21,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from scripts import ensure_promtool
+from scripts.ensure_program import PROMTOOL
 
 MONITORING: Final = Path(__file__).parents[2] / "deploy" / "monitoring"
 RULES: Final = MONITORING / "alerts.yml"
@@ -83,11 +83,11 @@ def alerts() -> list[dict[str, Any]]:
 
 
 def promtool() -> str:
-    path = ensure_promtool.find()
+    path = PROMTOOL.find()
     if path is None:
         if os.environ.get("CI", "").lower() == "true":
-            pytest.fail(ensure_promtool.ADVICE)
-        pytest.skip(ensure_promtool.ADVICE)
+            pytest.fail(PROMTOOL.advice)
+        pytest.skip(PROMTOOL.advice)
     return path
 
 
