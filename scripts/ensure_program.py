@@ -1,4 +1,4 @@
-"""Find a program that tests need, or fetch it on Debian or Ubuntu: chromium or promtool.
+"""Find a program that tests need, or fetch it on Debian or Ubuntu.
 
     python scripts/ensure_program.py chromium
 

@@ -15,8 +15,8 @@ from aether_trio.delivery.router import TargetRules
 from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind
+from aether_trio.model.tasks.task import ASSIGNMENT
 from aether_trio.model.topics import agents_of, parse_topic, progress_of, progress_of_user, user_everywhere
-from aether_trio.services.tasks.protobuf import ASSIGNMENT
 from aether_trio.session.dispatch import NO_ANSWER
 from aether_trio.session.session import Session
 from aether_trio.wire.delivery import encode_progress

@@ -15,12 +15,11 @@ from typing import Final
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.result import NO_RESULT
+from aether_trio.model.tasks.task import ASSIGNMENT
 from aether_trio.wire.pb import aether_pb2 as pb
 
 CHECKPOINT_KEY: Final = "_hibernation_checkpoint_key"
 RESUME_SESSION_ID: Final = "_hibernation_resume_session_id"
-ASSIGNMENT: Final = "_assignment"
-"""Metadata key: the number of a task's latest assignment, for clients that ask for it."""
 DEAD_LETTER: Final = "_dead_letter"
 """Metadata key of a dead task: "true", or the name of who has resolved the dead letter."""
 RESULT_BYTES: Final = "_result_bytes"
