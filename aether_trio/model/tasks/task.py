@@ -21,7 +21,7 @@ from aether_trio.model.tasks.wait import Wait
 PROCESS_ENDED: Final = -1  # the `grace_ms` of a start whose process is known to have ended
 PROCESS_FAILED: Final = "PROCESS_ENDED"  # the error type of a start whose process has failed
 AGENT_STARTUP: Final = "agent_startup"  # the type of tasks that start an agent, for orchestrators
-ASSIGNMENT: Final = "_assignment"  # metadata key: the number of a task's assignment, for clients that ask
+ASSIGNMENT: Final = "_assignment"  # metadata key: the number of a task's assignment
 
 
 class AgentProcess(enum.IntEnum):
