@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -31,11 +32,14 @@ from aether_trio.log.message_keys import key_of, offset_of
 from aether_trio.log.topic_cache import CachedTopic
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.log.topic_sql import MESSAGES, last_message
+from aether_trio.model.limits import MIB
 from aether_trio.storage.base import Execute, Fetch, Program, Row, StorageUnavailable
 
 logger = structlog.get_logger("aether.retention")
 
 ROWS_PER_STEP = 500
+BYTES_PER_STEP: Final = 16 * MIB
+"""A step ends with the message that reaches so many: SQLite's writers wait for its commit."""
 TOPICS_PER_STEP = 50
 LOOK_MS = 24 * 3600 * 1000
 """Longest time between two looks at a topic: a lowered limit counts a day later at most."""
@@ -65,55 +69,80 @@ class RetentionLimits:
     sweep_s: float = 60.0
 
 
-def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[tuple[int, int]]:
-    """Find the expired messages of a topic for one step: (last offset, topic_bytes)."""
-    rows: list[Row] = yield Fetch(
-        "SELECT message_key, ts_ms, topic_bytes FROM messages WHERE message_key > $1 AND message_key < $2 "
-        "ORDER BY message_key LIMIT $3",
-        (key_of(topic_id, 0), key_of(topic_id + 1, 0), ROWS_PER_STEP),
-    )
+class DeletedStep(NamedTuple):
+    """What one step has deleted of a topic, and whether the next one may find more."""
+
+    messages: int = 0
+    size: int = 0
+    more: bool = False
+
+
+class _Expired(NamedTuple):
+    """Messages of a topic for one step: the last one's offset, 0 without any."""
+
+    upto: int = 0
+    topic_bytes: int = 0
+    """Bytes of all messages that the topic has had, up to that one."""
+    size: int = 0
+    more: bool = False
+
+
+def expired_upto(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[_Expired]:
+    """Find the expired messages of a topic for one step."""
+    rows = yield from _first(topic_id, key_of(topic_id + 1, 0) - 1)
     if not rows:
-        return 0, 0
+        return _Expired()
     newest = yield from last_message(topic_id)
     assert newest is not None
     surplus = newest[1] - topic_bytes if topic_bytes else 0
-    upto = (0, 0)
-    for key, ts_ms, bytes_so_far in rows:
-        if ts_ms >= oldest_ms and bytes_so_far > surplus:
-            break
-        upto = (offset_of(key), bytes_so_far)
-    return upto
+    kept = (number for number, row in enumerate(rows) if row[1] >= oldest_ms and row[2] > surplus)
+    return _one_step(rows[: next(kept, len(rows))])
 
 
-def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[int]:
-    """Delete one step of a topic's expired messages; return how many went."""
-    upto, bytes_so_far = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
-    return (yield from _delete_upto(topic_id, upto, bytes_so_far)) if upto else 0
+def expire(topic_id: int, oldest_ms: int, topic_bytes: int) -> Program[DeletedStep]:
+    """Delete one step of a topic's expired messages."""
+    expired = yield from expired_upto(topic_id, oldest_ms, topic_bytes)
+    return (yield from _delete_upto(topic_id, expired)) if expired.upto else DeletedStep()
 
 
 def purge(topic_id: int, upto: int) -> Program[int]:
     """Delete one step of a topic's messages up to an offset; return how many went."""
-    rows: list[Row] = yield Fetch(
-        "SELECT message_key, topic_bytes FROM messages WHERE message_key > $1 AND message_key <= $2 "
-        "ORDER BY message_key LIMIT $3",
-        (key_of(topic_id, 0), key_of(topic_id, upto), ROWS_PER_STEP),
-    )
+    rows = yield from _first(topic_id, key_of(topic_id, upto))
     if not rows:
         return 0
-    key, bytes_so_far = rows[-1]
-    return (yield from _delete_upto(topic_id, offset_of(key), bytes_so_far))
+    return (yield from _delete_upto(topic_id, _one_step(rows))).messages
 
 
-def _delete_upto(topic_id: int, upto: int, bytes_so_far: int) -> Program[int]:
+def _first(topic_id: int, last_key: int) -> Program[list[Row]]:
+    """Read (key, time, topic's bytes, size) of a topic's first messages."""
+    rows: list[Row] = yield Fetch(
+        "SELECT message_key, ts_ms, topic_bytes, LENGTH(data) FROM messages "
+        "WHERE message_key > $1 AND message_key <= $2 ORDER BY message_key LIMIT $3",
+        (key_of(topic_id, 0), last_key, ROWS_PER_STEP),
+    )
+    return rows
+
+
+def _one_step(rows: Sequence[Row]) -> _Expired:
+    """Return the beginning of these messages that one step deletes."""
+    size = 0
+    for number, (key, _, topic_bytes, length) in enumerate(rows, 1):
+        size += length
+        if size >= BYTES_PER_STEP or number == len(rows):
+            return _Expired(offset_of(key), topic_bytes, size, number < len(rows) or number >= ROWS_PER_STEP)
+    return _Expired()
+
+
+def _delete_upto(topic_id: int, expired: _Expired) -> Program[DeletedStep]:
     yield Execute(
         "UPDATE topics SET floor_offset = $2, floor_bytes = $3 WHERE id = $1 AND floor_offset < $2",
-        (topic_id, upto, bytes_so_far),
+        (topic_id, expired.upto, expired.topic_bytes),
     )
     gone: int = yield Execute(
         "DELETE FROM messages WHERE message_key > $1 AND message_key <= $2",
-        (key_of(topic_id, 0), key_of(topic_id, upto)),
+        (key_of(topic_id, 0), key_of(topic_id, expired.upto)),
     )
-    return gone
+    return DeletedStep(gone, expired.size, expired.more)
 
 
 def forget_cursors(topic_id: int, unused_since_ms: int, first_kept: int) -> Program[None]:
@@ -163,6 +192,7 @@ class SweepStep:
 
     gone: int
     empty: list[tuple[int, str]]
+    size: int = 0
 
 
 def sweep_topics(topics: Sequence[Row], bounds: SweepBounds) -> Program[SweepStep]:
@@ -172,11 +202,12 @@ def sweep_topics(topics: Sequence[Row], bounds: SweepBounds) -> Program[SweepSte
     """
     found = SweepStep(0, [])
     for topic_id, name, emptied_ms in topics:
-        if found.gone >= ROWS_PER_STEP:
+        if found.gone >= ROWS_PER_STEP or found.size >= BYTES_PER_STEP:
             break
-        gone = yield from expire(topic_id, bounds.oldest_ms, bounds.topic_bytes)
-        found.gone += gone
-        if gone >= ROWS_PER_STEP:
+        done = yield from expire(topic_id, bounds.oldest_ms, bounds.topic_bytes)
+        found.gone += done.messages
+        found.size += done.size
+        if done.more:
             continue
         first: list[Row] = yield Fetch(
             "SELECT message_key, ts_ms FROM messages WHERE message_key > $1 AND message_key < $2 "
@@ -277,10 +308,10 @@ class Retention:
         if topic_id is None:
             return 0
 
-        def cut() -> Program[int]:
+        def cut() -> Program[DeletedStep]:
             return expire(topic_id, FOR_EVER_MS, bounds.topic_bytes)
 
         gone = 0
-        while (await self._database.read(lambda: expired_upto(topic_id, FOR_EVER_MS, bounds.topic_bytes)))[0]:
-            gone += await self._database.run(cut)
+        while (await self._database.read(lambda: expired_upto(topic_id, FOR_EVER_MS, bounds.topic_bytes))).upto:
+            gone += (await self._database.run(cut)).messages
         return gone

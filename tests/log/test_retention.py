@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from aether_trio.log.message_keys import offset_of
-from aether_trio.log.retention import ROWS_PER_STEP, Retention, RetentionLimits
+from aether_trio.log.retention import ROWS_PER_STEP, Retention, RetentionLimits, purge
 from aether_trio.log.topic_log import LogLimits, open_log
 from tests.helpers.core import (
     World,
@@ -79,6 +79,46 @@ async def test_many_go_in_bounded_steps(bench: Bench, database: InlineDatabase) 
     writes = database.writes
     assert await sweeper.sweep() == 3 * ROWS_PER_STEP + 10
     assert database.writes - writes == 4
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+@pytest.mark.parametrize("limits", [RetentionLimits(age_s=1), RetentionLimits(age_s=0, topic_bytes=1)])
+@pytest.mark.parametrize("restart", [False, True])
+async def test_large_messages_go_in_steps_of_bounded_size(
+    database: InlineDatabase, monkeypatch: pytest.MonkeyPatch, limits: RetentionLimits, restart: bool
+) -> None:
+    monkeypatch.setattr("aether_trio.log.retention.BYTES_PER_STEP", 1000)
+    async with open_bench(database) as bench:
+        await bench.publish(TOPIC, *[b"x" * 400] * 30, b"y")
+        await bench.publish("ag::w::other::1", b"x" * 400, b"y")
+        if not restart:
+            await trio.sleep(10)
+            await sweep_in_steps(bench, database, limits)
+    if restart:
+        async with open_bench(database) as bench:
+            await trio.sleep(24 * 3600 + 10)
+            await sweep_in_steps(bench, database, limits)
+
+
+async def sweep_in_steps(bench: Bench, database: InlineDatabase, limits: RetentionLimits) -> None:
+    writes = database.writes
+    gone = await Retention(bench.log, limits).sweep()
+    if limits.age_s:
+        assert (gone, offsets(database)) == (33, [])
+    else:
+        assert offsets(database) == [31, 2]
+    assert database.writes - writes >= 10
+
+
+@pytest.mark.parametrize("store", ["sqlite"], indirect=True)
+async def test_a_purge_of_large_messages_is_done_in_steps(
+    bench: Bench, database: InlineDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("aether_trio.log.retention.BYTES_PER_STEP", 1000)
+    await bench.publish(TOPIC, *[b"x" * 400] * 7)
+    [(topic_id,)] = database.query("SELECT id FROM topics")
+    steps = [await database.run(lambda: purge(topic_id, 6)) for _ in range(4)]
+    assert (steps, offsets(database)) == ([3, 3, 0, 0], [7])
 
 
 @pytest.mark.parametrize("restart", [False, True])
