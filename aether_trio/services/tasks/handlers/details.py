@@ -51,11 +51,9 @@ def are_small(task: TaskRow) -> bool:
 def read(task: TaskRow, context: Context) -> Program[dict[str, str]]:
     """Read the metadata that a GET adds to the row of a task."""
     found: dict[str, str] = {}
-    if task.status is StoredStatus.COMPLETED and task.result_bytes != NO_RESULT:
-        result = yield from results.load(task.task_id)
-        if result is not None:
-            name, text = result.shown
-            found[name] = text
+    if (result := (yield from results.load(task))) is not None:
+        name, text = result.shown
+        found[name] = text
     if task.input_offset and task.status is not StoredStatus.WAITING_INPUT:
         used = yield from unused_inputs.used(task)
         if used is not None:

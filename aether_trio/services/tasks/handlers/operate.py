@@ -331,6 +331,14 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         result_bytes=NO_RESULT if request.result is None else len(request.result.data),
     )
     if (
+        request.result is not None
+        and request.result.kind is ResultKind.CHECKPOINT
+        and caller.name != task.assigned_to
+        and isinstance(decide(task, request.move, facts), MoveStep)
+    ):
+        # It would be the worker's checkpoint, which those who see the task would read.
+        return OperationResult(task, refusal="only the worker of a task can give it a checkpoint as its result")
+    if (
         request.wait is not None
         and isinstance(decide(task, request.move, facts), MoveStep)
         and (circle := (yield from _check_circle(tx, task, request.wait)))
@@ -365,7 +373,7 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     if request.result is not None and request.move is Move.COMPLETE:
         if isinstance(decision, MoveStep):
             yield from results.write(task.task_id, request.result, small=context.small)
-        elif (yield from results.load(task.task_id)) != request.result:
+        elif (yield from results.load(task)) != request.result:
             return OperationResult(task, refusal="the task was completed with another result")
     if request.first_claim:
         yield Execute("UPDATE task_workers SET claims = 1 WHERE identity = $1", (caller.name,))

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from aether_trio.model.identity import Identity, IdentityError
-from aether_trio.model.tasks import StoredStatus, TaskRow
+from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.result import ResultKind
 from aether_trio.model.tasks.status import HELD, WAITING
 from aether_trio.model.text import shown
@@ -101,8 +101,8 @@ class SavedStates:
         if op.op != Op.LOAD or task is None:
             answer.error = NOT_FOUND if op.op == Op.LOAD else "the result of a task is only loaded"
             return answer
-        result = await database.read(lambda: results.load(task.task_id))
-        if task.status is not StoredStatus.COMPLETED or result is None or result.kind is not ResultKind.CHECKPOINT:
+        result = await database.read(lambda: results.load(task))
+        if result is None or result.kind is not ResultKind.CHECKPOINT:
             answer.error = "the task has no result that is a checkpoint"
             return answer
         key = result.data.decode()

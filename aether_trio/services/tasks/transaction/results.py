@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Final
 
 from aether_trio.model.limits import KIB
-from aether_trio.model.tasks.result import ResultKind, TaskResult
+from aether_trio.model.tasks import StoredStatus, TaskRow
+from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.services.tasks.transaction.interface import LargeError
 from aether_trio.storage.base import Deferred, Fetch, Program, Row
 
@@ -26,7 +27,12 @@ def write(task_id: str, result: TaskResult, *, small: bool = False) -> Program[N
     yield Deferred("task_results", _WRITE, (task_id, result.kind.value, result.data))
 
 
-def load(task_id: str) -> Program[TaskResult | None]:
-    """Read the result of a task."""
-    rows: list[Row] = yield Fetch("SELECT kind, data FROM task_results WHERE task_id = $1", (task_id,))
+def load(task: TaskRow) -> Program[TaskResult | None]:
+    """Read the result of a task that is completed, and has one.
+
+    The row of a report stays when a new assignment voids its result.
+    """
+    if task.status is not StoredStatus.COMPLETED or task.result_bytes == NO_RESULT:
+        return None
+    rows: list[Row] = yield Fetch("SELECT kind, data FROM task_results WHERE task_id = $1", (task.task_id,))
     return TaskResult(ResultKind(rows[0][0]), bytes(rows[0][1])) if rows else None

@@ -221,6 +221,49 @@ async def test_a_checkpoint_that_is_not_there_is_no_empty_result(core: Core) -> 
             assert f"the checkpoint '{key}' of ag::w::c::1, which is not there" in found.error
 
 
+async def checkpoint_op(peer: MemoryLink, op: str, key: str, data: bytes = b"") -> pb.CheckpointResponse:
+    asked = pb.CheckpointOperation(op=pb.CheckpointOperation.OpType.Value(op), key=key, data=data, request_id=key)
+    peer.send(pb.UpstreamMessage(checkpoint_op=asked))
+    found: pb.CheckpointResponse = await answer(peer, "checkpoint", key)
+    return found
+
+
+@pytest.mark.parametrize("begun", [True, False])
+@pytest.mark.parametrize("key", ["private", "_task:{0}"])
+async def test_a_creator_reads_no_checkpoint_of_the_worker(core: Core, key: str, begun: bool) -> None:
+    async with connect(core, agent("w", "c", "1")) as creator, connect(core, agent("w", "c", "2")) as worker:
+        made = await create(creator, assignment_mode=pb.TARGETED, target_agent_id="ag::w::c::2")
+        key = key.format(made.task_id)
+        if begun:
+            assert (await operate(worker, Op.CLAIM, made.task_id)).success
+        await worker.next("task_assignment")
+        assert (await checkpoint_op(worker, "SAVE", key, b"secret")).success
+        refused = await complete(creator, made.task_id, result_checkpoint=key)
+        assert "only the worker" in refused.error
+        assert not (await checkpoint_op(creator, "LOAD", f"_result:{made.task_id}")).data
+        assert (await complete(creator, made.task_id, result="1")).success
+
+
+async def test_a_former_worker_reads_no_checkpoint_of_the_next_one(core: Core) -> None:
+    policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED)
+    async with connect(core, agent("w", "boss", "1")) as boss:
+        async with connect(core, agent("w", "c", "1")) as former:
+            made = await create(boss, target_implementation="c", retry_policy=policy)
+            task_id = (await former.next("task_assignment")).task_assignment.task_id
+            assert task_id == made.task_id
+            former.send(report(task_id, metadata={"result_checkpoint": "private"}))
+            await barrier(former)
+            assert (await operate(former, Op.FAIL, task_id)).success
+        async with connect(core, agent("w", "c", "2")) as worker:
+            assert (await checkpoint_op(worker, "SAVE", "private", b"secret")).success
+            await worker.next("task_assignment")
+            assert (await operate(worker, Op.COMPLETE, task_id)).success
+            assert await shown(worker, task_id) == {}
+            assert "another result" in (await complete(worker, task_id, result_checkpoint="private")).error
+        async with connect(core, agent("w", "c", "1")) as former:
+            assert not (await checkpoint_op(former, "LOAD", f"_result:{task_id}")).data
+
+
 async def test_who_may_not_see_the_task_sees_no_result(core: Core) -> None:
     async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("other", "c", "1")) as outsider:
         task_id = await own(peer)
