@@ -128,6 +128,40 @@ async def test_what_an_ended_session_wrote_is_not_written_after_what_its_success
             release(*stalled)
 
 
+@pytest.mark.parametrize("elsewhere", [True, False], ids=["another node", "the same node"])
+async def test_a_state_that_an_ended_session_saved_replaces_none_of_its_successor(
+    tcp_engine: PostgresEngine, elsewhere: bool
+) -> None:
+    async with two_nodes(tcp_engine) as (proxy, one, two), join(one, agent("w", "a", "1")) as first:
+        create = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="c", assignment_mode=pb.SELF_ASSIGN)
+        task_id = (await first.ask("create_task", create_task=create)).task_id
+        claim = pb.TaskOperation(op=pb.TaskOperation.CLAIM, task_id=task_id)
+        assert (await first.ask("task_op", task_op=claim)).success
+        key = f"_task:{task_id}"
+        stalled = stall_writers(proxy, one)
+        first.send(pb.UpstreamMessage(checkpoint_op=Checkpoint(op=Checkpoint.SAVE, key=key, data=b"first")))
+        await until(lambda: in_use(one) > 0)
+        done = trio.Event()
+
+        async def come_back() -> None:
+            hello = agent("w", "a", "1", resume_session_id=first.ack.session_id)
+            async with join(two if elsewhere else one, hello) as second:
+                save = Checkpoint(op=Checkpoint.SAVE, key=key, data=b"second")
+                answer = await second.ask("checkpoint", checkpoint_op=save)
+                assert answer.success, answer.error
+                done.set()
+                release(*stalled)
+                await until(lambda: in_use(one) == 0)
+                load = Checkpoint(op=Checkpoint.LOAD, key=key)
+                assert (await second.ask("checkpoint", checkpoint_op=load)).data == b"second"
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(come_back)
+            with trio.move_on_after(LONG_ENOUGH_S):
+                await done.wait()
+            release(*stalled)
+
+
 def stall_at_commit(proxy: FaultProxy, gateway: Gateway, *, answers_only: bool) -> list[ProxiedConnection]:
     """The next group's COMMIT, or only its answer, does not come through."""
     writer = gateway.core.kv._db.writer  # type: ignore[attr-defined]
