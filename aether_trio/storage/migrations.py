@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Final
 
 from aether_trio.storage.base import Execute, Fetch, Program
-from aether_trio.storage.errors import SchemaTooNewError
+from aether_trio.storage.errors import SchemaTooNewError, StorageSetupError
 from aether_trio.storage.schema import (
     ForPostgres,
     access,
@@ -93,13 +93,22 @@ POSTGRES: Final = Dialect(
 
 
 def upgrade(name: str, dialect: Dialect, where: str) -> Program[int]:
-    """Bring database `name` up to date; return how many migrations ran."""
+    """Bring database `name` up to date; return how many migrations ran.
+
+    Each SQLite file is one database: the file of another one is refused untouched.
+    """
     migrations = (ONLY_POSTGRES if dialect is POSTGRES and name in ONLY_POSTGRES else MIGRATIONS).get(name, ())
     yield Execute(
         "CREATE TABLE IF NOT EXISTS schema_version (database_name TEXT PRIMARY KEY, version INTEGER NOT NULL)"
     )
-    rows = yield Fetch("SELECT version FROM schema_version WHERE database_name = $1", (name,))
-    seen: int = rows[0][0] if rows else 0
+    rows = yield Fetch("SELECT database_name, version FROM schema_version ORDER BY database_name")
+    versions: dict[str, int] = dict(rows)
+    if dialect is SQLITE and versions.keys() - {name}:
+        raise StorageSetupError(
+            f"{where} is the {', '.join(versions.keys() - {name})} database, and not the {name} database: "
+            "files have been mixed up. Give each its name again, or go on from a backup with `aether restore`."
+        )
+    seen = versions.get(name, 0)
     if seen > len(migrations):
         raise SchemaTooNewError(
             f"the {name} database {where} has schema version {seen}, this release knows {len(migrations)}. "

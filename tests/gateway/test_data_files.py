@@ -42,13 +42,14 @@ def data(used: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", DATABASES)
-@pytest.mark.parametrize("problem", ["missing", "empty"])
-def test_a_file_that_is_lost_is_an_error_with_the_way_out(data: Path, name: str, problem: str) -> None:
+@pytest.mark.parametrize("left", [None, 0, 1], ids=["missing", "empty", "one byte"])
+def test_a_file_that_is_lost_is_an_error_with_the_way_out(data: Path, name: str, left: int | None) -> None:
     file = data / f"{name}.db"
-    if problem == "missing":
+    problem = "missing" if left is None else "empty"
+    if left is None:
         file.unlink()
     else:
-        file.write_bytes(b"")
+        file.write_bytes(file.read_bytes()[:left])
     before = {path.name: path.read_bytes() for path in data.iterdir() if path.suffix == ".db"}
     done = aether("dev", "--port", "0", "--data-dir", str(data))
     assert done.returncode == 3
@@ -58,6 +59,21 @@ def test_a_file_that_is_lost_is_an_error_with_the_way_out(data: Path, name: str,
     assert "Traceback" not in done.stderr
     # Nothing is made in its place, so the next start says the same.
     assert {path.name: path.read_bytes() for path in data.iterdir() if path.suffix == ".db"} == before
+
+
+@pytest.mark.parametrize("name", DATABASES)
+@pytest.mark.parametrize("further", [1, 2])
+def test_a_file_under_the_name_of_another_is_refused_untouched(data: Path, name: str, further: int) -> None:
+    taken_for = DATABASES[(DATABASES.index(name) + further) % len(DATABASES)]
+    file = data / f"{taken_for}.db"
+    file.write_bytes((data / f"{name}.db").read_bytes())
+    before = file.read_bytes()
+    done = aether("dev", "--port", "0", "--data-dir", str(data))
+    assert done.returncode == 3
+    assert f"{file} is the {name} database, and not the {taken_for} database" in done.stderr
+    assert "aether restore" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert file.read_bytes() == before
 
 
 def test_a_write_ahead_log_that_is_left_alone_is_data_too(data: Path) -> None:

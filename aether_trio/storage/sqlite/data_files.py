@@ -21,6 +21,8 @@ from aether_trio.storage.errors import StorageSetupError
 DATABASES: Final = ("state", "log", "tasks")
 """The logical databases of a gateway, in the order in which they are opened."""
 NEW_FILE: Final = "databases.new"
+EMPTY_BYTES: Final = 1
+"""SQLite takes a file of one byte for an empty one, too."""
 RESTORING_FILE: Final = "databases.restoring"
 """A backup is being put back (storage/backup/restore.py)."""
 
@@ -54,7 +56,9 @@ def complete_files(directory: Path) -> Iterator[None]:
     is_new = new_file.exists()
     if not is_new:
         lost = {name: problem for name in DATABASES if (problem := _problem(database_file(directory, name)))}
-        left = [path.name for name in DATABASES for path in _files(directory, name) if path.stat().st_size]
+        left = [
+            path.name for name in DATABASES for path in _files(directory, name) if path.stat().st_size > EMPTY_BYTES
+        ]
         if lost and left:
             raise _lost(directory, lost, left)
         is_new = bool(lost)
@@ -82,7 +86,7 @@ def _files(directory: Path, name: str) -> list[Path]:
 
 def _problem(file: Path) -> str:
     try:
-        return "" if file.stat().st_size else "empty"
+        return "" if file.stat().st_size > EMPTY_BYTES else "empty"
     except FileNotFoundError:
         return "missing"
 
