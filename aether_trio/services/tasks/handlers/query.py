@@ -16,6 +16,7 @@ import base64
 import binascii
 import enum
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -23,6 +24,7 @@ import trio
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, IdentityError
+from aether_trio.model.limits import KIB
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
@@ -32,7 +34,7 @@ from aether_trio.services.tasks.handlers import details
 from aether_trio.services.tasks.handlers.permissions import MANAGE, NOT_FOUND, Caller, load_visible, may
 from aether_trio.services.tasks.handlers.sanitize import number_of, storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
-from aether_trio.services.tasks.protobuf import info, show
+from aether_trio.services.tasks.protobuf import show
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.dead_messages import DEAD_MESSAGE
 from aether_trio.session.session import Session
@@ -58,6 +60,8 @@ FEW: Final = 1000
 """Tasks of one beginning that are looked at one by one; with more the workspace's index is read."""
 ROW_BYTES: Final = 600
 """Size of a row without the texts of its client."""
+STEP_BYTES: Final = 64 * KIB
+"""Size of the rows that are shown in one step of the event loop: a few milliseconds."""
 
 _DESCENDANTS: Final = f"""task_id IN (
     WITH RECURSIVE below(task_id) AS (
@@ -157,10 +161,13 @@ class TaskReader:
         self._audit = engine.audit
         self._sessions = sessions
         self._authorizer = authorizer
+        self._large_page = trio.Lock()
+        """Many clients with large pages cost others as much as one."""
 
     async def handle(self, session: Session, asked: pb.TaskQuery) -> Sequence[pb.DownstreamMessage]:
         """Answer a `task_query`. A refusal is a sentence in the typed response."""
-        response = pb.TaskQueryResponse(request_id=asked.request_id)
+        message = pb.DownstreamMessage(task_query=pb.TaskQueryResponse(request_id=asked.request_id))
+        response = message.task_query  # in its place: a copy of a large page takes long
         try:
             await self._sessions.wait_written(session)
             if asked.op == pb.TaskQuery.GET:
@@ -173,7 +180,7 @@ class TaskReader:
             response.error = str(outage(error))
         except TokenError as error:
             response.error = str(error)
-        return [pb.DownstreamMessage(task_query=response)]
+        return [message]
 
     async def _get(self, session: Session, asked: pb.TaskQuery, response: pb.TaskQueryResponse) -> None:
         task = await load_visible(
@@ -238,7 +245,7 @@ class TaskReader:
                 response.error = f"task {wanted.parent_task_id} has more than {MAX_DESCENDANTS} tasks below it"
                 return
         page = await self._database.read(lambda: list_page(where, args, limit_of(wanted)))
-        self._show(session, page, response)
+        await self._show(session, page, response)
 
     async def _list_everywhere(
         self, session: Session, wanted: pb.TaskFilter, prefix: str, response: pb.TaskQueryResponse
@@ -263,15 +270,24 @@ class TaskReader:
                 others.append(workspace)
         beginning = await self._beginning(prefix)
         page = await self._database.read(lambda: everywhere(wanted, readable, others, session.identity.text, beginning))
-        self._show(session, page, response)
+        await self._show(session, page, response)
 
     async def _beginning(self, prefix: str) -> IdPrefix | None:
         """Look how many ids begin with a prefix; None for no prefix."""
         return IdPrefix(prefix, await self._database.read(lambda: are_few(prefix))) if prefix else None
 
-    def _show(self, session: Session, page: QueryPage, response: pb.TaskQueryResponse) -> None:
+    async def _show(self, session: Session, page: QueryPage, response: pb.TaskQueryResponse) -> None:
+        """Write a page into the response: a large one in steps, one page at a time."""
         response.success = True
-        response.tasks.extend(info(task, numbered=session.numbered) for task in page.tasks)
+        sizes = [ROW_BYTES + len(task.spec) + len(task.wait) for task in page.tasks]
+        async with self._large_page if sum(sizes) > STEP_BYTES else nullcontext():
+            step = 0
+            for task, size in zip(page.tasks, sizes, strict=True):
+                step += size
+                if step > STEP_BYTES:
+                    step = size
+                    await trio.lowlevel.checkpoint()
+                show(response.tasks.add(), task, numbered=session.numbered)
         response.total_count = len(page.tasks)
         response.next_page_token = page.token
 
