@@ -36,6 +36,8 @@ class Limits:
 
     name_bytes: ClassVar[int] = 1 * KIB
     """A name in a request: an id, a topic, a word (session/request_bounds.py). Not a setting."""
+    numbers: ClassVar[int] = 1024
+    """Entries of a list of numbers in a request: a request of `name_bytes` has no more."""
     text_bytes: ClassVar[int] = 16 * KIB
     """One text for people in a request, such as a description."""
     request_bytes: ClassVar[int] = 256 * KIB

@@ -1,10 +1,11 @@
 """Refuses client requests whose fields are too long, by one table of bounds.
 
 Texts of requests are stored, echoed and listed. So every text has a bound, and so has a request as
-a whole, before any handler runs. The three rules of docs/wire.md:
+a whole, before any handler runs. The four rules of docs/wire.md:
 
 * a name (ids, keys, topics, words of the protocol) has at most `Limits.name_bytes`;
 * a text for people or programs (`TEXTS`) has at most `Limits.text_bytes`;
+* a list of numbers has at most `Limits.numbers`: a packed one is a field of any length;
 * a request has at most `Limits.request_bytes` without its content. Content is what is of type
   `bytes`, what is in `CHECKED_BY_OPERATION`, which the operation checks, and the result in a
   COMPLETE of a task.
@@ -90,6 +91,8 @@ def _measure(message: Any, path: str) -> tuple[int, str | None]:
                 content += within
                 if excess is not None:
                     return content, excess
+        elif field.is_repeated and kind != FieldDescriptor.TYPE_MESSAGE and len(value) > Limits.numbers:
+            return content, f"{path}{field.name} has {len(value)} numbers; at most {Limits.numbers} are allowed"
     return content, None
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Any, Final
 
-from google.protobuf.descriptor import Descriptor
+from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import DecodeError
 
 from aether_trio.model.errors import Status, StatusError
@@ -21,6 +21,11 @@ UNCOUNTED_BYTES: Final = 64 * 1024
 MAX_FIELDS: Final = 8192
 """Fields of a longer message, nested ones included: counting takes 3 ms. A map entry is three."""
 
+NUMBERS: Final = True
+"""Stands for the type of a packed list: its numbers are counted as fields."""
+_WITH_LENGTH: Final = frozenset({FieldDescriptor.CPPTYPE_STRING, FieldDescriptor.CPPTYPE_MESSAGE})
+_CONTINUED: Final = bytes(range(0x80, 0x100))
+"""The bytes of a number but for its last one."""
 _parse: Final = UpstreamMessage.FromString
 
 
@@ -39,7 +44,7 @@ def decode_upstream(data: bytes) -> UpstreamMessage:
 def too_many_fields(data: bytes, descriptor: Any) -> bool:
     """Whether a serialized message of this type has more than MAX_FIELDS fields."""
     parts = _parts_of(descriptor)
-    enclosing: list[tuple[int, dict[int, Descriptor]]] = []
+    enclosing: list[tuple[int, dict[int, Descriptor | bool]]] = []
     at, end, fields = 0, len(data), 0
     try:
         while True:
@@ -55,10 +60,14 @@ def too_many_fields(data: bytes, descriptor: Any) -> bool:
             if kind == 2:
                 size, at = read_varint(data, at)
                 part = parts.get(tag >> 3)
-                if part is not None:
+                if isinstance(part, Descriptor):
                     enclosing.append((end, parts))
                     end, parts = at + size, _parts_of(part)
                 else:
+                    if part is NUMBERS:
+                        fields += max(len(data[at : at + size].translate(None, _CONTINUED)) - 1, 0)
+                        if fields > MAX_FIELDS:
+                            return True
                     at += size
             elif kind == 0:
                 _, at = read_varint(data, at)
@@ -71,5 +80,10 @@ def too_many_fields(data: bytes, descriptor: Any) -> bool:
 
 
 @cache  # bounded by the number of message types
-def _parts_of(descriptor: Descriptor) -> dict[int, Descriptor]:
-    return {field.number: field.message_type for field in descriptor.fields if field.message_type is not None}
+def _parts_of(descriptor: Descriptor) -> dict[int, Descriptor | bool]:
+    """Return what is counted in fields with a length: messages, and lists of numbers."""
+    return {
+        field.number: field.message_type or NUMBERS
+        for field in descriptor.fields
+        if field.message_type is not None or (field.is_repeated and field.cpp_type not in _WITH_LENGTH)
+    }

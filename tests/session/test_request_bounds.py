@@ -143,3 +143,40 @@ async def test_an_answer_that_is_too_large_is_a_refusal(core: Core, monkeypatch:
             error = (await peer.next("error")).error
             assert (error.request_id, error.retryable) == ("mine", False)
             assert error.code == (Code.KV_ERROR if answer == "kv" else Code.PAYLOAD_TOO_LARGE)
+
+
+@pytest.mark.parametrize("count", [Limits.numbers, Limits.numbers + 1, 60_000])
+@pytest.mark.parametrize(
+    ("case", "name", "path"),
+    [
+        ("create_task", "schedule_ms", "retry_policy"),
+        ("create_task", "retryable_status_codes", "retry_policy"),
+        ("create_task", "on_statuses", "completion_event"),
+        ("task_query", "statuses", "filter"),
+        ("task_query", "exclude_statuses", "filter"),
+        ("task_query", "exclude_task_classes", "filter"),
+    ],
+)
+def test_a_list_of_numbers_has_a_bound(case: str, name: str, path: str, count: int) -> None:
+    request = pb.UpstreamMessage()
+    getattr(getattr(getattr(request, case), path), name).extend([1] * count)
+    excess = excess_of(getattr(request, case))
+    if count <= Limits.numbers:
+        assert excess is None
+    else:
+        assert excess == f"{path}.{name} has {count} numbers; at most {Limits.numbers} are allowed"
+
+
+def test_there_is_no_other_list_of_numbers() -> None:
+    found = set()
+    for message in pb.DESCRIPTOR.message_types_by_name.values():
+        for field in message.fields:
+            if field.is_repeated and field.cpp_type not in (
+                FieldDescriptor.CPPTYPE_STRING,
+                FieldDescriptor.CPPTYPE_MESSAGE,
+            ):
+                found.add(f"{message.name}.{field.name}")
+    assert found == {
+        "RetryPolicy.schedule_ms", "RetryPolicy.retryable_status_codes", "TaskCompletionEvent.on_statuses",
+        "TaskFilter.statuses", "TaskFilter.exclude_statuses", "TaskFilter.exclude_task_classes",
+    }  # fmt: skip

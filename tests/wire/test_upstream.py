@@ -36,8 +36,10 @@ def fields(message: Any) -> int:
         pb.UpstreamMessage(init=pb.InitConnection(extensions=[pb.ExtensionDeclaration()] * 40_000)),
         pb.UpstreamMessage(init=pb.InitConnection(credentials={str(number): "" for number in range(20_000)})),
         pb.UpstreamMessage(create_task=pb.CreateTaskRequest(metadata={str(n): "x" * 20 for n in range(3000)})),
+        pb.UpstreamMessage(create_task=pb.CreateTaskRequest(retry_policy=pb.RetryPolicy(schedule_ms=[1] * 70_000))),
+        pb.UpstreamMessage(create_task=pb.CreateTaskRequest(retry_policy=pb.RetryPolicy(schedule_ms=[-1] * 9000))),
     ],
-    ids=["parts", "map", "map-with-values"],
+    ids=["parts", "map", "map-with-values", "numbers", "large numbers"],
 )
 def test_too_many_fields_are_refused(message: pb.UpstreamMessage) -> None:
     data = message.SerializeToString()
@@ -61,11 +63,20 @@ def test_a_long_payload_is_one_field(payload: bytes) -> None:
 
 
 messages = st.builds(
-    lambda metadata, uris, payload: pb.UpstreamMessage(
-        init=pb.InitConnection(credentials=metadata, extensions=[pb.ExtensionDeclaration(uri=uri) for uri in uris]),
+    lambda metadata, numbers, uris, payload: pb.UpstreamMessage(
+        **(
+            {"create_task": pb.CreateTaskRequest(retry_policy=pb.RetryPolicy(schedule_ms=numbers), metadata=metadata)}
+            if numbers
+            else {
+                "init": pb.InitConnection(
+                    credentials=metadata, extensions=[pb.ExtensionDeclaration(uri=uri) for uri in uris]
+                )
+            }
+        ),
         active_extensions=[payload],
     ),
     st.dictionaries(st.text(max_size=5), st.text(max_size=300), max_size=10),
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=30),
     st.lists(st.text(max_size=300), max_size=10),
     st.text(),
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 
 from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.tasks.form import QUESTION_ID, Form, asked_by_gateway, form_of, question_id
@@ -114,11 +114,18 @@ class Wait:
 
     def to_json(self) -> str:
         """Encode the wait for storage."""
-        return json.dumps(asdict(self), separators=(",", ":"))
+        return json.dumps(self._values(), separators=(",", ":"))
 
     def in_order(self) -> str:
         """Encode the wait so that equal waits give equal texts."""
-        return json.dumps(asdict(self), sort_keys=True)
+        return json.dumps(self._values(), sort_keys=True)
+
+    def _values(self) -> dict[str, object]:
+        """Return the fields by name.
+
+        `asdict` copies each pair, and takes ten times as long.
+        """
+        return {one.name: getattr(self, one.name) for one in fields(self)} | {"input_match": dict(self.input_match)}
 
     @classmethod
     def from_json(cls, text: str) -> Wait:

@@ -86,6 +86,7 @@ _EQUAL: Final = (
 _OF_ROOT: Final = "(root_task_id = {0} AND root_task_id <> task_id OR task_id = {0} AND root_task_id = {0})"
 """The condition for two indexes: that of roots has no task that is its own root."""
 
+_TASK_CLASSES: Final = frozenset(int(number) for number in pb.TaskClass.values())
 _SIZE: Final = f"LENGTH(spec) + LENGTH(wait) + LENGTH(error) + {ROW_BYTES}"
 _SIZES: Final = f"SELECT {_SIZE} FROM tasks WHERE {{0}}"  # noqa: S608
 _PAGE: Final = f"""WITH found AS (SELECT task_id, updated_ms, {_SIZE} AS size FROM tasks WHERE {{0}}), summed AS (
@@ -311,7 +312,7 @@ def decode_token(token: str) -> tuple[int, str]:
 
 
 def _statuses(numbers: Iterable[int]) -> set[Value]:
-    return {status.value for number in numbers for status in stored_as(number)}
+    return {status.value for number in set(numbers) for status in stored_as(number)}
 
 
 class Part(enum.Enum):
@@ -371,7 +372,8 @@ def _add_filter(where: _Where, wanted: pb.TaskFilter, beginning: IdPrefix | None
     if wanted.task_class:
         where.add("task_class = {0}", wanted.task_class)
     if wanted.exclude_task_classes:
-        where.among("task_class", {int(number) for number in wanted.exclude_task_classes}, no=True)
+        known = _TASK_CLASSES & {int(number) for number in wanted.exclude_task_classes}
+        where.among("task_class", known, no=True)
     if wanted.priority:
         where.add("priority = {0}", priority_of(wanted.priority))
     if wanted.min_priority:
