@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from aether_trio.model.limits import KIB
@@ -77,7 +78,9 @@ def check_match(match: Mapping[str, str]) -> None:
     form_of(match)
 
 
+@lru_cache(maxsize=64)
 def _read(text: str) -> Form:
+    """Read a form. A wait asks for it with each input that comes: it takes up to 0.7 ms."""
     size = len(text.encode())
     if size > MAX_FORM_BYTES:
         raise FormError(f"{FORM} has {size} bytes; at most {MAX_FORM_BYTES} are allowed")

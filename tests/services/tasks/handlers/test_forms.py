@@ -11,6 +11,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.tasks.form import MAX_FORM_BYTES
+from aether_trio.model.tasks.wait import Wait
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, let_manage, message_to
@@ -204,3 +205,19 @@ async def test_other_names_of_the_gateway_are_refused_in_a_match(core: Core) -> 
         assert "only _form is known" in refused.error
         for own_id in ("", "_1-0"):
             assert "question_id" in (await ask(peer, task_id, question_id=own_id)).error
+
+
+def test_a_form_is_read_once_for_all_inputs_that_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    wait = Wait(1, input_match={"_form": json.dumps({"question": "Read once?", "choices": ["now", "later"]})})
+    read = 0
+    loads = json.loads
+
+    def counted(text: str) -> Any:
+        nonlocal read
+        read += 1
+        return loads(text)
+
+    monkeypatch.setattr(json, "loads", counted)
+    assert not any(wait.takes({"decision": "approve", "choice": f"{number}"}) for number in range(100))
+    assert wait.takes({"decision": "approve", "choice": "now"})
+    assert read == 1
