@@ -11,8 +11,8 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError
-from aether_trio.cli.output import OutputClosed, leave_closed_output, visible
+from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError, first_of
+from aether_trio.cli.output import OutputClosed, OutputFailed, leave_closed_output, visible
 from aether_trio.version import __version__
 
 # name: (module, line for the overview), so that `aether --help` imports no module.
@@ -78,15 +78,14 @@ class LazyGroup(click.Group):
             raise
         except KeyboardInterrupt:
             raise SystemExit(INTERRUPTED) from None
-        except OutputClosed:
-            leave_closed_output()
-            raise SystemExit(CLOSED) from None
+        except OutputClosed as closed:
+            raise _end_of(closed) from None
         except BaseExceptionGroup as group:
             if group.subgroup(KeyboardInterrupt) is not None:
                 raise SystemExit(INTERRUPTED) from None
-            if group.subgroup(OutputClosed) is not None:
-                leave_closed_output()
-                raise SystemExit(CLOSED) from None
+            closed_group = group.subgroup(OutputClosed)
+            if closed_group is not None:
+                raise _end_of(first_of(closed_group)) from None
             raise
         except UnicodeEncodeError as error:
             # Bytes from the shell that are no UTF-8 become surrogates, which no message can hold.
@@ -106,6 +105,12 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             raise click.UsageError(f"{error.message} The commands are {', '.join(COMMANDS)}.", ctx) from None
+
+
+def _end_of(closed: OutputClosed) -> BaseException:
+    """Return what ends a command whose output is closed, or cannot be written."""
+    leave_closed_output()
+    return CliError(str(closed)) if isinstance(closed, OutputFailed) else SystemExit(CLOSED)
 
 
 @click.group(

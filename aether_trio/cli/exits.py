@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import IO, Any, Final, TypeVar, cast
 
 import click
 
 from aether_trio.cli.output import Announcements, announce, visible
 
-E = TypeVar("E", bound=Exception)
+E = TypeVar("E", bound=BaseException)
 
 FAILED: Final = 1
 USAGE: Final = 2
@@ -46,7 +47,8 @@ class CliError(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Print the error; in a JSON log it is a line of that."""
         if Announcements.log is None:
-            super().show(file)
+            with contextlib.suppress(OSError):  # a full disk; the exit code says it too
+                super().show(file)
         else:
             announce(self.message, lines=True, level="error")
 

@@ -50,6 +50,10 @@ class OutputClosed(BaseException):
     """A command's output has no reader. Not an Exception, so that no handler takes it."""
 
 
+class OutputFailed(OutputClosed):
+    """A command's output cannot be written, as to a full disk; the text says why."""
+
+
 def is_terminal() -> bool:
     """Whether standard output is a terminal."""
     return sys.stdout is not None and sys.stdout.isatty()
@@ -131,8 +135,8 @@ def print_bytes(value: bytes) -> None:
         sys.stdout.flush()
         sys.stdout.buffer.write(value)
         sys.stdout.buffer.flush()
-    except BrokenPipeError:
-        raise OutputClosed from None
+    except OSError as error:
+        raise _closed(error, err=False) from None
 
 
 def print_table(
@@ -194,8 +198,14 @@ def progress_line(text: str) -> None:
 def _write(text: str, *, err: bool) -> None:
     try:
         click.echo(text, nl=False, err=err)
-    except BrokenPipeError:
-        raise OutputClosed from None
+    except OSError as error:
+        raise _closed(error, err=err) from None
+
+
+def _closed(error: OSError, *, err: bool) -> OutputClosed:
+    if isinstance(error, BrokenPipeError):
+        return OutputClosed()
+    return OutputFailed(f"standard {'error' if err else 'output'} cannot be written: {error.strerror or error}")
 
 
 def run_client(main: Callable[..., Awaitable[T]], *args: Any) -> T:

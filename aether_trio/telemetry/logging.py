@@ -82,18 +82,18 @@ def _traceback(to: TextIO, failure: ExcInfo) -> None:
 
 
 class _LogOutput:
-    """Writes log lines to a stream, and drops them when its reader has gone."""
+    """Writes log lines to a stream; drops what a full disk or a gone reader refuses."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self._stream.flush()
 
 

@@ -157,8 +157,8 @@ class Shell:
         return shown.decode().splitlines()
 
     def start(self, *arguments: str, program: tuple[str, ...] = AETHER, **options: Any) -> subprocess.Popen[bytes]:
-        pipe = subprocess.PIPE
-        return subprocess.Popen([*program, *arguments], env=self.env, stdout=pipe, stderr=pipe, **options)
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return subprocess.Popen([*program, *arguments], env=self.env, **{**pipes, **options})
 
     @contextmanager
     def running(self, *arguments: str, **options: Any) -> Iterator[Command]:

@@ -76,6 +76,33 @@ def test_one_that_prints_once(shell: Shell, arguments: tuple[str, ...]) -> None:
     ends(shell.start(*arguments))
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("tasks", "list"),
+        ("tasks", "list", "--json"),
+        ("kv", "get", "k"),
+        ("topics", "show", "ag::default::full::1"),
+        ("tail", "ag::default::full::1", "--from", "start", "--no-follow"),
+        ("version",),
+    ],
+    ids=" ".join,
+)
+def test_a_full_disk_is_said_in_one_line(shell: Shell, arguments: tuple[str, ...]) -> None:
+    shell.out("kv", "put", "k", "v")
+    shell.out("tasks", "create", "press", "--pool", "absent")
+    shell.out("send", "ag::default::full::1", "hello")
+    with Path("/dev/full").open("wb") as full:
+        process = shell.start(*arguments, stdout=full)
+        _, said = process.communicate(timeout=LIMIT_S)
+        assert (process.returncode, said.decode()) == (
+            1,
+            "Error: standard output cannot be written: No space left on device\n",
+        )
+        process = shell.start(*arguments, stdout=full, stderr=full)
+        assert process.wait(LIMIT_S) == 1
+
+
 def test_orchestrate_ends_its_agents_first(shell: Shell, tmp_path: Path) -> None:
     file = tmp_path / "agents.yaml"
     file.write_text("agents: {echo: {command: [python, echo.py]}}\n", encoding="utf-8")
@@ -115,6 +142,28 @@ def test_a_gateway_for_development_drains() -> None:
     process = start("dev", "--log-level", "error")
     assert b"is serving on" in first_line(process)
     ends(process, 0)
+
+
+def test_a_gateway_that_serves_goes_on_though_the_disk_of_its_log_is_full(tmp_path: Path) -> None:
+    ready = tmp_path / "ready.json"
+    options = ("--port", "0", "--ops-port", "0", "--log-level", "debug")
+    with Path("/dev/full").open("wb") as full:
+        process = subprocess.Popen(
+            [*AETHER, "dev", *options, "--ready-file", str(ready), "--data-dir", str(tmp_path / "data")],
+            env=clean_environment(),
+            stdout=full,
+            stderr=full,
+        )
+    try:
+        wait_until_ready(process, ready)
+        address = json.loads(ready.read_text())["gateway"]
+        for _ in range(2):
+            assert aether("kv", "put", "k", "v", AETHER_GATEWAY=address).returncode == 0
+        process.terminate()
+        assert process.wait(LIMIT_S) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_gateway_that_serves_goes_on_though_its_log_has_no_reader(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ def check_match(match: Mapping[str, str]) -> None:
 
 @lru_cache(maxsize=64)
 def _read(text: str) -> Form:
-    """Read a form. A wait asks for it with each input that comes: it takes up to 0.7 ms."""
+    """Read a form, which takes up to 0.7 ms: a wait asks for it with each input."""
     size = len(text.encode())
     if size > MAX_FORM_BYTES:
         raise FormError(f"{FORM} has {size} bytes; at most {MAX_FORM_BYTES} are allowed")
