@@ -98,8 +98,8 @@ def test_tasks_are_found_by_a_beginning(shell: Shell) -> None:
     shell.fails(1, "task not found", "tasks", "show", "0000-none")
 
 
-def test_many_tasks_with_one_beginning_are_listed(shell: Shell, gateway: GatewayProcess) -> None:
-    tasks = [shell.out("tasks", "create", "press", "--pool", "absent").strip() for _ in range(40)]
+def test_many_tasks_with_one_beginning_are_listed(shell: Shell, worker: Any) -> None:
+    tasks = [worker.tasks.create("press", pool="absent").task_id for _ in range(40)]
     first = next(one for one in "0123456789abcdef" if sum(task.startswith(one) for task in tasks) > 1)
     done = shell.run("tasks", "show", first)
     assert done.returncode == USAGE, done

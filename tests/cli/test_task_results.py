@@ -152,11 +152,11 @@ def test_a_watch_says_how_the_tasks_below_ended(shell: Shell, gateway: GatewayPr
 
 def test_a_person_who_waits_is_told_why(shell: Shell) -> None:
     # The notice is due after two seconds.
-    waits = ("tasks", "create", "press", "--pool", "vacant", "--wait", "--timeout", "30")
+    waits = ("tasks", "create", "press", "--pool", "vacant", "--wait", "--timeout", "15")
     code, shown = on_terminal(shell.env, 200, *AETHER, *waits)
     _, notice, last = shown.decode().splitlines()
     assert (code, notice) == (124, "it waits: no worker of the pool vacant is connected to the workspace default")
-    assert "has not ended within 30 s" in last
+    assert "has not ended within 15 s" in last
 
 
 def test_a_queued_task_says_why(shell: Shell, gateway: GatewayProcess) -> None:

@@ -16,7 +16,7 @@ from tests.helpers.engines import Engine
 __all__ = ["core", "world"]
 VIRTUAL = ("test_credentials_jwks", "test_last_seen", "test_progress", "test_sessions", "test_topics")
 VIRTUAL_AGENTS = (
-    "agents_that_end", "crash_loops", "ended_processes", "listed_agents", "orchestrators", "random", "registry", "resource_owners", "started_by_messages",
+    "agents_that_end", "crash_loops", "ended_processes", "hostile_reports", "listed_agents", "orchestrators", "random", "registry", "resource_owners", "started_by_messages",
     "started_by_tasks",
 )  # fmt: skip
 

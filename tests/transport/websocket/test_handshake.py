@@ -41,7 +41,10 @@ async def ask(transport: TransportServer, head: str = HEAD, **changes: str | Non
             while True:
                 data = await stream.receive_some(65536)
                 answer += data
-                if not data or answer.startswith(b"HTTP/1.1 101"):
+                head, ended, body = answer.partition(b"\r\n\r\n")
+                # After 405 the connection stays open for a while, for another request.
+                is_whole = ended and f"Content-Length: {len(body)}\r\n".encode() in head + ended
+                if not data or is_whole or answer.startswith(b"HTTP/1.1 101"):
                     return int(answer.split(b" ", 2)[1]), answer.decode()
 
 
