@@ -21,7 +21,7 @@ from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.task_values import Task
 from aether_trio.client.operations.tasks import Tasks
 from aether_trio.model.identity import Identity
-from aether_trio.telemetry.ops import ASKED_BY
+from aether_trio.wire.ops_port import ASKED_BY
 
 MARK: Final = "_dead_letter"
 """The metadata key of a dead letter, a FAILED task; its value is OPEN, or who resolved it."""

@@ -11,7 +11,7 @@ import trio
 
 from aether_trio.cli import exits
 from aether_trio.cli.options import OpsTarget
-from aether_trio.telemetry.ops import OPS_SERVER
+from aether_trio.wire.ops_port import OPS_SERVER
 
 _HINT: Final = "is the gateway running, and is this its ops port? (--ops)"
 _READ_BYTES = 64 * 1024

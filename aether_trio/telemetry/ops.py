@@ -37,6 +37,7 @@ from aether_trio.transport.http1.server import serve_requests
 from aether_trio.transport.socket.accepted import Accepted, address_text
 from aether_trio.transport.socket.byte_stream import ByteStream
 from aether_trio.transport.socket.listener import Acceptor, TcpSettings, open_tcp_listeners
+from aether_trio.wire.ops_port import ASKED_BY, OPS_SERVER
 
 TailSource = Callable[[str, int | None, bool], AsyncGenerator[tuple[int, int, bytes], None]]
 """`tail(topic, from_offset, follow)` yields (offset, timestamp in Unix ms, encoded
@@ -49,10 +50,6 @@ with the last message that is there.
 ResolveDeadLetter = Callable[[str, str, str], Awaitable[bool]]
 """`resolve(task_id, by, notes)`: whether that dead letter was open. Raises StorageUnavailable."""
 
-OPS_SERVER: Final = "aether-trio-ops"
-"""The Server header, by which `aether tail` knows an ops port."""
-ASKED_BY: Final = "x-aether-asked-by"
-"""The header of a request that changes something."""
 _METHODS: Final = "method not allowed: the ops port takes GET and HEAD, and POST for /v1/dlq/TASK_ID/resolve"
 _TEXT: Final = "text/plain; charset=utf-8"
 _JSON: Final = "application/json"

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Final
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
-from aether_trio.cli.app import COMMANDS
+from aether_trio.cli.app import COMMANDS, app
 from aether_trio.cli.running import data_text
 from aether_trio.config import Settings, load_settings
 from aether_trio.devtools.ports import held_port
@@ -17,18 +21,39 @@ from aether_trio.version import __version__
 from tests.cli.shell import aether, fails, leaves
 from tests.helpers.gateway import start_gateway
 
+SERVERS: Final = {"dev", "serve", "orchestrate", "backup", "restore", "init"}
+OF_GATEWAYS: Final = {"aether_trio.gateway", "aether_trio.telemetry", "prometheus_client", "structlog", "sqlite3"}
 SUBCOMMANDS = [*([name] for name in COMMANDS), *(one.split() for one in leaves() if " " in one)]
 
 
 @pytest.mark.parametrize("command", [[], *SUBCOMMANDS], ids=lambda parts: "-".join(parts) or "aether")
 def test_every_command_explains_itself(command: list[str]) -> None:
-    done = aether(*command, "--help")
-    assert done.returncode == 0
-    assert done.stderr == ""
+    done = CliRunner().invoke(app, [*command, "--help"], prog_name="aether", terminal_width=110)
+    assert (done.exit_code, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: aether {' '.join(command)}".rstrip())
     # Nothing is cut off, and no subcommand is left without a word.
     for line in done.stdout.splitlines()[1:]:
         assert not line.endswith("...")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_a_process(command: str) -> None:
+    """Each command is imported when it is run, and alone."""
+    done = aether(command, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(f"Usage: aether {command} ")
+
+
+@pytest.mark.parametrize("command", sorted(set(COMMANDS) - SERVERS))
+def test_a_command_of_a_client_imports_nothing_of_a_gateway(command: str) -> None:
+    """Else each command takes a quarter longer."""
+    script = (
+        "import click, sys; from aether_trio.cli.app import app\n"
+        f"app.get_command(click.Context(app), {command!r})\n"
+        f"print(*sorted({OF_GATEWAYS!r} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
 
 
 @pytest.mark.parametrize(
