@@ -15,7 +15,7 @@ from typing import Final
 
 from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import TaskRow
-from aether_trio.model.tasks.result import ResultKind
+from aether_trio.model.tasks.result import MAX_KEY_BYTES, ResultKind
 from aether_trio.model.tasks.status import HELD, WAITING
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
@@ -53,6 +53,9 @@ class SavedStates:
         if not op.key.startswith((states.PREFIX, RESULT_PREFIX)):
             return None
         answer = pb.CheckpointResponse(request_id=op.request_id)
+        if len(op.key) > MAX_KEY_BYTES:
+            answer.error = f"the checkpoint key has {len(op.key)} characters; at most {MAX_KEY_BYTES} bytes are allowed"
+            return answer
         try:
             await self._sessions.wait_written(session)
             if op.key.startswith(RESULT_PREFIX):

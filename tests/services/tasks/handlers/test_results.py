@@ -244,6 +244,18 @@ async def test_a_creator_reads_no_checkpoint_of_the_worker(core: Core, key: str,
         assert (await complete(creator, made.task_id, result="1")).success
 
 
+@pytest.mark.parametrize("prefix", ["_task:", "_result:"])
+@pytest.mark.parametrize("op", ["SAVE", "LOAD", "DELETE"])
+async def test_a_long_key_is_looked_up_nowhere(core: Core, prefix: str, op: str) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        asked = pb.CheckpointOperation(
+            op=pb.CheckpointOperation.OpType.Value(op), key=prefix + "x" * 1_000_000, request_id="long"
+        )
+        peer.send(pb.UpstreamMessage(checkpoint_op=asked))
+        refused = await answer(peer, "checkpoint", "long")
+        assert (refused.success, "at most 256 bytes" in refused.error) == (False, True)
+
+
 async def test_a_former_worker_reads_no_checkpoint_of_the_next_one(core: Core) -> None:
     policy = pb.RetryPolicy(max_attempts=2, backoff=pb.BACKOFF_STRATEGY_FIXED)
     async with connect(core, agent("w", "boss", "1")) as boss:
