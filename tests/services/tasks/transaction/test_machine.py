@@ -262,6 +262,11 @@ class TaskMachine(RuleBasedStateMachine):
         if foreign or (move is Move.CLAIM and waits and not may_be_given(before, caller)):
             assert outcome.refusal
             return
+        if move is Move.CANCEL and before.status is StoredStatus.DLQ:  # it discards the dead letter
+            after = self.load(task_id)
+            assert after is not None
+            assert (outcome.refusal, after.status, after.ended_by) == ("", StoredStatus.CANCELLED, caller.text)
+            return
         match expected:
             case RefusedMove(_, text):
                 assert outcome.refusal == text
