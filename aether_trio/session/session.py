@@ -287,6 +287,13 @@ class Session:
                 break
         self.outbox.put_control(*frames)
 
+    def put_encoded(self, frame: bytes) -> None:
+        """Queue a serialized message to the client. Never blocks."""
+        if len(frame) > CLIENT_MESSAGE_BYTES:
+            self.put(pb.DownstreamMessage.FromString(frame))
+        else:
+            self.outbox.put_control(frame)
+
     def _fitting(self, message: pb.DownstreamMessage, frame: bytes) -> list[bytes]:
         if len(frame) <= CLIENT_MESSAGE_BYTES:
             return [frame]

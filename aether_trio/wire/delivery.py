@@ -22,7 +22,7 @@ from typing import Final
 
 from aether_trio.wire.pb import aether_pb2 as pb
 
-__all__ = ["delivery_prefix", "delivery_suffix", "encode_delivery", "encode_progress", "varint"]
+__all__ = ["delivery_prefix", "delivery_suffix", "encode_delivery", "encode_progress", "encode_task_event", "varint"]
 
 _MSG: Final = b"\x0a"  # DownstreamMessage.msg = 1, length-delimited
 _PROGRESS: Final = b"\x82\x01"  # .progress_update = 16, length-delimited
@@ -100,3 +100,17 @@ def encode_progress(update: pb.ProgressUpdate) -> bytes:
     body = update.SerializeToString()
     # With a message around it protobuf would copy it first.
     return b"".join((_PROGRESS, varint(len(body)), body))
+
+
+_TASK_EVENT: Final = varint(pb.DownstreamMessage.DESCRIPTOR.fields_by_name["task_event"].number << 3 | 2)
+_SUBSCRIPTION_ID: Final = b"\x2a"  # TaskEvent.subscription_id = 5, length-delimited
+
+
+def encode_task_event(event: bytes, subscription_id: str) -> bytes:
+    """Encode a serialized TaskEvent for a subscription as a DownstreamMessage.
+
+    The field is appended, so a large event is not parsed for each of its subscribers.
+    """
+    name = subscription_id.encode()
+    end = b"".join((_SUBSCRIPTION_ID, varint(len(name)), name)) if name else b""
+    return b"".join((_TASK_EVENT, varint(len(event) + len(end)), event, end))

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery, encode_progress, varint
+from aether_trio.wire.delivery import (
+    delivery_prefix,
+    delivery_suffix,
+    encode_delivery,
+    encode_progress,
+    encode_task_event,
+    varint,
+)
 from aether_trio.wire.pb import aether_pb2 as pb
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=300)
@@ -88,3 +95,13 @@ def test_a_progress_update_is_wrapped() -> None:
     message = pb.DownstreamMessage.FromString(encode_progress(update))
     assert message.WhichOneof("payload") == "progress_update"
     assert message.progress_update == update
+
+
+@given(name=texts, summary=texts, workspace=texts)
+@example(name="", summary="", workspace="")
+@example(name="s", summary="x" * 20_000, workspace="w")
+def test_an_event_for_a_subscription_is_as_if_its_field_were_set(name: str, summary: str, workspace: str) -> None:
+    event = pb.TaskEvent(task_id="t", workspace=workspace, progress=pb.TaskProgressEvent(message=summary))
+    written = pb.DownstreamMessage.FromString(encode_task_event(event.SerializeToString(), name))
+    event.subscription_id = name
+    assert written == pb.DownstreamMessage(task_event=event)

@@ -26,11 +26,13 @@ import structlog
 import trio
 
 from aether_trio.model.errors import Code, RequestError
+from aether_trio.model.limits import KIB
 from aether_trio.services.tasks.delivery import event_replay
 from aether_trio.services.tasks.transaction.interface import RecordedEvent
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database, ExecuteMany, Fetch, Program, Row, StorageUnavailable
 from aether_trio.storage.retry import RETRY_DELAY_S
+from aether_trio.wire.delivery import encode_task_event
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.tasks")
@@ -41,6 +43,12 @@ MAX_FOLLOWED: Final = 4_096
 """Tasks of one recursive subscription; later descendants beyond it are not followed."""
 MAX_OF_SESSION: Final = 4 * MAX_FOLLOWED
 """Tasks of all subscriptions of a session, counted for each subscription."""
+
+
+STEP_BYTES: Final = 64 * KIB
+"""Stored events that are sent in one step of the event loop."""
+_SPAWNED: Final = b"spawned"
+"""What an event has in it that a child was created."""
 
 
 @dataclass(slots=True, eq=False)
@@ -74,6 +82,7 @@ class EventSubscriptions:
 
     def __init__(self, database: Database) -> None:
         self._database = database
+        self._step = trio.Lock()
         self._by_task: dict[str, dict[EventSubscription, None]] = {}
         self._by_session: dict[str, dict[str, EventSubscription]] = {}
         self._followed: Counter[str] = Counter()
@@ -190,9 +199,10 @@ class EventSubscriptions:
         if number <= (subscription.positions[task_id] or 0):
             return
         subscription.positions[task_id] = number
+        subscription.session.put_encoded(encode_task_event(encoded, subscription.subscription_id))
+        if subscription.on_status is None and not (subscription.recursive and _SPAWNED in encoded):
+            return
         event = pb.TaskEvent.FromString(encoded)
-        event.subscription_id = subscription.subscription_id
-        subscription.session.put(pb.DownstreamMessage(task_event=event))
         if subscription.on_status is not None and event.HasField("status_changed"):
             subscription.on_status()
         child = event.child_lifecycle
@@ -235,15 +245,24 @@ class EventSubscriptions:
                     behind.update(task_id for task_id in wanted if task_id not in ahead)
                     await trio.sleep(RETRY_DELAY_S)
                     continue
-                for task_id in self._send_all(subscription, found):
+                for task_id in await self._send_all(subscription, found):
                     ahead.pop(task_id, None)
                     behind.add(task_id)
         finally:
             subscription.reading = False
 
-    def _send_all(self, subscription: EventSubscription, found: Sequence[Row]) -> set[str]:
-        """Send a subscriber stored events; return the tasks of those it has no room for."""
+    async def _send_all(self, subscription: EventSubscription, found: Sequence[Row]) -> set[str]:
+        """Send a subscriber stored events; return the tasks of those it has no room for.
+
+        All subscribers together are sent STEP_BYTES in one step of the event loop.
+        """
+        size = 0
         for at, (task_id, number, encoded) in enumerate(found):
+            size += len(encoded)
+            if size > STEP_BYTES:
+                size = len(encoded)
+                async with self._step:
+                    await trio.lowlevel.checkpoint()
             if not subscription.session.outbox.control_has_room:
                 return {row[0] for row in found[at:]}
             if subscription.closed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
 from itertools import count
 from typing import Any
 
@@ -460,3 +461,38 @@ async def test_the_end_of_a_large_subscription_is_written_a_part_at_a_time(
         await core.tasks.engine.writes.flush()
         while tasks.query("SELECT COUNT(*) FROM task_watchers") != [(0,)]:
             await trio.sleep(5)
+
+
+async def test_many_subscribers_to_large_events_delay_no_other_client(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of them together are sent little in one turn of the event loop."""
+    monkeypatch.setattr(event_subscriptions, "STEP_BYTES", 5_000)
+    encode = event_subscriptions.encode_task_event
+    sent = 0
+
+    def noted(event: bytes, subscription_id: str) -> bytes:
+        nonlocal sent
+        sent += 1
+        return encode(event, subscription_id)
+
+    monkeypatch.setattr(event_subscriptions, "encode_task_event", noted)
+    subscribers, events = 10, 41
+    async with AsyncExitStack() as stack:
+        worker = await stack.enter_async_context(connect(core, agent("w", "c", "1")))
+        task_id = (await create(worker, assignment_mode=pb.SELF_ASSIGN)).task_id
+        await begin(worker, task_id)
+        worker.send(*(report(task_id, summary="x" * 4_000) for _ in range(events - 1)))
+        await barrier(worker)
+        await core.tasks.engine.writes.flush()
+        peers = [await stack.enter_async_context(connect(core, agent("w", "s", f"{n}"))) for n in range(subscribers)]
+        for peer in peers:
+            op = pb.TaskSubscriptionOperation(
+                op=pb.TaskSubscriptionOperation.SUBSCRIBE, task_id=task_id, start_timestamp_unix_ms=1
+            )
+            peer.send(pb.UpstreamMessage(task_subscription_op=op))
+        before = most = 0
+        while sent < subscribers * events:
+            await trio.lowlevel.checkpoint()
+            before, most = sent, max(most, sent - before)
+        assert most <= 3 * subscribers
