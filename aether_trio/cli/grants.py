@@ -7,7 +7,7 @@ import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from datetime import UTC, datetime
 from functools import wraps
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import click
 
@@ -17,14 +17,13 @@ from aether_trio.cli.identities import parse_identity
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget, client_options
 from aether_trio.cli.output import print_facts, print_json, print_table, run_client, say, warn_unconfirmed
+from aether_trio.cli.paging import in_pages
 from aether_trio.cli.records import plain
 from aether_trio.client.operations.grant_values import Grant
 from aether_trio.client.operations.grants import Grants
 from aether_trio.model.identity import Identity, IdentityError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-PAGE: Final = 500
 
 
 def person_options(function: F) -> F:
@@ -109,15 +108,13 @@ async def _list(target: GatewayTarget, asker: Identity, mine: bool, revoked_too:
     return found
 
 
-async def _pages(grants: Grants, mine: bool, revoked_too: bool) -> AsyncIterator[Sequence[Grant]]:
+def _pages(grants: Grants, mine: bool, revoked_too: bool) -> AsyncIterator[Sequence[Grant]]:
     ask = grants.list_mine if mine else grants.list_on_me
-    count = 0
-    while True:
-        page = await ask(include_revoked=revoked_too, limit=PAGE, offset=count)
-        yield page.grants
-        count += len(page.grants)
-        if len(page.grants) < PAGE:
-            return
+
+    async def read(limit: int, offset: int) -> Sequence[Grant]:
+        return (await ask(include_revoked=revoked_too, limit=limit, offset=offset)).grants
+
+    return in_pages(read)
 
 
 async def grant_id_of(grants: Grants, given: str) -> str:

@@ -34,10 +34,14 @@ def url_without_password(dsn: str) -> str:
     return f"{match['scheme']}{user}{'@' if user else ''}{match['rest']}{'?' if pairs else ''}{pairs}"
 
 
+def _quoted_url(storage: StorageSettings) -> str:
+    assert storage.database is not None
+    return shlex.quote(url_without_password(storage.database))
+
+
 def backup_commands(storage: StorageSettings) -> str:
     """Return what to run for a backup of this database."""
-    assert storage.database is not None
-    url, schema = shlex.quote(url_without_password(storage.database)), storage.schema
+    url, schema = _quoted_url(storage), storage.schema
     return "\n".join(
         (
             "this gateway's data is in PostgreSQL, and nothing was copied. While it runs, run either",
@@ -54,8 +58,7 @@ def backup_commands(storage: StorageSettings) -> str:
 
 def restore_commands(storage: StorageSettings) -> str:
     """Return what to run to put a backup of this database back."""
-    assert storage.database is not None
-    url, schema = shlex.quote(url_without_password(storage.database)), storage.schema
+    url, schema = _quoted_url(storage), storage.schema
     return "\n".join(
         (
             "this gateway's data is in PostgreSQL, and nothing was changed. Stop all nodes, then run either",

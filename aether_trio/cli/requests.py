@@ -11,10 +11,11 @@ import click
 
 from aether_trio.cli.authority_texts import level_text, parse_duration, scope_text, when, who
 from aether_trio.cli.connect import open_client
-from aether_trio.cli.grants import PAGE, person_options
+from aether_trio.cli.grants import person_options
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget, name_and_value
 from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.paging import in_pages
 from aether_trio.cli.records import plain
 from aether_trio.client.operations import ResourceScope
 from aether_trio.client.operations.enums import AuthorityRequestEventType, AuthorityRequestStatus
@@ -106,14 +107,11 @@ async def _list(
     return found
 
 
-async def _pages(requests: AuthorityRequests, **wanted: Any) -> AsyncIterator[Sequence[AuthorityRequest]]:
-    count = 0
-    while True:
-        page = await requests.list_pending(limit=PAGE, offset=count, **wanted)
-        yield page.requests
-        count += len(page.requests)
-        if len(page.requests) < PAGE:
-            return
+def _pages(requests: AuthorityRequests, **wanted: Any) -> AsyncIterator[Sequence[AuthorityRequest]]:
+    async def read(limit: int, offset: int) -> Sequence[AuthorityRequest]:
+        return (await requests.list_pending(limit=limit, offset=offset, **wanted)).requests
+
+    return in_pages(read)
 
 
 async def _request_id_of(requests: AuthorityRequests, given: str) -> str:

@@ -99,22 +99,12 @@ class TaskWatch:
 
     async def _skip(self, events: Feed[pb.TaskEvent]) -> None:
         """Skip the past events, and note the time from which a replay begins."""
-        with trio.move_on_after(SKIP_S):
-            while True:
-                with trio.move_on_after(QUIET_S) as quiet:
-                    self._note_time(task_event(await anext(events)))
-                if quiet.cancelled_caught:
-                    return
+        for event in await _past(events):
+            self._note_time(event)
 
     async def _replay(self, tasks: Tasks, events: Feed[pb.TaskEvent]) -> None:
         """Print the past events; what follows a failure is known of the latest one only."""
-        past: list[TaskEvent] = []
-        with trio.move_on_after(SKIP_S):
-            while True:
-                with trio.move_on_after(QUIET_S) as quiet:
-                    past.append(task_event(await anext(events)))
-                if quiet.cancelled_caught:
-                    break
+        past = await _past(events)
         latest = {event.task_id: event for event in past if isinstance(event.event, StatusChanged)}
         for event in past:
             await self._show(tasks, event, superseded=latest.get(event.task_id) is not event)
@@ -176,3 +166,15 @@ class TaskWatch:
         for task_id in self._task_ids:
             self._note_task(await tasks.get(task_id))
         return len(self._ends) == len(self._task_ids)
+
+
+async def _past(events: Feed[pb.TaskEvent]) -> list[TaskEvent]:
+    """Read the events of a replay, which come without a pause."""
+    past: list[TaskEvent] = []
+    with trio.move_on_after(SKIP_S):
+        while True:
+            with trio.move_on_after(QUIET_S) as quiet:
+                past.append(task_event(await anext(events)))
+            if quiet.cancelled_caught:
+                break
+    return past
