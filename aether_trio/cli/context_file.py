@@ -142,7 +142,7 @@ def change_contexts(change: Callable[[SavedContexts], SavedContexts]) -> SavedCo
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _locked(path.parent):
             changed = change(load_contexts())
-            _write(path, changed)
+            _write(path.resolve(), changed)  # a link to a file elsewhere stays one
     except OSError as error:
         raise exits.CliError(f"{error.filename or path}: {error.strerror}", exits.SETTINGS) from None
     return changed

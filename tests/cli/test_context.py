@@ -33,6 +33,18 @@ def file_of(config: dict[str, str]) -> Path:
     return Path(config["XDG_CONFIG_HOME"], "aether", "contexts.yaml")
 
 
+def test_a_link_to_a_file_elsewhere_stays_one(config: dict[str, str], tmp_path: Path) -> None:
+    assert out("save", "prod", "--gateway", "gw:1", **config)
+    kept = tmp_path / "dotfiles" / "contexts.yaml"
+    kept.parent.mkdir()
+    file_of(config).rename(kept)
+    file_of(config).symlink_to(kept)
+    assert out("save", "lab", "--gateway", "lab:2", **config)
+    assert file_of(config).is_symlink()
+    assert "lab:2" in kept.read_text(encoding="utf-8")
+    assert [row["name"] for row in json.loads(out("list", "--json", **config))] == ["lab", "prod"]
+
+
 def test_the_life_of_a_context(config: dict[str, str], tmp_path: Path) -> None:
     none = aether("context", "list", **config)
     assert (none.stdout, none.stderr) == ("", "no context is saved; `aether context save` makes one\n")
