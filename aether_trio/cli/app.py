@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -12,7 +13,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from aether_trio.cli.exits import CLOSED, EXIT_CODES_TEXT, INTERRUPTED, USAGE, CliError, first_of
-from aether_trio.cli.output import OutputClosed, OutputFailed, leave_closed_output, visible
+from aether_trio.cli.output import OutputClosed, OutputFailed, leave_closed_output, output_failed, visible
 from aether_trio.version import __version__
 
 # name: (module, line for the overview), so that `aether --help` imports no module.
@@ -68,6 +69,13 @@ class LazyGroup(click.Group):
             ]
         return super().shell_complete(ctx, incomplete)
 
+    def make_context(self, *args: Any, **extra: Any) -> click.Context:
+        """Read the command line; a `--help` that cannot be written ends without a traceback."""
+        try:
+            return super().make_context(*args, **extra)
+        except OSError as error:
+            raise _unwritten(error) from None
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run a subcommand; Ctrl-C and a closed output end it without a traceback."""
         try:
@@ -87,6 +95,8 @@ class LazyGroup(click.Group):
             if closed_group is not None:
                 raise _end_of(first_of(closed_group)) from None
             raise
+        except OSError as error:
+            raise _unwritten(error) from None
         except UnicodeEncodeError as error:
             # Bytes from the shell that are no UTF-8 become surrogates, which no message can hold.
             argument = next((one for one in sys.argv if any("\udc80" <= letter <= "\udcff" for letter in one)), None)
@@ -105,6 +115,11 @@ class LazyGroup(click.Group):
             return super().resolve_command(ctx, args)
         except click.UsageError as error:
             raise click.UsageError(f"{error.message} The commands are {', '.join(COMMANDS)}.", ctx) from None
+
+
+def _unwritten(error: OSError) -> BaseException:
+    """Return what ends a command whose help, which click writes, cannot be written."""
+    return _end_of(output_failed(error, err=False)) if error.errno == errno.ENOSPC and not error.filename else error
 
 
 def _end_of(closed: OutputClosed) -> BaseException:

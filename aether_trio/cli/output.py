@@ -136,7 +136,7 @@ def print_bytes(value: bytes) -> None:
         sys.stdout.buffer.write(value)
         sys.stdout.buffer.flush()
     except OSError as error:
-        raise _closed(error, err=False) from None
+        raise output_failed(error, err=False) from None
 
 
 def print_table(
@@ -199,10 +199,11 @@ def _write(text: str, *, err: bool) -> None:
     try:
         click.echo(text, nl=False, err=err)
     except OSError as error:
-        raise _closed(error, err=err) from None
+        raise output_failed(error, err=err) from None
 
 
-def _closed(error: OSError, *, err: bool) -> OutputClosed:
+def output_failed(error: OSError, *, err: bool) -> OutputClosed:
+    """Return what ends a command that cannot write."""
     if isinstance(error, BrokenPipeError):
         return OutputClosed()
     return OutputFailed(f"standard {'error' if err else 'output'} cannot be written: {error.strerror or error}")

@@ -85,6 +85,9 @@ def test_one_that_prints_once(shell: Shell, arguments: tuple[str, ...]) -> None:
         ("topics", "show", "ag::default::full::1"),
         ("tail", "ag::default::full::1", "--from", "start", "--no-follow"),
         ("version",),
+        ("--help",),
+        ("--version",),
+        ("kv", "get", "--help"),
     ],
     ids=" ".join,
 )
