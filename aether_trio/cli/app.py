@@ -70,7 +70,7 @@ class LazyGroup(click.Group):
         return super().shell_complete(ctx, incomplete)
 
     def make_context(self, *args: Any, **extra: Any) -> click.Context:
-        """Read the command line; a `--help` that cannot be written ends without a traceback."""
+        """Read the command line; a `--help` that cannot be written is an error."""
         try:
             return super().make_context(*args, **extra)
         except OSError as error:
