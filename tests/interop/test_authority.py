@@ -34,9 +34,10 @@ async def allow(admin: Peer, kind: str, name: str, resource_type: str, resource_
 
 async def delegated(world: World, user: Peer, agent: Peer, **terms: Any) -> str:
     """A grant by which the user lets the agent act for him."""
+    ends = times()  # for both, as the second may pass between them
     root = answered(
         await user.client.exchange_authority_grant(
-            max_access_level=READWRITE, may_delegate=True, remaining_hops=3, timeout=LIMIT_S, **times()
+            max_access_level=READWRITE, may_delegate=True, remaining_hops=3, timeout=LIMIT_S, **ends
         ),
         "exchange",
     )
@@ -51,7 +52,7 @@ async def delegated(world: World, user: Peer, agent: Peer, **terms: Any) -> str:
             "may_delegate": True,
             "remaining_hops": 2,
             "timeout": LIMIT_S,
-            **times(),
+            **ends,
             **terms,
         },
     )

@@ -166,11 +166,11 @@ class Ledger:
     def end_life(self, *, in_peace: bool) -> int:
         """Let messages in hand be acknowledged or not; give how many were not handled."""
         unhandled = sum(number not in self._handled for number in self._taken)
+        if in_peace and self._taken:  # else it knows nothing of what a life before has handled
+            self._floor = self._first_unhandled(self._handled)
         self._maybe |= self._in_hand
         self._in_hand.clear()
         self._taken.clear()
-        if in_peace:
-            self._floor = self._first_unhandled(self._handled)
         for text, publication in self._open.items():
             assert publication.settled, f"{text} is not settled, and its client is over"
             self._note(text, publication.error)
