@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
-from typing import Final
 
 import click
 
@@ -13,14 +12,13 @@ from aether_trio.cli.identities import access_options
 from aether_trio.cli.ids import Listed, full_id
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, print_table, run_client, say
+from aether_trio.cli.paging import in_pages
 from aether_trio.cli.records import plain
 from aether_trio.client import Client
 from aether_trio.client.operations.records import read
 from aether_trio.client.operations.sessions import SessionInfo
 from aether_trio.model.identity import Identity, PrincipalType
 from aether_trio.wire.pb import aether_pb2 as pb
-
-_PAGE: Final = 500
 
 
 @click.command(
@@ -86,16 +84,14 @@ async def _list(target: GatewayTarget, identity: Identity, wanted: pb.Connection
     return rows
 
 
-async def _pages(client: Client, wanted: pb.ConnectionFilter) -> AsyncIterator[Sequence[pb.ConnectionInfo]]:
-    count = 0
-    while True:
-        wanted.limit, wanted.offset = _PAGE, count
+def _pages(client: Client, wanted: pb.ConnectionFilter) -> AsyncIterator[Sequence[pb.ConnectionInfo]]:
+    async def read(limit: int, offset: int) -> Sequence[pb.ConnectionInfo]:
+        wanted.limit, wanted.offset = limit, offset
         operation = pb.SessionOperation(op=pb.SessionOperation.LIST, filter=wanted)
-        page = await client.request(pb.UpstreamMessage(session_op=operation), timeout=None)
-        yield page.connections
-        count += len(page.connections)
-        if len(page.connections) < _PAGE:
-            return
+        page: pb.SessionOperationResponse = await client.request(pb.UpstreamMessage(session_op=operation), timeout=None)
+        return page.connections
+
+    return in_pages(read)
 
 
 async def _disconnect(target: GatewayTarget, identity: Identity, given: str, reason: str) -> str:

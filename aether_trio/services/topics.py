@@ -22,9 +22,9 @@ and they are told so. Offsets go on behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableSequence, Sequence
 from functools import partial
-from typing import Final
+from typing import Final, TypeVar
 
 import trio
 
@@ -51,6 +51,8 @@ from aether_trio.storage.base import Database, StorageUnavailable
 from aether_trio.storage.outages import outage
 from aether_trio.wire.error_response import error_response
 from aether_trio.wire.pb import aether_pb2 as pb
+
+M = TypeVar("M", pb.FlowNode, pb.FlowEdge)
 
 Op = pb.WorkspaceOperation
 
@@ -146,10 +148,7 @@ class TopicService:
                 break
         reply.message_flow.workspace_id = workspace
         reply.message_flow.updated_at = self._clock.now_ms() // 1000
-        for number, topic in enumerate(found, 1):
-            reply.message_flow.nodes.append(_node(topic))
-            if number % SLICE == 0:
-                await trio.lowlevel.checkpoint()
+        await _write(reply.message_flow.nodes, map(_node, found))
 
     async def _of_users(
         self, workspace: str, after: str, low: str, high: str, limit: int
@@ -176,10 +175,7 @@ class TopicService:
         flow.workspace_id = op.workspace_id
         flow.updated_at = self._clock.now_ms() // 1000
         flow.nodes.append(_node(topic))
-        for number, one in enumerate(consumers, 1):
-            flow.edges.append(_edge(topic, one))
-            if number % SLICE == 0:
-                await trio.lowlevel.checkpoint()
+        await _write(flow.edges, (_edge(topic, one) for one in consumers))
         if len(consumers) == limit:
             reply.workspace.metadata["_after"] = consumers[-1].name
 
@@ -276,6 +272,14 @@ def _text(op: pb.WorkspaceOperation, key: str) -> str:
     if "\0" in text:
         raise RequestError(Code.INVALID_ARGUMENT, f"{key} in the metadata has a zero byte")
     return text
+
+
+async def _write(to: MutableSequence[M], parts: Iterable[M]) -> None:
+    """Write nodes or edges into a reply in steps, between which others are served."""
+    for number, part in enumerate(parts, 1):
+        to.append(part)
+        if number % SLICE == 0:
+            await trio.lowlevel.checkpoint()
 
 
 def _node(topic: TopicOverview) -> pb.FlowNode:

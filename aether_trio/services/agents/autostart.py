@@ -34,7 +34,7 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.services.agents.crash_loops import CrashLoops
 from aether_trio.services.agents.registry import AgentRegistry
 from aether_trio.services.agents.startup import AgentStarter
-from aether_trio.storage.base import RefusedError, StorageUnavailable
+from aether_trio.storage.base import StorageUnavailable
 from aether_trio.storage.bisection import in_halves
 
 logger = structlog.get_logger("aether.agents")
@@ -270,20 +270,19 @@ class Autostarter:
                 continue
             self._queue.unregistered.pop(identity)
 
-    async def _each(self, identities: Sequence[str], check: Callable[[str], Awaitable[None]]) -> None:
+    async def _each(self, identities: Sequence[str], check: Callable[[str], Awaitable[object]]) -> None:
         """Check these at the same time; a defect of one is reported, and costs no other."""
         unavailable: list[StorageUnavailable] = []
 
+        async def work(one: Sequence[str]) -> Sequence[None]:
+            await check(one[0])
+            return ()
+
         async def one(identity: str) -> None:
             try:
-                await check(identity)
+                await in_halves([identity], work, _report_defect)
             except StorageUnavailable as error:
-                if isinstance(error, RefusedError):
-                    _report_defect(identity, error)
-                else:
-                    unavailable.append(error)
-            except Exception as error:
-                _report_defect(identity, error)
+                unavailable.append(error)
 
         async with trio.open_nursery() as nursery:
             for identity in identities:
@@ -296,9 +295,6 @@ class Autostarter:
             self._queue.ended.setdefault(identity, trio.current_time() + CHECK_PAUSE_S)
         else:
             await self._crashes.handle(identity)
-
-    async def _handle_crash(self, identity: str) -> None:
-        await self._crashes.handle(identity)
 
     async def _check_unread(self, identity: str) -> None:
         """Let an agent that has ended wait for a start if it has unread messages."""
@@ -334,7 +330,7 @@ class Autostarter:
         present = await self._starter.connected(names)
         crashed = sorted(await self._crashes.unhandled([one for one in names if one not in present]))
         for start in range(0, len(crashed), AT_ONCE):
-            await self._each(crashed[start : start + AT_ONCE], self._handle_crash)
+            await self._each(crashed[start : start + AT_ONCE], self._crashes.handle)
         for name in names:
             self._checked[name] = trio.current_time()
             # The table of workers is a moment behind when a participant has just connected.
