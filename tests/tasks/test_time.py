@@ -81,7 +81,7 @@ def _one_of(chance: random.Random, play: Play, status: str, what: str) -> tuple[
 async def test_thirty_days_of_everything_at_its_moment_and_once(play: Play, seed: int) -> None:
     chance = random.Random(seed)
     play.window = 10_000
-    days = 30 if play.world.databases["tasks"].shared is False or FULL else 2
+    days = 30 if play.world.databases["tasks"].shared is False or FULL else 6
     ends_ms = play.clock.now_ms() + days * DAY_MS
     while play.clock.now_ms() < ends_ms:
         await play.step(some_step(chance, play))

@@ -44,7 +44,7 @@ from tests.services.tasks.peers import Op, create, operate
 from tests.tasks.play import WholeClock, nothing_but_tasks
 
 FULL = os.environ.get("TESTS_FULL") == "1"
-EXAMPLES = 1_000 if FULL else 30
+EXAMPLES = 1_000 if FULL else 50
 DAY_S = 86_400
 BEGUN = ("running", "waiting_input")
 ENDED = ("failed", "cancelled", "dlq", "completed", "rejected")
