@@ -1,0 +1,267 @@
+"""A workflow's definition, checked and compiled: what the interpreter reads.
+
+documents.py makes it of the JSON or YAML that a client gives. Names are those of the document.
+Durations are milliseconds, 0 is "not". A `Value` is a JSON tree whose strings may be templates and
+whose `{$expr: …}` are expressions; `Condition` is an expression whose result is a bool.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final, Protocol, TypeAlias
+
+Json: TypeAlias = Any
+"""A JSON value: None, bool, int, float, str, list or dict."""
+Environment: TypeAlias = Mapping[str, Json]
+"""What an expression or a template reads, by top-level name."""
+Path: TypeAlias = tuple[str | int, ...]
+
+
+class Value(Protocol):
+    """Something of a definition that is computed when it is needed."""
+
+    def paths(self) -> frozenset[Path]:
+        """Return what it reads of its environment, as far as it is known beforehand."""
+
+    def evaluate(self, env: Environment, *, now: Callable[[], datetime]) -> Json:
+        """Compute it. Raises EvaluationError, which says what failed and where."""
+
+
+Condition: TypeAlias = Value
+
+
+class EvaluationError(ValueError):
+    """An expression or a template of a definition failed, or is beyond its budget."""
+
+
+class ActionType(enum.StrEnum):
+    """What an action does; "" in a document is MESSAGE."""
+
+    MESSAGE = "message"  # in a graph: a POOL task for the agent
+    CREATE_TASK = "create_task"
+    EMIT_EVENT = "emit_event"
+    JOIN = "join"  # of rules only
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRule:
+    """How often, and when, a failed action is tried again.
+
+    `max_attempts` counts the first one, too.
+    """
+
+    max_attempts: int = 1
+    backoff: str = "exponential"  # constant, fixed, linear or exponential
+    initial_ms: int = 1_000
+    max_ms: int = 0
+    jitter: float = 0.1
+    final: tuple[str, ...] = ()  # patterns (*, ?) of errors after which no further attempt is made
+
+
+NO_RETRY: Final = RetryRule()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndEvent:
+    """The event that follows when a created task has ended."""
+
+    enabled: bool = False
+    event_name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Action:
+    """What a step, a rule, a schedule, a machine or a join does."""
+
+    type: ActionType = ActionType.MESSAGE
+    agent: str = ""
+    tool_name: str = ""
+    arguments: Value | None = None
+    workspace: str = ""
+    metadata: Value | None = None
+    task_type: str = ""
+    target_implementation: str = ""
+    payload: Value | None = None
+    retry: RetryRule = NO_RETRY
+    event_name: str = ""
+    idempotency_key: Value | None = None
+    correlation_id: Value | None = None
+    completion_event: EndEvent = EndEvent()
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CallWorkflow:
+    """A step that is an execution of another workflow, of the same workspace."""
+
+    workflow: str
+    input: Value | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitFor:
+    """A step that waits: for a moment, a signal or an event with a key.
+
+    An event counts if `key`, over `input` and `source` of the event, equals `equals`, over the
+    execution, and `condition`, over both, holds. One that came since the execution began counts.
+    """
+
+    duration: Value | None = None  # a duration text or a number of seconds
+    until: Value | None = None  # an RFC 3339 text
+    signal: str = ""
+    event: str = ""
+    key: Value | None = None
+    equals: Value | None = None
+    condition: Condition | None = None
+    default: Value | None = None  # the result when its step's timeout passes; None: the step fails
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Escalation:
+    """Who is asked instead when there is no answer `after_ms` after the question."""
+
+    after_ms: int
+    of: Value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AskStep:
+    """A step that asks a person: the result is `{approved, choice, text, data, by}`."""
+
+    question: Value
+    of: Value | None = None  # a user id or a principal; None: any person of the workspace
+    choices: tuple[str, ...] = ()
+    text: bool | str = False
+    form: Mapping[str, Json] | None = None  # JSON Schema of the answer's data
+    default: Value | None = None  # the result when the step's timeout passes; None: the step fails
+    escalate: tuple[Escalation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fail:
+    """A step that ends the execution as failed."""
+
+    message: Value
+    error_type: str = "FAILED"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContinueAs:
+    """A step that begins the execution anew with another input and a fresh history."""
+
+    input: Value
+    workflow: str = ""  # "": the same
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """A step without an action: its `output` is its result."""
+
+
+Work: TypeAlias = Action | CallWorkflow | WaitFor | AskStep | Fail | ContinueAs | Compute
+
+
+class MapMode(enum.StrEnum):
+    """What a failed item of a `for_each` means."""
+
+    FAIL_FAST = "fail_fast"  # the step fails, and the other items are cancelled
+    SETTLED = "settled"  # each item's result is {status, result | error}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForEach:
+    """A step that does its work for each item of a list, with `item` and `index`."""
+
+    items: Value
+    max_parallel: int = 0  # 0: as many as there are
+    mode: MapMode = MapMode.FAIL_FAST
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class While:
+    """A step that does its work again while a condition holds.
+
+    It has `round` and `last`. The condition is checked before each round; `last` is null before
+    the first.
+    """
+
+    condition: Condition
+    max_rounds: int = 10_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ErrorHandler:
+    """What follows a failure that matches `error`: a step to run, or a result."""
+
+    error: str  # a pattern (*, ?) of the error's type or text
+    run: str = ""
+    result: Value | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step of a graph.
+
+    `join`: how many of the steps of `depends_on` must be completed; 0 for all, 1 for any.
+    `targeted_by` and `failure_target_of` are the steps that name this one in `on_success`, or in
+    `on_failure` and `on_error`.
+    """
+
+    id: str
+    work: Work
+    depends_on: tuple[str, ...] = ()
+    join: int = 0
+    on_success: str = ""
+    on_failure: str = ""
+    targeted_by: tuple[str, ...] = ()
+    failure_target_of: tuple[str, ...] = ()
+    when: Condition | None = None
+    for_each: ForEach | None = None
+    while_: While | None = None
+    on_error: tuple[ErrorHandler, ...] = ()
+    retry: RetryRule = NO_RETRY
+    timeout_ms: int = 0
+    compensate: Action | None = None
+    output: Value | None = None  # over `result`; None: the result as it is
+    result_schema: Mapping[str, Json] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trigger:
+    """Which event starts an execution."""
+
+    event: str = ""
+    source_agent: str = "*"
+    condition: Condition | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What pauses an execution for a person once it is used up; 0: no bound."""
+
+    steps: int = 0
+    usage: Mapping[str, float] = field(default_factory=dict)  # of `usage.*` in progress reports
+    runs_per_hour: int = 0
+
+
+NO_BUDGET: Final = Budget()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """A checked definition of a graph: `steps` in the document's order."""
+
+    id: str
+    version: int = 1
+    workspace: str = "*"
+    trigger: Trigger | None = None
+    steps: Mapping[str, Step]
+    input_schema: Mapping[str, Json] | None = None
+    output_schema: Mapping[str, Json] | None = None
+    outputs: Value | None = None  # None: the results of all steps by id
+    timeout_ms: int = 0
+    budget: Budget = NO_BUDGET
+    description: str = ""
