@@ -26,6 +26,7 @@ from aether_trio.storage.schema import (
     log,
     state,
     tasks,
+    workflows,
 )
 
 Migration = tuple[str, ...]
@@ -33,7 +34,14 @@ Migration = tuple[str, ...]
 MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
     "state": state.MIGRATIONS,
     "log": log.MIGRATIONS,
-    "tasks": (tasks.STATEMENTS + agents.STATEMENTS + access.STATEMENTS + authority.STATEMENTS + audit.STATEMENTS,),
+    "tasks": (
+        tasks.STATEMENTS
+        + agents.STATEMENTS
+        + access.STATEMENTS
+        + authority.STATEMENTS
+        + audit.STATEMENTS
+        + workflows.STATEMENTS,
+    ),
 }
 
 ONLY_POSTGRES: Final[dict[str, tuple[Migration, ...]]] = {

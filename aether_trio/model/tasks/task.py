@@ -36,6 +36,21 @@ class AgentProcess(enum.IntEnum):
     __hash__ = int.__hash__
 
 
+class WorkflowPart(enum.IntFlag):
+    """What a task is to a workflow; an execution may be the step of another one."""
+
+    NONE = 0
+    STEP = 1  # its end is an event of the execution that is its parent
+    RUN = 2  # an execution of a graph: no worker has it, the gateway moves it on
+    QUESTION = 4  # a step that is a question to a person: no worker has it
+
+    __hash__ = int.__hash__
+
+
+NO_WORKER: Final = WorkflowPart.RUN | WorkflowPart.QUESTION
+"""Of these parts of workflows a task is assigned to no worker."""
+
+
 class Mode(enum.StrEnum):
     """How a task's worker is chosen: the creator, one identity, or any of a pool."""
 
@@ -126,6 +141,7 @@ class TaskRow:
     result_bytes: int = NO_RESULT  # size of the result that a report or COMPLETE gave, or NO_RESULT
     launched: int = 0  # of a start: the epoch whose token its agent has shown, 0 for none
     process: int = 0  # of a start: an AgentProcess
+    workflow: int = 0  # what it is to a workflow: WorkflowPart
 
     queue: str = ""  # where it waits for an assignment, "" if it does not wait
     holder: str = ""  # identity text of the worker whose live task it is (`holder_of`)

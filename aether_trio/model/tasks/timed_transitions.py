@@ -98,8 +98,8 @@ def _of_wait(task: TaskRow) -> Iterator[tuple[int, Due]]:
 
 
 def _stale_at_ms(task: TaskRow, limits: TimeLimits) -> int:
-    if task.wait:
-        return 0
+    if task.wait or task.workflow:
+        return 0  # a step waits as long as its execution
     if task.task_type == AGENT_STARTUP:
         waits = limits.startup_ms and task.status is S.PENDING
         return task.pending_ms + limits.startup_ms if waits else 0

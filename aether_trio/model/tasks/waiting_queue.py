@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from aether_trio.model.tasks.status import StoredStatus
-from aether_trio.model.tasks.task import AGENT_STARTUP, Mode, TaskRow
+from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, Mode, TaskRow
 
 
 def pool_queue(workspace: str, implementation: str) -> str:
@@ -14,6 +14,8 @@ def pool_queue(workspace: str, implementation: str) -> str:
 def queue_of(task: TaskRow) -> str:
     """Return the pool's queue or the identity where a task waits; "" if it does not."""
     if task.status is not StoredStatus.PENDING:
+        return ""
+    if task.workflow & NO_WORKER:
         return ""
     if task.task_type == AGENT_STARTUP:
         return ""  # the table orchestrator_profiles decides who is assigned a start

@@ -10,7 +10,8 @@ whose own task it is, with which the task ends. Deadlines count from `opened_ms`
 worker, which does not say when it begins, has gone, and is taken to have begun it. `grants` is 1
 when authority grants end with the task. `launched` is, of a start, the epoch of the assignment that
 its agent has come from: the one that its token was made for; `process` is what is known of its
-process (AgentProcess in model/tasks/task.py).
+process (AgentProcess in model/tasks/task.py). `workflow` says what a task is to a workflow
+(WorkflowPart in model/tasks/task.py), 0 for nothing.
 
 `input_offset` is the number in the log of the last input that was taken over, and `pause_key` the
 last PAUSE of the task. `task_inputs` are the inputs that no wait has used yet: `log_offset` is the
@@ -138,7 +139,8 @@ STATEMENTS: Final = (
         grants INTEGER NOT NULL DEFAULT 0,
         launched {bigint} NOT NULL DEFAULT 0,
         process INTEGER NOT NULL DEFAULT 0,
-        result_bytes {bigint} NOT NULL DEFAULT -1
+        result_bytes {bigint} NOT NULL DEFAULT -1,
+        workflow INTEGER NOT NULL DEFAULT 0
     )""",
     "CREATE INDEX tasks_queued ON tasks (queue, priority DESC, order_us) WHERE queue <> ''",
     """CREATE INDEX tasks_pooled ON tasks (target_implementation, priority DESC, order_us)

@@ -1,0 +1,100 @@
+"""Tables of workflows: definitions, executions, history, and what they wait for.
+
+The tables lie in the database of the tasks, because an execution is a task and its steps are tasks:
+one transaction ends a step, writes the history and creates what follows. "" and 0 stand for "not".
+Documents, values and results are JSON in UTF-8.
+
+`workflow_definitions` has every version of every workflow; a version never changes. `owner` is the
+identity for which the definition acts. `workspace` '*' is every workspace that its owner may use.
+
+`workflow_executions.state` is what the interpreter knows (model/workflows/state.py), `entries` and
+`bytes` are the length of the history. `generation` grows with each retry of the ended execution.
+`workflow_steps` has a row for each step or item that was begun; `item` is -1 for a step that does
+its work once. `result` is NULL without one. `workflow_history` has what happened and what followed,
+numbered without gaps in each execution.
+
+`workflow_arrivals` are the ends of items that their executions have not taken in yet
+(services/workflows/executions.py): the items of a map do not queue for the row of its execution.
+
+`workflow_timers` has one due moment of each execution, schedule and other thing that time moves;
+`kind` says what `key` names. `workflow_cursors` says up to which message a topic was handled.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+STATEMENTS: Final = (
+    """CREATE TABLE workflow_definitions (
+        workspace TEXT {byte_order} NOT NULL,
+        id TEXT {byte_order} NOT NULL,
+        version {bigint} NOT NULL,
+        document {blob} NOT NULL,
+        digest {blob} NOT NULL,
+        owner TEXT NOT NULL,
+        active INTEGER NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        PRIMARY KEY (workspace, id, version)
+    )""",
+    "CREATE INDEX workflow_definitions_by_id ON workflow_definitions (id, version)",
+    """CREATE TABLE workflow_executions (
+        execution_id TEXT {byte_order} PRIMARY KEY,
+        workspace TEXT {byte_order} NOT NULL,
+        defined_in TEXT {byte_order} NOT NULL,
+        workflow_id TEXT {byte_order} NOT NULL,
+        version {bigint} NOT NULL,
+        owner TEXT NOT NULL,
+        status TEXT NOT NULL,
+        state {blob} NOT NULL,
+        trigger_data {blob} NOT NULL,
+        parent_id TEXT {byte_order} NOT NULL,
+        depth INTEGER NOT NULL,
+        generation {bigint} NOT NULL,
+        entries {bigint} NOT NULL,
+        bytes {bigint} NOT NULL,
+        due_ms {bigint} NOT NULL,
+        started_ms {bigint} NOT NULL,
+        completed_ms {bigint} NOT NULL,
+        error TEXT NOT NULL
+    )""",
+    "CREATE INDEX workflow_executions_listed ON workflow_executions (workspace, started_ms DESC, execution_id DESC)",
+    """CREATE INDEX workflow_executions_open ON workflow_executions (workspace, workflow_id, started_ms)
+        WHERE completed_ms = 0""",
+    """CREATE TABLE workflow_steps (
+        execution_id TEXT {byte_order} NOT NULL,
+        step TEXT {byte_order} NOT NULL,
+        item {bigint} NOT NULL,
+        status TEXT NOT NULL,
+        attempt {bigint} NOT NULL,
+        task_id TEXT {byte_order} NOT NULL,
+        started_ms {bigint} NOT NULL,
+        completed_ms {bigint} NOT NULL,
+        error TEXT NOT NULL,
+        error_type TEXT NOT NULL,
+        input {blob},
+        result {blob},
+        PRIMARY KEY (execution_id, step, item)
+    ) {clustered}""",
+    """CREATE TABLE workflow_history (
+        execution_id TEXT {byte_order} NOT NULL,
+        number {bigint} NOT NULL,
+        at_ms {bigint} NOT NULL,
+        entry {blob} NOT NULL,
+        PRIMARY KEY (execution_id, number)
+    ) {clustered}""",
+    """CREATE TABLE workflow_arrivals (
+        id {row_id},
+        execution_id TEXT {byte_order} NOT NULL,
+        entry {blob} NOT NULL
+    )""",
+    "CREATE INDEX workflow_arrivals_of ON workflow_arrivals (execution_id, id)",
+    """CREATE TABLE workflow_timers (
+        kind TEXT NOT NULL,
+        key TEXT {byte_order} NOT NULL,
+        due_ms {bigint} NOT NULL,
+        PRIMARY KEY (kind, key)
+    ) {clustered}""",
+    "CREATE INDEX workflow_timers_due ON workflow_timers (due_ms)",
+    "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
+)
