@@ -91,6 +91,39 @@ class Action:
     correlation_id: Value | None = None
     completion_event: EndEvent = EndEvent()
     priority: int = 0
+    join: JoinDefinition | None = None
+
+
+class JoinMode(enum.StrEnum):
+    """When a join fires."""
+
+    COUNT = "count"  # as many events as expected have come
+    SET = "set"  # each member of the expected set has come
+    COALESCE = "coalesce"  # at once, and once more after the window for what came within it
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JoinDefinition:
+    """A join of events, as a rule's destination names it for one event.
+
+    Its expressions are over that event's `input` and `source`. Joins with the same name, workspace
+    and result of `correlation_key` are one.
+    """
+
+    name: str
+    correlation_key: Value
+    mode: JoinMode = JoinMode.COUNT
+    expected_count: Value | None = None
+    arm_on_event: str = ""
+    dedup_key: Value | None = None
+    expected_set: Value | None = None
+    member_key: Value | None = None
+    window_ms: int = 0
+    timeout_ms: int = 0
+    linger_ms: int = 60_000
+    on_complete: Action | None = None
+    on_timeout: Action | None = None
+    on_partial_failure: str = ""  # "abort": time out without an action
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,6 +147,7 @@ class WaitFor:
     signal: str = ""
     event: str = ""
     key: Value | None = None
+    key_source: str = ""  # the text of `key`
     equals: Value | None = None
     condition: Condition | None = None
     default: Value | None = None  # the result when its step's timeout passes; None: the step fails
@@ -265,3 +299,109 @@ class Graph:
     timeout_ms: int = 0
     budget: Budget = NO_BUDGET
     description: str = ""
+    max_executions: int = 0  # that run at the same time; further ones wait; 0: no bound
+    source: Mapping[str, Json] = field(default_factory=dict)  # the document, in canonical form
+    digest: str = ""  # of `source`, hexadecimal: equal content has an equal digest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RuleDefinition:
+    """What follows an event: `destination`, over it, gives an action's document.
+
+    documents.read_action makes an Action of that document. Names are unique in a workspace.
+    """
+
+    name: str
+    source_event: str
+    destination: Value
+    source_agent: str = "*"
+    workspace: str = "*"
+    condition: Condition | None = None
+    condition_source: str = ""  # the text of `condition`
+    style: str = "template-yaml"
+    priority: int = 0  # rules with a higher one act first
+    active: bool = True
+    source: Mapping[str, Json] = field(default_factory=dict)
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScheduleDefinition:
+    """What is done at which moments; its `action` and `input` are over {schedule}.
+
+    `schedule` is {id, name, fired_at, slot}.
+    """
+
+    id: str
+    schedule_type: str  # cron, interval, once or event_delayed
+    schedule_expr: str
+    name: str = ""
+    workspace: str = "*"
+    action: Action | None = None
+    workflow_id: str = ""
+    input: Value | None = None
+    enabled: bool = True
+    miss_policy: str = "skip"  # skip, fire_once or fire_all
+    max_concurrent: int = 0
+    timezone: str = ""  # an IANA name; "": the gateway's
+    jitter_ms: int = 0
+    event: str = ""  # event_delayed: the event after which it fires
+    source: Mapping[str, Json] = field(default_factory=dict)
+    digest: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineTransition:
+    """Where an event leads: to `to`, if `when` holds.
+
+    Its values, and the actions of states, are over `data` (the instance's), `input` (the event's
+    data), `event` (its name), `source` (of an event of the bus) and `machine` {id, instance,
+    workspace, state}. `assign` gives a map, which is merged into the instance's data.
+    """
+
+    to: str
+    when: Condition | None = None
+    assign: Value | None = None
+    action: Action | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineState:
+    """A state: for each event the transitions, of which the first that holds is taken."""
+
+    name: str
+    on: Mapping[str, tuple[MachineTransition, ...]] = field(default_factory=dict)
+    entry_action: Action | None = None
+    exit_action: Action | None = None
+    terminal: bool = False
+    timeout_ms: int = 0
+    timeout_action: str = ""  # the state after the timeout; "": none
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BusEvent:
+    """An event of the bus that reaches the instance that `key`, over it, names."""
+
+    event: str
+    key: Value
+    key_source: str = ""
+    send: str = ""  # the machine's name of the event; "": the same
+    creates: bool = False  # an instance that does not exist is created
+    source_agent: str = "*"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineDefinition:
+    """A checked definition of a state machine."""
+
+    id: str
+    initial_state: str
+    states: Mapping[str, MachineState]
+    workspace: str = "*"
+    description: str = ""
+    bus: tuple[BusEvent, ...] = ()
+    source: Mapping[str, Json] = field(default_factory=dict)
+    digest: str = ""
+
+
+Definition: TypeAlias = Graph | RuleDefinition | ScheduleDefinition | MachineDefinition
