@@ -1,0 +1,329 @@
+"""Which of many rules an event may match, found without a look at the others.
+
+An entry (a rule, a workflow's trigger, an event of a machine, a wait) has an event name, an agent,
+a workspace and the equalities of its condition: `input.kind == "order"` is (("input", "kind"),
+"order"). The index is a tree that divides entries by these:
+
+    (event, agent or *, workspace or *) ─▶ level ─▶ path ─▶ literal ─▶ level ─▶ …
+
+A level with few entries is a list. One with more is divided, each of its entries by that of its
+equalities which the fewest others share, so 10,000 rules that differ in one literal each, or in a
+pair of literals, are as quick to search as ten. An event walks only along paths that it has itself.
+
+Invariants: `candidates` has every entry whose condition holds, and no entry one of whose equalities
+does not. So whether the rest of a condition is evaluated (and may fail) depends on its own
+equalities only, not on what else is in the index. Memory is in proportion to the entries; a removed
+entry leaves nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, Generic, TypeAlias, TypeVar
+
+from aether_trio.model.workflows.definition import Environment, Json, Path
+
+ANY: Final = "*"
+"""The agent or workspace of an entry that takes events of all."""
+MAX_EQUALITIES: Final = 16
+"""How many equalities of an entry are looked at; the condition decides the others."""
+UNDIVIDED: Final = 8
+"""How many entries a level keeps in a list before it divides them."""
+
+Equality: TypeAlias = tuple[Path, Json]
+"""A path into the environment, and the literal that must be there."""
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+_Token: TypeAlias = str | float | tuple[bool] | None
+"""A scalar so that tokens are equal if the language's `==` says so: 5 is 5.0, true is not 1.
+
+Integers above 2**53 have the token of their float: one token for a few values that differ.
+"""
+_NAN: Final = float("nan")
+_Check: TypeAlias = tuple[Path, _Token]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EventFilter:
+    """Which events an entry takes, as far as the index knows.
+
+    `agent` and `workspace` are exact or `*` ("" is `*`). Entries with a higher `priority` are
+    first. `equalities` must hold for the entry's condition to be true.
+    """
+
+    event: str
+    agent: str = ANY
+    workspace: str = ANY
+    equalities: tuple[Equality, ...] = ()
+    priority: int = 0
+
+
+class RuleIndex(Generic[K, V]):
+    """Entries by key; the keys of one index can be compared with each other.
+
+    `examined` counts the entries that `candidates` has looked at since the index was made.
+    """
+
+    __slots__ = ("_entries", "_events", "examined")
+
+    def __init__(self) -> None:
+        self._entries: dict[K, _IndexedRule[K, V]] = {}
+        self._events: dict[str, dict[tuple[str, str], _RuleLevel]] = {}
+        self.examined = 0
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._entries
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._entries)
+
+    def has_event(self, event_name: str) -> bool:
+        """Return whether any entry takes events of this name."""
+        return event_name in self._events
+
+    def add(self, key: K, accepts: EventFilter, value: V) -> None:
+        """Add an entry, in the place of one with this key."""
+        self.remove(key)
+        entry = _IndexedRule(key, accepts, value)
+        level = self._events.setdefault(accepts.event, {}).setdefault(entry.source, _RuleLevel())
+        self._entries[key] = entry
+        _insert(entry, level)
+
+    def remove(self, key: K) -> bool:
+        """Remove an entry; return whether there was one."""
+        entry = self._entries.pop(key, None)
+        if entry is None:
+            return False
+        level = entry.levels[-1]
+        del level.entries[key]
+        for above, (path, token) in zip(reversed(entry.levels[:-1]), reversed(entry.chosen), strict=True):
+            level.size -= 1
+            if not level.size:
+                assert above.tree is not None
+                above.tree.prune(path, token)
+                if above.tree.is_empty():
+                    above.tree = None
+            level = above
+        level.size -= 1
+        if not level.size:
+            sources = self._events[entry.event]
+            del sources[entry.source]
+            if not sources:
+                del self._events[entry.event]
+        return True
+
+    def candidates(self, event_name: str, agent: str, workspace: str, env: Environment) -> list[V]:
+        """Return the entries that the event may match: higher priority first, then by key.
+
+        `env` is what their conditions are evaluated over. Missing members are null.
+        """
+        sources = self._events.get(event_name)
+        if sources is None:
+            return []
+        levels = [
+            level
+            for source in {(agent, workspace), (agent, ANY), (ANY, workspace), (ANY, ANY)}
+            if (level := sources.get(source)) is not None
+        ]
+        root = env if type(env) is dict else dict(env)
+        found: list[_IndexedRule[K, V]] = []
+        while levels:
+            level = levels.pop()
+            self.examined += len(level.entries)
+            for entry in level.entries.values():
+                for path, token in entry.checks:
+                    if _token(_at(root, path)) != token:
+                        break
+                else:
+                    found.append(entry)
+            if level.tree is not None:
+                level.tree.collect(root, levels)
+        if len(found) > 1:
+            found.sort(key=lambda entry: entry.order)
+        return [entry.value for entry in found]
+
+
+class _IndexedRule(Generic[K, V]):
+    """An entry: what is checked, and which levels it is in."""
+
+    __slots__ = ("checks", "chosen", "event", "key", "levels", "order", "source", "value")
+
+    def __init__(self, key: K, accepts: EventFilter, value: V) -> None:
+        self.key = key
+        self.value = value
+        self.event = accepts.event
+        self.source = (accepts.agent or ANY, accepts.workspace or ANY)
+        self.order: tuple[int, Any] = (-accepts.priority, key)
+        checks = ((path, _token(literal)) for path, literal in accepts.equalities if path and _is_scalar(literal))
+        self.checks: tuple[_Check, ...] = tuple(dict.fromkeys(checks))[:MAX_EQUALITIES]
+        self.levels: list[_RuleLevel] = []
+        self.chosen: list[_Check] = []
+
+    def divisible(self) -> list[_Check]:
+        """Return by what a level may divide this entry: null is any missing path."""
+        return [check for check in self.checks if check[1] is not None and check not in self.chosen]
+
+
+@dataclass(slots=True, eq=False)
+class _RuleLevel:
+    """Entries that some literals have led to, in a list and divided."""
+
+    size: int = 0
+    entries: dict[Any, _IndexedRule[Any, Any]] = field(default_factory=dict)
+    tree: _PathNode | None = None
+
+
+@dataclass(slots=True, eq=False)
+class _PathNode:
+    """A place of the environment: what lies below it, and levels by the literal in it."""
+
+    members: dict[str | int, _PathNode] = field(default_factory=dict)
+    literals: dict[_Token, _RuleLevel] = field(default_factory=dict)
+
+    def is_empty(self) -> bool:
+        return not self.members and not self.literals
+
+    def level(self, path: Path, token: _Token) -> _RuleLevel | None:
+        """Return the level of a literal, if it is there."""
+        node = self
+        for part in path:
+            below = node.members.get(part)
+            if below is None:
+                return None
+            node = below
+        return node.literals.get(token)
+
+    def make_level(self, path: Path, token: _Token) -> _RuleLevel:
+        """Return the level of a literal, made if it is missing."""
+        node = self
+        for part in path:
+            node = node.members.setdefault(part, _PathNode())
+        return node.literals.setdefault(token, _RuleLevel())
+
+    def prune(self, path: Path, token: _Token) -> None:
+        """Remove the level of a literal, and the nodes that only led to it."""
+        nodes = [self]
+        for part in path:
+            nodes.append(nodes[-1].members[part])
+        del nodes[-1].literals[token]
+        for part in reversed(path):
+            if not nodes.pop().is_empty():
+                return
+            del nodes[-1].members[part]
+
+    def collect(self, root: dict[str, Json], levels: list[_RuleLevel]) -> None:
+        """Append the levels whose literals the environment has."""
+        nodes: list[tuple[_PathNode, Json]] = [(self, root)]
+        while nodes:
+            node, value = nodes.pop()
+            if node.literals:
+                level = node.literals.get(_token(value))
+                if level is not None:
+                    levels.append(level)
+            if node.members:
+                nodes.extend(node.below(value))
+
+    def below(self, value: Json) -> Iterator[tuple[_PathNode, Json]]:
+        """Yield the members that a value has, walking over the smaller of both."""
+        members = self.members
+        if type(value) is dict:
+            if len(members) <= len(value):
+                for part, node in members.items():
+                    if part in value:
+                        yield node, value[part]
+            else:
+                for part, inner in value.items():
+                    if part in members:
+                        yield members[part], inner
+        elif type(value) in (list, str):
+            items = _items(value)
+            if len(members) <= 2 * len(items):
+                for part, node in members.items():
+                    if type(part) is int and -len(items) <= part < len(items):
+                        yield node, items[part]
+            else:
+                for index, inner in enumerate(items):
+                    for part in (index, index - len(items)):
+                        if part in members:
+                            yield members[part], inner
+
+
+def _insert(entry: _IndexedRule[Any, Any], level: _RuleLevel) -> None:
+    """Add an entry at a level, or below it if the level is full."""
+    while True:
+        level.size += 1
+        entry.levels.append(level)
+        divisible = entry.divisible()
+        if not divisible or (level.tree is None and len(level.entries) < UNDIVIDED):
+            level.entries[entry.key] = entry
+            return
+        if level.tree is None:
+            _divide(level)
+        level = _descend(entry, level, divisible)
+
+
+def _divide(level: _RuleLevel) -> None:
+    """Move the entries of a level's list below it, but for those that nothing divides."""
+    level.tree = _PathNode()
+    for key, entry in list(level.entries.items()):
+        divisible = entry.divisible()
+        if divisible:
+            del level.entries[key]
+            _insert(entry, _descend(entry, level, divisible))
+
+
+def _descend(entry: _IndexedRule[Any, Any], level: _RuleLevel, divisible: list[_Check]) -> _RuleLevel:
+    """Choose the equality that the fewest entries share, and return its level."""
+    tree = level.tree
+    assert tree is not None
+    sizes = [0 if (below := tree.level(*check)) is None else below.size for check in divisible]
+    chosen = divisible[sizes.index(min(sizes))]
+    entry.chosen.append(chosen)
+    return tree.make_level(*chosen)
+
+
+def _is_scalar(literal: Json) -> bool:
+    return literal is None or type(literal) in (str, bool, int, float)
+
+
+def _token(value: Json) -> _Token:
+    """Return the token of a scalar; of anything else one that equals no other."""
+    kind = type(value)
+    if kind is str or value is None:
+        return value  # type: ignore[no-any-return]
+    if kind is float:
+        return value  # type: ignore[no-any-return]
+    if kind is bool:
+        return (value,)
+    if kind is int:
+        try:
+            return float(value)
+        except OverflowError:
+            return float("inf") if value > 0 else float("-inf")
+    return _NAN
+
+
+def _at(value: Json, path: Path) -> Json:
+    """Return what the language's members give; null where they would fail."""
+    for part in path:
+        kind = type(value)
+        if kind is dict:
+            value = value.get(part)
+        elif type(part) is not int:
+            return None
+        elif kind is list or kind is str:
+            items = _items(value)
+            value = items[part] if -len(items) <= part < len(items) else None
+        else:
+            return None
+    return value
+
+
+def _items(value: list[Json] | str) -> list[Json] | bytes:
+    """Return what the language's `[i]` gives: elements of a list, bytes of a string."""
+    return value.encode("utf-8", "surrogatepass") if isinstance(value, str) else value
