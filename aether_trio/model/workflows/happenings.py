@@ -15,6 +15,9 @@ from typing import Final, NamedTuple, TypeAlias
 from aether_trio.model.workflows.definition import Action, Json
 
 NO_ITEM: Final = -1
+ITEMS: Final = -2
+"""The "item" under which the first page of a `for_each`'s list is kept; page k is at ITEMS - k."""
+ITEMS_PAGE: Final = 100  # items in a page, and items and rounds that one happening begins
 
 
 class StepPlace(NamedTuple):
@@ -22,6 +25,10 @@ class StepPlace(NamedTuple):
 
     step: str
     item: int = NO_ITEM
+
+
+TRIGGER: Final = StepPlace("")
+"""Where the interpreter asks for the execution's input: NeedResult(TRIGGER)."""
 
 
 # -- happenings ------------------------------------------------------------------------------------
@@ -42,6 +49,8 @@ class StepEnded:
     """A step's task, sub-execution or question has ended.
 
     Its result, if it is completed, is kept already: the interpreter asks for it when it needs it.
+    `attempt` and `compensates` are those of the command that began it, so a late end of an earlier
+    attempt is not taken for that of a later one; attempt 0 is not known.
     """
 
     at_ms: int
@@ -49,6 +58,8 @@ class StepEnded:
     outcome: str  # completed, failed or cancelled
     error: str = ""
     error_type: str = ""
+    attempt: int = 0
+    compensates: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,7 +177,11 @@ class StartExecution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AskPerson:
-    """Ask a person; the answer is a StepEnded whose result is kept."""
+    """Ask a person; the answer is a StepEnded whose result is kept.
+
+    It is repeated with another `of`, and the same attempt, when an open question escalates: then
+    that person is asked instead.
+    """
 
     place: StepPlace
     attempt: int
@@ -179,7 +194,11 @@ class AskPerson:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelStep:
-    """Cancel the task, sub-execution or question of a step."""
+    """Cancel the task, sub-execution or question of a step.
+
+    The end of a sub-execution is awaited, since it may compensate: it is a StepEnded. Tasks and
+    questions have ended for the interpreter at once.
+    """
 
     place: StepPlace
 
@@ -203,7 +222,10 @@ class CloseWait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KeepResult:
-    """Keep a step's result that the interpreter has made."""
+    """Keep a result that the interpreter has made: its place is completed.
+
+    At ITEMS and below it is a page of the list of a `for_each`, which is asked for like a result.
+    """
 
     place: StepPlace
     result: Json
@@ -211,7 +233,11 @@ class KeepResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MarkStep:
-    """Show a step's status (skipped, completed, failed) that no other command says."""
+    """Show the status of a step or item, and its error, that no other command says.
+
+    pending (again), running, waiting, failed, skipped, cancelled, compensated, or
+    compensation_failed. NeedItems answers with it, too.
+    """
 
     place: StepPlace
     status: str
@@ -231,7 +257,7 @@ class EndExecution:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContinueExecution:
-    """The execution goes on as a new one, with a fresh history."""
+    """The execution goes on as a new one, with a fresh history: this one has ended."""
 
     workflow: str
     input: Json
@@ -264,7 +290,10 @@ Command: TypeAlias = (
 
 @dataclass(frozen=True, slots=True)
 class NeedResult:
-    """Yielded by the interpreter to be sent the result of a completed step or item."""
+    """Yielded by the interpreter to be sent the result of a completed step or item.
+
+    At TRIGGER it is the execution's input.
+    """
 
     place: StepPlace
 
@@ -273,7 +302,8 @@ class NeedResult:
 class NeedItems:
     """Yielded by the interpreter to be sent the results of a step's items, as a list.
 
-    Each is {"status": …, "result": …, "error": …, "error_type": …} in the order of the items.
+    Each is {"item": …, "status": …, "result": …, "error": …, "error_type": …}, in the order of the
+    items, as they were before this happening's commands; items that have no row yet may be absent.
     """
 
     step: str
