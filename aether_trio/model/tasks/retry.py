@@ -6,6 +6,7 @@ import enum
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from typing import Final
 
 DEFAULT_ATTEMPTS: Final = 3
@@ -35,6 +36,12 @@ class RetrySchedule:
     schedule_ms: tuple[int, ...] = ()
     retryable_status_codes: tuple[int, ...] = ()
     honor_retry_after: bool = False
+    final_errors: tuple[str, ...] = ()
+    """Patterns (*, ?) of types or texts of errors after which there is no further attempt."""
+
+    def is_final(self, error_type: str, error: str) -> bool:
+        """Return whether no attempt follows an error of this type and text."""
+        return any(fnmatchcase(text, pattern) for pattern in self.final_errors for text in (error_type, error))
 
     @property
     def attempts(self) -> int:
@@ -67,6 +74,6 @@ class RetrySchedule:
     def from_json(cls, text: str) -> RetrySchedule:
         """Decode a retry policy that `to_json` encoded."""
         fields = json.loads(text)
-        for name in ("schedule_ms", "retryable_status_codes"):
+        for name in ("schedule_ms", "retryable_status_codes", "final_errors"):
             fields[name] = tuple(fields[name])
         return cls(**fields)

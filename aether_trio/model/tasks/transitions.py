@@ -243,7 +243,7 @@ def _fail(task: TaskRow, facts: Facts) -> Changes:
     policy = task.policy
     failures = task.retry_count + 1
     delay_ms = None
-    if policy is not None and failures < task.max_attempts:
+    if policy is not None and failures < task.max_attempts and not policy.is_final(facts.error_type, facts.reason):
         delay_ms = policy.delay_ms(failures, facts.uniform)
     return _failed(facts, failures, delay_ms)
 
@@ -264,7 +264,8 @@ def _failed(facts: Facts, failures: int, delay_ms: int | None) -> Changes:
 def _time_out(task: TaskRow, facts: Facts) -> Changes:
     policy = task.policy
     failures = task.retry_count + 1
-    if failures >= task.max_attempts:
+    final = policy is not None and policy.is_final(facts.error_type, facts.reason)
+    if failures >= task.max_attempts or final:
         return _bury(task, facts) | {"retry_count": failures}
     return _failed(facts, failures, policy.delay_ms(failures, facts.uniform) if policy is not None else facts.delay_ms)
 

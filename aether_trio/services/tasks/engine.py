@@ -52,10 +52,12 @@ from aether_trio.services.tasks.timer import TaskTimer
 from aether_trio.services.tasks.transaction import child_events, due, retention, sessions, startup, task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import (
     NO_TASK_GRANTS,
+    NO_TASK_WORKFLOWS,
     Context,
     LargeError,
     NewAssignment,
     TaskGrants,
+    TaskWorkflows,
     Transaction,
 )
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
@@ -171,7 +173,11 @@ class Engine:
         access: AppliedChanges = NO_CHANGES,
         may_read: Callable[[str, str], bool] = lambda service, workspace: True,
         audit: TaskAudit | None = None,
+        workflows: TaskWorkflows = NO_TASK_WORKFLOWS,
     ) -> None:
+        self._workflows = workflows
+        self._folding: set[str] = set()
+        """Executions of workflows for which `TaskWorkflows.fold` is queued."""
         self._agents = agents
         self._grants = grants
         self._access = access
@@ -241,6 +247,7 @@ class Engine:
             self.started.add,
             self._grants,
             self.pools.may_serve,
+            self._workflows,
         )
 
     async def run_program(
@@ -428,10 +435,17 @@ class Engine:
             self._agents.agent_crashed(identity)
         for identity in tx.effects.absent_targets:
             self._agents.target_absent(identity)
+        for execution_id in tx.effects.arrivals - self._folding:
+            self._folding.add(execution_id)
+            self.follow_ups.put(partial(self._fold, execution_id=execution_id))
         for mutation in tx.effects.follow_ups:
             self.follow_ups.put(mutation)
         for task_id in tx.effects.unfinished:
             self.follow_ups.put(partial(TaskTransaction.wake_dependents, task_id=task_id))
+
+    def _fold(self, tx: TaskTransaction, execution_id: str) -> Program[None]:
+        self._folding.discard(execution_id)  # ends that are written from now on need another page
+        yield from self._workflows.fold(tx, execution_id)
 
     def _push(self, push: NewAssignment, here: str) -> None:
         if push.worker.node != here:
@@ -543,7 +557,11 @@ class Engine:
         await self.started.load(self.database, startup.started_names, "", "names of started agents", logger)
 
     async def _fire(self, excuse: due.SilenceExcuse) -> int:
-        return await self.result(partial(due.fire, shared=self.database.shared, excuse=excuse))
+        def page(tx: TaskTransaction) -> Program[int]:
+            fired = yield from due.fire(tx, shared=self.database.shared, excuse=excuse)
+            return fired + (yield from self._workflows.fire(tx))
+
+        return await self.result(page)
 
     async def _sweep(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks import Mode, Move, MoveStep, Reason, RefusedMove, StoredStatus, TaskRow, Wait, decide
 from aether_trio.model.tasks.form import FormError, check_match
 from aether_trio.model.tasks.result import NO_RESULT, ResultError, ResultKind, TaskResult, read_result
-from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.tasks.task import AGENT_STARTUP, WorkflowPart
 from aether_trio.model.tasks.transitions import RULES, Decision
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
@@ -311,7 +311,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
                 return OperationResult(needs=task.workspace, level=level)
     if since_ms and (yield from _was_made(tx, task, request, since_ms)):
         return OperationResult(task, tx)
-    refusal = _check_claim(task, caller, request) or _check_resume(task, caller, request)
+    refusal = _check_part(task, request.move)
+    refusal = refusal or _check_claim(task, caller, request) or _check_resume(task, caller, request)
     if refusal or (refusal := (yield from _check_wait(tx, task, caller, request))):
         return OperationResult(task, refusal=refusal)
     present = True
@@ -366,6 +367,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         elif request.move is Move.CLAIM and epoch is not None:
             decision = startup.confirm_launch(task, caller.name, epoch)
     if decision is None:
+        if request.result is not None:
+            tx.results[task.task_id] = request.result
         decision = yield from tx.apply(task, request.move, facts)
     if isinstance(decision, RefusedMove):
         # A report that is refused may have been noted (startup.report_failure).
@@ -402,7 +405,7 @@ def _is_separate(task: TaskRow, caller: Caller) -> bool:
 
     But for the waiting tasks that its worker is assigned next.
     """
-    tied = task.has_children or task.awaited or task.tokens or task.input_offset or task.grants
+    tied = task.has_children or task.awaited or task.tokens or task.input_offset or task.grants or task.workflow
     mine = task.assigned_to == caller.name and task.status in (StoredStatus.ASSIGNED, StoredStatus.RUNNING)
     return mine and not tied and task.task_type != AGENT_STARTUP
 
@@ -462,6 +465,17 @@ def _check_claim(task: TaskRow, caller: Caller, request: OperationRequest) -> st
     if task.task_type == AGENT_STARTUP:
         return "an agent's start is assigned to an orchestrator only"
     return f"the task is for workers of {task.target_implementation}"
+
+
+def _check_part(task: TaskRow, move: Move) -> str:
+    """Return why a part of a workflow may not be moved by a client; else ""."""
+    if task.workflow & WorkflowPart.RUN and move not in (Move.CANCEL, Move.RETRY):
+        return f"an execution of a workflow moves with its steps: {move.value} is for tasks of workers"
+    if task.workflow & WorkflowPart.QUESTION and move is not Move.CANCEL:
+        return f"the task is a question to a person: answer it, or cancel it; {move.value} is for tasks of workers"
+    if task.workflow == WorkflowPart.STEP and move is Move.RETRY and task.is_final:
+        return f"the task is a step of execution {task.parent_task_id}: retry the execution"
+    return ""
 
 
 def _check_resume(task: TaskRow, caller: Caller, request: OperationRequest) -> str:

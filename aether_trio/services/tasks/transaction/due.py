@@ -79,6 +79,8 @@ def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE
             yield from tx.write(task, task.changed(changes), "")
         elif due is Due.FORGET:
             yield from task_rows.delete(task.task_id)
+            if task.workflow:
+                yield from tx.context.workflows.forgotten(task)
             yield from startup.forget_start(task)
             yield from tx.wake_dependents(task.task_id)
         else:
@@ -116,10 +118,18 @@ def _put_off(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:
 _NO_SILENCE: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
+_MOMENTS: Final = (
+    ("due_ms", "tasks"),
+    ("expires_ms", "task_keys"),
+    ("expires_ms", "task_tokens"),
+    ("due_ms", "workflow_timers"),
+)
+
+
 def next_moment() -> Program[int]:
-    """Return when the next task, idempotency key or token is due (Unix ms), or 0."""
+    """Return when the next task, key, token or workflow is due (Unix ms), or 0."""
     moments = []
-    for column, table in (("due_ms", "tasks"), ("expires_ms", "task_keys"), ("expires_ms", "task_tokens")):
+    for column, table in _MOMENTS:
         found: list[Row] = yield Fetch(f"SELECT MIN({column}) FROM {table} WHERE {column} > 0")  # noqa: S608
         if found[0][0] is not None:
             moments.append(found[0][0])

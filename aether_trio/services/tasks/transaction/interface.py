@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 from aether_trio.model.audit import AuditEvent
 from aether_trio.model.tasks import Facts, Move, TaskRow
+from aether_trio.model.tasks.result import TaskResult
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.model.tasks.transitions import Decision
 from aether_trio.services.access.changes import Draft
@@ -70,6 +71,57 @@ class NoTaskGrants:
 NO_TASK_GRANTS: Final = NoTaskGrants()
 
 
+class TaskWorkflows(Protocol):
+    """What workflows do in the transactions of tasks (services/workflows/).
+
+    Only tasks that are part of a workflow (`TaskRow.workflow`) are given to it.
+    """
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Move on the execution whose step has ended, or which has ended itself."""
+
+    def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        """Go on with a part that no worker has, and whose row has become PENDING."""
+
+    def forgotten(self, task: TaskRow) -> Program[None]:
+        """Delete what belongs to an execution whose task is deleted."""
+
+    def fire(self, tx: Transaction) -> Program[int]:
+        """Handle a page of due moments of workflows; return how many there were."""
+
+    def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let an execution take in a page of its items that have ended."""
+
+    def find_unfinished(self, tx: Transaction) -> Program[None]:
+        """Find what an ended process has left, such as items that were not taken in."""
+
+
+class NoTaskWorkflows:
+    """The TaskWorkflows of tasks without workflows."""
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        yield from ()
+
+    def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        yield from ()
+
+    def forgotten(self, task: TaskRow) -> Program[None]:
+        yield from ()
+
+    def fire(self, tx: Transaction) -> Program[int]:
+        yield from ()
+        return 0
+
+    def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
+        yield from ()
+
+    def find_unfinished(self, tx: Transaction) -> Program[None]:
+        yield from ()
+
+
+NO_TASK_WORKFLOWS: Final = NoTaskWorkflows()
+
+
 class Context(NamedTuple):
     """Time, limits and kind of database of one transaction; `node` is a lease's name."""
 
@@ -91,6 +143,7 @@ class Context(NamedTuple):
     grants: TaskGrants = NO_TASK_GRANTS
     may_serve: Callable[[str, str], bool] = lambda identity, workspace: True
     """Whether a service may be given tasks of a workspace's pools. Any thread."""
+    workflows: TaskWorkflows = NO_TASK_WORKFLOWS
 
 
 class RecordedEvent(NamedTuple):
@@ -145,6 +198,10 @@ class Effects:
     """A change of access data in this transaction, to be applied after the commit."""
     audit_rows: list[AuditEvent] = field(default_factory=list)
     """Events that are written to the audit log in this transaction."""
+    due_ms: int = 0
+    """The earliest moment (Unix ms) that workflows have set, 0 for none."""
+    arrivals: set[str] = field(default_factory=set)
+    """Executions of workflows with items that have ended and are to be taken in."""
 
 
 class Transaction(Protocol):
@@ -156,6 +213,10 @@ class Transaction(Protocol):
     """Tasks whose rows say that they have children."""
     unwatched: set[str]
     """Tasks of which no other node follows the events."""
+    results: dict[str, TaskResult]
+    """Results of tasks that end in this transaction and are not written yet."""
+    workflow: object
+    """What `TaskWorkflows` keeps for this transaction; None at its begin."""
 
     def access_change(self) -> Program[Draft]:
         """Return the transaction's change of access data; it is begun if there is none."""

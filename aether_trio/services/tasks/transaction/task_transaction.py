@@ -19,8 +19,9 @@ from functools import lru_cache, partial
 from typing import Any, Final
 
 from aether_trio.model.tasks import Facts, Move, MoveStep, StoredStatus, TaskRow, Wait, decide
+from aether_trio.model.tasks.result import TaskResult
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
-from aether_trio.model.tasks.task import AGENT_STARTUP, holder_of, keeper_of
+from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, holder_of, keeper_of
 from aether_trio.model.tasks.timed_transitions import next_due
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.waiting_queue import queue_of
@@ -90,6 +91,8 @@ class TaskTransaction:
     """Size of the payloads that were read for workers."""
     rows_read: int = 0
     """Rows of other tasks that were read, as `charge` counts them."""
+    results: dict[str, TaskResult] = field(default_factory=dict)
+    workflow: object = None
 
     def __post_init__(self) -> None:
         if self.context.live_rows is not None:
@@ -238,7 +241,10 @@ class TaskTransaction:
     @property
     def due_ms(self) -> int:
         """The earliest moment (Unix ms) at which a written task falls due, 0 for never."""
-        return min((row.due_ms for row in self.written.values() if row.due_ms), default=0)
+        moments = [row.due_ms for row in self.written.values() if row.due_ms]
+        if self.effects.due_ms:
+            moments.append(self.effects.due_ms)
+        return min(moments, default=0)
 
     def _on_status_change(self, before: TaskRow, after: TaskRow) -> Program[None]:
         """Update dead letter, dependencies and parent of a task whose status has changed."""
@@ -255,6 +261,8 @@ class TaskTransaction:
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
             word = "transitioned" if after.status in PAUSED else "completed"
             yield from child_events.add(self, self._child_event(after, word))
+        if after.workflow & NO_WORKER and after.status is StoredStatus.PENDING:
+            yield from self.context.workflows.reopened(self, before, after)
 
     def worker_is_present(self, task: TaskRow) -> Program[bool]:
         """Return whether a task's worker is connected and knows of it; True without one."""
@@ -287,6 +295,8 @@ class TaskTransaction:
             yield from self.wake_dependents(task.task_id)
         if task.status is StoredStatus.CANCELLED and task.has_children:
             yield from self._cancel_children_later(task)
+        if task.workflow:
+            yield from self.context.workflows.ended(self, task)
 
     def _cancel_children_later(self, task: TaskRow) -> Program[None]:
         """Have children of a cancelled task that end with it cancelled later."""
@@ -319,6 +329,7 @@ class TaskTransaction:
         self.effects.unfinished.extend(task_id for (task_id,) in found)
         parents: list[Row] = yield Fetch("SELECT task_id FROM task_cancelled_parents")
         self.effects.follow_ups.extend(partial(cancel_children, parent_id=task_id) for (task_id,) in parents)
+        yield from self.context.workflows.find_unfinished(self)
 
     def add_dependencies(self, task: TaskRow, wait: Wait) -> Program[bool]:
         """Write for which tasks a task waits; return whether its wait is over already."""
