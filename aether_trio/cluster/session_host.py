@@ -43,6 +43,9 @@ class LocalSessions(Protocol):
     def record(self, session_id: str) -> SessionRecord | None:
         """Return the listed facts of a live session of this node; None if there is none."""
 
+    def session_id_of(self, identity: str) -> str | None:
+        """Return the id of the live session of an identity on this node; None without one."""
+
     def disconnect(self, session_id: str, reason: str) -> str | None:
         """End a session of this node in one step; return its identity, None if not live."""
 

@@ -71,6 +71,7 @@ from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
+from aether_trio.services.workflows.relay import WorkflowRelay
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -112,6 +113,7 @@ class Core:
     credential_ends: CredentialEnds
     tokens: TokenStore
     audit: AuditTrail
+    relay: WorkflowRelay
     sessions: SessionServer
     tail: TopicWatcher
 
@@ -232,6 +234,8 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread, crashes)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
+        relay = WorkflowRelay(registry, directory, authorizer, log, ids, nursery)
+
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
         tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
         credentials = CredentialChecker(
@@ -269,6 +273,7 @@ async def open_core(
             starter=starter,
             autostart_queue=autostart_queue,
             audit=audit,
+            relay=relay,
         )
         if cluster is not None:
             # A renewal frees what this node itself had leased before.
@@ -325,6 +330,7 @@ async def open_core(
             "connection_status_request": session_service.status,
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
             **tasks.handlers,
+            **relay.handlers,
             "create_task": audit.created_tasks(tasks.handlers["create_task"]),
             **audit_service.handlers,
             **authority.handlers,
@@ -395,6 +401,7 @@ async def open_core(
             credential_ends=credential_ends,
             tokens=tokens,
             audit=audit,
+            relay=relay,
             sessions=sessions,
             tail=TopicWatcher(log, ephemeral_topics, clock),
         )
@@ -409,6 +416,7 @@ async def open_core(
             "kv-sweep": kv.sweep_forever,
             "kv-own-spaces": kv.load_own_spaces,
             "checkpoint-sweep": checkpoints.sweep_forever,
+            "workflow-relay": relay.run,
             "session-expiry": expiry.run,
             "identity-providers": credentials.run,
             "token-uses": tokens.run,

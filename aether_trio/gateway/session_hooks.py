@@ -26,6 +26,7 @@ from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
+from aether_trio.services.workflows.relay import WorkflowRelay
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.identity_locks import IdentityLocks
@@ -71,6 +72,7 @@ class ServiceHooks:
     starter: AgentStarter
     autostart_queue: AutostartQueue
     audit: AuditTrail
+    relay: WorkflowRelay
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Check the credentials of a client's first message. Raises StatusError."""
@@ -181,6 +183,7 @@ class ServiceHooks:
             self.tasks.ended,
             self.conversations.ended,
             self._agent_ended,
+            self.relay.ended,
             self.audit.disconnected,
         )
         self.metrics.connection_duration.observe(

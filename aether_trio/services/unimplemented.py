@@ -24,16 +24,7 @@ def _tunnel_closed(payload: Any, text: str) -> pb.DownstreamMessage:
     )
 
 
-def _failed_reply(reply: str) -> Failure:
-    def build(op: Any, text: str) -> pb.DownstreamMessage:
-        message: Any = {reply: {"error": text, "request_id": op.request_id}}
-        return pb.DownstreamMessage(**message)
-
-    return build
-
-
 FAILURES: Final[dict[str, Failure | None]] = {
-    "workflow_op": _failed_reply("workflow_response"),
     "proxy_http_request": lambda op, text: pb.DownstreamMessage(
         proxy_http_response=pb.ProxyHttpResponse(
             request_id=op.request_id, error=pb.ProxyError(kind=pb.ProxyError.SIDECAR_UNAVAILABLE, message=text)
@@ -43,7 +34,7 @@ FAILURES: Final[dict[str, Failure | None]] = {
     "tunnel_data": _tunnel_closed,
     # No client waits for an answer to these.
     **dict.fromkeys(("tunnel_ack", "tunnel_close", "proxy_http_body_chunk", "proxy_http_response")),
-    **dict.fromkeys(("workflow_response", "admin_query")),
+    "admin_query": None,
 }
 
 _LAST_WORDS = frozenset({"tunnel_close"})  # messages that end something: there is nothing to refuse

@@ -35,6 +35,9 @@ class SessionDirectory(Protocol):
     async def find(self, session_id: str) -> SessionRecord | None:
         """Return the live session with this id; None without one."""
 
+    async def holder(self, identity: str) -> SessionRecord | None:
+        """Return the live session of an identity; None without one."""
+
     async def disconnect(self, session_id: str, reason: str) -> DisconnectResult:
         """End a session, whose client is told not to connect again."""
 
@@ -66,6 +69,10 @@ class LocalDirectory:
 
     async def find(self, session_id: str) -> SessionRecord | None:
         return self._registry.record(session_id)
+
+    async def holder(self, identity: str) -> SessionRecord | None:
+        session = self._registry.holder(identity)
+        return None if session is None else session.record
 
     async def disconnect(self, session_id: str, reason: str) -> DisconnectResult:
         identity = self._registry.disconnect(session_id, reason)

@@ -133,6 +133,11 @@ class SessionRegistry:
         """Return the live session that owns an identity; None without one."""
         return self._by_identity.get(identity)
 
+    def session_id_of(self, identity: str) -> str | None:
+        """Return the id of the live session that owns an identity; None without one."""
+        session = self._by_identity.get(identity)
+        return None if session is None else session.session_id
+
     def session(self, session_id: str) -> Session | None:
         """Return the live session with this id; None without one."""
         return self._by_id.get(session_id)

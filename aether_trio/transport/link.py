@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 from aether_trio.model.errors import Status
 from aether_trio.wire.framing import Send
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from aether_trio.delivery.outbox import SendReceipts
     from aether_trio.delivery.outbox_subscription import Delivery, Origin
 
+
+IN_PROCESS: Final = "in-process"
+"""The address of a peer that is a part of the gateway: no socket has such an address."""
 
 Upstream: TypeAlias = UpstreamMessage | Send
 """A transport whose protocol has a frame for sends hands them on as they came."""

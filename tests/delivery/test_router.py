@@ -190,7 +190,7 @@ async def test_a_workspace_shares_its_rate_and_a_connection_does_not(world: Worl
     [
         (kv_get("asked"), "kv"),
         (pb.UpstreamMessage(), "error"),
-        (pb.UpstreamMessage(workflow_op=pb.WorkflowOperation(request_id="q")), "error"),
+        (pb.UpstreamMessage(proxy_http_request=pb.ProxyHttpRequest(request_id="q")), "error"),
     ],
     ids=["an answer", "no request", "a refusal"],
 )

@@ -32,7 +32,7 @@ from tests.security.tenants import auth, key_of
 from tests.transport.framed.harness import FramedPeer
 
 KV, Sessions, Agents, Tasks = pb.KVOperation, pb.SessionOperation, pb.AgentOperation, pb.TaskOperation
-Workspaces = pb.WorkspaceOperation
+Workspaces, Workflows = pb.WorkspaceOperation, pb.WorkflowOperation
 Query, Follow = pb.TaskQuery, pb.TaskSubscriptionOperation
 Access, Tokens = pb.ACLOperation, pb.TokenOperation
 Grants, Requests = pb.AuthorityGrantOperation, pb.AuthorityRequestOperation
@@ -234,6 +234,10 @@ def _acl(name: str, /, **fields: Any) -> Ask:
 
 def _token(name: str, **fields: Any) -> Ask:
     return _ask("token_op", Tokens, op=Tokens.OpType.Value(name), **fields)
+
+
+def _workflows(name: str) -> Ask:
+    return _ask("workflow_op", Workflows, op=Workflows.OpType.Value(name), id="x", workspace="blue", data=b"{}")
 
 
 def _rule(workspace: str) -> pb.ACLGrantRequest:
@@ -538,6 +542,10 @@ TABLE: Final[Mapping[str, Foreign | Own | NotServed]] = {
             )
         }
     ),
+    "workflow_op": Foreign(
+        {name: _workflows(name) for name in Workflows.OpType.DESCRIPTOR.values_by_name}, Workflows.OpType
+    ),
+    "workflow_response": Own("only the engine answers, and each operation by the id that it was given"),
     "switch_workspace": Own("agents cannot, and test_a_user_enters_no_workspace_beyond_its_key has users"),
     "checkpoint_op": Own("checkpoints belong to the caller's whole identity"),
     "progress": Own("goes to the caller's workspace or to a user; tests/security/test_reach_of_tasks.py has the tasks"),

@@ -17,7 +17,7 @@ ANSWERS = [field.name for field in DOWNSTREAM if field.name != "checkpoint"]
 IDS = ("client_request_id", "request_id", "tunnel_id")
 """Fields that correlate; where a message has more than one, the first is the caller's."""
 
-WITHOUT_A_CALLER = {"tunnel_ack", "tunnel_close", "proxy_http_body_chunk", "proxy_http_response", "workflow_response"}
+WITHOUT_A_CALLER = {"tunnel_ack", "tunnel_close", "proxy_http_body_chunk", "proxy_http_response"}
 
 
 def request(case: str, identifier: str) -> pb.UpstreamMessage:

@@ -71,6 +71,7 @@ _USE: Final = f"""
         AND (h.node_id <> $2 OR h.identity <> ALL($3::text[])) GROUP BY h.place, h.kind
 """
 _FIND: Final = f"SELECT {_COLUMNS} {_LIVE} AND h.session_id = $1"
+_HOLDER: Final = f"SELECT {_COLUMNS} {_LIVE} AND h.identity = $1"
 _LAST_HELD: Final = """
     SELECT coalesce(bool_or(t.live), false), coalesce(max(t.ms), 0) FROM (
         SELECT s.live, CASE WHEN s.live THEN h.written_ms ELSE coalesce(h.ended_ms, n.ended_ms, h.written_ms) END AS ms
@@ -233,6 +234,14 @@ class ClusterDirectory:
         if session is None:
             return DisconnectResult(DisconnectOutcome.UNKNOWN)
         return DisconnectResult(await self.disconnects.end(session, reason), session.identity.text)
+
+    async def holder(self, identity: str) -> SessionRecord | None:
+        session_id = self._sessions.session_id_of(identity)
+        if session_id is not None:
+            return self._sessions.record(session_id)
+        self._listed.trigger()
+        rows = await self._queries.fetch(_HOLDER, identity)
+        return self._record(rows[0]) if rows and identity not in self._cluster.leaving() else None
 
     async def last_seen(self, identity: str) -> LastSeen:
         here = self._sessions.last_seen(identity)

@@ -1,0 +1,1 @@
+"""Workflows: who the engine is, and how requests to it are answered."""

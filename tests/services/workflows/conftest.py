@@ -1,0 +1,16 @@
+"""A core in virtual time for the tests of this folder that want one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.helpers.core import use_virtual_time
+from tests.helpers.core_fixtures import core, world
+
+__all__ = ["core", "world"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    use_virtual_time(items, Path(__file__).parent, ("test_relay",))
