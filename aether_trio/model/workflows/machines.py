@@ -3,7 +3,7 @@
     create(machine, …)            an instance in the initial state
     send(machine, instance, …)    an event, sent by a client
     receive(machine, …)           an event of the bus, which may create the instance
-    time_passed(machine, …)       the moment `instance.timeout_ms` has come
+    time_passed(machine, …)       the moment `instance.timeout_at_ms` has come
 
 Each returns a MachineStep: the next instance, the actions in their order, or a problem, with which
 nothing changes. Moments are Unix ms.
@@ -63,14 +63,14 @@ class MachineProblem(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MachineInstance:
-    """An instance; `timeout_ms` is the moment of its timeout, 0 without one."""
+    """An instance; `timeout_at_ms` is the moment of its timeout, 0 without one."""
 
     id: str
     machine: str
     workspace: str
     state: str
     data: Json = None
-    timeout_ms: int = 0
+    timeout_at_ms: int = 0
     completed_ms: int = 0  # 0 until it is in a terminal state
     created_ms: int = 0
     updated_ms: int = 0
@@ -215,9 +215,9 @@ def time_passed(machine: MachineDefinition, instance: MachineInstance, now_ms: i
 
     A timeout that leads to no state is cleared, with a problem.
     """
-    if not 0 < instance.timeout_ms <= now_ms:
+    if not 0 < instance.timeout_at_ms <= now_ms:
         return MachineStep(instance=instance)
-    cleared = replace(instance, timeout_ms=0, updated_ms=now_ms)
+    cleared = replace(instance, timeout_at_ms=0, updated_ms=now_ms)
     state = machine.states.get(instance.state)
     if instance.completed_ms or state is None or state.terminal or not state.timeout_action:
         return MachineStep(instance=cleared)
@@ -253,8 +253,8 @@ def _move(
 def _entered(instance: MachineInstance, state: MachineState, now_ms: int) -> MachineInstance:
     """Set what a state brings: its timeout, or the end."""
     if state.terminal:
-        return replace(instance, timeout_ms=0, completed_ms=max(now_ms, 1))
-    return replace(instance, timeout_ms=max(now_ms + state.timeout_ms, 1) if state.timeout_ms else 0)
+        return replace(instance, timeout_at_ms=0, completed_ms=max(now_ms, 1))
+    return replace(instance, timeout_at_ms=max(now_ms + state.timeout_ms, 1) if state.timeout_ms else 0)
 
 
 def _choose(

@@ -101,7 +101,7 @@ def test_an_instance_begins_in_the_initial_state() -> None:
         workspace="shop",
         state="open",
         data={"a": 1},
-        timeout_ms=600,
+        timeout_at_ms=600,
         created_ms=100,
         updated_ms=100,
     )
@@ -115,7 +115,7 @@ def test_an_event_leaves_changes_and_enters_in_this_order() -> None:
     assert step.instance is not None
     assert step.instance.state == "paid"
     assert step.instance.data == {"paid": 7, "was": 1, "kept": 2}
-    assert (step.instance.completed_ms, step.instance.timeout_ms, step.instance.updated_ms) == (200, 0, 200)
+    assert (step.instance.completed_ms, step.instance.timeout_at_ms, step.instance.updated_ms) == (200, 0, 200)
     assert did(step) == ["leave-open", "receipt", "enter-paid"]
     assert [each.place for each in step.actions] == ["exit", "transition", "entry"]
     assert [each.env["machine"]["state"] for each in step.actions] == ["open", "open", "paid"]
@@ -127,13 +127,13 @@ def test_an_event_leaves_changes_and_enters_in_this_order() -> None:
 def test_the_first_transition_that_holds_is_taken() -> None:
     step = machines.send(ORDER, created(), "pay", {"amount": 5_000}, 200)
     assert step.instance is not None
-    assert (step.instance.state, step.instance.timeout_ms) == ("review", 250)
+    assert (step.instance.state, step.instance.timeout_at_ms) == ("review", 250)
 
 
 def test_a_transition_to_the_same_state_begins_it_anew() -> None:
     step = machines.send(ORDER, created(), "again", None, 300)
     assert step.instance is not None
-    assert (step.instance.state, step.instance.timeout_ms) == ("open", 800)
+    assert (step.instance.state, step.instance.timeout_at_ms) == ("open", 800)
     assert did(step) == ["leave-open", "enter-open"]
 
 
@@ -272,22 +272,22 @@ def test_a_timeout_leads_to_its_state() -> None:
     assert machines.time_passed(ORDER, instance, 599) == MachineStep(instance=instance)
     step = machines.time_passed(ORDER, instance, 600)
     assert step.instance is not None
-    assert (step.instance.state, step.instance.timeout_ms) == ("expired", 0)
+    assert (step.instance.state, step.instance.timeout_at_ms) == ("expired", 0)
     assert did(step) == ["leave-open", "enter-expired"]
     assert [each.env["event"] for each in step.actions] == ["timeout", "timeout"]
 
 
 def test_a_timeout_without_an_action_is_cleared() -> None:
-    instance = replace(created(), state="review", timeout_ms=50)
+    instance = replace(created(), state="review", timeout_at_ms=50)
     step = machines.time_passed(ORDER, instance, 60)
-    assert step == MachineStep(instance=replace(instance, timeout_ms=0, updated_ms=60))
+    assert step == MachineStep(instance=replace(instance, timeout_at_ms=0, updated_ms=60))
 
 
 @pytest.mark.parametrize("state", ["paid", "gone"])
 def test_a_timeout_of_a_state_that_is_no_more_is_cleared(state: str) -> None:
     step = machines.time_passed(ORDER, replace(created(), state=state), 600)
     assert step.instance is not None
-    assert (step.instance.state, step.instance.timeout_ms, step.actions) == (state, 0, ())
+    assert (step.instance.state, step.instance.timeout_at_ms, step.actions) == (state, 0, ())
 
 
 def test_a_timeout_that_leads_nowhere_is_a_problem_once() -> None:
@@ -298,7 +298,7 @@ def test_a_timeout_that_leads_nowhere_is_a_problem_once() -> None:
         "instance 'o-1' of machine 'order': the timeout of state 'a' leads to state 'b', which is none of 'a'"
     )
     assert step.instance is not None
-    assert step.instance.timeout_ms == 0
+    assert step.instance.timeout_at_ms == 0
 
 
 # -- events of the bus -----------------------------------------------------------------------------
@@ -392,5 +392,5 @@ def test_is_always_in_a_state_by_the_definition(drawn: list[Any], story: list[tu
             due_ms = now_ms + timeout_ms if timeout_ms else 0
         assert step.instance is not None
         instance = step.instance
-        assert (instance.state, instance.timeout_ms) == (state, due_ms)
+        assert (instance.state, instance.timeout_at_ms) == (state, due_ms)
         assert bool(instance.completed_ms) == table[state].terminal
