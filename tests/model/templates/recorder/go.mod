@@ -1,0 +1,3 @@
+module aether-trio/tests/model/templates/recorder
+
+go 1.24
