@@ -18,22 +18,22 @@ from aether_trio.model.templates.errors import RenderFault
 from aether_trio.model.templates.functions import FUNCTIONS, TemplateFunction
 from aether_trio.model.templates.literals import OverflowingInteger
 from aether_trio.model.templates.nodes import (
-    Action,
-    Body,
     BodyNode,
-    Branch,
+    BranchAction,
     ChainWord,
-    Command,
     ConstantWord,
     DotWord,
     FieldWord,
     FunctionWord,
-    Invocation,
-    Jump,
+    JumpAction,
     LiteralText,
-    Loop,
+    LoopAction,
     NilWord,
-    Pipeline,
+    NodeList,
+    PrintAction,
+    TemplateAction,
+    TemplateCommand,
+    TemplatePipeline,
     VariableWord,
     Word,
 )
@@ -51,7 +51,7 @@ CONTINUE: Final = 2
 _DATA_TYPES: Final = frozenset({type(None), bool, float, str, list, dict})
 
 
-def compile_bodies(trees: Mapping[str, Body]) -> dict[str, Step]:
+def compile_bodies(trees: Mapping[str, NodeList]) -> dict[str, Step]:
     """Return the step of each template, by name."""
     steps: dict[str, Step] = {}
     for name, body in trees.items():
@@ -92,7 +92,7 @@ class _BodyCompiler:
 
     # Nodes
 
-    def body(self, body: Body) -> Step:
+    def body(self, body: NodeList) -> Step:
         outer_cost, self._cost = self._cost, 1
         steps = tuple([self._node(node) for node in body.nodes])
         cost, self._cost = self._cost, outer_cost
@@ -115,16 +115,16 @@ class _BodyCompiler:
         match node:
             case LiteralText():
                 return self._text(node)
-            case Action():
+            case PrintAction():
                 return self._action(node)
-            case Branch():
+            case BranchAction():
                 return self._branch(node)
-            case Loop():
+            case LoopAction():
                 return self._loop(node)
-            case Jump():
+            case JumpAction():
                 ended = BREAK if node.word == "break" else CONTINUE
                 return lambda _frame, _dot: ended
-            case Invocation():
+            case TemplateAction():
                 return self._invocation(node)
 
     def _text(self, node: LiteralText) -> Step:
@@ -144,7 +144,7 @@ class _BodyCompiler:
 
         return write
 
-    def _action(self, node: Action) -> Step:
+    def _action(self, node: PrintAction) -> Step:
         evaluate, offset = self.pipeline(node.pipeline), node.offset
         if node.pipeline.declared:
 
@@ -164,7 +164,7 @@ class _BodyCompiler:
 
         return print_value
 
-    def _branch(self, node: Branch) -> Step:
+    def _branch(self, node: BranchAction) -> Step:
         self._depth += 1
         clauses: list[tuple[int, Evaluation, Step]] = []
         for pipeline, body in node.clauses:
@@ -196,7 +196,7 @@ class _BodyCompiler:
 
         return branch
 
-    def _loop(self, node: Loop) -> Step:
+    def _loop(self, node: LoopAction) -> Step:
         self._depth += 1
         evaluate = self.pipeline(node.pipeline)
         run = self.body(node.body)
@@ -230,7 +230,7 @@ class _BodyCompiler:
 
         return loop
 
-    def _invocation(self, node: Invocation) -> Step:
+    def _invocation(self, node: TemplateAction) -> Step:
         self._cost += 1
         name, offset, steps = node.name, node.offset, self._steps
         evaluate = self.pipeline(node.pipeline) if node.pipeline else None
@@ -255,7 +255,7 @@ class _BodyCompiler:
 
     # Pipelines
 
-    def pipeline(self, node: Pipeline) -> Evaluation:
+    def pipeline(self, node: TemplatePipeline) -> Evaluation:
         first = self._first_command(node.commands[0])
         rest = tuple([self._piped_command(command) for command in node.commands[1:]])
         declared, assigns, offset = node.declared, node.assigns, node.offset
@@ -284,7 +284,7 @@ class _BodyCompiler:
 
         return evaluate
 
-    def _first_command(self, command: Command) -> Evaluation:
+    def _first_command(self, command: TemplateCommand) -> Evaluation:
         self._cost += len(command.words)
         word = command.words[0]
         if isinstance(word, FunctionWord):
@@ -296,7 +296,7 @@ class _BodyCompiler:
             return evaluate
         return self._refusing_arguments(evaluate, command)
 
-    def _piped_command(self, command: Command) -> PipedEvaluation:
+    def _piped_command(self, command: TemplateCommand) -> PipedEvaluation:
         self._cost += len(command.words)
         word = command.words[0]
         if isinstance(word, FunctionWord):
@@ -304,7 +304,7 @@ class _BodyCompiler:
         refuse = self._refusing_arguments(self.word(word), command)
         return lambda frame, dot, _final: refuse(frame, dot)
 
-    def _refusing_arguments(self, evaluate: Evaluation, command: Command) -> Evaluation:
+    def _refusing_arguments(self, evaluate: Evaluation, command: TemplateCommand) -> Evaluation:
         """Return what a value does with arguments: it fails, but for a field of no value."""
         word = command.words[0]
         offset = word.offset
@@ -328,10 +328,10 @@ class _BodyCompiler:
                 return lambda _frame, _dot: None
             case ConstantWord():
                 return self._constant(word)
-            case Pipeline():
+            case TemplatePipeline():
                 return self.pipeline(word)
             case FunctionWord():
-                return self._call(word, Command(word.offset, (word,)))
+                return self._call(word, TemplateCommand(word.offset, (word,)))
             case FieldWord() | VariableWord() | ChainWord():
                 base = self._base(word)
                 if isinstance(word, VariableWord) and not word.names:
@@ -366,10 +366,10 @@ class _BodyCompiler:
 
     # Functions
 
-    def _arguments(self, command: Command) -> tuple[Evaluation, ...]:
+    def _arguments(self, command: TemplateCommand) -> tuple[Evaluation, ...]:
         return tuple([self.word(word) for word in command.words[1:]])
 
-    def _call(self, word: FunctionWord, command: Command) -> Evaluation:
+    def _call(self, word: FunctionWord, command: TemplateCommand) -> Evaluation:
         function, arguments, offset = FUNCTIONS[word.name], self._arguments(command), word.offset
         if problem := _wrong_count(word.name, function, len(arguments)):
             return _failing(problem, offset)
@@ -388,7 +388,7 @@ class _BodyCompiler:
 
         return call
 
-    def _piped_call(self, word: FunctionWord, command: Command) -> PipedEvaluation:
+    def _piped_call(self, word: FunctionWord, command: TemplateCommand) -> PipedEvaluation:
         function, arguments, offset = FUNCTIONS[word.name], self._arguments(command), word.offset
         if problem := _wrong_count(word.name, function, len(arguments) + 1):
             fail = _failing(problem, offset)
@@ -479,7 +479,7 @@ def _two_fields(names: tuple[str, ...], offset: int) -> Evaluation:
 # Loops
 
 
-def _loop_variables(pipeline: Pipeline) -> Callable[[Frame, object, object], None] | None:
+def _loop_variables(pipeline: TemplatePipeline) -> Callable[[Frame, object, object], None] | None:
     """Return what puts an index and an element into the variables of a loop."""
     declared, offset = pipeline.declared, pipeline.offset
     if not declared:

@@ -47,7 +47,7 @@ class ChainWord:
     """Fields of a pipeline's value, `(index . 1).a.b`."""
 
     offset: int
-    base: Pipeline | FunctionWord
+    base: TemplatePipeline | FunctionWord
     names: tuple[str, ...]
 
 
@@ -69,7 +69,7 @@ class ConstantWord:
 
 
 @dataclass(frozen=True, slots=True)
-class Command:
+class TemplateCommand:
     """Words separated by spaces: a value, or a function and its arguments."""
 
     offset: int
@@ -77,7 +77,7 @@ class Command:
 
 
 @dataclass(frozen=True, slots=True)
-class Pipeline:
+class TemplatePipeline:
     """Commands separated by `|`, whose value may be put into variables.
 
     `declared` are the variables before `:=`, or before `=` if `assigns`.
@@ -86,10 +86,10 @@ class Pipeline:
     offset: int
     declared: tuple[str, ...]
     assigns: bool
-    commands: tuple[Command, ...]
+    commands: tuple[TemplateCommand, ...]
 
 
-Word = DotWord | NilWord | FieldWord | VariableWord | ChainWord | FunctionWord | ConstantWord | Pipeline
+Word = DotWord | NilWord | FieldWord | VariableWord | ChainWord | FunctionWord | ConstantWord | TemplatePipeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,35 +101,35 @@ class LiteralText:
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class PrintAction:
     """A pipeline whose value is printed, unless it declares variables."""
 
     offset: int
-    pipeline: Pipeline
+    pipeline: TemplatePipeline
 
 
 @dataclass(frozen=True, slots=True)
-class Branch:
+class BranchAction:
     """`if` or `with`, its `else if` or `else with` clauses, and its `else`."""
 
     offset: int
     word: Literal["if", "with"]
-    clauses: tuple[tuple[Pipeline, Body], ...]
-    otherwise: Body | None
+    clauses: tuple[tuple[TemplatePipeline, NodeList], ...]
+    otherwise: NodeList | None
 
 
 @dataclass(frozen=True, slots=True)
-class Loop:
+class LoopAction:
     """`range`, and its `else` for nothing to range over."""
 
     offset: int
-    pipeline: Pipeline
-    body: Body
-    otherwise: Body | None
+    pipeline: TemplatePipeline
+    body: NodeList
+    otherwise: NodeList | None
 
 
 @dataclass(frozen=True, slots=True)
-class Jump:
+class JumpAction:
     """`break` or `continue`."""
 
     offset: int
@@ -137,20 +137,20 @@ class Jump:
 
 
 @dataclass(frozen=True, slots=True)
-class Invocation:
+class TemplateAction:
     """`template`, or the place of a `block`."""
 
     offset: int
     name: str
-    pipeline: Pipeline | None
+    pipeline: TemplatePipeline | None
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
+class NodeList:
     """A list of nodes."""
 
     offset: int
     nodes: tuple[BodyNode, ...]
 
 
-BodyNode = LiteralText | Action | Branch | Loop | Jump | Invocation
+BodyNode = LiteralText | PrintAction | BranchAction | LoopAction | JumpAction | TemplateAction

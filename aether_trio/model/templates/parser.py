@@ -20,22 +20,22 @@ from aether_trio.model.templates.literals import (
     unquote_character,
 )
 from aether_trio.model.templates.nodes import (
-    Action,
-    Body,
     BodyNode,
-    Branch,
+    BranchAction,
     ChainWord,
-    Command,
     ConstantWord,
     DotWord,
     FieldWord,
     FunctionWord,
-    Invocation,
-    Jump,
+    JumpAction,
     LiteralText,
-    Loop,
+    LoopAction,
     NilWord,
-    Pipeline,
+    NodeList,
+    PrintAction,
+    TemplateAction,
+    TemplateCommand,
+    TemplatePipeline,
     VariableWord,
     Word,
 )
@@ -64,7 +64,7 @@ _GO_SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u200
 _SUGGESTED: Final = "and, or, not, eq, ne, lt, le, gt, ge, len, index, slice, print, printf, println"
 
 
-def parse_templates(source: str, name: str) -> dict[str, Body]:
+def parse_templates(source: str, name: str) -> dict[str, NodeList]:
     """Return the trees of a source by name: its own as `name`, and those it defines.
 
     RenderFault, with its offset, says where the source is malformed.
@@ -72,7 +72,7 @@ def parse_templates(source: str, name: str) -> dict[str, Body]:
     return _TemplateParser(source).parse(name)
 
 
-def _is_empty(body: Body) -> bool:
+def _is_empty(body: NodeList) -> bool:
     """Return whether a tree has nothing but white space, so that it defines nothing."""
     return all(isinstance(node, LiteralText) and not node.text.strip(_GO_SPACE) for node in body.nodes)
 
@@ -96,9 +96,9 @@ class _TemplateParser:
         self._variables = ["$"]
         self._loops = 0
         self._depth = 0
-        self._trees: dict[str, Body] = {}
+        self._trees: dict[str, NodeList] = {}
 
-    def parse(self, name: str) -> dict[str, Body]:
+    def parse(self, name: str) -> dict[str, NodeList]:
         nodes: list[BodyNode] = []
         while (token := self._peek()).kind is not Lexeme.END:
             if token.kind is Lexeme.LEFT:
@@ -113,7 +113,7 @@ class _TemplateParser:
             if isinstance(node, _Ending):
                 raise RenderFault(f"unexpected {{{{{node.word}}}}}", node.offset)
             nodes.append(node)
-        self._add(name, Body(0, tuple(nodes)), 0)
+        self._add(name, NodeList(0, tuple(nodes)), 0)
         return self._trees
 
     # Tokens
@@ -158,14 +158,14 @@ class _TemplateParser:
 
     # Lists of nodes
 
-    def _body(self) -> tuple[Body, _Ending]:
+    def _body(self) -> tuple[NodeList, _Ending]:
         """Parse nodes up to `end` or `else`."""
         nodes: list[BodyNode] = []
         offset = self._peek_word().offset
         while self._peek_word().kind is not Lexeme.END:
             node = self._text_or_action()
             if isinstance(node, _Ending):
-                return Body(offset, tuple(nodes)), node
+                return NodeList(offset, tuple(nodes)), node
             nodes.append(node)
         raise RenderFault("unexpected end of the template: {{end}} is missing", self._peek().offset)
 
@@ -201,19 +201,19 @@ class _TemplateParser:
                 case "break" | "continue":
                     return self._jump(token)
             raise self._unexpected(token, "command")
-        return Action(token.offset, self._pipeline("command", Lexeme.RIGHT))
+        return PrintAction(token.offset, self._pipeline("command", Lexeme.RIGHT))
 
-    def _jump(self, token: TemplateToken) -> Jump:
+    def _jump(self, token: TemplateToken) -> JumpAction:
         self._expect(Lexeme.RIGHT, f"{{{{{token.text}}}}}")
         if not self._loops:
             raise RenderFault(f"{{{{{token.text}}}}} outside {{{{range}}}}", token.offset)
-        return Jump(token.offset, cast("Literal['break', 'continue']", token.text))
+        return JumpAction(token.offset, cast("Literal['break', 'continue']", token.text))
 
-    def _branch(self, start: TemplateToken) -> Branch:
+    def _branch(self, start: TemplateToken) -> BranchAction:
         """Parse `if` or `with`; `else if` continues the same chain."""
         mark = len(self._variables)
         self._deeper(start.offset)
-        clauses: list[tuple[Pipeline, Body]] = []
+        clauses: list[tuple[TemplatePipeline, NodeList]] = []
         otherwise = None
         while True:
             pipeline = self._pipeline(start.text, Lexeme.RIGHT)
@@ -229,15 +229,15 @@ class _TemplateParser:
             break
         self._depth -= 1
         del self._variables[mark:]
-        return Branch(start.offset, cast("Literal['if', 'with']", start.text), tuple(clauses), otherwise)
+        return BranchAction(start.offset, cast("Literal['if', 'with']", start.text), tuple(clauses), otherwise)
 
-    def _else_body(self) -> Body:
+    def _else_body(self) -> NodeList:
         body, ending = self._body()
         if ending.word != "end":
             raise RenderFault("expected end; found {{else}}", ending.offset)
         return body
 
-    def _loop(self, start: TemplateToken) -> Loop:
+    def _loop(self, start: TemplateToken) -> LoopAction:
         mark = len(self._variables)
         self._deeper(start.offset)
         pipeline = self._pipeline("range", Lexeme.RIGHT)
@@ -247,7 +247,7 @@ class _TemplateParser:
         otherwise = self._else_body() if ending.word == "else" else None
         self._depth -= 1
         del self._variables[mark:]
-        return Loop(start.offset, pipeline, body, otherwise)
+        return LoopAction(start.offset, pipeline, body, otherwise)
 
     # Named templates
 
@@ -261,11 +261,11 @@ class _TemplateParser:
         self._expect(Lexeme.RIGHT, "define clause")
         self._named_body(name, "define clause", offset)
 
-    def _block(self, start: TemplateToken) -> Invocation:
+    def _block(self, start: TemplateToken) -> TemplateAction:
         name = self._template_name("block clause")
         pipeline = self._pipeline("block clause", Lexeme.RIGHT)
         self._named_body(name, "block clause", start.offset)
-        return Invocation(start.offset, name, pipeline)
+        return TemplateAction(start.offset, name, pipeline)
 
     def _named_body(self, name: str, context: str, offset: int) -> None:
         """Parse the body of a template, which has variables and loops apart from these."""
@@ -279,28 +279,28 @@ class _TemplateParser:
         self._variables, self._loops = outside
         self._add(name, body, offset)
 
-    def _add(self, name: str, body: Body, offset: int) -> None:
+    def _add(self, name: str, body: NodeList, offset: int) -> None:
         earlier = self._trees.get(name)
         if earlier is None or _is_empty(earlier):
             self._trees[name] = body
         elif not _is_empty(body):
             raise RenderFault(f"multiple definition of template {name!a}", offset)
 
-    def _invocation(self, start: TemplateToken) -> Invocation:
+    def _invocation(self, start: TemplateToken) -> TemplateAction:
         name = self._template_name("template clause")
         pipeline = None
         if self._peek_word().kind is Lexeme.RIGHT:
             self._next()
         else:
             pipeline = self._pipeline("template clause", Lexeme.RIGHT)
-        return Invocation(start.offset, name, pipeline)
+        return TemplateAction(start.offset, name, pipeline)
 
     # Pipelines
 
-    def _pipeline(self, context: str, end: Lexeme) -> Pipeline:
+    def _pipeline(self, context: str, end: Lexeme) -> TemplatePipeline:
         offset = self._peek_word().offset
         declared, assigns = self._declarations(context)
-        commands: list[Command] = []
+        commands: list[TemplateCommand] = []
         while (token := self._peek_word()).kind is not end:
             if token.kind not in _STARTS_A_WORD:
                 raise self._unexpected(token, context)
@@ -311,7 +311,7 @@ class _TemplateParser:
         for number, command in enumerate(commands[1:], 2):
             if isinstance(command.words[0], DotWord | NilWord | ConstantWord):
                 raise RenderFault(f"non executable command in pipeline stage {number}", command.offset)
-        return Pipeline(offset, tuple(declared), assigns, tuple(commands))
+        return TemplatePipeline(offset, tuple(declared), assigns, tuple(commands))
 
     def _declarations(self, context: str) -> tuple[list[str], bool]:
         """Parse variables up to `:=` or `=`; the place stays if there are none."""
@@ -337,7 +337,7 @@ class _TemplateParser:
                 raise RenderFault("range can only initialize variables", self._peek().offset)
         return declared, False
 
-    def _command(self) -> Command:
+    def _command(self) -> TemplateCommand:
         offset = self._peek_word().offset
         words: list[Word] = []
         while True:
@@ -355,7 +355,7 @@ class _TemplateParser:
             break
         if not words:
             raise RenderFault("empty command", offset)
-        return Command(offset, tuple(words))
+        return TemplateCommand(offset, tuple(words))
 
     def _operand(self) -> Word | None:
         """Parse a term and the fields after it; None if there is no term."""
@@ -372,7 +372,7 @@ class _TemplateParser:
                 return FieldWord(word.offset, (*word.names, *names))
             case VariableWord():
                 return VariableWord(word.offset, word.variable, (*word.names, *names))
-            case Pipeline() | FunctionWord():
+            case TemplatePipeline() | FunctionWord():
                 return ChainWord(offset, word, tuple(names))
         raise RenderFault(f"unexpected . after term {start.text!a}", offset)
 

@@ -10,20 +10,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from aether_trio.model.templates.nodes import (
-    Action,
-    Body,
     BodyNode,
-    Branch,
+    BranchAction,
     ChainWord,
-    Command,
     ConstantWord,
     DotWord,
     FieldWord,
     FunctionWord,
-    Invocation,
-    Loop,
+    LoopAction,
     NilWord,
-    Pipeline,
+    NodeList,
+    PrintAction,
+    TemplateAction,
+    TemplateCommand,
+    TemplatePipeline,
     VariableWord,
     Word,
 )
@@ -32,7 +32,7 @@ Path = tuple[str, ...]
 Variables = dict[str, Path | None]
 
 
-def static_reads(trees: Mapping[str, Body], name: str) -> frozenset[Path]:
+def static_reads(trees: Mapping[str, NodeList], name: str) -> frozenset[Path]:
     """Return the paths that the template `name` reads, and those that it invokes."""
     reader = _ReadWalker(trees)
     reader.template(name, ())
@@ -42,7 +42,7 @@ def static_reads(trees: Mapping[str, Body], name: str) -> frozenset[Path]:
 class _ReadWalker:
     """Walks the trees with the path of the cursor, None where it has none."""
 
-    def __init__(self, trees: Mapping[str, Body]) -> None:
+    def __init__(self, trees: Mapping[str, NodeList]) -> None:
         self._trees = trees
         self._seen: set[tuple[str, Path | None]] = set()
         self.paths: set[Path] = set()
@@ -54,17 +54,17 @@ class _ReadWalker:
         self._seen.add((name, dot))
         self._body(body, dot, {"$": dot})
 
-    def _body(self, body: Body, dot: Path | None, variables: Variables) -> None:
+    def _body(self, body: NodeList, dot: Path | None, variables: Variables) -> None:
         for node in body.nodes:
             self._node(node, dot, variables)
 
     def _node(self, node: BodyNode, dot: Path | None, variables: Variables) -> None:
         match node:
-            case Action():
+            case PrintAction():
                 path = self._pipeline(node.pipeline, dot, variables)
                 if not node.pipeline.declared:
                     self._read(path)
-            case Branch():
+            case BranchAction():
                 inner = dict(variables)
                 for pipeline, body in node.clauses:
                     path = self._pipeline(pipeline, dot, inner)
@@ -73,7 +73,7 @@ class _ReadWalker:
                 if node.otherwise:
                     self._body(node.otherwise, dot, dict(inner))
                 _forget_assigned(node, variables)
-            case Loop():
+            case LoopAction():
                 inner = dict(variables)
                 self._read(self._pipeline(node.pipeline, dot, inner))
                 _forget_assigned(node, inner)
@@ -82,7 +82,7 @@ class _ReadWalker:
                 if node.otherwise:
                     self._body(node.otherwise, dot, inner)
                 _forget_assigned(node, variables)
-            case Invocation():
+            case TemplateAction():
                 if node.pipeline:
                     self.template(node.name, self._pipeline(node.pipeline, dot, variables))
                 else:
@@ -92,7 +92,7 @@ class _ReadWalker:
         if path is not None:
             self.paths.add(path)
 
-    def _pipeline(self, pipeline: Pipeline, dot: Path | None, variables: Variables) -> Path | None:
+    def _pipeline(self, pipeline: TemplatePipeline, dot: Path | None, variables: Variables) -> Path | None:
         path = self._command(pipeline.commands[0], dot, variables)
         for command in pipeline.commands[1:]:
             self._read(path)
@@ -104,7 +104,7 @@ class _ReadWalker:
             self._read(path)
         return path
 
-    def _command(self, command: Command, dot: Path | None, variables: Variables) -> Path | None:
+    def _command(self, command: TemplateCommand, dot: Path | None, variables: Variables) -> Path | None:
         first = command.words[0]
         if not isinstance(first, FunctionWord):
             for word in command.words[1:]:
@@ -133,7 +133,7 @@ class _ReadWalker:
             case VariableWord():
                 base = variables.get(word.variable)
                 return None if base is None else (*base, *word.names)
-            case Pipeline():
+            case TemplatePipeline():
                 return self._pipeline(word, dot, variables)
             case ChainWord():
                 base = self._word(word.base, dot, variables)
@@ -142,7 +142,7 @@ class _ReadWalker:
                 return None
 
 
-def _forget_assigned(node: Branch | Loop, variables: Variables) -> None:
+def _forget_assigned(node: BranchAction | LoopAction, variables: Variables) -> None:
     """Take the paths of variables that a structure may assign."""
     for name in _assigned(node):
         if name in variables:
@@ -152,9 +152,9 @@ def _forget_assigned(node: Branch | Loop, variables: Variables) -> None:
 def _assigned(node: BodyNode) -> set[str]:
     """Return the names that pipelines of a node and of those within it assign."""
     match node:
-        case Action():
+        case PrintAction():
             return _assigned_by(node.pipeline)
-        case Branch():
+        case BranchAction():
             names: set[str] = set()
             for pipeline, body in node.clauses:
                 names |= _assigned_by(pipeline)
@@ -163,23 +163,23 @@ def _assigned(node: BodyNode) -> set[str]:
             for inner in node.otherwise.nodes if node.otherwise else ():
                 names |= _assigned(inner)
             return names
-        case Loop():
+        case LoopAction():
             names = _assigned_by(node.pipeline)
             for inner in (*node.body.nodes, *(node.otherwise.nodes if node.otherwise else ())):
                 names |= _assigned(inner)
             return names
-        case Invocation():
+        case TemplateAction():
             return _assigned_by(node.pipeline) if node.pipeline else set()
         case _:
             return set()
 
 
-def _assigned_by(pipeline: Pipeline) -> set[str]:
+def _assigned_by(pipeline: TemplatePipeline) -> set[str]:
     names = set(pipeline.declared) if pipeline.assigns else set()
     for command in pipeline.commands:
         for word in command.words:
-            if isinstance(word, Pipeline):
+            if isinstance(word, TemplatePipeline):
                 names |= _assigned_by(word)
-            elif isinstance(word, ChainWord) and isinstance(word.base, Pipeline):
+            elif isinstance(word, ChainWord) and isinstance(word.base, TemplatePipeline):
                 names |= _assigned_by(word.base)
     return names

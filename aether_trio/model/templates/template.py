@@ -7,7 +7,7 @@ from typing import Final
 from aether_trio.model.templates.budget import DEFAULT_BUDGET, TemplateBudget
 from aether_trio.model.templates.compiler import compile_bodies
 from aether_trio.model.templates.errors import RenderFault, located
-from aether_trio.model.templates.nodes import Body
+from aether_trio.model.templates.nodes import NodeList
 from aether_trio.model.templates.parser import parse_templates
 from aether_trio.model.templates.placeholders import CLOSING, OPENING, Marked, Printed
 from aether_trio.model.templates.reads import static_reads
@@ -26,7 +26,7 @@ class Template:
     def __init__(self, source: str, name: str) -> None:
         self.source = source
         self.name = name
-        self._trees: dict[str, Body] = parse_templates(source, name)
+        self._trees: dict[str, NodeList] = parse_templates(source, name)
         self._run = compile_bodies(self._trees)[name]
         self._paths: frozenset[tuple[str, ...]] | None = None
 
