@@ -72,6 +72,7 @@ from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
 from aether_trio.services.workflows.relay import WorkflowRelay
+from aether_trio.services.workflows.remote_engine import RemoteCallers, RemoteRequests
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -234,7 +235,8 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread, crashes)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
-        relay = WorkflowRelay(registry, directory, authorizer, log, ids, nursery)
+        remote_engine = None if cluster is None else RemoteRequests(tasks_database, task_nodes, directory, clock)
+        relay = WorkflowRelay(registry, directory, authorizer, log, ids, nursery, remote=remote_engine)
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
         tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
@@ -435,6 +437,12 @@ async def open_core(
         if write_timeout_s := settings.grpc.write_timeout_s:
             end_stalled = partial(end_stalled_sessions, registry, write_timeout_s)
             nursery.start_soon(keep_running, "stalled-sessions", end_stalled, name="stalled-sessions")
+        if cluster is not None and remote_engine is not None:
+            own_id = partial(getattr, cluster, "node_id")
+            callers = RemoteCallers(tasks_database, task_nodes, registry, clock, own_id, relay.hand_over)
+            cluster.peers.when_dead(remote_engine.look)
+            for name, run in {"workflow-requests": remote_engine.run, "workflow-callers": callers.run}.items():
+                nursery.start_soon(keep_running, name, run, name=name)
         try:
             # The engine settles its accepted work when it ends, so it ends before all is cancelled.
             async with engine.running():

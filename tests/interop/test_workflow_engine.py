@@ -7,6 +7,7 @@ import time
 
 from scitrera_aether_client.proto import aether_pb2 as pb
 
+from tests.helpers.gateway import GatewayProcess
 from tests.helpers.sdk import World, answered, declined, in_asyncio, raw_stream
 
 Op = pb.WorkflowOperation
@@ -37,3 +38,22 @@ async def test_108_r_an_operation_reaches_the_engine_and_its_answer_the_caller(w
             await engine.send(workflow_response=response)
         answers = [answered(await task, "the engine answers") for task in tasks]
         assert [one.data for one in answers] == [b"[%d]" % Op.LIST_SCHEDULES, b"[%d]" % Op.LIST_RULES]
+
+
+@in_asyncio
+async def test_108_r_the_engine_and_its_callers_are_on_different_nodes(three_gateways: list[GatewayProcess]) -> None:
+    one, two, three = (node.address for node in three_gateways)
+    async with World(f"{one},{two}") as world, raw_stream(three, workflow_engine=pb.WorkflowEngineIdentity()) as engine:
+        a, b = await world.open(world.agent("a"), world.agent("b"))
+        await engine.expect("connection_ack")
+        second = world.engine(auto_reconnect=True)
+        await second.refused_with("ALREADY_EXISTS")
+        asked = [peer.client.workflow_op(Op(op=Op.GET_RULE, id=peer.topic), timeout=30) for peer in (a, b)]
+        tasks = [asyncio.create_task(one) for one in asked]
+        for _ in tasks:
+            op = await engine.expect("workflow_op")
+            assert op.request_context.actor.principal_id == op.id
+            response = pb.WorkflowResponse(success=True, data=op.id.encode(), request_id=op.request_id)
+            await engine.send(workflow_response=response)
+        answers = [answered(await task, "the engine answers") for task in tasks]
+        assert [one.data for one in answers] == [a.topic.encode(), b.topic.encode()]

@@ -18,6 +18,9 @@ numbered without gaps in each execution.
 
 `workflow_timers` has one due moment of each execution, schedule and other thing that time moves;
 `kind` says what `key` names. `workflow_cursors` says up to which message a topic was handled.
+
+`workflow_relays` has operations for an external engine that is connected to another node than the
+caller (services/workflows/remote_engine.py), for seconds.
 """
 
 from __future__ import annotations
@@ -97,4 +100,13 @@ STATEMENTS: Final = (
     ) {clustered}""",
     "CREATE INDEX workflow_timers_due ON workflow_timers (due_ms)",
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
+    """CREATE TABLE workflow_relays (
+        request_id TEXT {byte_order} PRIMARY KEY,
+        engine_node {bigint} NOT NULL,
+        engine_session TEXT NOT NULL,
+        caller TEXT NOT NULL,
+        operation {blob} NOT NULL,
+        response {blob},
+        asked_ms {bigint} NOT NULL
+    )""",
 )
