@@ -1,4 +1,4 @@
-"""Reads durations as Go writes them, and days: "90s", "1h30m", "1.5h", "2d"."""
+"""Reads durations as Go writes them, and days and weeks: "90s", "1.5h", "2d"."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ _UNITS: Final = {
     "m": Fraction(60_000),
     "h": Fraction(3_600_000),
     "d": Fraction(86_400_000),
+    "w": Fraction(604_800_000),
 }
 MAX_LENGTH: Final = 64
 MAX_MS: Final = 100 * 366 * 86_400_000
@@ -32,9 +33,10 @@ class DurationError(ValueError):
 
 
 def duration_ms(text: str) -> int:
-    """Return a duration in milliseconds, rounded down. Raises DurationError.
+    """Return a duration in milliseconds. Raises DurationError.
 
-    It is not negative. "0" needs no unit.
+    It is not negative. "0" needs no unit. Parts of a millisecond are rounded up, so that nothing
+    but 0 gives 0, which is "not" in definitions.
     """
     if text == "0":
         return 0
@@ -50,9 +52,9 @@ def duration_ms(text: str) -> int:
         number, unit = found.groups()
         if unit not in _UNITS:
             what = f"the unit {unit!a} is unknown" if unit else f"the number {number} has no unit"
-            raise DurationError(f"{what}: there are d, h, m, s and ms", found.start(2) + 1)
+            raise DurationError(f"{what}: there are w, d, h, m, s and ms", found.start(2) + 1)
         total += Fraction(number) * _UNITS[unit]
         place = found.end()
     if total > MAX_MS:
         raise DurationError("the duration is longer than a hundred years", 1)
-    return int(total)
+    return -(-total.numerator // total.denominator)
