@@ -59,7 +59,7 @@ _TIMESTAMP: Final = re.compile(
 )
 
 
-class ExpressionError(ValueError):
+class TimetableError(ValueError):
     """A schedule's expression is wrong: in the field `field`, at `column` from 1."""
 
     def __init__(self, message: str, column: int = 1, field: str = "schedule_expr") -> None:
@@ -211,15 +211,15 @@ def _change(after: datetime, until: datetime, offset: timedelta, zone: tzinfo) -
 def read_timetable(
     schedule_type: str, expression: str, *, timezone: str = "", default_zone: str = "UTC", matches: CronMatches
 ) -> Timetable:
-    """Read the expression of a schedule of this type. Raises ExpressionError.
+    """Read the expression of a schedule of this type. Raises TimetableError.
 
     `timezone` is the schedule's field, `default_zone` what counts without one.
     """
     if len(expression) > MAX_EXPRESSION:
-        raise ExpressionError(f"the expression has more than {MAX_EXPRESSION} characters", MAX_EXPRESSION + 1)
+        raise TimetableError(f"the expression has more than {MAX_EXPRESSION} characters", MAX_EXPRESSION + 1)
     odd = next((place for place, one in enumerate(expression) if not (one.isascii() and one.isprintable())), None)
     if odd is not None:
-        raise ExpressionError(f"the character {expression[odd]!a} has no place in an expression", odd + 1)
+        raise TimetableError(f"the character {expression[odd]!a} has no place in an expression", odd + 1)
     zone = read_zone(timezone, field="timezone") if timezone else None
     match schedule_type:
         case "cron":
@@ -232,22 +232,22 @@ def read_timetable(
             return NoSlots(_duration(expression, 0))
     near = difflib.get_close_matches(schedule_type[:64], TYPES, 1)
     hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(TYPES)}"
-    raise ExpressionError(f"schedule_type {schedule_type[:64]!a} is unknown: {hint}", 1, "schedule_type")
+    raise TimetableError(f"schedule_type {schedule_type[:64]!a} is unknown: {hint}", 1, "schedule_type")
 
 
 def read_moment(text: str) -> int:
-    """Return the Unix ms of an RFC 3339 text. Raises ExpressionError."""
+    """Return the Unix ms of an RFC 3339 text. Raises TimetableError."""
     if not _TIMESTAMP.fullmatch(text):
-        raise ExpressionError(f"{text[:64]!a} is not a moment such as 2026-07-01T12:00:00Z (RFC 3339)")
+        raise TimetableError(f"{text[:64]!a} is not a moment such as 2026-07-01T12:00:00Z (RFC 3339)")
     try:
         moment = datetime.fromisoformat(text.upper())
         return (moment - _EPOCH) // timedelta(milliseconds=1)
     except (ValueError, OverflowError) as error:
-        raise ExpressionError(f"{text!a} is not a moment: {error}") from None
+        raise TimetableError(f"{text!a} is not a moment: {error}") from None
 
 
 def read_zone(name: str, column: int = 1, field: str = "schedule_expr") -> tzinfo:
-    """Return the timezone of the IANA with this name. Raises ExpressionError."""
+    """Return the timezone of the IANA with this name. Raises TimetableError."""
     try:
         return _zone(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError):
@@ -255,7 +255,7 @@ def read_zone(name: str, column: int = 1, field: str = "schedule_expr") -> tzinf
     near = difflib.get_close_matches(name[:64], known, 1)
     near = near or [one for one in sorted(known) if one.rpartition("/")[2].lower() == name.lower()]
     hint = f"did you mean {near[0]}?" if near else "names are those of the IANA, such as Europe/Berlin or UTC"
-    raise ExpressionError(f"the timezone {name[:64]!a} is unknown: {hint}", column, field)
+    raise TimetableError(f"the timezone {name[:64]!a} is unknown: {hint}", column, field)
 
 
 @functools.lru_cache(maxsize=64)
@@ -271,12 +271,12 @@ def _duration(text: str, before: int) -> int:
     try:
         return duration_ms(text)
     except DurationError as error:
-        raise ExpressionError(str(error), before + error.column) from None
+        raise TimetableError(str(error), before + error.column) from None
 
 
 def _least(interval_ms: int, before: int) -> int:
     if interval_ms < MIN_INTERVAL_MS:
-        raise ExpressionError("the interval is shorter than a second", before + 1)
+        raise TimetableError("the interval is shorter than a second", before + 1)
     return interval_ms
 
 
@@ -288,23 +288,23 @@ def _read_cron(
         (prefix, place), words = words[0], words[1:]
         name = prefix.partition("=")[2]
         if zone is not None and name != timezone:
-            raise ExpressionError(f"the timezone is {name[:64]!a} here and {timezone[:64]!a} in `timezone`", place + 1)
+            raise TimetableError(f"the timezone is {name[:64]!a} here and {timezone[:64]!a} in `timezone`", place + 1)
         zone = read_zone(name, place + prefix.index("=") + 2)
     if not words:
-        raise ExpressionError(f"the expression is empty: it is {_FORMS}", len(expression) + 1)
+        raise TimetableError(f"the expression is empty: it is {_FORMS}", len(expression) + 1)
     first, place = words[0]
     if first.startswith("@"):
         if first == "@every":
             if len(words) != 2:
-                raise ExpressionError("@every needs one duration: @every 5m", place + 1)
+                raise TimetableError("@every needs one duration: @every 5m", place + 1)
             return Every(_least(_duration(*words[1]), words[1][1]))
         fields = _SHORT.get(first.lower())
         if fields is None:
             near = difflib.get_close_matches(first.lower(), (*_SHORT, "@every"), 1)
             hint = f"did you mean {near[0]}?" if near else f"there are {', '.join((*_SHORT, '@every'))}"
-            raise ExpressionError(f"{first!a} is unknown: {hint}", place + 1)
+            raise TimetableError(f"{first!a} is unknown: {hint}", place + 1)
         if len(words) > 1:
-            raise ExpressionError(f"nothing may follow {first}", words[1][1] + 1)
+            raise TimetableError(f"nothing may follow {first}", words[1][1] + 1)
     else:
         fields = _read_fields(words, len(expression))
     minute, hour = fields.split()[:2]
@@ -313,9 +313,9 @@ def _read_cron(
     try:
         never = not next_after(table, 0, 0)
     except ValueError as error:
-        raise ExpressionError(f"no day has all that the fields ask for ({error})", place + 1) from None
+        raise TimetableError(f"no day has all that the fields ask for ({error})", place + 1) from None
     if never:
-        raise ExpressionError("no day has all that the fields ask for, so it would never fire", place + 1)
+        raise TimetableError("no day has all that the fields ask for, so it would never fire", place + 1)
     return table
 
 
@@ -346,7 +346,7 @@ def _read_fields(words: list[tuple[str, int]], end: int) -> str:
         what = "1 field" if len(words) == 1 else f"{len(words)} fields"
         column = words[5][1] + 1 if len(words) > len(_FIELDS) else end + 1
         seconds = "; there are no seconds" if len(words) == len(_FIELDS) + 1 else ""
-        raise ExpressionError(f"the expression has {what}: it is {_FORMS}{seconds}", column)
+        raise TimetableError(f"the expression has {what}: it is {_FORMS}{seconds}", column)
     checked: list[str] = []
     for field, (word, place) in zip(_FIELDS, words, strict=True):
         column, terms = place + 1, []
@@ -360,7 +360,7 @@ def _read_fields(words: list[tuple[str, int]], end: int) -> str:
 def _term(field: _CronField, term: str, column: int) -> str:
     base, slash, step = term.partition("/")
     if slash and not (step.isdigit() and 0 < int(step[:4]) <= 999):
-        raise ExpressionError(
+        raise TimetableError(
             f"the step {step[:32]!a} of the {field.name} is not a number from 1", column + len(base) + 1
         )
     if base in {"*", "?"}:
@@ -370,7 +370,7 @@ def _term(field: _CronField, term: str, column: int) -> str:
     if not slash and field.name == "day-of-week" and "#" in base:
         day, _, nth = base.partition("#")
         if not (nth.isdigit() and 1 <= int(nth[:4]) <= _MAX_NTH):
-            raise ExpressionError(f"{nth[:32]!a} is not a week of the month, 1 to 5", column + len(day) + 1)
+            raise TimetableError(f"{nth[:32]!a} is not a week of the month, 1 to 5", column + len(day) + 1)
         return f"{_number(field, day, column)}#{int(nth)}"
     if not slash and field.name == "day-of-week" and base.endswith("L") and len(base) > 1:
         return f"{_number(field, base[:-1], column)}L"
@@ -386,7 +386,7 @@ def _term(field: _CronField, term: str, column: int) -> str:
             if most or not field.names
             else f": write {low}-7, as Sunday is 7 too"
         )
-        raise ExpressionError(f"the range {base} of the {field.name} runs backwards{hint}", column)
+        raise TimetableError(f"the range {base} of the {field.name} runs backwards{hint}", column)
     return f"{least}-{most}{slash}{step}"
 
 
@@ -397,7 +397,7 @@ def _number(field: _CronField, text: str, column: int) -> int:
         return int(text[:4])
     allowed = f"{field.least} to {field.most}" + (f" or {field.names[0]} to {field.names[-1]}" if field.names else "")
     if not text:
-        raise ExpressionError(f"a {field.name} is missing here: it is {allowed}", column)
+        raise TimetableError(f"a {field.name} is missing here: it is {allowed}", column)
     near = difflib.get_close_matches(text[:32], field.names, 1, 0.5)
     hint = f"did you mean {near[0]}?" if near and not text.isdigit() else f"it is {allowed}"
-    raise ExpressionError(f"{text[:32]!a} is not a {field.name}: {hint}", column)
+    raise TimetableError(f"{text[:32]!a} is not a {field.name}: {hint}", column)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.workflows.timetables import (
-    ExpressionError,
+    TimetableError,
     latest,
     next_after,
     read_moment,
@@ -227,7 +227,7 @@ def test_the_latest_slots_before_a_long_time_are_found_without_walking_it() -> N
 def test_a_mistake_is_shown_with_its_place(
     schedule_type: str, expression: str, timezone: str, place: tuple[str, int], words: str
 ) -> None:
-    with pytest.raises(ExpressionError) as caught:
+    with pytest.raises(TimetableError) as caught:
         read_timetable(schedule_type, expression, timezone=timezone, matches=cron_matches)
     assert words in str(caught.value)
     assert (caught.value.field, caught.value.column) == place
@@ -238,12 +238,12 @@ def test_any_text_is_an_expression_or_an_error(text: str, schedule_type: str) ->
     column = 1
     try:
         assert next_after(read_timetable(schedule_type, text, matches=cron_matches), 0, 0) >= 0
-    except ExpressionError as error:
+    except TimetableError as error:
         column = error.column
     assert 1 <= column <= len(text) + 1
 
 
 @given(st.lists(st.from_regex(r"[*?0-9A-Z,/#L-]{1,8}", fullmatch=True), min_size=5, max_size=5))
 def test_what_the_check_lets_through_cronsim_takes(fields: list[str]) -> None:
-    with suppress(ExpressionError):
+    with suppress(TimetableError):
         read_timetable("cron", " ".join(fields), matches=cron_matches)
