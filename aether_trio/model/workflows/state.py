@@ -1,0 +1,325 @@
+"""What an execution has done so far, without its input and results.
+
+Everything that is not said is the default: a step without an entry is pending. The JSON is compact
+(a map of 10,000 items in flight takes some 20 KB) and the same for equal states. Moments are Unix
+ms, 0 is "not".
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import re
+from collections.abc import Callable, Iterable
+from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
+
+from aether_trio.model.workflows.definition import Json
+from aether_trio.model.workflows.happenings import NO_ITEM, StepPlace
+
+PENDING: Final = "."
+RUNNING: Final = "r"
+WAITING: Final = "w"
+DELAYED: Final = "d"  # until its next attempt
+COMPLETED: Final = "c"
+FAILED: Final = "f"
+SKIPPED: Final = "s"
+CANCELLED: Final = "x"
+COMPENSATED: Final = "u"  # it was completed, and its compensation was begun
+
+OPEN: Final = frozenset((RUNNING, WAITING, DELAYED))
+ENDED: Final = frozenset((COMPLETED, FAILED, SKIPPED, CANCELLED, COMPENSATED))
+WORDS: Final = {
+    PENDING: "pending",
+    RUNNING: "running",
+    WAITING: "waiting",
+    DELAYED: "running",
+    COMPLETED: "completed",
+    FAILED: "failed",
+    SKIPPED: "skipped",
+    CANCELLED: "cancelled",
+    COMPENSATED: "compensated",
+}
+_RUN: Final = re.compile(r"(\d*)(\D)")
+_Key = TypeVar("_Key")
+
+
+class ExecutionStatus(enum.StrEnum):
+    """The status of an execution of a graph."""
+
+    RUNNING = "running"
+    PAUSED = "paused"
+    COMPENSATING = "compensating"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class Ending(NamedTuple):
+    """How an execution ends after its compensation; `step` is what has failed."""
+
+    status: str
+    error: str = ""
+    error_type: str = ""
+    step: str = ""
+
+
+class StepTimer(NamedTuple):
+    """A due moment of a step, or of its items from `first` to `last`.
+
+    `kind` is over (of a wait), timeout, retry or escalate, with the escalation's `number`. A timer
+    is of one attempt. It stays when its place ends otherwise, and says nothing then.
+    """
+
+    due_ms: int
+    kind: str
+    first: int
+    last: int
+    attempt: int
+    number: int = 0
+
+
+class MapProgress:
+    """How far the items of a step are: their codes, and attempts beyond the first."""
+
+    __slots__ = ("attempts", "codes", "left", "next", "open")
+
+    def __init__(self, codes: list[str]) -> None:
+        self.codes = codes
+        self.attempts: dict[int, int] = {}
+        self.next = 0  # no item before it is pending
+        self.left = codes.count(PENDING)
+        self.open = sum(map(codes.count, OPEN))
+
+    def set(self, item: int, code: str) -> None:
+        """Change the code of an item."""
+        old = self.codes[item]
+        self.codes[item] = code
+        self.left += (code == PENDING) - (old == PENDING)
+        self.open += (code in OPEN) - (old in OPEN)
+        if code == PENDING:
+            self.next = min(self.next, item)
+
+    def pending(self) -> int:
+        """Return the first item that is pending; there must be one."""
+        self.next = self.codes.index(PENDING, self.next)
+        return self.next
+
+    def attempt(self, item: int) -> int:
+        """Return how often an item was begun."""
+        return self.attempts.get(item, 0 if self.codes[item] == PENDING else 1)
+
+
+class StepProgress:
+    """How far a step is.
+
+    `attempt` counts how often it, or its present round, was begun. `route` is the step that runs
+    because this one has failed. `round` is the present round of a `while`, or the next one if its
+    `round_code` is PENDING: those before it are completed.
+    """
+
+    __slots__ = ("attempt", "code", "error", "error_type", "items", "round", "round_code", "route")
+
+    def __init__(self, code: str = PENDING, attempt: int = 0) -> None:
+        self.code = code
+        self.attempt = attempt
+        self.error = ""
+        self.error_type = ""
+        self.route = ""
+        self.items: MapProgress | None = None
+        self.round = 0
+        self.round_code = PENDING
+
+    def to_json(self) -> list[Json]:
+        """Encode it; what is missing at the end is the default."""
+        fields: list[Json] = [self.code, self.attempt, self.error, self.error_type, self.route]
+        fields += [self.round, self.round_code]
+        if self.items is not None:
+            by_attempt = _grouped((count, item) for item, count in self.items.attempts.items())
+            fields += [_runs(self.items.codes), [[count, ranges] for count, ranges in by_attempt]]
+        else:
+            defaults = [PENDING, 0, "", "", "", 0, PENDING]
+            while fields and fields[-1] == defaults[len(fields) - 1]:
+                fields.pop()
+        return fields
+
+    @classmethod
+    def from_json(cls, fields: list[Json]) -> StepProgress:
+        """Decode what `to_json` encoded."""
+        full = [*fields, *[PENDING, 0, "", "", "", 0, PENDING, None, []][len(fields) :]]
+        self = cls(full[0], full[1])
+        self.error, self.error_type, self.route, self.round, self.round_code = full[2:7]
+        if full[7] is not None:
+            self.items = MapProgress([one for n, code in _RUN.findall(full[7]) for one in code * int(n or 1)])
+            for count, ranges in full[8]:
+                self.items.attempts.update(dict.fromkeys(_numbers(ranges), count))
+        return self
+
+
+class GraphState:
+    """The state of one execution; the interpreter changes it in place.
+
+    `due_ms` is when the next TimePassed is to come. `order` has the steps to compensate, in the
+    order of their completion; `undoing` are compensations in flight, `cancelling` sub-executions
+    whose end is awaited. `begun` counts the places that were begun, up to `allowance` if there is a
+    budget. `used_ms` of the execution's timeout are used up, besides the time from `ticking_ms` on.
+    """
+
+    def __init__(self) -> None:
+        self.status: str = ExecutionStatus.RUNNING
+        self.execution_id = ""
+        self.workspace = ""
+        self.started_ms = 0
+        self.due_ms = 0
+        self.page_ms = 0  # when further items or rounds are begun
+        self.steps: dict[str, StepProgress] = {}
+        self.timers: dict[str, list[StepTimer]] = {}
+        self.order: list[str] = []
+        self.undoing: set[StepPlace] = set()
+        self.cancelling: set[StepPlace] = set()
+        self.failure: Ending | None = None  # that the execution has not obeyed yet
+        self.ending: Ending | None = None
+        self.signals: list[tuple[str, Json, str]] = []  # name, data, by: for which no step waited
+        self.begun = 0
+        self.allowance = 0
+        self.used_ms = 0
+        self.ticking_ms = 0
+        # Computed from the others:
+        self.open: set[str] = set()
+        self.ended = 0
+        self.tallies: dict[str, list[int]] = {}  # dependencies: completed, others that ended
+
+    @classmethod
+    def new(cls) -> GraphState:
+        """Return the state of an execution that has not been started."""
+        return cls()
+
+    @property
+    def over(self) -> bool:
+        """Whether the execution has ended."""
+        return self.status in {ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED}
+
+    def step_status(self, place: StepPlace) -> str:
+        """Return the status of a step, item or round, as a word of WORDS."""
+        return WORDS[self._code(place)]
+
+    def attempt(self, place: StepPlace) -> int:
+        """Return how often a step, item or present round was begun."""
+        progress = self.steps.get(place.step)
+        if progress is None:
+            return 0
+        if progress.items is not None and 0 <= place.item < len(progress.items.codes):
+            return progress.items.attempt(place.item)
+        return progress.attempt
+
+    def progress(self, step: str) -> StepProgress:
+        """Return how far a step is, to change it."""
+        found = self.steps.get(step)
+        if found is None:
+            found = self.steps[step] = StepProgress()
+        return found
+
+    def set_step(self, step: str, code: str) -> StepProgress:
+        """Change the code of a whole step."""
+        progress = self.progress(step)
+        self.ended += (code in ENDED) - (progress.code in ENDED)
+        progress.code = code
+        if code in OPEN:
+            self.open.add(step)
+        else:
+            self.open.discard(step)
+        return progress
+
+    def to_json(self) -> dict[str, Json]:
+        """Encode it, without what is the default."""
+        plain: dict[str, list[str]] = {}
+        other: dict[str, list[Json]] = {}
+        for step, progress in self.steps.items():
+            fields = progress.to_json()
+            if fields in ([progress.code, 1], [SKIPPED]):
+                plain.setdefault(progress.code, []).append(step)
+            elif fields:
+                other[step] = fields
+        encoded = {
+            "status": self.status,
+            "id": self.execution_id,
+            "workspace": self.workspace,
+            "started": self.started_ms,
+            "due": self.due_ms,
+            "page": self.page_ms,
+            "plain": {code: sorted(steps) for code, steps in sorted(plain.items())},
+            "steps": dict(sorted(other.items())),
+            "timers": {step: [list(one) for one in sorted(timers)] for step, timers in sorted(self.timers.items())},
+            "order": self.order,
+            "undoing": _grouped(self.undoing),
+            "cancelling": _grouped(self.cancelling),
+            "failure": self.failure and list(self.failure),
+            "ending": self.ending and list(self.ending),
+            "signals": [list(one) for one in self.signals],
+            "begun": self.begun,
+            "allowance": self.allowance,
+            "used": self.used_ms,
+            "ticking": self.ticking_ms,
+        }
+        return {name: value for name, value in encoded.items() if value}
+
+    @classmethod
+    def from_json(cls, encoded: dict[str, Json]) -> GraphState:
+        """Decode what `to_json` encoded."""
+        self = cls()
+        read: Callable[[str, Any], Any] = encoded.get
+        self.status = encoded["status"]
+        self.execution_id, self.workspace = read("id", ""), read("workspace", "")
+        self.started_ms, self.due_ms, self.page_ms = read("started", 0), read("due", 0), read("page", 0)
+        for code, steps in read("plain", {}).items():
+            attempt = 0 if code == SKIPPED else 1
+            self.steps.update({step: StepProgress(code, attempt) for step in steps})
+        self.steps.update({step: StepProgress.from_json(fields) for step, fields in read("steps", {}).items()})
+        self.timers = {step: [StepTimer(*one) for one in timers] for step, timers in read("timers", {}).items()}
+        self.order = list(read("order", []))
+        for name, places in (("undoing", self.undoing), ("cancelling", self.cancelling)):
+            places.update(StepPlace(step, item) for step, ranges in read(name, []) for item in _numbers(ranges))
+        self.failure = Ending(*encoded["failure"]) if "failure" in encoded else None
+        self.ending = Ending(*encoded["ending"]) if "ending" in encoded else None
+        self.signals = [(name, data, by) for name, data, by in read("signals", [])]
+        self.begun, self.allowance = read("begun", 0), read("allowance", 0)
+        self.used_ms, self.ticking_ms = read("used", 0), read("ticking", 0)
+        self.open = {step for step, progress in self.steps.items() if progress.code in OPEN}
+        self.ended = sum(progress.code in ENDED for progress in self.steps.values())
+        return self
+
+    def _code(self, place: StepPlace) -> str:
+        progress = self.steps.get(place.step)
+        if progress is None:
+            return PENDING
+        if place.item == NO_ITEM:
+            return progress.code
+        if progress.items is not None:
+            return progress.items.codes[place.item] if 0 <= place.item < len(progress.items.codes) else PENDING
+        if place.item == progress.round:
+            return progress.round_code
+        return COMPLETED if 0 <= place.item < progress.round else PENDING
+
+
+State: TypeAlias = GraphState
+
+
+def _runs(codes: list[str]) -> str:
+    runs = ((sum(1 for _ in run), code) for code, run in itertools.groupby(codes))
+    return "".join(code if n == 1 else f"{n}{code}" for n, code in runs)
+
+
+def _grouped(pairs: Iterable[tuple[_Key, int]]) -> list[list[Any]]:
+    """Encode pairs of something and a number: [[key, [first, last, first, last …]] …]."""
+    groups: dict[_Key, list[int]] = {}
+    for key, number in sorted(pairs):
+        ranges = groups.setdefault(key, [])
+        if ranges and ranges[-1] == number - 1:
+            ranges[-1] = number
+        else:
+            ranges += [number, number]
+    return [[key, ranges] for key, ranges in groups.items()]
+
+
+def _numbers(ranges: list[int]) -> Iterable[int]:
+    pairs = zip(ranges[::2], ranges[1::2], strict=True)
+    return itertools.chain.from_iterable(range(first, last + 1) for first, last in pairs)
