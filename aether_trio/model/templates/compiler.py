@@ -39,6 +39,7 @@ from aether_trio.model.templates.nodes import (
 )
 from aether_trio.model.templates.rendering import Frame
 from aether_trio.model.templates.values import NO_VALUE, Uint8, from_data, size_of, sorted_keys, type_name
+from aether_trio.model.text import shown
 
 Evaluation = Callable[[Frame, object], object]
 PipedEvaluation = Callable[[Frame, object, object], object]
@@ -70,9 +71,9 @@ def _fields(value: object, names: tuple[str, ...], offset: int) -> object:
             except RenderFault as fault:
                 fault.at(offset)
             if value is None:
-                raise RenderFault(f"{name!a} is read of nil: the field before it is missing or null", offset)
+                raise RenderFault(f"{shown(name)} is read of nil: the field before it is missing or null", offset)
             if type(value) is not dict:
-                raise RenderFault(f"can't evaluate field {name!a} in type {type_name(value)}", offset)
+                raise RenderFault(f"can't evaluate field {shown(name)} in type {type_name(value)}", offset)
         value = value.get(name)
     if type(value) in _DATA_TYPES or value is NO_VALUE:
         return value
@@ -239,7 +240,7 @@ class _BodyCompiler:
         def invoke(frame: Frame, dot: object) -> int:
             step = steps.get(name)
             if step is None:
-                raise RenderFault(f"template {name!a} not defined", offset)
+                raise RenderFault(f"template {shown(name)} not defined", offset)
             meter = frame.rendering.meter
             value = NO_VALUE if evaluate is None else evaluate(frame, dot)
             meter.depth += depth
@@ -277,7 +278,7 @@ class _BodyCompiler:
                     value = NO_VALUE
             for name in declared:
                 if assigns:
-                    frame.assign(name, value, offset)
+                    _assign(frame, name, value, offset)
                 else:
                     frame.declare(name, value)
             return value
@@ -345,7 +346,7 @@ class _BodyCompiler:
                 return lambda _frame, dot: dot
             case VariableWord():
                 name, offset = word.variable, word.offset
-                return lambda frame, _dot: frame.read(name, offset)
+                return _variable(name, offset)
             case ChainWord():
                 return self.word(word.base)
 
@@ -460,6 +461,23 @@ def _failing(message: str, offset: int) -> Evaluation:
     return fail
 
 
+def _variable(name: str, offset: int) -> Evaluation:
+    def read(frame: Frame, _dot: object) -> object:
+        try:
+            return frame[name]
+        except KeyError:
+            raise RenderFault(f"undefined variable {shown(name)}: its declaration was skipped", offset) from None
+
+    return read
+
+
+def _assign(frame: Frame, name: str, value: object, offset: int) -> None:
+    try:
+        frame[name] = value
+    except KeyError:
+        raise RenderFault(f"undefined variable {shown(name)}; declare it with :=", offset) from None
+
+
 def _two_fields(names: tuple[str, ...], offset: int) -> Evaluation:
     """Return the reading of `.a.b`, the most frequent one, without a loop."""
     first, second = names
@@ -488,8 +506,8 @@ def _loop_variables(pipeline: TemplatePipeline) -> Callable[[Frame, object, obje
 
         def assign(frame: Frame, index: object, element: object) -> None:
             if len(declared) > 1:
-                frame.assign(declared[0], index, offset)
-            frame.assign(declared[-1], element, offset)
+                _assign(frame, declared[0], index, offset)
+            _assign(frame, declared[-1], element, offset)
 
         return assign
     if len(declared) == 1:

@@ -112,6 +112,9 @@ class _Printer:
         self._meter.charge_text(self._pending)
         return "".join(self._pieces)
 
+    def charge(self, operations: int) -> None:
+        self._meter.charge(operations)
+
     def emit(self, piece: str) -> None:
         """Append a piece, and charge for it."""
         self._pieces.append(piece)
@@ -409,6 +412,7 @@ class _Format:
     def run(self) -> None:
         form, printer, end = self._form, self._printer, len(self._form)
         while self._place < end:
+            printer.charge(1)
             percent = form.find("%", self._place)
             if percent < 0:
                 printer.emit(form[self._place :])

@@ -161,6 +161,8 @@ def _index(meter: Meter, arguments: Arguments) -> object:
             case list():
                 place = _position(index, len(value) - 1)
                 value = from_data(value[place])
+            case str() if value.isascii():
+                value = Uint8(ord(value[_position(index, len(value) - 1)]))
             case str():
                 meter.charge_text(len(value))
                 raw = to_bytes(value)

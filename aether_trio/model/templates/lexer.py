@@ -10,7 +10,10 @@ import re
 from enum import Enum
 from typing import Final, NamedTuple
 
+from aether_trio.model.text import shown
+
 SPACES: Final = " \t\r\n"
+_A_SPACE: Final = frozenset(SPACES)
 _LEFT: Final = "{{"
 _RIGHT: Final = "}}"
 _SPACE_RUN: Final = re.compile(r"[ \t\r\n]+")
@@ -58,6 +61,7 @@ class Lexeme(Enum):
 KEYWORDS: Final = frozenset(
     {"block", "break", "continue", "define", "else", "end", "if", "range", "template", "with"},
 )
+
 _QUOTED_KINDS: Final = {'"': Lexeme.STRING, "'": Lexeme.CHARACTER, "`": Lexeme.STRING}
 _MARKS: Final = {"|": Lexeme.PIPE, "=": Lexeme.ASSIGN}
 
@@ -97,7 +101,7 @@ def _scan(source: str, tokens: list[TemplateToken]) -> None:
             tokens.append(TemplateToken(Lexeme.END, "", len(source)))
             return
         inside = left + len(_LEFT)
-        trims = source.startswith("-", inside) and source[inside + 1 : inside + 2] in set(SPACES)
+        trims = source.startswith("-", inside) and source[inside + 1 : inside + 2] in _A_SPACE
         text = source[place:left]
         if trims:
             text = text.rstrip(SPACES)
@@ -115,7 +119,7 @@ def _right_delimiter(source: str, place: int) -> tuple[int, bool] | None:
     """Return the end of the right delimiter at `place`, and whether it trims."""
     if source.startswith(_RIGHT, place):
         return place + len(_RIGHT), False
-    if source[place : place + 1] in set(SPACES) and source.startswith("-}}", place + 1):
+    if source[place : place + 1] in _A_SPACE and source.startswith("-}}", place + 1):
         return place + 2 + len(_RIGHT), True
     return None
 
@@ -245,7 +249,7 @@ def _scan_number(source: str, place: int) -> TemplateToken:
         kind = Lexeme.COMPLEX
         end = _end_of_number(source, end)
         if source[end - 1] != "i":
-            raise _Malformed(f"bad number syntax: {source[place:end]}", place)
+            raise _Malformed(f"bad number syntax: {shown(source[place:end])}", place)
     return TemplateToken(kind, source[place:end], place)
 
 
@@ -254,5 +258,5 @@ def _end_of_number(source: str, place: int) -> int:
     assert match is not None  # it may be empty
     end = match.end()
     if end < len(source) and _is_letter(source[end]):
-        raise _Malformed(f"bad number syntax: {source[place : end + 1]}", place)
+        raise _Malformed(f"bad number syntax: {shown(source[place : end + 1])}", place)
     return end

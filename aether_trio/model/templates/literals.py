@@ -7,6 +7,7 @@ import re
 from typing import Final
 
 from aether_trio.model.templates.values import from_bytes, to_bytes
+from aether_trio.model.text import shown
 
 _ESCAPE: Final = re.compile(
     r"\\(?:(?P<simple>[abfnrtv\\\"'])|x(?P<byte>[0-9a-fA-F]{2})|(?P<octal>[0-7]{3})"
@@ -22,6 +23,7 @@ _INTEGER: Final = re.compile(r"([+-]?)(?:0[bB]([01_]+)|0[oO]([0-7_]+)|0[xX]([0-9
 _COMPLEX: Final = re.compile(
     r"([+-]?(?:0[xX][0-9a-fA-F_.]*(?:[pP][+-]?[0-9_]*)?|[0-9_.]*(?:[eE][+-]?[0-9_]*)?))([+-].*)i",
 )
+
 _MOST_DIGITS: Final = 100  # of an integer, in any base; 64 bits have fewer
 _BITS: Final = 64
 
@@ -65,14 +67,14 @@ def unquote_character(quoted: str) -> int:
             return code
     elif len(body) == 1:
         return ord(body)
-    raise LiteralError(f"malformed character constant: {quoted}")
+    raise LiteralError(f"malformed character constant: {shown(quoted)}")
 
 
 def _escape(body: str, place: int, quote: str) -> tuple[int, bool, int]:
     """Return the code of the escape at `place`, whether it is a byte, and its end."""
     match = _ESCAPE.match(body, place)
     if match is None:
-        raise LiteralError(f"invalid escape {body[place : place + 2]!r} in a constant")
+        raise LiteralError(f"invalid escape {shown(body[place : place + 2])} in a constant")
     if simple := match["simple"]:
         if simple in "\"'" and simple != quote:
             raise LiteralError(f"invalid escape \\{simple} in a constant")
@@ -99,10 +101,10 @@ def parse_number(text: str) -> Number:
     integer = _parse_integer(text)
     floating = float(integer) if integer is not None else parse_float(text)
     if floating is None:
-        raise LiteralError(f"illegal number syntax: {text}")
+        raise LiteralError(f"illegal number syntax: {shown(text)}")
     has_point = any(mark in text for mark in ".eEpP")
     if integer is None and not has_point:
-        raise LiteralError(f"integer overflow: {text}")
+        raise LiteralError(f"integer overflow: {shown(text)}")
     is_hexadecimal = len(text) > 2 and text[0] == "0" and text[1] in "xX" and "p" not in text and "P" not in text
     if has_point and not is_hexadecimal:
         return floating
@@ -117,7 +119,7 @@ def parse_complex(text: str) -> complex:
         real, imaginary = parse_float(match[1]), parse_float(match[2])
         if real is not None and imaginary is not None:
             return complex(real, imaginary)
-    raise LiteralError(f"illegal number syntax: {text}")
+    raise LiteralError(f"illegal number syntax: {shown(text)}")
 
 
 def parse_float(text: str) -> float | None:

@@ -7,6 +7,7 @@ and parentheses may be nested MAX_NESTING deep.
 from __future__ import annotations
 
 from collections.abc import Callable
+from difflib import get_close_matches
 from typing import Final, Literal, TypeVar, cast
 
 from aether_trio.model.templates.errors import RenderFault
@@ -39,6 +40,8 @@ from aether_trio.model.templates.nodes import (
     VariableWord,
     Word,
 )
+from aether_trio.model.templates.variables import VariableStack
+from aether_trio.model.text import shown
 
 _Read = TypeVar("_Read")
 
@@ -60,8 +63,8 @@ _STARTS_A_WORD: Final = frozenset(
         Lexeme.OPEN,
     }
 )
+
 _GO_SPACE: Final = "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
-_SUGGESTED: Final = "and, or, not, eq, ne, lt, le, gt, ge, len, index, slice, print, printf, println"
 
 
 def parse_templates(source: str, name: str) -> dict[str, NodeList]:
@@ -75,6 +78,12 @@ def parse_templates(source: str, name: str) -> dict[str, NodeList]:
 def _is_empty(body: NodeList) -> bool:
     """Return whether a tree has nothing but white space, so that it defines nothing."""
     return all(isinstance(node, LiteralText) and not node.text.strip(_GO_SPACE) for node in body.nodes)
+
+
+def _unknown_function(name: str) -> str:
+    close = get_close_matches(name, FUNCTIONS, 1, 0.75)
+    hint = f"did you mean {close[0]!r}?" if close else f"a field is written with a dot: .{name[:40]}"
+    return f"function {shown(name)} not defined; {hint}"
 
 
 class _Ending:
@@ -93,7 +102,7 @@ class _TemplateParser:
     def __init__(self, source: str) -> None:
         self._tokens = tokenize(source)
         self._place = 0
-        self._variables = ["$"]
+        self._variables = VariableStack(None)
         self._loops = 0
         self._depth = 0
         self._trees: dict[str, NodeList] = {}
@@ -148,7 +157,7 @@ class _TemplateParser:
     def _unexpected(self, token: TemplateToken, context: str) -> RenderFault:
         if token.kind is Lexeme.ERROR:
             return RenderFault(token.text, token.offset)
-        what = token.kind.value if token.kind in {Lexeme.END, Lexeme.SPACE} else ascii(token.text[:20])
+        what = token.kind.value if token.kind in {Lexeme.END, Lexeme.SPACE} else shown(token.text)
         return RenderFault(f"unexpected {what} in {context}", token.offset)
 
     def _deeper(self, offset: int) -> None:
@@ -211,7 +220,7 @@ class _TemplateParser:
 
     def _branch(self, start: TemplateToken) -> BranchAction:
         """Parse `if` or `with`; `else if` continues the same chain."""
-        mark = len(self._variables)
+        mark = self._variables.mark()
         self._deeper(start.offset)
         clauses: list[tuple[TemplatePipeline, NodeList]] = []
         otherwise = None
@@ -228,7 +237,7 @@ class _TemplateParser:
             otherwise = self._else_body()
             break
         self._depth -= 1
-        del self._variables[mark:]
+        self._variables.forget(mark)
         return BranchAction(start.offset, cast("Literal['if', 'with']", start.text), tuple(clauses), otherwise)
 
     def _else_body(self) -> NodeList:
@@ -238,7 +247,7 @@ class _TemplateParser:
         return body
 
     def _loop(self, start: TemplateToken) -> LoopAction:
-        mark = len(self._variables)
+        mark = self._variables.mark()
         self._deeper(start.offset)
         pipeline = self._pipeline("range", Lexeme.RIGHT)
         self._loops += 1
@@ -246,7 +255,7 @@ class _TemplateParser:
         self._loops -= 1
         otherwise = self._else_body() if ending.word == "else" else None
         self._depth -= 1
-        del self._variables[mark:]
+        self._variables.forget(mark)
         return LoopAction(start.offset, pipeline, body, otherwise)
 
     # Named templates
@@ -270,7 +279,7 @@ class _TemplateParser:
     def _named_body(self, name: str, context: str, offset: int) -> None:
         """Parse the body of a template, which has variables and loops apart from these."""
         outside = self._variables, self._loops
-        self._variables, self._loops = ["$"], 0
+        self._variables, self._loops = VariableStack(None), 0
         self._deeper(offset)
         body, ending = self._body()
         if ending.word != "end":
@@ -284,7 +293,7 @@ class _TemplateParser:
         if earlier is None or _is_empty(earlier):
             self._trees[name] = body
         elif not _is_empty(body):
-            raise RenderFault(f"multiple definition of template {name!a}", offset)
+            raise RenderFault(f"multiple definition of template {shown(name)}", offset)
 
     def _invocation(self, start: TemplateToken) -> TemplateAction:
         name = self._template_name("template clause")
@@ -323,14 +332,14 @@ class _TemplateParser:
             if following.kind is Lexeme.ASSIGN or following.kind is Lexeme.DECLARE:
                 self._next()
                 declared.append(variable.text)
-                self._variables.append(variable.text)
+                self._variables.declare(variable.text, None)
                 return declared, following.kind is Lexeme.ASSIGN
             if following.kind is not Lexeme.MARK or following.text != ",":
                 self._place = start
                 return declared, False
             self._next()
             declared.append(variable.text)
-            self._variables.append(variable.text)
+            self._variables.declare(variable.text, None)
             if context != "range" or len(declared) > 1:
                 raise RenderFault(f"too many declarations in {context}", following.offset)
             if self._peek_word().kind not in {Lexeme.VARIABLE, Lexeme.RIGHT, Lexeme.CLOSE}:
@@ -374,17 +383,14 @@ class _TemplateParser:
                 return VariableWord(word.offset, word.variable, (*word.names, *names))
             case TemplatePipeline() | FunctionWord():
                 return ChainWord(offset, word, tuple(names))
-        raise RenderFault(f"unexpected . after term {start.text!a}", offset)
+        raise RenderFault(f"unexpected . after term {shown(start.text)}", offset)
 
     def _term(self) -> Word | None:
         token = self._peek_word()
         match token.kind:
             case Lexeme.NAME:
                 if token.text not in FUNCTIONS:
-                    raise RenderFault(
-                        f"function {token.text!a} not defined; there are {_SUGGESTED}, html, js, urlquery and call",
-                        token.offset,
-                    )
+                    raise RenderFault(_unknown_function(token.text), token.offset)
                 word: Word = FunctionWord(token.offset, token.text)
             case Lexeme.DOT:
                 word = DotWord(token.offset)
@@ -392,7 +398,7 @@ class _TemplateParser:
                 word = NilWord(token.offset)
             case Lexeme.VARIABLE:
                 if token.text not in self._variables:
-                    raise RenderFault(f"undefined variable {token.text!a}", token.offset)
+                    raise RenderFault(f"undefined variable {shown(token.text)}", token.offset)
                 word = VariableWord(token.offset, token.text, ())
             case Lexeme.FIELD:
                 word = FieldWord(token.offset, (token.text[1:],))

@@ -7,7 +7,9 @@ element of a loop and what a function returns have no path.
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Mapping
+from typing import Final
 
 from aether_trio.model.templates.nodes import (
     BodyNode,
@@ -27,36 +29,49 @@ from aether_trio.model.templates.nodes import (
     VariableWord,
     Word,
 )
+from aether_trio.model.templates.variables import VariableStack
+
+MAX_CURSORS: Final = 16
+"""With how many cursors a template is followed; a recursion has a new one at each turn."""
 
 Path = tuple[str, ...]
-Variables = dict[str, Path | None]
+Variables = VariableStack[Path | None]
 
 
 def static_reads(trees: Mapping[str, NodeList], name: str) -> frozenset[Path]:
     """Return the paths that the template `name` reads, and those that it invokes."""
-    reader = _ReadWalker(trees)
-    reader.template(name, ())
-    return frozenset(reader.paths)
+    walker = _ReadWalker(name)
+    while walker.pending:
+        invoked, dot = walker.pending.popleft()
+        if invoked in trees:
+            walker.template(trees[invoked], dot)
+    return frozenset(walker.paths)
 
 
 class _ReadWalker:
-    """Walks the trees with the path of the cursor, None where it has none."""
+    """Walks trees with the path of the cursor, None where it has none."""
 
-    def __init__(self, trees: Mapping[str, NodeList]) -> None:
-        self._trees = trees
-        self._seen: set[tuple[str, Path | None]] = set()
+    def __init__(self, name: str) -> None:
         self.paths: set[Path] = set()
+        self.pending: deque[tuple[str, Path | None]] = deque([(name, ())])
+        self._cursors: defaultdict[str, set[Path | None]] = defaultdict(set, {name: {()}})
 
-    def template(self, name: str, dot: Path | None) -> None:
-        body = self._trees.get(name)
-        if body is None or (name, dot) in self._seen or (dot is not None and len(dot) > len(self._trees) * 8 + 64):
-            return
-        self._seen.add((name, dot))
-        self._body(body, dot, {"$": dot})
+    def template(self, nodes: NodeList, dot: Path | None) -> None:
+        self._nodes(nodes, dot, VariableStack(dot))
 
-    def _body(self, body: NodeList, dot: Path | None, variables: Variables) -> None:
-        for node in body.nodes:
+    def _invoke(self, name: str, dot: Path | None) -> None:
+        cursors = self._cursors[name]
+        if len(cursors) >= MAX_CURSORS:
+            dot = None
+        if dot not in cursors:
+            cursors.add(dot)
+            self.pending.append((name, dot))
+
+    def _nodes(self, nodes: NodeList, dot: Path | None, variables: Variables) -> None:
+        mark = variables.mark()
+        for node in nodes.nodes:
             self._node(node, dot, variables)
+        variables.forget(mark)
 
     def _node(self, node: BodyNode, dot: Path | None, variables: Variables) -> None:
         match node:
@@ -65,28 +80,26 @@ class _ReadWalker:
                 if not node.pipeline.declared:
                     self._read(path)
             case BranchAction():
-                inner = dict(variables)
-                for pipeline, body in node.clauses:
-                    path = self._pipeline(pipeline, dot, inner)
+                mark = variables.mark()
+                for pipeline, nodes in node.clauses:
+                    path = self._pipeline(pipeline, dot, variables)
                     self._read(path)
-                    self._body(body, path if node.word == "with" else dot, dict(inner))
+                    self._nodes(nodes, path if node.word == "with" else dot, variables)
                 if node.otherwise:
-                    self._body(node.otherwise, dot, dict(inner))
-                _forget_assigned(node, variables)
+                    self._nodes(node.otherwise, dot, variables)
+                variables.forget(mark)
             case LoopAction():
-                inner = dict(variables)
-                self._read(self._pipeline(node.pipeline, dot, inner))
-                _forget_assigned(node, inner)
-                inner |= dict.fromkeys(node.pipeline.declared)
-                self._body(node.body, None, dict(inner))
+                mark = variables.mark()
+                self._read(self._pipeline(node.pipeline, dot, variables))
+                for name in _assigned(node) | set(node.pipeline.declared):
+                    if name in variables:
+                        variables[name] = None  # at the next turn, it may have another value
+                self._nodes(node.body, None, variables)
                 if node.otherwise:
-                    self._body(node.otherwise, dot, inner)
-                _forget_assigned(node, variables)
+                    self._nodes(node.otherwise, dot, variables)
+                variables.forget(mark)
             case TemplateAction():
-                if node.pipeline:
-                    self.template(node.name, self._pipeline(node.pipeline, dot, variables))
-                else:
-                    self.template(node.name, None)
+                self._invoke(node.name, self._pipeline(node.pipeline, dot, variables) if node.pipeline else None)
 
     def _read(self, path: Path | None) -> None:
         if path is not None:
@@ -98,10 +111,13 @@ class _ReadWalker:
             self._read(path)
             self._command(command, dot, variables)
             path = None
-        for name in pipeline.declared:
-            variables[name] = None if pipeline.assigns else path
         if pipeline.assigns:
             self._read(path)
+        for name in pipeline.declared:
+            if not pipeline.assigns:
+                variables.declare(name, path)
+            elif name in variables:
+                variables[name] = None
         return path
 
     def _command(self, command: TemplateCommand, dot: Path | None, variables: Variables) -> Path | None:
@@ -140,13 +156,6 @@ class _ReadWalker:
                 return None if base is None else (*base, *word.names)
             case NilWord() | ConstantWord() | FunctionWord():
                 return None
-
-
-def _forget_assigned(node: BranchAction | LoopAction, variables: Variables) -> None:
-    """Take the paths of variables that a structure may assign."""
-    for name in _assigned(node):
-        if name in variables:
-            variables[name] = None
 
 
 def _assigned(node: BodyNode) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 from aether_trio.model.templates.budget import DEFAULT_BUDGET, TemplateBudget
@@ -14,7 +15,8 @@ from aether_trio.model.templates.reads import static_reads
 from aether_trio.model.templates.rendering import Frame, Rendering
 from aether_trio.model.templates.values import NO_VALUE, from_data, printable_text
 
-MAX_SOURCE: Final = 256 * 1024
+_RESERVED: Final = re.compile(f"[{OPENING}{CLOSING}\ud800-\udfff]")
+MAX_SOURCE: Final = 64 * 1024
 """The longest source in characters."""
 
 
@@ -84,8 +86,5 @@ def compile_template(source: str, name: str = "template") -> Template:
 def _check_characters(source: str) -> None:
     if len(source) > MAX_SOURCE:
         raise RenderFault(f"the template has {len(source):,} characters; {MAX_SOURCE:,} are allowed", MAX_SOURCE)
-    if source.isascii():
-        return
-    for offset, mark in enumerate(source):
-        if mark in {OPENING, CLOSING} or "\ud800" <= mark <= "\udfff":
-            raise RenderFault(f"the character U+{ord(mark):04X} cannot be in a template; take it out", offset)
+    if match := _RESERVED.search(source):
+        raise RenderFault(f"the character U+{ord(match[0]):04X} cannot be in a template; take it out", match.start())

@@ -123,14 +123,37 @@ def test_sources_with_reserved_characters_are_refused(mark: str) -> None:
 
 
 def test_a_source_that_is_too_long_is_refused() -> None:
-    assert "262,144 are allowed" in failure("x" * 262_145).message
-    assert len(render("x" * 262_144)) == 262_144
+    assert "65,536 are allowed" in failure("x" * 65_537).message
+    assert len(render("x" * 65_536)) == 65_536
 
 
 def test_the_main_template_has_the_name_that_it_is_given() -> None:
     template = compile_template('{{if .}}<{{template "main" (slice . 1)}}>{{end}}', "main")
     assert template.name == "main"
     assert template.render("abc") == "<<<>>>"
+
+
+def test_an_unknown_function_is_explained() -> None:
+    assert failure("{{input.topic}}").message == "function 'input' not defined; a field is written with a dot: .input"
+    assert failure("{{lenn .}}").message == "function 'lenn' not defined; did you mean 'len'?"
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{" + "x" * 60_000 + "}}",
+        "{{" + "1" * 60_000 + "}}",
+        "{{" + "1" * 60_000 + "x}}",
+        "{{'" + "x" * 60_000 + "'}}",
+        "{{$" + "x" * 60_000 + "}}",
+        "{{.a." + "x" * 60_000 + "}}",
+        '{{template "' + "x" * 60_000 + '"}}',
+        "{{`" + "x" * 60_000 + "`.x}}",
+        '{{if "' + "x" * 60_000 + '" "x"}}{{end}}',
+    ],
+)
+def test_an_error_is_short(source: str) -> None:
+    assert len(str(failure(source, {"a": None}))) < 300
 
 
 def test_one_template_serves_several_data() -> None:
@@ -175,3 +198,15 @@ def test_the_paths_of_a_recursion_end() -> None:
     paths = compile_template('{{define "t"}}{{.v}}{{template "t" .next}}{{end}}{{template "t" .}}').paths()
     assert ("v",) in paths
     assert ("next", "next", "v") in paths
+    assert len(paths) < 40
+    source = (
+        '{{define "t"}}'
+        + "".join(f'{{{{template "t" .n{n}}}}}' for n in range(2000))
+        + '{{.v}}{{end}}{{template "t" .}}'
+    )
+    assert len(compile_template(source).paths()) < 40
+
+
+def test_an_assignment_in_a_branch_takes_the_path_of_a_variable() -> None:
+    source = "{{$x := .a}}{{if .t}}{{$x = .b}}{{end}}{{$x.c}}{{$y := .d}}{{if .t}}{{$y := .e}}{{$y.f}}{{end}}{{$y.g}}"
+    assert compile_template(source).paths() == {("b",), ("t",), ("d", "g"), ("e", "f")}

@@ -1,7 +1,8 @@
 """Prints the templates that main.go records, one JSON object a line.
 
-WRITTEN are the cases of the language, by hand; the functions below multiply values by verbs, flags
-and comparisons. The order is fixed, so that a new recording can be compared with the old one.
+WRITTEN, FORMATS and DESTINATIONS are written by hand; `recorded` multiplies values by verbs,
+flags and comparisons, and adds templates made at random. The order is fixed, so that a new
+recording can be compared with the old one.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+
+from tests.model.templates.recorder.grammar import Grammar
 
 DATA = {
     "s": "text",
@@ -743,13 +746,10 @@ PRINTED = [
     "1e21", "1e-7", "123456.789", '""', '"go"', '"hé\\x00"', '"a\\xffb"', "`b\"c`", "1i", "(index .s 0)", "'é'",
     ".none", ".names", ".void", ".m", ".list",
 ]  # fmt: skip
-FLAGS = ["+", "-", "#", " ", "0", "5", "-8", "08", "+08", "-08", " 8", ".0", ".1", ".3", "8.3", "-8.3", "08.3", "#.3",
-         "+.3", "#8", "# ", "+#", "#08", "020", "# 8", ".10", "0.3", "-5.1", "+-8", "#+.2"]  # fmt: skip
-FLAGGED = [
-    "nil", "true", "42", "-42", "0", "3.0", "-2.5", "0.0", "1e21", "123456.789", '"go lang"', '""', '"hé😀"', "1-2i",
-    "(index .s 0)", ".names", ".m",
-]  # fmt: skip
-FLAGGED_VERBS = "vdsqxXoObcUefgtT"
+FLAGS = ["+", "-", "#", " ", "0", "5", "-8", "08", "+08", "-08", " 8", ".0", ".1", ".3", "8.3", "08.3", "#.3", "#8",
+         "# ", "+#", "# 8", ".10", "-5.1", "#+.2"]  # fmt: skip
+FLAGGED = ["nil", "true", "42", "-42", "0", "3.0", "-2.5", "1e21", '"go"', '"hé😀"', "1-2i", "(index .s 0)", ".names"]
+FLAGGED_VERBS = "vdsqxXoObcUefgt"
 FORMATS = [
     '{{printf ""}}', '{{printf "plain"}}', '{{printf "%"}}', '{{printf "100%"}}', '{{printf "%%"}}',
     '{{printf "%5%"}}', '{{printf "%d"}}', '{{printf "%d %d" 1}}', '{{printf "%d" 1 2}}', '{{printf "x" 1}}',
@@ -827,6 +827,9 @@ def recorded() -> Iterator[tuple[str, object]]:
         for verb in FLAGGED_VERBS:
             formats = "|".join(f'{{{{printf "%{flags}{verb}" {value}}}}}' for value in FLAGGED)
             yield formats, used(formats, DATA)
+    for template in Grammar(seed=16).templates(1200):
+        if len(template) > 25:
+            yield template, used(template, DATA)
     for function in ("eq", "ne", "lt", "le", "gt", "ge"):
         for first in COMPARED:
             for second in COMPARED:
