@@ -73,8 +73,8 @@ def named_minutes(expression: str, year: int) -> set[int]:
 
 
 @lru_cache
-def slots_of_year(expression: str, zone: str, year: int) -> list[datetime]:
-    """All slots of the year (UTC), but for those that the year before moves into it."""
+def slots_of_year(expression: str, zone: str, year: int) -> list[int]:
+    """All slots of the year (Unix ms), but for those that the year before moves into it."""
     fields = expression.split()
     named = named_minutes(expression, year)
     if fields[0].startswith("*") or fields[1].startswith("*"):
@@ -90,5 +90,5 @@ def slots_of_year(expression: str, zone: str, year: int) -> list[datetime]:
             if later in table:
                 slots.add(table[later])
         found = sorted(slots)
-    first = datetime(year, 1, 1, tzinfo=UTC)
-    return [first + timedelta(minutes=number) for number in found]
+    begin_ms = int(datetime(year, 1, 1, tzinfo=UTC).timestamp()) * 1000
+    return [begin_ms + number * 60_000 for number in found]

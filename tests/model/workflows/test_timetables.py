@@ -28,7 +28,7 @@ EXPRESSIONS = (
     "0 * * * *",
     "30 2 * * *",
     "0,30 2,3 * * *",
-    "*/15 * * * *",
+    "*/15 0-4,22-23 * * *",
     "*/10 0-3 * * *",
     "*/7 23 * * 4",
     "*/20 0 * * FRI",
@@ -63,22 +63,27 @@ def slots(expression: str, begin: str, end: str, zone: str = "UTC") -> list[str]
 @pytest.mark.parametrize("zone", ZONES)
 @pytest.mark.parametrize("expression", EXPRESSIONS)
 def test_a_year_has_the_slots_that_counting_minutes_finds(expression: str, zone: str) -> None:
-    wanted = [ms(one) for one in slots_of_year(expression, zone, YEAR)]
+    wanted = slots_of_year(expression, zone, YEAR)
     # A day less at each end: a slot of the edge belongs to the year of the zone's clocks.
     begin, end = ms(datetime(YEAR, 1, 2, tzinfo=UTC)), ms(datetime(YEAR, 12, 31, tzinfo=UTC))
     table = read_timetable("cron", expression, timezone=zone, matches=cron_matches)
     found = list(takewhile(lambda slot: slot < end, table.after(begin - 1, 0)))
-    assert list(map(at, found)) == [at(one) for one in wanted if begin <= one < end]
+    wanted = [one for one in wanted if begin <= one < end]
+    # Slots that differ are easier to read than numbers.
+    assert list(map(at, sorted(set(found) ^ set(wanted)))) == []
+    assert found == wanted
 
 
-@pytest.mark.parametrize("zone", ZONES)
-def test_each_minute_of_the_days_with_changes(zone: str) -> None:
-    for expression in ("* * * * *", "* 0-3,23 * * *", "1-59/2 * * * *"):
-        wanted = [ms(one) for one in slots_of_year(expression, zone, YEAR)]
+@pytest.mark.parametrize(
+    ("zone", "changes"), list(zip(ZONES, [("03-29", "10-25"), ("04-05", "10-04"), ("04-24", "10-30")], strict=True))
+)
+def test_each_minute_of_the_days_with_changes(zone: str, changes: tuple[str, str]) -> None:
+    for expression in ("* * * * *", "1-59/2 0-3,23 * * *"):
+        wanted = slots_of_year(expression, zone, YEAR)
         table = read_timetable("cron", expression, timezone=zone, matches=cron_matches)
-        for change in ("03-29", "10-25", "04-05", "10-04", "04-24", "10-30"):
+        for change in changes:
             begin = read_moment(f"{YEAR}-{change}T00:00:00Z") - 43_200_000
-            end = begin + 2 * 86_400_000
+            end = begin + 86_400_000
             assert slots_between(table, begin, end, 0, 10_000) == [one for one in wanted if begin <= one < end]
 
 
@@ -89,7 +94,7 @@ def test_each_minute_of_the_days_with_changes(zone: str) -> None:
     odd_ms=st.sampled_from((-1, 0, 1, 30_000)),
 )
 def test_from_any_moment_the_next_slot_is_the_next_one(zone: str, expression: str, minute: int, odd_ms: int) -> None:
-    wanted = [ms(one) for one in slots_of_year(expression, zone, YEAR)]
+    wanted = slots_of_year(expression, zone, YEAR)
     moment = ms(datetime(YEAR, 1, 1, tzinfo=UTC)) + minute * 60_000 + odd_ms
     table = read_timetable("cron", expression, timezone=zone, matches=cron_matches)
     later = next((one for one in wanted if one > moment), None)
