@@ -14,7 +14,7 @@ When a slot is late, because the gateway or its clock stood still, `miss_policy`
 
 The same counts when as many as `max_concurrent` run: skip misses the slot, the others owe it until
 one has ended. A start that is refused is owed by every policy; skip and fire_once owe it until the
-next slot takes its place.
+next slot takes its place. It is tried again later and later, and with each further slot.
 
 When the clock is set back, slots that were not claimed have their moment again. What was claimed is
 remembered as MOST_RANGES ranges of neighbours; the clock counts as set back only as far as those
@@ -109,6 +109,19 @@ def new_state(now_ms: int) -> FiringState:
     return FiringState(anchor_ms=now_ms, decided_ms=now_ms)
 
 
+def rewritten(state: FiringState, now_ms: int) -> FiringState:
+    """Return the state when a schedule gets another expression now.
+
+    No slot up to the last claimed one comes again, as it is not known which of them the two
+    expressions share.
+    """
+    last_ms = max((last for _, last in state.claimed), default=0)
+    return FiringState(
+        anchor_ms=now_ms, decided_ms=max(now_ms, last_ms), forgotten_ms=max(last_ms, state.forgotten_ms),
+        missed=state.missed + len(state.owed),
+    )  # fmt: skip
+
+
 def resumed(state: FiringState, now_ms: int) -> FiringState:
     """Return the state when a schedule is resumed: what was owed is missed."""
     return replace(
@@ -136,8 +149,8 @@ def plan(terms: FiringTerms, state: FiringState, now_ms: int, running: int = 0) 
     """Decide on the slots up to now; `running` of the schedule's runs are live."""
     if now_ms < state.decided_ms:
         state = _set_back(terms, state, now_ms)
-    waits = _waits(state, now_ms)
     fresh, missed = _fresh(terms, state, now_ms)
+    waits = _waits(state, now_ms, fresh=bool(fresh))
     state = _claim(terms, state, fresh)
     candidates = [*state.owed, *fresh]
     most = {"fire_all": MOST_OWED, "skip": len(fresh) or len(candidates)}.get(terms.miss_policy, 1)
@@ -161,8 +174,7 @@ def plan(terms: FiringTerms, state: FiringState, now_ms: int, running: int = 0) 
         decided_ms=max(_up_to(terms, now_ms, state.anchor_ms), state.decided_ms),
         owed=tuple(owed),
         missed=state.missed + missed,
-        retry_ms=state.retry_ms if waits and owed else 0,
-        refusals=state.refusals if owed or firings else 0,
+        retry_ms=state.retry_ms if waits else 0,
     )
     return FiringPlan(state, tuple(firings), next_due(terms, state, now_ms))
 
@@ -193,7 +205,7 @@ def plan_planned(
     Those of a backfill are never missed. Of events, fire_once misses those that are late by more
     than the tolerance, but for the latest of them.
     """
-    if _waits(state, now_ms):
+    if _waits(state, now_ms, fresh=any(not one.refusals for one in due)):
         return PlannedDecision((), (), state.retry_ms)
     late = [one for one in due if one.kind == EVENT and not one.refusals and now_ms - one.due_ms > terms.tolerance_ms]
     missed = {"skip": late, "fire_once": late[:-1]}.get(terms.miss_policy, [])
@@ -242,7 +254,7 @@ def refused(terms: FiringTerms, state: FiringState, slots: Iterable[int], now_ms
 
 def backoff_ms(refusals: int) -> int:
     """Return how long to wait after so many earlier refusals."""
-    return min(FIRST_BACKOFF_MS << min(refusals, 20), MAX_BACKOFF_MS)
+    return min(FIRST_BACKOFF_MS << min(max(refusals, 0), 20), MAX_BACKOFF_MS)
 
 
 def backfill(terms: FiringTerms, state: FiringState, from_ms: int, until_ms: int) -> list[int]:
@@ -254,8 +266,13 @@ def backfill(terms: FiringTerms, state: FiringState, from_ms: int, until_ms: int
     return slots_between(terms.timetable, from_ms, until_ms, anchor_ms, MOST_BACKFILLED + 1)
 
 
-def _waits(state: FiringState, now_ms: int) -> bool:
-    """Return whether a refused start is to be tried later."""
+def _waits(state: FiringState, now_ms: int, *, fresh: bool) -> bool:
+    """Return whether a refused start is to be tried later.
+
+    A fresh slot is a reason to try again soon. The clock may have been set back.
+    """
+    if fresh and now_ms >= state.retry_ms - backoff_ms(state.refusals - 1) + FIRST_BACKOFF_MS:
+        return False
     return now_ms < state.retry_ms <= now_ms + MAX_BACKOFF_MS
 
 
