@@ -12,6 +12,8 @@ from datetime import datetime
 
 from cronsim import CronSim, CronSimError
 
+from aether_trio.model.workflows.timetables import TimetableError, read_timetable
+
 
 def cron_matches(fields: str, after: datetime) -> Iterator[datetime]:
     """Give the minutes after a naive moment that match five fields (`CronMatches`).
@@ -26,3 +28,12 @@ def cron_matches(fields: str, after: datetime) -> Iterator[datetime]:
         yield from found
     except OverflowError:  # the calendar ends
         return
+
+
+def check_schedule(schedule_type: str, expression: str, timezone: str) -> str:
+    """Return what is wrong with a schedule's expression, and where; "" for nothing."""
+    try:
+        read_timetable(schedule_type, expression, timezone=timezone, matches=cron_matches)
+    except TimetableError as error:
+        return f"{error.field}, character {error.column}: {error}"
+    return ""

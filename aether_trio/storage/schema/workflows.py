@@ -16,6 +16,12 @@ numbered without gaps in each execution.
 `workflow_arrivals` are the ends of items that their executions have not taken in yet
 (services/workflows/executions.py): the items of a map do not queue for the row of its execution.
 
+`workflow_schedules.state` is what is known of the slots (FiringState in
+model/workflows/schedules.py), `decided_ms` the moment up to which they are decided: it lies in the
+future only after the clock was set back. `waits` is 1 while a slot waits for the end of a run.
+`planned` counts the rows of `workflow_planned_firings`, which events and backfills have planned.
+`workflow_schedule_runs` has what was started and may still run, of schedules with `max_concurrent`.
+
 `workflow_timers` has one due moment of each execution, schedule and other thing that time moves;
 `kind` says what `key` names. `workflow_cursors` says up to which message a topic was handled.
 
@@ -99,6 +105,59 @@ STATEMENTS: Final = (
         PRIMARY KEY (kind, key)
     ) {clustered}""",
     "CREATE INDEX workflow_timers_due ON workflow_timers (due_ms)",
+    """CREATE TABLE workflow_schedules (
+        workspace TEXT {byte_order} NOT NULL,
+        id TEXT {byte_order} NOT NULL,
+        name TEXT NOT NULL,
+        schedule_type TEXT NOT NULL,
+        schedule_expr TEXT NOT NULL,
+        timezone TEXT NOT NULL,
+        event TEXT {byte_order} NOT NULL,
+        document {blob} NOT NULL,
+        digest TEXT NOT NULL,
+        workflow_id TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        miss_policy TEXT NOT NULL,
+        max_concurrent {bigint} NOT NULL,
+        jitter_ms {bigint} NOT NULL,
+        enabled INTEGER NOT NULL,
+        paused INTEGER NOT NULL,
+        state {blob} NOT NULL,
+        decided_ms {bigint} NOT NULL,
+        next_fire_ms {bigint} NOT NULL,
+        last_fired_ms {bigint} NOT NULL,
+        last_slot_ms {bigint} NOT NULL,
+        last_run_id TEXT NOT NULL,
+        fired {bigint} NOT NULL,
+        planned {bigint} NOT NULL,
+        waits INTEGER NOT NULL,
+        last_error TEXT NOT NULL,
+        last_error_ms {bigint} NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        PRIMARY KEY (workspace, id)
+    )""",
+    "CREATE INDEX workflow_schedules_by_id ON workflow_schedules (id)",
+    "CREATE INDEX workflow_schedules_decided ON workflow_schedules (decided_ms)",
+    "CREATE INDEX workflow_schedules_of_event ON workflow_schedules (event) WHERE event <> ''",
+    """CREATE TABLE workflow_planned_firings (
+        workspace TEXT {byte_order} NOT NULL,
+        schedule_id TEXT {byte_order} NOT NULL,
+        kind TEXT NOT NULL,
+        key TEXT {byte_order} NOT NULL,
+        slot_ms {bigint} NOT NULL,
+        due_ms {bigint} NOT NULL,
+        refusals {bigint} NOT NULL,
+        event {blob} NOT NULL,
+        PRIMARY KEY (workspace, schedule_id, kind, key)
+    ) {clustered}""",
+    "CREATE INDEX workflow_planned_firings_due ON workflow_planned_firings (workspace, schedule_id, due_ms)",
+    """CREATE TABLE workflow_schedule_runs (
+        run_id TEXT {byte_order} PRIMARY KEY,
+        workspace TEXT {byte_order} NOT NULL,
+        schedule_id TEXT {byte_order} NOT NULL
+    ) {clustered}""",
+    "CREATE INDEX workflow_schedule_runs_of ON workflow_schedule_runs (workspace, schedule_id)",
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
     """CREATE TABLE workflow_relays (
         request_id TEXT {byte_order} PRIMARY KEY,

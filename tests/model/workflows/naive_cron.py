@@ -74,7 +74,7 @@ def named_minutes(expression: str, year: int) -> set[int]:
 
 @lru_cache
 def slots_of_year(expression: str, zone: str, year: int) -> list[int]:
-    """All slots of the year (Unix ms), but for those that the year before moves into it."""
+    """All slots of the year (Unix ms), but for those moved from the year before."""
     fields = expression.split()
     named = named_minutes(expression, year)
     if fields[0].startswith("*") or fields[1].startswith("*"):
