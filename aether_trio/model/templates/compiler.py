@@ -292,32 +292,36 @@ class _BodyCompiler:
             return self._call(word, command)
         if isinstance(word, NilWord):
             return _failing("nil is not a command", word.offset)
-        evaluate = self.word(word)
         if len(command.words) == 1:
-            return evaluate
-        return self._refusing_arguments(evaluate, command)
+            return self.word(word)
+        return self._refusing_arguments(word)
 
     def _piped_command(self, command: TemplateCommand) -> PipedEvaluation:
         self._cost += len(command.words)
         word = command.words[0]
         if isinstance(word, FunctionWord):
             return self._piped_call(word, command)
-        refuse = self._refusing_arguments(self.word(word), command)
+        refuse = self._refusing_arguments(word)
         return lambda frame, dot, _final: refuse(frame, dot)
 
-    def _refusing_arguments(self, evaluate: Evaluation, command: TemplateCommand) -> Evaluation:
+    def _refusing_arguments(self, word: Word) -> Evaluation:
         """Return what a value does with arguments: it fails, but for a field of no value."""
-        word = command.words[0]
-        offset = word.offset
+        refuse = _failing("can't give an argument to what is not a function", word.offset)
+        match word:
+            case FieldWord(offset=offset, names=names) | ChainWord(offset=offset, names=names):
+                pass
+            case VariableWord(offset=offset, names=names) if names:
+                pass
+            case _:
+                return refuse
+        base = self._base(word)
 
-        def refuse(frame: Frame, dot: object) -> object:
-            if isinstance(word, FieldWord | ChainWord) or (isinstance(word, VariableWord) and word.names):
-                base = self._base(word)
-                if _fields(base(frame, dot), word.names[:-1], offset) is NO_VALUE:
-                    return NO_VALUE
-            raise RenderFault("can't give an argument to what is not a function", offset)
+        def read(frame: Frame, dot: object) -> object:
+            if _fields(base(frame, dot), names[:-1], offset) is NO_VALUE:
+                return NO_VALUE
+            return refuse(frame, dot)
 
-        return refuse
+        return read
 
     # Words
 

@@ -38,21 +38,24 @@ Path = tuple[str, ...]
 Variables = VariableStack[Path | None]
 
 
-def static_reads(trees: Mapping[str, NodeList], name: str) -> frozenset[Path]:
-    """Return the paths that the template `name` reads, and those that it invokes."""
+def static_reads(trees: Mapping[str, NodeList], name: str) -> dict[Path, int]:
+    """Return what the template `name` and those it invokes read, with the offsets.
+
+    The offset is that of the first read, in the order of the source within each template.
+    """
     walker = _ReadWalker(name)
     while walker.pending:
         invoked, dot = walker.pending.popleft()
         if invoked in trees:
             walker.template(trees[invoked], dot)
-    return frozenset(walker.paths)
+    return walker.reads
 
 
 class _ReadWalker:
     """Walks trees with the path of the cursor, None where it has none."""
 
     def __init__(self, name: str) -> None:
-        self.paths: set[Path] = set()
+        self.reads: dict[Path, int] = {}
         self.pending: deque[tuple[str, Path | None]] = deque([(name, ())])
         self._cursors: defaultdict[str, set[Path | None]] = defaultdict(set, {name: {()}})
 
@@ -78,19 +81,19 @@ class _ReadWalker:
             case PrintAction():
                 path = self._pipeline(node.pipeline, dot, variables)
                 if not node.pipeline.declared:
-                    self._read(path)
+                    self._read(path, node.offset)
             case BranchAction():
                 mark = variables.mark()
                 for pipeline, nodes in node.clauses:
                     path = self._pipeline(pipeline, dot, variables)
-                    self._read(path)
+                    self._read(path, pipeline.offset)
                     self._nodes(nodes, path if node.word == "with" else dot, variables)
                 if node.otherwise:
                     self._nodes(node.otherwise, dot, variables)
                 variables.forget(mark)
             case LoopAction():
                 mark = variables.mark()
-                self._read(self._pipeline(node.pipeline, dot, variables))
+                self._read(self._pipeline(node.pipeline, dot, variables), node.pipeline.offset)
                 for name in _assigned(node) | set(node.pipeline.declared):
                     if name in variables:
                         variables[name] = None  # at the next turn, it may have another value
@@ -101,18 +104,18 @@ class _ReadWalker:
             case TemplateAction():
                 self._invoke(node.name, self._pipeline(node.pipeline, dot, variables) if node.pipeline else None)
 
-    def _read(self, path: Path | None) -> None:
+    def _read(self, path: Path | None, offset: int) -> None:
         if path is not None:
-            self.paths.add(path)
+            self.reads.setdefault(path, offset)
 
     def _pipeline(self, pipeline: TemplatePipeline, dot: Path | None, variables: Variables) -> Path | None:
         path = self._command(pipeline.commands[0], dot, variables)
         for command in pipeline.commands[1:]:
-            self._read(path)
+            self._read(path, pipeline.offset)
             self._command(command, dot, variables)
             path = None
         if pipeline.assigns:
-            self._read(path)
+            self._read(path, pipeline.offset)
         for name in pipeline.declared:
             if not pipeline.assigns:
                 variables.declare(name, path)
@@ -124,7 +127,7 @@ class _ReadWalker:
         first = command.words[0]
         if not isinstance(first, FunctionWord):
             for word in command.words[1:]:
-                self._read(self._word(word, dot, variables))
+                self._read(self._word(word, dot, variables), word.offset)
             return self._word(first, dot, variables)
         if first.name == "index" and len(command.words) > 1:
             keys = [word.value for word in command.words[2:] if isinstance(word, ConstantWord)]
@@ -132,12 +135,12 @@ class _ReadWalker:
             base = self._word(command.words[1], dot, variables)
             if base is not None and len(names) == len(command.words) - 2:
                 return (*base, *names)
-            self._read(base)
+            self._read(base, command.offset)
             rest = command.words[2:]
         else:
             rest = command.words[1:]
         for word in rest:
-            self._read(self._word(word, dot, variables))
+            self._read(self._word(word, dot, variables), word.offset)
         return None
 
     def _word(self, word: Word, dot: Path | None, variables: Variables) -> Path | None:

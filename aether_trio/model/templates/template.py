@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Final
 
 from aether_trio.model.templates.budget import DEFAULT_BUDGET, TemplateBudget
@@ -23,14 +24,14 @@ MAX_SOURCE: Final = 64 * 1024
 class Template:
     """A compiled template; it has no state, so one serves any number of renderings."""
 
-    __slots__ = ("_paths", "_run", "_trees", "name", "source")
+    __slots__ = ("_reads", "_run", "_trees", "name", "source")
 
     def __init__(self, source: str, name: str) -> None:
         self.source = source
         self.name = name
         self._trees: dict[str, NodeList] = parse_templates(source, name)
         self._run = compile_bodies(self._trees)[name]
-        self._paths: frozenset[tuple[str, ...]] | None = None
+        self._reads: Mapping[tuple[str, ...], int] | None = None
 
     def render(self, data: object, *, budget: TemplateBudget | None = None) -> str:
         """Return the text that Go prints for these data.
@@ -63,9 +64,18 @@ class Template:
         templates. Reading something as a whole (`{{.input}}`, `{{range .input.items}}`) gives its
         path, the empty one for all data. Fields of a loop's elements have no path.
         """
-        if self._paths is None:
-            self._paths = static_reads(self._trees, self.name)
-        return self._paths
+        return frozenset(self.reads())
+
+    def reads(self) -> Mapping[tuple[str, ...], int]:
+        """Return `paths`, each with the offset in the source where it is read first."""
+        if self._reads is None:
+            self._reads = static_reads(self._trees, self.name)
+        return self._reads
+
+    def place(self, offset: int) -> tuple[int, int]:
+        """Return the line and column, both from 1, of an offset in the source."""
+        error = located(RenderFault("", offset), self.source)
+        return error.line, error.column
 
 
 def compile_template(source: str, name: str = "template") -> Template:

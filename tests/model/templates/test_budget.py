@@ -42,6 +42,10 @@ BOMBS = {
         "".join(f"{{{{$x{number} := 1}}}}" for number in range(3500)) + nested(1, "{{$y := $x0}}"),
         None,
     ),
+    "a long pipeline with an argument": (
+        nested(1, "{{(or .a" + " (print 1)" * 3000 + ").x 1}}") + nested(1, "{{(print | or nil).x 1}}"),
+        {"a": None},
+    ),
     "many fields": (nested(1, "{{$x := .a" + ".a" * 30_000 + "}}"), {"a": None}),
     "text that doubles": ("{{$x := `ab`}}" + "{{$x = print $x $x}}" * 60 + "{{len $x}}", None),
     "a long text again and again": (nested(1, "{{.}}"), LONG),

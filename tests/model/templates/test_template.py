@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import sys
 
 import pytest
 
@@ -210,3 +211,39 @@ def test_the_paths_of_a_recursion_end() -> None:
 def test_an_assignment_in_a_branch_takes_the_path_of_a_variable() -> None:
     source = "{{$x := .a}}{{if .t}}{{$x = .b}}{{end}}{{$x.c}}{{$y := .d}}{{if .t}}{{$y := .e}}{{$y.f}}{{end}}{{$y.g}}"
     assert compile_template(source).paths() == {("b",), ("t",), ("d", "g"), ("e", "f")}
+
+
+def test_reads_have_the_place_of_the_first_one() -> None:
+    template = compile_template(
+        "a: {{.x.y}}\nb: {{print 1 .z}}{{.x.y}}\nc: {{with .w}}{{.v}}{{end}}{{if eq .z 1.0}}{{end}}"
+    )
+    places = {".".join(path): template.place(offset) for path, offset in template.reads().items()}
+    assert places == {"x.y": (1, 6), "z": (2, 14), "w": (3, 11), "w.v": (3, 17)}
+
+
+def test_rendering_deep_within_other_calls_never_raises_recursion_error() -> None:
+    deep = "{{if 1}}" * 60 + "{{" + "(" * 4 + "1" + ")" * 4 + "}}" + "{{end}}" * 60
+    ready = compile_template('{{define "a"}}{{with .next}}{{template "a" .}}{{end}}{{end}}{{template "a" .}}')
+    chain: dict[str, object] = {}
+    for _ in range(40):
+        chain = {"next": chain}
+    outcomes = set()
+
+    def descend(left: int) -> None:
+        if left:
+            descend(left - 1)
+            return
+        for attempt in (lambda: compile_template(deep), lambda: ready.render(chain)):
+            try:
+                attempt()
+                outcomes.add("done")
+            except TemplateError as error:
+                outcomes.add(error.message.split(" to be ")[0])
+
+    frames = 0
+    frame = sys._getframe()
+    while frame is not None:
+        frame, frames = frame.f_back, frames + 1
+    for left in range(50, sys.getrecursionlimit() - frames - 40, 25):
+        descend(left)
+    assert outcomes == {"done", "the template is nested too deep"}
