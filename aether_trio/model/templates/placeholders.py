@@ -61,8 +61,11 @@ class Marked:
         Without placeholders, this is `scalar_text` unchanged, and the caller resolves it. With
         them it is a str, unless the scalar is plain (neither quoted nor a block) and has no printed
         text: then it is resolved by the core schema of YAML 1.2 to None, bool, int, float or str;
-        an integer beyond 64 bits becomes a float. Pass `plain=False` for keys: they are strings.
-        Never raises: what looks like a placeholder with an unknown number is left as it is.
+        an integer beyond 64 bits becomes a float. Never raises: what looks like a placeholder with
+        an unknown number is left as it is.
+
+        Pass `plain=False` for keys: they are strings. Decide what `<<` merges before filling, and
+        look for keys that are there twice after it, since a printed key may be equal to another.
         """
         if OPENING not in scalar_text:
             return scalar_text
