@@ -6,7 +6,7 @@ more: a function that does not exist is an error here, as a call of it cannot su
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Final
@@ -62,20 +62,22 @@ _TESTS: Final = frozenset(
 )
 
 
-def check(root: SyntaxNode, check_pattern: Callable[[str], object]) -> Nature:
+def check(root: SyntaxNode, check_pattern: Callable[[str], object], variables: Collection[str] = frozenset()) -> Nature:
     """Set the nature of each node; fault at the first that cannot be right.
 
-    `check_pattern` raises ValueError for a regular expression that is none.
+    `check_pattern` raises ValueError for a regular expression that is none. `variables` come before
+    builtins with their names.
     """
-    return _Checker(check_pattern).visit(root)
+    return _Checker(check_pattern, variables).visit(root)
 
 
 class _Checker:
     """Walks a tree once, with the variables and predicates around the current node."""
 
-    def __init__(self, check_pattern: Callable[[str], object]) -> None:
+    def __init__(self, check_pattern: Callable[[str], object], variables: Collection[str]) -> None:
         self.check_pattern = check_pattern
         self.variables: list[tuple[str, Nature]] = []
+        self.declared = variables
         self.collections: list[tuple[Nature, frozenset[str]]] = []
         self.visitors: dict[type[SyntaxNode], Callable[..., Nature]] = {
             Literal: lambda node: _LITERALS[type(node.value)],
@@ -110,7 +112,7 @@ class _Checker:
         for name, nature in reversed(self.variables):
             if name == node.name:
                 return nature
-        return FUNCTION if node.name in BUILTINS else UNKNOWN
+        return FUNCTION if node.name in BUILTINS and node.name not in self.declared else UNKNOWN
 
     def pointer(self, node: Pointer) -> Nature:
         if not self.collections:

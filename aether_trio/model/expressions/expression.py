@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Final
 
@@ -77,17 +77,18 @@ class Expression:
 _Reads = tuple[frozenset[reading.Path], tuple[reading.Equality, ...]]
 
 
-def compile_expression(source: str, *, regex: RegexCompiler) -> Expression:
+def compile_expression(source: str, *, regex: RegexCompiler, variables: Collection[str] = frozenset()) -> Expression:
     """Return a compiled expression; raise ExpressionError for what is wrong.
 
     A source has at most 64 KiB and 10,000 parts, nested at most 60 deep. `regex` makes the search
-    for a pattern of `matches`; it raises ValueError for a bad one.
+    for a pattern of `matches`; it raises ValueError for a bad one. `variables` are names that the
+    environment is known to have: `last.id` reads one, though `last` is a builtin, too.
     """
     try:
         if len(source) > MAX_SOURCE or (not source.isascii() and len(source.encode("utf-8", "replace")) > MAX_SOURCE):
             raise Fault(f"the expression has more than {MAX_SOURCE} bytes", 0)
         root = parse(source, BUILTINS)
-        check(root, regex)
+        check(root, regex, variables)
         reads = reading.paths(root), reading.equalities(root)
         compiler = ExpressionCompiler(regex)
         code = compiler.compile(fold(root))

@@ -230,7 +230,7 @@ class Compiler:
             self.findings.error(path, f"{place} is an expression, not a template: write it without '{{{{' and '}}}}'")
             return NOTHING
         try:
-            compiled = self.tools.languages.expression(source)
+            compiled = self.tools.languages.expression(source, scope.names)
         except (ValueError, RecursionError) as exc:
             self._in_text(path, place, exc)
             return NOTHING

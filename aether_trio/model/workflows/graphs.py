@@ -100,6 +100,7 @@ ASK_KEYS: Final = ("question", "of", "choices", "text", "form", "default", "esca
 _TEXT: Final = ScalarShape("a text")
 _EXECUTION: Final = MapShape({"id": _TEXT, "workflow": _TEXT, "workspace": _TEXT, "started_at": ANY})
 _SOURCE: Final = MapShape({"agent": ANY, "workspace": ANY, "event": ANY, "principal": ANY})
+_FAILURE: Final = MapShape({"step": _TEXT, "type": _TEXT, "message": _TEXT})
 _ANSWER: Final = MapShape({"approved": ANY, "choice": ANY, "text": ANY, "data": ANY, "by": ANY})
 _ELSEWHERE: Final = {
     "item": "'item' is there only in a step with for_each",
@@ -107,7 +108,7 @@ _ELSEWHERE: Final = {
     "round": "'round' is there only in a step with while",
     "last": "'last' is there only in a step with while",
     "result": "'result' is there only in a step's output; another step's is 'steps.ID.result'",
-    "error": "'error' is there only in on_error; a step's is 'steps.ID.error'",
+    "error": "'error' is there only in on_error, in compensate and in steps that follow a failure",
     "input": "'input' is an event's data; the input of a workflow is 'trigger' or 'inputs'",
     "source": "'source' is there only in the condition of a trigger, and in the key and condition of a wait",
 }
@@ -396,7 +397,7 @@ class GraphCompiler:
             draft.result_schema = self._schema(fields, "result")
             declared = shape_of(draft.result_schema)
             shape = shape if isinstance(declared, AnyShape) else declared
-        if fields.has("for_each") and not isinstance(shape, ListShape):
+        if fields.has("for_each"):  # an output and a result are those of an item
             each = fields.get("for_each")
             if isinstance(each, dict) and each.get("mode") == "settled":
                 shape = MapShape({"status": _TEXT, "result": shape, "error": _TEXT, "error_type": _TEXT})
@@ -410,8 +411,11 @@ class GraphCompiler:
             for one in self.drafts.values()
             if draft is None or everything or draft.upstream >> one.position & 1
         }
+        names: dict[str, Shape] = {"trigger": self.trigger, "inputs": self.trigger, "execution": _EXECUTION}
+        if draft is not None and draft.failure_target_of:
+            names["error"] = _FAILURE
         return ReadScope(
-            names={"trigger": self.trigger, "inputs": self.trigger, "execution": _EXECUTION},
+            names=names,
             elsewhere=_ELSEWHERE,
             steps=readable,
             all_steps=self.drafts,
@@ -422,13 +426,14 @@ class GraphCompiler:
     def _step(self, draft: _Draft) -> Step:
         fields, compiler = draft.fields, self.compiler
         scope = self._scope(draft)
-        inner = scope
+        items: dict[str, Shape] = {}
         if fields.has("for_each"):
-            inner = inner.having(item=ANY, index=ScalarShape("a number"))
+            items = {"item": ANY, "index": ScalarShape("a number")}
         if fields.has("while"):
-            inner = inner.having(round=ScalarShape("a number"), last=ANY)
+            items |= {"round": ScalarShape("a number"), "last": ANY}
             if fields.has("for_each"):
                 fields.error("while", f"{draft.what} has both for_each and while: put one into a workflow")
+        inner = scope.having(**items)
         work = self._work(draft, inner)
         retry = compiler.retry(fields.get("retry"), fields.at("retry"), draft.what) if fields.has("retry") else NO_RETRY
         if isinstance(work, Action):
@@ -438,7 +443,7 @@ class GraphCompiler:
                 retry = work.retry
         compensate = None
         if fields.has("compensate"):
-            undo = self._scope(draft, everything=True)
+            undo = self._scope(draft, everything=True).having(error=_FAILURE, result=ANY, **items)
             compensate = compiler.action(
                 fields.get("compensate"), fields.at("compensate"), undo, f"{draft.what}, compensate", graph=True
             )
@@ -458,7 +463,7 @@ class GraphCompiler:
             when=compiler.field_condition(fields, "when", scope),
             for_each=self._for_each(draft, scope),
             while_=self._while(draft, inner),
-            on_error=self._on_error(draft, inner),
+            on_error=self._on_error(draft, scope),
             retry=retry,
             timeout_ms=timeout,
             compensate=compensate,
@@ -627,7 +632,7 @@ class GraphCompiler:
     def _on_error(self, draft: _Draft, scope: ReadScope) -> tuple[ErrorHandler, ...]:
         handlers = []
         steps = {**(scope.steps or {}), draft.id: draft.shape}
-        inside = dataclasses.replace(scope.having(error=ANY), steps=steps)
+        inside = dataclasses.replace(scope.having(error=_FAILURE), steps=steps)
         for one, path in self._handlers(draft.fields):
             fields = Fields(one, path, self.findings, ("error", "run", "result"), f"{draft.what}, on_error")
             if len(fields.exclusive(("run", "result"))) != 1 and isinstance(one, dict) and "result" not in one:

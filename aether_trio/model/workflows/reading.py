@@ -218,7 +218,7 @@ class Fields:
     A field that is absent, null or wrong gives the default; what is wrong is noted.
     """
 
-    __slots__ = ("findings", "keys", "path", "values", "what")
+    __slots__ = ("findings", "keys", "no_map", "path", "values", "what")
 
     def __init__(
         self, value: Json, path: Path, findings: Findings, known: Iterable[str], what: str, *, casings: bool = False
@@ -229,6 +229,7 @@ class Fields:
         self.values: dict[str, Json] = {}
         self.keys: dict[str, str] = {}  # as the document spells them
         names = tuple(known)
+        self.no_map = not isinstance(value, dict)  # then no field is missed
         if not isinstance(value, dict):
             findings.error(path, f"{what} has to be a map with keys such as {names[0]}, and is {kind_of(value)}")
             return
@@ -270,7 +271,7 @@ class Fields:
         """Return a text; a number where a text is wanted is an error."""
         value = self.values.get(key)
         if value is None or value == "":
-            if required:
+            if required and not self.no_map:
                 self.findings.error(self.at(key), f"{self.what} has no {key}")
             return default
         if not isinstance(value, str):

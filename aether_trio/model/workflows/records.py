@@ -376,7 +376,7 @@ def _bus_event(compiler: Compiler, value: Json, path: Path, events: set[str]) ->
         fields.text("key", required=True)
     send = fields.text("send", check=name)
     reached = send or event
-    if reached and reached not in events:
+    if reached and reached not in events and not fields.get("creates"):
         key = "send" if send else "event"
         fields.error(key, f"the machine, bus: no state has the event {quoted(reached)}{did_you_mean(reached, events)}")
     source = fields.get("key")

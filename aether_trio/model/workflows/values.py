@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -61,8 +61,8 @@ class CompiledTemplate(Protocol):
 class Languages(Protocol):
     """Compiles the languages; both raise a ValueError with `line` and `column`."""
 
-    def expression(self, source: str) -> CompiledExpression:
-        """Compile an expression."""
+    def expression(self, source: str, variables: Collection[str]) -> CompiledExpression:
+        """Compile an expression over variables of these names."""
 
     def template(self, source: str) -> CompiledTemplate:
         """Compile a template."""

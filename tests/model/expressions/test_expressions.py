@@ -323,6 +323,18 @@ def test_the_clock_is_handed_in() -> None:
     assert evaluate('now() - duration("1h") == at', at=NOW - timedelta(hours=1)) is True
 
 
+def test_a_variable_that_is_known_to_be_there_comes_before_a_builtin() -> None:
+    env = {"last": {"more": True}, "round": 2.0}
+    with pytest.raises(ExpressionError, match="a func has no 'more'"):
+        compile_expression("last.more", regex=search_for)
+    names = {"last", "round"}
+    expression = compile_expression(
+        "last.more and round == 2 and last([1, round(2.4)]) == 2", regex=search_for, variables=names
+    )
+    assert expression.evaluate(env, now=lambda: NOW) is True
+    assert expression.paths() == {("last", "more"), ("round",)}
+
+
 def test_numbers_of_json_are_floats_and_equal_ints() -> None:
     assert evaluate("n == 5 && n in [5] && n in 1..9 && n + 1 == 6", n=5.0) is True
     assert evaluate("n == 1 || n == 0", n=True) is False

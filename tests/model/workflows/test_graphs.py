@@ -23,7 +23,7 @@ from aether_trio.model.workflows.definition import (
 )
 from aether_trio.model.workflows.documents import compile_document
 from aether_trio.model.workflows.reading import MAX_PROBLEMS, Findings, pointer
-from tests.model.workflows.languages import TOOLS
+from aether_trio.services.workflows.tools import TOOLS
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 
@@ -353,12 +353,12 @@ def test_what_is_wrong_is_said_with_its_place(document: Any, expected: list[str]
 
 
 def test_errors_of_a_language_have_their_place_in_the_text() -> None:
-    (problem,) = findings_of(flow(act("a", when="trigger.x ==\n  ?!"))).errors
+    (problem,) = findings_of(flow(act("a", when="trigger.x ==\n  ??"))).errors
     assert (problem.line, problem.column) == (2, 3)
     (problem,) = findings_of(flow({"id": "a", "output": "x {{ .y"})).errors
     assert (problem.line, problem.column) == (1, 3)
     assert problem.message == "step 'a', output: unclosed action"
-    (problem,) = findings_of(flow(act("b"), act("a", when="true ==\n steps.b.x == 1", depends_on="b"))).errors
+    (problem,) = findings_of(flow(act("b"), act("a", when="true and\n steps.b.x == 1", depends_on="b"))).errors
     assert (problem.line, problem.column) == (2, 10)
 
 
@@ -439,7 +439,7 @@ def test_a_value_that_fails_names_its_place() -> None:
     graph = compiled(flow({"id": "a", "output": {"n": [{"$expr": "trigger.a.b"}]}}))
     value = graph.steps["a"].output
     assert value is not None
-    with pytest.raises(EvaluationError, match=r"step 'a', output\.n\[0\]: cannot read b of None"):
+    with pytest.raises(EvaluationError, match=r"step 'a', output\.n\[0\]: 1:11: 'b' cannot be read from nil"):
         value.evaluate({"trigger": {}}, now=lambda: NOW)
 
 

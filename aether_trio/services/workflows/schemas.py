@@ -1,0 +1,172 @@
+"""JSON Schemas of documents: checked when they are written, and when values come.
+
+The dialect is draft 2020-12, within one document: no reference leads out of it. Patterns are those
+of RE2, so that neither a schema nor a value can make a check slow. Formats are not checked, as the
+dialect has them as annotations.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any, Final
+
+import jsonschema
+from jsonschema import validators
+from referencing import Registry
+from referencing.exceptions import Unresolvable
+
+from aether_trio.model.text import escaped
+from aether_trio.model.workflows.definition import Json, Path
+from aether_trio.model.workflows.shapes import walk_schemas
+from aether_trio.services.workflows.regex import RegexError, compile_regex
+
+MAX_PROBLEMS: Final = 20
+"""What is wrong with a value is said up to this number."""
+_DIALECTS: Final = frozenset(
+    {"https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"}
+)
+_META: Final = jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA)
+
+
+def check_schema(schema: Json) -> Iterator[tuple[Path, str]]:
+    """Yield what is wrong with a schema, with the path within it."""
+    found = 0
+    for error in _META.iter_errors(schema):
+        yield tuple(error.absolute_path), _message(error)
+        found += 1
+        if found >= MAX_PROBLEMS:
+            return
+    if found:
+        return
+    for part, path in walk_schemas(schema):
+        dialect = part.get("$schema")
+        if isinstance(dialect, str) and dialect not in _DIALECTS:
+            yield (*path, "$schema"), f"the dialect {escaped(dialect, 80)!r} is not known; it is draft 2020-12"
+        for key in ("$ref", "$dynamicRef"):
+            target = part.get(key)
+            if isinstance(target, str):
+                yield from _check_reference(target, schema, (*path, key))
+        pattern = part.get("pattern")
+        patterns = [(pattern, (*path, "pattern"))] if isinstance(pattern, str) else []
+        more = part.get("patternProperties")
+        if isinstance(more, dict):
+            patterns += [(one, (*path, "patternProperties", one)) for one in more]
+        for one, at in patterns:
+            try:
+                compile_regex(one)
+            except RegexError as exc:
+                yield at, f"the pattern {escaped(one, 80)!r} is no regular expression: {exc}"
+
+
+def _check_reference(target: str, schema: Json, path: Path) -> Iterator[tuple[Path, str]]:
+    if not target.startswith("#"):
+        yield path, f"the reference {escaped(target, 80)!r} leads out of the document; write one such as '#/$defs/name'"
+        return
+    if target == "#" or not target.startswith("#/"):
+        return
+    found = schema
+    for part in target[2:].split("/"):
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, dict) and key in found:
+            found = found[key]
+        elif isinstance(found, list) and key.isdecimal() and int(key) < len(found):
+            found = found[int(key)]
+        else:
+            yield path, f"the reference {escaped(target, 80)!r} leads nowhere"
+            return
+
+
+def schema_problems(schema: Mapping[str, Json], value: Json) -> list[str]:
+    """Return what is wrong with a value, each with its place; [] for nothing."""
+    problems = []
+    try:
+        for error in _Validator(schema, registry=Registry()).iter_errors(value):
+            place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
+            where = f"{escaped(place.removeprefix('.'), 200)}: " if place else ""
+            problems.append(f"{where}{_message(error)}")
+            if len(problems) >= MAX_PROBLEMS:
+                break
+    except Unresolvable as exc:
+        problems.append(f"the schema has a reference that leads nowhere: {escaped(str(exc), 200)}")
+    except RecursionError:
+        problems.append("the schema refers to itself without an end")
+    return problems
+
+
+def _message(error: jsonschema.ValidationError) -> str:
+    return escaped(error.message, 300)
+
+
+def _pattern(validator: Any, pattern: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    if isinstance(instance, str) and not _matches(pattern, instance):
+        yield jsonschema.ValidationError(f"{instance[:80]!r} does not match {pattern!r}")
+
+
+def _pattern_properties(
+    validator: Any, patterns: Any, instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    for pattern, subschema in patterns.items():
+        for key, value in instance.items():
+            if _matches(pattern, key):
+                yield from validator.descend(value, subschema, path=key, schema_path=pattern)
+
+
+def _additional_properties(
+    validator: Any, further: Any, instance: Any, schema: Any
+) -> Iterator[jsonschema.ValidationError]:
+    if not isinstance(instance, dict):
+        return
+    properties = schema.get("properties", {})
+    patterns = schema.get("patternProperties", {})
+    extras = [key for key in instance if key not in properties and not any(_matches(one, key) for one in patterns)]
+    if isinstance(further, dict):
+        for key in extras:
+            yield from validator.descend(instance[key], further, path=key)
+    elif not further and extras:
+        names = ", ".join(repr(one[:80]) for one in extras[:5])
+        yield jsonschema.ValidationError(f"there is no property {names}")
+
+
+def _unique_items(validator: Any, unique: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+    if not unique or not isinstance(instance, list):
+        return
+    seen: set[str] = set()
+    for one in instance:
+        text = json.dumps(_as_compared(one), sort_keys=True)
+        if text in seen:
+            yield jsonschema.ValidationError("the list has an item twice")
+            return
+        seen.add(text)
+
+
+def _as_compared(value: Json) -> Json:
+    """Return a value so that equal numbers are written equally."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, list):
+        return [_as_compared(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _as_compared(one) for key, one in value.items()}
+    return value
+
+
+def _matches(pattern: str, text: str) -> bool:
+    try:
+        return compile_regex(pattern)(text)
+    except RegexError:  # of a schema that was not checked
+        return False
+
+
+_extend: Final[Any] = validators.extend  # without types
+_Validator: Final = _extend(
+    jsonschema.Draft202012Validator,
+    {
+        "pattern": _pattern,
+        "patternProperties": _pattern_properties,
+        "additionalProperties": _additional_properties,
+        "uniqueItems": _unique_items,
+    },
+)

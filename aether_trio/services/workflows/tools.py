@@ -1,0 +1,43 @@
+"""What a compilation of documents uses: the languages, YAML, JSON Schema and cron."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Final
+
+from aether_trio.model.expressions import compile_expression
+from aether_trio.model.templates import compile_template
+from aether_trio.model.workflows.compiling import Tools
+from aether_trio.model.workflows.timetables import TimetableError, read_timetable
+from aether_trio.model.workflows.values import CompiledExpression, CompiledTemplate
+from aether_trio.services.workflows.cron import cron_matches
+from aether_trio.services.workflows.regex import compile_regex
+from aether_trio.services.workflows.schemas import check_schema
+from aether_trio.services.workflows.yaml_reader import read_yaml
+
+
+class _DocumentLanguages:
+    """Expressions whose patterns are RE2's, and templates."""
+
+    def expression(self, source: str, variables: Collection[str]) -> CompiledExpression:
+        return compile_expression(source, regex=compile_regex, variables=variables)
+
+    def template(self, source: str) -> CompiledTemplate:
+        return compile_template(source)
+
+
+def check_schedule(schedule_type: str, expression: str, timezone: str) -> str:
+    """Return what is wrong with a schedule's type, expression and timezone, or ""."""
+    try:
+        read_timetable(schedule_type, expression, timezone=timezone, matches=cron_matches)
+    except TimetableError as exc:
+        return str(exc)
+    return ""
+
+
+TOOLS: Final = Tools(
+    languages=_DocumentLanguages(),
+    read_yaml=read_yaml,
+    check_schema=check_schema,
+    check_schedule=check_schedule,
+)

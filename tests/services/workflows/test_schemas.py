@@ -1,0 +1,90 @@
+"""JSON Schemas of documents: what is wrong with them, and what they refuse."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from aether_trio.services.workflows.regex import RegexError, compile_regex
+from aether_trio.services.workflows.schemas import check_schema, schema_problems
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {},
+        {"type": "object", "properties": {"a": {"$ref": "#/$defs/a"}}, "$defs": {"a": {"type": "string"}}},
+        {"$ref": "#"},
+        {"pattern": "^[a-z]+$", "patternProperties": {"^x": {}}},
+        {"$schema": "https://json-schema.org/draft/2020-12/schema"},
+    ],
+)
+def test_right_schemas(schema: Any) -> None:
+    assert list(check_schema(schema)) == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "place", "says"),
+    [
+        ({"type": "strng"}, ("type",), "'strng' is not valid"),
+        ({"properties": {"a": 5}}, ("properties", "a"), "5 is not of type"),
+        ({"required": "a"}, ("required",), "'a' is not of type 'array'"),
+        ({"pattern": "("}, ("pattern",), "'(' is no regular expression: missing )"),
+        ({"patternProperties": {"(?=a)": {}}}, ("patternProperties", "(?=a)"), "is no regular expression"),
+        ({"$ref": "http://example.com/x"}, ("$ref",), "leads out of the document"),
+        ({"$ref": "file:///etc/passwd"}, ("$ref",), "leads out of the document"),
+        ({"$ref": "#/$defs/none"}, ("$ref",), "leads nowhere"),
+        ({"$schema": "http://example.com/own"}, ("$schema",), "is not known"),
+    ],
+)
+def test_wrong_schemas(schema: Any, place: tuple[str, ...], says: str) -> None:
+    ((path, message), *_) = check_schema(schema)
+    assert path == place
+    assert says in message
+
+
+@pytest.mark.parametrize(
+    ("schema", "value", "expected"),
+    [
+        ({"type": "string"}, "a", []),
+        ({"type": "string"}, 5, ["5 is not of type 'string'"]),
+        ({"type": "object", "required": ["a"]}, {}, ["'a' is a required property"]),
+        ({"properties": {"a": {"items": {"type": "number"}}}}, {"a": [1, "x"]}, ["a[1]: 'x' is not of type 'number'"]),
+        ({"pattern": "^a+$"}, "b", ["'b' does not match '^a+$'"]),
+        ({"patternProperties": {"^x": {"type": "number"}}}, {"x1": "a"}, ["x1: 'a' is not of type 'number'"]),
+        (
+            {"patternProperties": {"^x": {}}, "additionalProperties": False},
+            {"x": 1, "y": 2},
+            ["there is no property 'y'"],
+        ),
+        ({"additionalProperties": {"type": "null"}}, {"y": 2}, ["y: 2 is not of type 'null'"]),
+        ({"uniqueItems": True}, [1, 1.0], ["the list has an item twice"]),
+        ({"uniqueItems": True}, [1, True, "1", {"a": 1}, {"a": 2}], []),
+        ({"$ref": "#"}, 1, ["the schema refers to itself without an end"]),
+        ({"type": "string"}, "\u202e\x1b", []),
+        ({"type": "number"}, "\u202e\x1b", ["'\\u202e\\x1b' is not of type 'number'"]),
+    ],
+)
+def test_values(schema: Any, value: Any, expected: list[str]) -> None:
+    assert schema_problems(schema, value) == expected
+
+
+def test_problems_are_bounded_and_nothing_is_slow() -> None:
+    assert len(schema_problems({"items": {"type": "string"}}, list(range(1000)))) == 20
+    began = time.process_time()
+    assert schema_problems({"uniqueItems": True}, [{"n": index} for index in range(20_000)]) == []
+    assert schema_problems({"pattern": "(a+)+$"}, "a" * 50_000 + "b") == [f"{'a' * 80!r} does not match '(a+)+$'"]
+    assert time.process_time() - began < 30
+
+
+def test_regular_expressions() -> None:
+    assert compile_regex("^a.c$")("abc")
+    assert not compile_regex("^a.c$")("abcd")
+    assert compile_regex("b")("abc")
+    assert compile_regex(r"\pL+")("é")
+    assert compile_regex("x")("\ud800x")
+    for pattern in ("(", "(?<=a)b", r"\1", "a{5000}", "a" * 2000, "((a{100}){100}){10}", "\ud800"):
+        with pytest.raises(RegexError):
+            compile_regex(pattern)
