@@ -15,6 +15,11 @@ on purpose:
 - A byte of a string is an int, where Go has uint8; a slice of a string that cuts a character has
   U+FFFD there.
 - A map that reaches the caller has one of the keys 1, 1.0 and true of groupBy() or fromPairs().
+- findLast() and findLastIndex() are right as the right operand of an operator, where expr takes
+  the left operand from a stray value on its stack.
+- A power whose exponent has a fraction may differ in the last digits, as it does between machines.
+- The bounds of a slice are checked when compiled, also where what is sliced is unknown.
+- A time zone prints its name. A predicate over a map finds no elements: filter() and find() fail.
 - The methods of moments and durations are those in methods.py.
 """
 

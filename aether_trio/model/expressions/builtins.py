@@ -425,25 +425,16 @@ def _date(budget: EvaluationBudget, *values: object) -> datetime:
     if not values:
         raise Fault("date() needs a text")
     text = to_text(values[0])
-    if len(text) > 200:
-        raise Fault("the text is no moment: it is too long")
     if len(values) == 2:
-        return layouts.parse_moment(text, _layout(values[1]), zone or UTC)
+        return layouts.parse_moment(text, to_text(values[1]), zone or UTC)
     if len(values) == 3:
-        return layouts.parse_moment(text, _layout(values[1]), _timezone(budget, values[2]))
+        return layouts.parse_moment(text, to_text(values[1]), _timezone(budget, values[2]))
     for layout in _DATE_LAYOUTS:
         try:
             return layouts.parse_moment(text, layout, zone or UTC)
         except Fault:
             continue
     raise Fault(f"the text {text[:40]!r} is no moment such as 2006-01-02 15:04:05")
-
-
-def _layout(value: object) -> str:
-    layout = to_text(value)
-    if len(layout) > 200:
-        raise Fault("the layout of a moment is too long")
-    return layout
 
 
 def _timezone(budget: EvaluationBudget, name: object) -> tzinfo:
@@ -463,25 +454,22 @@ def _timezone(budget: EvaluationBudget, name: object) -> tzinfo:
 
 def _at(index: int) -> Callable[[EvaluationBudget, object], object]:
     def run(budget: EvaluationBudget, value: object) -> object:
-        try:
-            return fetch(value, index)
-        except Fault:
-            return None
+        if isinstance(value, AnyMap):
+            return value.at(index)
+        return fetch(value, index, budget) if isinstance(value, (list, str)) and value else None
 
     return run
 
 
 def _get(budget: EvaluationBudget, base: object, key: object) -> object:
     if isinstance(base, AnyMap):
-        return base.at(key)
+        return base.at(key) if base.has(key) else None
     if isinstance(base, dict):
         return base.get(key_text(key))
     if isinstance(base, (list, str)):
-        to_int(key)
-        try:
-            return fetch(base, key)
-        except Fault:
-            return None
+        whole: list[object] | bytes = base if isinstance(base, list) else utf8(scan(base, budget))
+        index = to_int(key)
+        return whole[index] if -len(whole) <= index < len(whole) else None
     return None
 
 

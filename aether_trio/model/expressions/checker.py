@@ -178,9 +178,9 @@ class _Checker:
             if not left.comparable_to(element):
                 raise Fault(f"a {left} is never in a list of {element}s", node.offset)
             return BOOL
-        if right.unknown or (left.unknown and right.kind in ("string", "time")):
+        if right.unknown or (left.unknown and right.kind in ("string", "time", "location")):
             return BOOL
-        if left == STRING and right == TIME:
+        if left == STRING and right.kind in ("time", "location"):
             return BOOL
         return None
 
@@ -325,7 +325,9 @@ class _Checker:
 
     def array(self, node: Array) -> Nature:
         natures = [self.visit(one) for one in node.nodes]
-        kinds = {"unknown" if nature.nil else nature.kind for nature in natures}
+        if not natures:
+            return list_of(UNKNOWN)
+        kinds = {UNKNOWN if nature.nil or nature == UNKNOWN else nature.kind for nature in natures}
         return list_of(natures[-1]) if len(kinds) == 1 else LIST
 
     def mapping(self, node: Mapping) -> Nature:

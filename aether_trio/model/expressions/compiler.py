@@ -44,7 +44,7 @@ from aether_trio.model.expressions.syntax import (
     Within,
     spine,
 )
-from aether_trio.model.expressions.values import equal, is_nil, less, type_name
+from aether_trio.model.expressions.values import NilList, equal, is_nil, less, type_name
 
 RegexCompiler: TypeAlias = Callable[[str], Callable[[str], bool]]
 """Makes the search for a pattern, linear in the text; raises ValueError for a bad one."""
@@ -56,7 +56,7 @@ FIRST_SLOT: Final = 3
 _ITEM, _INDEX, _ACCUMULATOR = 0, 1, 2
 _MOST_EXACT: Final = 1 << 53
 _LONG_CHAIN: Final = 4
-_READERS: Final = frozenset({"filter", "find", "findLast", "groupBy", "sortBy", "reduce"})
+_READERS: Final = frozenset({"filter", "find", "findLast", "groupBy", "sortBy"})
 
 
 class _Skipped:
@@ -337,7 +337,7 @@ class ExpressionCompiler:
             if value is _SKIPPED or (optional and is_nil(value)):
                 return _SKIPPED
             try:
-                return fetch(value, key(frame))
+                return fetch(value, key(frame), frame[1])
             except Fault as fault:
                 raise fault.at(offset) from None
 
@@ -357,7 +357,7 @@ class ExpressionCompiler:
 
         def run(frame: Frame) -> Any:
             value = code(frame)
-            return None if value is _SKIPPED else value
+            return None if value is _SKIPPED or type(value) is NilList else value
 
         return run
 
@@ -399,7 +399,7 @@ class ExpressionCompiler:
                 method = method_of(value, key(frame))
                 if method is not None:
                     return method.call(value, given)
-                found = fetch(value, key(frame))
+                found = fetch(value, key(frame), frame[1])
             except Fault as fault:
                 raise fault.at(offset) from None
             raise Fault(f"a {type_name(found)} cannot be called", offset)
@@ -494,7 +494,7 @@ class ExpressionCompiler:
             self.predicates.pop()
         self.used -= 3
         each, self.cost = self.cost, around
-        reads = len(node.arguments) == 1 or slot in self.read or node.name in _READERS
+        reads = slot in self.read or node.name in _READERS or len(node.arguments) == (2 if node.name == "reduce" else 1)
         self.read.discard(slot)
         return LOOPS[node.name](Loop(values, body, slot, each, node.offset, third, node.throws, reads))
 
@@ -535,7 +535,7 @@ def _path(base: Code, path: list[str], offset: int) -> Code:
             if type(value) is dict:
                 return value.get(only)
             try:
-                return fetch(value, only)
+                return fetch(value, only, frame[1])
             except Fault as fault:
                 raise fault.at(offset) from None
 
@@ -548,7 +548,7 @@ def _path(base: Code, path: list[str], offset: int) -> Code:
                 value = value.get(name)
                 continue
             try:
-                value = fetch(value, name)
+                value = fetch(value, name, frame[1])
             except Fault as fault:
                 raise fault.at(offset) from None
         return value

@@ -37,7 +37,7 @@ class Expression:
 
     def evaluate(
         self, env: Mapping[str, object], *, now: Callable[[], datetime], budget: EvaluationBudget | None = None
-    ) -> Any:
+    ) -> object:
         """Return the value of the expression; raise ExpressionError where it has none.
 
         `now` gives the moment for now(), with a zone. Without a budget it gets one of the usual
@@ -53,8 +53,10 @@ class Expression:
             return plain(value) if self._special else value
         except Fault as fault:
             raise ExpressionError(fault.message, self.source, fault.offset) from None
-        except (RecursionError, OverflowError):
+        except RecursionError:
             raise ExpressionError(_TOO_DEEP, self.source, 0) from None
+        except OverflowError:
+            raise ExpressionError("a number of the environment has more than 64 bits", self.source, 0) from None
 
     def paths(self) -> frozenset[reading.Path]:
         """Return what is read from the environment: ("steps", "search", "topic").
@@ -94,6 +96,6 @@ def compile_expression(source: str, *, regex: RegexCompiler, variables: Collecti
         code = compiler.compile(fold(root))
     except Fault as fault:
         raise ExpressionError(fault.message, source, fault.offset) from None
-    except (RecursionError, OverflowError):
+    except RecursionError:
         raise ExpressionError(_TOO_DEEP, source, 0) from None
     return Expression(source, compiler, code, reads)

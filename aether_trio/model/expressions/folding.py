@@ -132,6 +132,8 @@ def _operator(node: Binary) -> SyntaxNode:
         return node
     if not isinstance(left, Literal) or not isinstance(right, Literal):
         return node
+    if operator == "==" and type(left.value) is type(right.value) and _is(left, int, str, bool):
+        return _literal(node, left.value == right.value)
     numbers = _is(left, int, float) and _is(right, int, float)
     if operator in _ARITHMETIC and (numbers or (operator == "+" and _is(left, str) and _is(right, str))):
         return _literal(node, _ARITHMETIC[operator](left.value, right.value, EvaluationBudget()))

@@ -45,6 +45,8 @@ _UNITS: Final = {
 }
 _DURATION_PART: Final = re.compile(r"([0-9]*)(?:(\.)([0-9]*))?([^0-9.]*)", re.DOTALL)
 _MOST: Final = 1 << 63
+MAX_TEXT: Final = 200
+"""The characters of a layout, and of a moment or duration that is read."""
 
 
 def month_name(number: int) -> str:
@@ -91,6 +93,8 @@ def _zone_name(moment: datetime) -> str:
 
 def format_moment(moment: datetime, layout: str) -> str:
     """Return a moment as a layout shows it."""
+    if len(layout) > MAX_TEXT:
+        raise Fault(f"a layout has at most {MAX_TEXT} characters")
     parts: list[str] = []
     at = 0
     for match in _CHUNK.finditer(layout):
@@ -369,6 +373,8 @@ def at_clock(local: datetime, zone: tzinfo) -> datetime:
 def parse_moment(text: str, layout: str, zone: tzinfo = UTC) -> datetime:
     """Read a moment that a layout describes; faults where the text does not fit."""
     reader = _MomentReader(text, layout)
+    if max(len(text), len(layout)) > MAX_TEXT:
+        raise reader.wrong()
     chunks = list(_CHUNK.finditer(layout))
     at = 0
     for index, match in enumerate(chunks):
@@ -385,6 +391,8 @@ def parse_moment(text: str, layout: str, zone: tzinfo = UTC) -> datetime:
 def parse_duration(text: str) -> int:
     """Read a duration such as `1h30m` or `-1.5s`; return its nanoseconds."""
     wrong = Fault(f"{text[:40]!r} is no duration such as 1h30m")
+    if len(text) > MAX_TEXT:
+        raise wrong
     rest = text
     negative = rest[:1] == "-"
     if rest[:1] in ("-", "+"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -63,9 +64,9 @@ def is_identifier(text: str) -> bool:
     return bool(text) and is_alphabetic(text[0]) and all(map(is_alphanumeric, text))
 
 
-def tokens_of(source: str) -> list[ExpressionToken]:
-    """Return the tokens of a source, with one for its end; fault at what is none."""
-    return list(_Lexer(source).tokens())
+def tokens_of(source: str) -> Iterator[ExpressionToken]:
+    """Yield the tokens of a source, with one for its end; fault at what is none."""
+    return _Lexer(source).tokens()
 
 
 class _Lexer:
@@ -75,9 +76,8 @@ class _Lexer:
         self.source = source
         self.size = len(source)
 
-    def tokens(self) -> list[ExpressionToken]:
+    def tokens(self) -> Iterator[ExpressionToken]:
         source, size = self.source, self.size
-        found: list[ExpressionToken] = []
         at = 0
         while at < size:
             start = at
@@ -89,11 +89,11 @@ class _Lexer:
                 continue
             if character in "'\"":
                 text, at = self.quoted(at, character)
-                found.append(ExpressionToken(STRING, text, start))
+                yield ExpressionToken(STRING, text, start)
                 continue
             if character == "`":
                 text, at = self.raw(at)
-                found.append(ExpressionToken(STRING, text, start))
+                yield ExpressionToken(STRING, text, start)
                 continue
             if character in "0123456789" or (character == "." and following in tuple("0123456789")):
                 at = self.number(start)
@@ -110,7 +110,7 @@ class _Lexer:
                 continue
             elif character == "#":
                 at += following == "#"
-                found.append(ExpressionToken(OPERATOR, source[start:at], start))
+                yield ExpressionToken(OPERATOR, source[start:at], start)
                 start, at = at, self.word(at)
                 if at == start:
                     continue
@@ -128,9 +128,8 @@ class _Lexer:
                 kind = OPERATOR if source[start:at] in _WORDS else IDENTIFIER
             elif character not in ",;%+-^/":
                 raise Fault(f"the character {character!a} has no meaning here", start)
-            found.append(ExpressionToken(kind, source[start:at], start))
-        found.append(ExpressionToken(END, "", max(size - 1, 0)))
-        return found
+            yield ExpressionToken(kind, source[start:at], start)
+        yield ExpressionToken(END, "", max(size - 1, 0))
 
     def word(self, at: int) -> int:
         while at < self.size and is_alphanumeric(self.source[at]):

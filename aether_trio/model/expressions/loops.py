@@ -40,6 +40,7 @@ class Loop:
         if isinstance(values, list):
             return values
         if type(values) is str:
+            self.charge(frame, len(values) // max(self.each, 1), made=True)
             return list(utf8(values))
         if isinstance(values, dict) and not (values and self.reads):
             return [None] * len(values)

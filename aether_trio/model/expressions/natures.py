@@ -35,7 +35,7 @@ class Nature:
 
     def of_elements(self) -> Nature:
         """Return the nature of an element of a list or map."""
-        return self.element or UNKNOWN
+        return UNKNOWN if self.unknown else self.element or ANY
 
     def is_any(self, *kinds: str) -> bool:
         """Return whether this is known and of some kind."""
@@ -44,9 +44,9 @@ class Nature:
     def assignable_to(self, other: Nature) -> bool:
         """Return whether a value of this nature may be used where the other is declared."""
         if self.nil:
-            return other.kind in ("array", "map", "location", "func")
+            return other.kind in ("array", "map", "location", "func") or other == ANY
         if self.unknown or other.unknown:
-            return False
+            return other == ANY and self != UNKNOWN
         return self.kind == other.kind and self.identity == other.identity
 
     def comparable_to(self, other: Nature) -> bool:
@@ -69,6 +69,8 @@ class Nature:
 
 
 UNKNOWN: Final = Nature("unknown")
+ANY: Final = Nature("unknown", None, "any")
+"""An element of a list or map of anything: unknown too, but every known nature is one."""
 NIL: Final = Nature("nil")
 BOOL: Final = Nature("bool")
 INT: Final = Nature("int")
@@ -76,8 +78,8 @@ FLOAT: Final = Nature("float")
 STRING: Final = Nature("string")
 LIST: Final = Nature("array")
 STRINGS: Final = Nature("array", STRING, "strings")
-MAP: Final = Nature("map", UNKNOWN)
-ANY_MAP: Final = Nature("map", UNKNOWN, "any")
+MAP: Final = Nature("map", ANY)
+ANY_MAP: Final = Nature("map", ANY, "any")
 GROUPS: Final = Nature("map", LIST, "groups")
 TIME: Final = Nature("time")
 DURATION: Final = Nature("duration")

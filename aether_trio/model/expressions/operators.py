@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from datetime import datetime
+from datetime import datetime, tzinfo
 from typing import Final
 
 from aether_trio.model.expressions.budget import EvaluationBudget
@@ -124,16 +124,51 @@ def modulo(left: object, right: object, budget: EvaluationBudget) -> int:
 
 def power(left: object, right: object, budget: EvaluationBudget) -> float:
     """Return a power, always a float."""
-    base, exponent = to_float(left), to_float(right)
-    odd = exponent % 2 == 1 if math.isfinite(exponent) else False
-    try:
-        return math.pow(base, exponent)
-    except OverflowError:
-        return -math.inf if base < 0 and odd else math.inf
-    except ValueError:
-        if base == 0:
+    return _power(to_float(left), to_float(right))
+
+
+def _power(base: float, exponent: float) -> float:
+    """Compute a power as Go does, by squaring, so that the last digit is the same."""
+    if not math.isfinite(base) or not math.isfinite(exponent) or 0 in (base, exponent):
+        odd = abs(exponent) < 2**53 and exponent % 2 == 1
+        if base == 0 and exponent < 0:
             return math.copysign(math.inf, base) if odd else math.inf
+        return math.pow(base, exponent)
+    if exponent in (0.5, -0.5) and base > 0:
+        return math.sqrt(base) if exponent > 0 else 1 / math.sqrt(base)
+    fraction, whole = math.modf(abs(exponent))
+    if fraction and base < 0:
         return math.nan
+    if whole >= 1 << 63:
+        if abs(base) == 1:
+            return 1.0
+        return 0.0 if (abs(base) < 1) == (exponent > 0) else math.inf
+    value, shift = 1.0, 0
+    if fraction:
+        if fraction > 0.5:
+            fraction, whole = fraction - 1, whole + 1
+        value = math.exp(fraction * math.log(base))
+    square, power_of_two = math.frexp(base)
+    left = int(whole)
+    while left:
+        if abs(power_of_two) > 1 << 12:
+            shift += power_of_two
+            break
+        if left & 1:
+            value *= square
+            shift += power_of_two
+        square *= square
+        power_of_two *= 2
+        if square < 0.5:
+            square += square
+            power_of_two -= 1
+        left >>= 1
+    if exponent < 0:
+        value, shift = 1 / value, -shift
+    try:
+        return math.ldexp(value, shift)
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def negate(value: object) -> object:
@@ -156,7 +191,7 @@ def within(needle: object, whole: object, budget: EvaluationBudget) -> bool:
         return whole.has(needle)
     if isinstance(whole, dict):
         return key_text(needle) in whole
-    if isinstance(whole, datetime) and isinstance(needle, str):
+    if isinstance(whole, (datetime, tzinfo)) and isinstance(needle, str):
         return False  # a struct without fields that are seen
     raise Fault(f"'in' does not take a {type_name(whole)} to search in")
 
@@ -180,7 +215,7 @@ def span(left: object, right: object, budget: EvaluationBudget) -> list[object]:
     return list(range(start, stop + 1))
 
 
-def fetch(base: object, key: object) -> object:
+def fetch(base: object, key: object, budget: EvaluationBudget) -> object:
     """Return an element of a list, the value of a key, or a byte of a string."""
     if isinstance(base, AnyMap):
         return base.at(key)
@@ -189,7 +224,7 @@ def fetch(base: object, key: object) -> object:
     if base is None:
         raise Fault(f"{_named(key)} cannot be read from nil: write ?. where nil is allowed")
     if isinstance(base, list) or type(base) is str:
-        whole: list[object] | bytes = base if isinstance(base, list) else utf8(base)
+        whole: list[object] | bytes = base if isinstance(base, list) else utf8(scan(base, budget))
         index = to_int(key)
         if index < 0:
             index += len(whole)

@@ -89,8 +89,8 @@ class _Parser:
 
     def __init__(self, source: str, builtins: frozenset[str]) -> None:
         self.tokens = lexer.tokens_of(source)
-        self.at = 0
-        self.current = self.tokens[0]
+        self.current = next(self.tokens)
+        self.following = next(self.tokens, self.current)
         self.builtins = builtins
         self.predicates = 0  # how many predicates are around the current token
         self.nodes = 0
@@ -109,8 +109,8 @@ class _Parser:
         token = self.current
         if token.kind == lexer.END:
             raise self.unexpected()
-        self.at += 1
-        self.current = self.tokens[self.at]
+        self.current = self.following
+        self.following = next(self.tokens, self.current)
         return token
 
     def unexpected(self) -> Fault:
@@ -164,7 +164,7 @@ class _Parser:
             token = self.current
             negated = token.text == "not"
             if negated:
-                following = self.tokens[self.at + 1]
+                following = self.following
                 if following.text not in _NEGATED or following.kind != OPERATOR:
                     self.next()
                     raise self.unexpected()
@@ -408,7 +408,7 @@ class _Parser:
         while True:
             token = self.current
             optional = token.is_(OPERATOR, "?.")
-            if optional and self.tokens[self.at + 1].is_(BRACKET, "["):
+            if optional and self.following.is_(BRACKET, "["):
                 self.next()
                 node = self.index(node, optional=True)
             elif optional or token.is_(OPERATOR, "."):

@@ -7,6 +7,7 @@ from typing import Final, TypeAlias
 
 from aether_trio.model.expressions.errors import Fault
 from aether_trio.model.expressions.natures import (
+    ANY,
     ANY_MAP,
     BOOL,
     DURATION,
@@ -70,7 +71,7 @@ def _always(result: Nature) -> Callable[[Nature], Nature]:
 
 
 def _element(nature: Nature) -> Nature:
-    return STRING if nature == STRINGS else UNKNOWN
+    return STRING if nature == STRINGS else ANY
 
 
 def _aggregate(name: str) -> Signature:
@@ -79,7 +80,7 @@ def _aggregate(name: str) -> Signature:
             raise Fault(f"{name}() needs an argument")
         for nature in given:
             if nature.unknown or nature.kind == "array":
-                return UNKNOWN
+                return ANY
             if not nature.is_any(*_COUNTABLE):
                 raise Fault(f"{name}() does not take a {nature}")
         return given[0]
@@ -108,7 +109,7 @@ def _take(given: list[Nature]) -> Nature:
         raise Fault(f"take() does not take from a {given[0]}")
     if not given[1].unknown and not given[1].is_any("int", "duration", "month", "weekday"):
         raise Fault(f"take() does not take a number that is a {given[1]}")
-    return STRINGS if given[0] == STRINGS else LIST if given[0].kind == "array" else UNKNOWN
+    return STRINGS if given[0] == STRINGS else LIST if given[0].kind == "array" else ANY
 
 
 def _concat(given: list[Nature]) -> Nature:
@@ -162,7 +163,7 @@ SIGNATURES: Final[dict[str, Signature]] = {
     **{name: _overloads(name, BOOL, (STRING, STRING)) for name in ("hasPrefix", "hasSuffix")},
     **{name: _aggregate(name) for name in ("max", "min", "mean", "median")},
     "toJSON": _overloads("toJSON", STRING, (None,)),
-    "fromJSON": _overloads("fromJSON", UNKNOWN, (STRING,)),
+    "fromJSON": _overloads("fromJSON", ANY, (STRING,)),
     "now": _now,
     "duration": _overloads("duration", DURATION, (STRING,)),
     "date": _date,

@@ -260,12 +260,16 @@ MANY = 'map(1..90, map(1..90, map(1..90, "x")))'
         "toPairs(fromPairs(map(1..3000, [string(#), #])))",
         "take(1..6000, 6000)",
         "reverse(1..6000)",
+        "map(1..9000, accents[0])",
+        "map(1..9000, first(accents))",
+        "map(1..9000, get(accents, 1))",
+        "map(1..90, filter(accents, true))",
         "(1..6000)[0:]",
     ],
 )
 def test_too_much_work_ends_by_the_budget(source: str) -> None:
     text = "a" * 200_000
-    found = error(source, text=text, text2=f'"{text}"', list=[1.0] * 3000, a=1.0)
+    found = error(source, text=text, text2=f'"{text}"', accents="é" * 5000, list=[1.0] * 3000, a=1.0)
     assert "too many operations" in found.message or "too much data" in found.message or "nested" in found.message
 
 
@@ -363,6 +367,12 @@ def test_a_result_has_plain_types() -> None:
         assert type(result) in (list, dict)
         if isinstance(result, list):
             assert all(type(one) is list for one in result)
+
+
+def test_texts_of_time_are_bounded() -> None:
+    many = "1h" * 100_000
+    for source in ("duration(many)", "date(many)", "date(day, many)", "date(day).Format(many)"):
+        error(source, many=many, day="2024-01-01")
 
 
 def test_a_moment_outside_of_the_years_is_an_error() -> None:
