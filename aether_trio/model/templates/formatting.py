@@ -24,7 +24,7 @@ _ALL_64_BITS: Final = (1 << 64) - 1
 _DIGIT_FORMS: Final = {2: "b", 8: "o", 10: "d", 16: "x"}
 _FLOAT_PRECISION: Final = {"v": -1, "b": -1, "g": -1, "G": -1, "x": -1, "X": -1, "f": 6, "F": 6, "e": 6, "E": 6}
 _CHARGED_AT: Final = 8 * BYTES_PER_OPERATION
-_PIECE: Final = 40  # what each piece of a list or map costs, in bytes, beside its text
+_PIECE: Final = 80  # what each piece of a list or map costs, in bytes, beside its text
 
 
 def sprint(values: Sequence[object], meter: Meter) -> str:
@@ -235,11 +235,10 @@ class _Printer:
 
     def _quoted(self, value: str) -> None:
         value = self._truncated(value)
-        self._meter.charge_text(len(value))
         if self.sharp and can_backquote(value):
             self._pad(f"`{value}`")
         else:
-            self._pad(quote(value, ascii_only=self.plus))
+            self._pad(quote(value, self._meter, ascii_only=self.plus))
 
     def _hexadecimal_string(self, value: str, verb: str) -> None:
         self._meter.charge_text(len(value))
@@ -247,11 +246,11 @@ class _Printer:
         if not raw:
             self.emit(self._padding(self.width or 0))
             return
-        prefix = ("0x" if verb == "x" else "0X") if self.sharp else ""
-        if self.space:
-            digits = " ".join([f"{prefix}{byte:02x}" if verb == "x" else f"{prefix}{byte:02X}" for byte in raw])
-        else:
-            digits = prefix + (raw.hex() if verb == "x" else raw.hex().upper())
+        digits = raw.hex(" ") if self.space else raw.hex()
+        prefix = "0x" if self.sharp else ""
+        digits = prefix + digits.replace(" ", f" {prefix}")
+        if verb == "X":
+            digits = digits.upper()
         self._pad(digits)
 
     # Numbers

@@ -229,20 +229,19 @@ def _text_of(meter: Meter, arguments: Arguments) -> str:
         text = "<no value>" if arguments[0] is None else sprint_one(arguments[0], meter)
     else:
         text = sprint(["<no value>" if value is None else value for value in arguments], meter)
-    meter.charge_text(len(text))
     return text
 
 
 def _html(meter: Meter, arguments: Arguments) -> str:
-    return escape_html(_text_of(meter, arguments))
+    return escape_html(_text_of(meter, arguments), meter)
 
 
 def _js(meter: Meter, arguments: Arguments) -> str:
-    return escape_javascript(_text_of(meter, arguments))
+    return escape_javascript(_text_of(meter, arguments), meter)
 
 
 def _urlquery(meter: Meter, arguments: Arguments) -> str:
-    return escape_query(_text_of(meter, arguments))
+    return escape_query(_text_of(meter, arguments), meter)
 
 
 def _call(_: Meter, arguments: Arguments) -> object:

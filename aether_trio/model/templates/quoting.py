@@ -5,17 +5,24 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from aether_trio.model.templates.budget import Meter
+from aether_trio.model.templates.escaping import in_pieces
+
 _ESCAPES: Final = {"\a": r"\a", "\b": r"\b", "\f": r"\f", "\n": r"\n", "\r": r"\r", "\t": r"\t", "\v": r"\v"}
-_ORDINARY: Final = re.compile(r"[ !#-\[\]-~]*")  # printable ASCII but " and \
+_SPECIAL: Final = re.compile('[\x00-\x1f\x7f"\\\\]')
+_SPECIAL_OR_WIDE: Final = re.compile('[\x00-\x1f\x7f-\U0010ffff"\\\\]')
 _NO_BACKQUOTE: Final = re.compile("[\x00-\x08\x0a-\x1f`\x7f\ufeff\ud800-\udfff]")
 REPLACEMENT: Final = 0xFFFD
 
 
-def quote(text: str, *, ascii_only: bool) -> str:
+def quote(text: str, meter: Meter, *, ascii_only: bool) -> str:
     """Return text in double quotes, with the escapes of Go's strconv.Quote."""
-    if _ORDINARY.fullmatch(text):
-        return f'"{text}"'
-    return f'"{"".join([_escaped(mark, chr(34), ascii_only=ascii_only) for mark in text])}"'
+
+    def escape(piece: str, unprintable: bool) -> tuple[str, int]:
+        special = _SPECIAL_OR_WIDE if ascii_only or unprintable else _SPECIAL
+        return special.subn(lambda match: _escaped(match[0], '"', ascii_only=ascii_only), piece)
+
+    return f'"{in_pieces(text, escape, meter)}"'
 
 
 def quote_character(code: int, *, ascii_only: bool) -> str:
