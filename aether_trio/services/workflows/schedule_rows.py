@@ -71,35 +71,52 @@ class PlannedRow(NamedTuple):
     event: Any
 
 
+_MOVING: Final = (
+    "state", "decided_ms", "next_fire_ms", "last_fired_ms", "last_slot_ms", "last_run_id", "fired", "planned", "waits",
+    "last_error", "last_error_ms",
+)  # fmt: skip
 _COLUMNS: Final = (
     "workspace", "id", "name", "schedule_type", "schedule_expr", "timezone", "event", "document", "digest",
-    "workflow_id", "owner", "miss_policy", "max_concurrent", "jitter_ms", "enabled", "paused", "state", "decided_ms",
-    "next_fire_ms", "last_fired_ms", "last_slot_ms", "last_run_id", "fired", "planned", "waits", "last_error",
-    "last_error_ms", "created_ms", "updated_ms",
+    "workflow_id", "owner", "miss_policy", "max_concurrent", "jitter_ms", "enabled", "paused", *_MOVING,
+    "created_ms", "updated_ms",
 )  # fmt: skip
 _FIELDS: Final = ", ".join(_COLUMNS)
 _KEYS: Final = 2  # of the columns
 _SET: Final = ", ".join(f"{name} = ${number}" for number, name in enumerate(_COLUMNS, 1) if number > _KEYS)
 _UPDATE: Final = f"UPDATE workflow_schedules SET {_SET} WHERE workspace = $1 AND id = $2"  # noqa: S608
+_MOVE: Final = (
+    f"UPDATE workflow_schedules SET {', '.join(f'{name} = ${n}' for n, name in enumerate(_MOVING, 3))} "  # noqa: S608
+    "WHERE workspace = $1 AND id = $2"
+)
 _INSERT: Final = (
     f"INSERT INTO workflow_schedules ({_FIELDS}) VALUES ({placeholders(len(_COLUMNS))}) "  # noqa: S608
     "ON CONFLICT (workspace, id) DO NOTHING"
 )
 _PLANNED_FIELDS: Final = "kind, key, slot_ms, due_ms, refusals, event"
+_PLAN: Final = (
+    f"INSERT INTO workflow_planned_firings (workspace, schedule_id, {_PLANNED_FIELDS}) "  # noqa: S608
+    "VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (workspace, schedule_id, kind, key) DO NOTHING"
+)
 _LIVE_RUNS: Final = f"""SELECT r.run_id, t.task_id IS NULL OR t.next_retry_ms = 0 AND t.status IN ({placeholders(len(TERMINAL), 3)})
     FROM workflow_schedule_runs r LEFT JOIN tasks t ON t.task_id = r.run_id
     WHERE r.workspace = $1 AND r.schedule_id = $2"""  # noqa: S608
 _ENDED: Final = tuple(sorted(TERMINAL))
 
 
+def _moving(stored: StoredSchedule) -> tuple[Any, ...]:
+    return (
+        _encoded(stored.state.to_json()), stored.state.decided_ms, stored.next_fire_ms, stored.last_fired_ms,
+        stored.last_slot_ms, stored.last_run_id, stored.fired, stored.planned, int(stored.waits), stored.last_error,
+        stored.last_error_ms,
+    )  # fmt: skip
+
+
 def _row(stored: StoredSchedule) -> tuple[Any, ...]:
     return (
         stored.workspace, stored.id, stored.name, stored.schedule_type, stored.schedule_expr, stored.timezone,
         stored.event, _encoded(stored.document), stored.digest, stored.workflow_id, stored.owner, stored.miss_policy,
-        stored.max_concurrent, stored.jitter_ms, int(stored.enabled), int(stored.paused),
-        _encoded(stored.state.to_json()), stored.state.decided_ms, stored.next_fire_ms, stored.last_fired_ms,
-        stored.last_slot_ms, stored.last_run_id, stored.fired, stored.planned, int(stored.waits), stored.last_error,
-        stored.last_error_ms, stored.created_ms, stored.updated_ms,
+        stored.max_concurrent, stored.jitter_ms, int(stored.enabled), int(stored.paused), *_moving(stored),
+        stored.created_ms, stored.updated_ms,
     )  # fmt: skip
 
 
@@ -133,6 +150,12 @@ def insert(stored: StoredSchedule) -> Program[bool]:
 def update(stored: StoredSchedule) -> Program[None]:
     """Write a schedule and its due moment."""
     yield Execute(_UPDATE, _row(stored))
+    yield from _set_timer(stored)
+
+
+def move(stored: StoredSchedule) -> Program[None]:
+    """Write what firing changes of a schedule, and its due moment."""
+    yield Execute(_MOVE, (stored.workspace, stored.id, *_moving(stored)))
     yield from _set_timer(stored)
 
 
@@ -216,14 +239,16 @@ def decided_after(moment_ms: int, page: int) -> Program[list[tuple[str, str]]]:
 # -- planned firings -------------------------------------------------------------------------------
 
 
-def plan(workspace: str, id: str, firings: Iterable[PlannedFiring], event: Any = None) -> Program[None]:  # noqa: A002
-    """Write planned slots; those that are planned already stay as they are."""
-    encoded = _encoded(event)
-    yield ExecuteMany(
-        f"INSERT INTO workflow_planned_firings (workspace, schedule_id, {_PLANNED_FIELDS}) "  # noqa: S608
-        "VALUES ($1, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT (workspace, schedule_id, kind, key) DO NOTHING",
-        [(workspace, id, *firing, encoded) for firing in firings],
-    )
+def plan(workspace: str, id: str, firings: Iterable[PlannedFiring]) -> Program[None]:  # noqa: A002
+    """Write slots that a backfill plans, but for those that are planned already."""
+    encoded = _encoded(None)
+    yield ExecuteMany(_PLAN, [(workspace, id, *firing, encoded) for firing in firings])
+
+
+def plan_event(workspace: str, id: str, firing: PlannedFiring, event: Any) -> Program[bool]:  # noqa: A002
+    """Write the slot that an event plans; return False if it has planned one already."""
+    count: int = yield Execute(_PLAN, (workspace, id, *firing, _encoded(event)))
+    return bool(count)
 
 
 def count_planned(workspace: str, id: str) -> Program[int]:  # noqa: A002

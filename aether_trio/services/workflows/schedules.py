@@ -279,7 +279,7 @@ class Schedules:
             if found.planned >= MOST_PLANNED:
                 problem = f"{MOST_PLANNED} firings are planned: an event of {workspace} was missed"
                 missed = replace(found.state, missed=found.state.missed + 1)
-                yield from schedule_rows.update(
+                yield from schedule_rows.move(
                     replace(found, state=missed, last_error=line(problem, MAX_ERROR), last_error_ms=at_ms)
                 )
                 continue
@@ -287,11 +287,10 @@ class Schedules:
             late_ms = model.jitter_of(f"{found.workspace}/{found.id}/{key}", slot_ms, found.jitter_ms)
             firing = PlannedFiring(EVENT, key, slot_ms, slot_ms + late_ms)
             kept = {"name": name, "workspace": workspace, **(event if isinstance(event, dict) else {"data": event})}
-            yield from schedule_rows.plan(found.workspace, found.id, [firing], kept)
-            count = yield from schedule_rows.count_planned(found.workspace, found.id)
-            next_ms = min(found.next_fire_ms or firing.due_ms, firing.due_ms)
-            yield from schedule_rows.update(replace(found, planned=count, next_fire_ms=next_ms))
-            moments.append(next_ms)
+            if (yield from schedule_rows.plan_event(found.workspace, found.id, firing, kept)):
+                next_ms = min(found.next_fire_ms or firing.due_ms, firing.due_ms)
+                yield from schedule_rows.move(replace(found, planned=found.planned + 1, next_fire_ms=next_ms))
+                moments.append(next_ms)
         return min(moments, default=0)
 
     # -- time --------------------------------------------------------------------------------------
@@ -336,7 +335,7 @@ class Schedules:
             terms = self._terms(found)
         except TimetableError as error:  # a timezone that this machine does not know
             retry_ms = now_ms + model.MAX_BACKOFF_MS
-            yield from schedule_rows.update(self._failed(replace(found, next_fire_ms=retry_ms), str(error), now_ms))
+            yield from schedule_rows.move(self._failed(replace(found, next_fire_ms=retry_ms), str(error), now_ms))
             return 0
         running = (yield from schedule_rows.live_runs(workspace, id)) if found.max_concurrent else 0
         planned = model.plan(terms, found.state, now_ms, running)
@@ -347,7 +346,8 @@ class Schedules:
             found, more, again_ms = yield from self._fire_planned(found, terms, now_ms, running + done, start)
             done += more
         waits = bool(found.state.owed and not found.state.retry_ms) or bool(again_ms and not found.state.retry_ms)
-        yield from self._save(replace(found, waits=waits), now_ms, again_ms)
+        moved = yield from self._timed(replace(found, waits=waits), now_ms, again_ms)
+        yield from schedule_rows.move(moved)
         return done
 
     def _start_slots(
@@ -442,6 +442,12 @@ class Schedules:
 
     def _save(self, found: StoredSchedule, now_ms: int, again_ms: int = 0) -> Program[StoredSchedule]:
         """Write a schedule with its next due moment; `again_ms` is another one."""
+        saved = yield from self._timed(found, now_ms, again_ms)
+        yield from schedule_rows.update(saved)
+        return saved
+
+    def _timed(self, found: StoredSchedule, now_ms: int, again_ms: int) -> Program[StoredSchedule]:
+        """Return a schedule with its next due moment."""
         moments: list[int] = []
         if found.active:
             moments = [model.next_due(self._terms(found), found.state, now_ms), again_ms]
@@ -449,9 +455,7 @@ class Schedules:
                 # Those whose moment has come wait until `again_ms`.
                 after_ms = now_ms if again_ms else 0
                 moments.append((yield from schedule_rows.first_planned(found.workspace, found.id, after_ms)))
-        saved = replace(found, next_fire_ms=min((one for one in moments if one), default=0))
-        yield from schedule_rows.update(saved)
-        return saved
+        return replace(found, next_fire_ms=min((one for one in moments if one), default=0))
 
     def _failed(self, found: StoredSchedule, problem: str, now_ms: int) -> StoredSchedule:
         return replace(found, last_error=line(problem, MAX_ERROR), last_error_ms=now_ms)
