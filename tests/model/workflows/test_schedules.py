@@ -16,6 +16,7 @@ from aether_trio.model.workflows.schedules import (
     FIRST_BACKOFF_MS,
     MAX_BACKOFF_MS,
     MOST_OWED,
+    MOST_RANGES,
     POLICIES,
     FiringState,
     FiringTerms,
@@ -114,6 +115,12 @@ def test_after_an_outage_of_three_hours(policy: str, fires: list[int], missed: i
     assert one.look(BEGIN + 3 * HOUR + 500) == fires
     assert one.state.missed == missed
     assert one.look(BEGIN + 3 * HOUR + MINUTE) == [181]
+
+
+def test_a_long_tolerance_is_no_flood() -> None:
+    one = Player(terms(tolerance_ms=5 * HOUR))
+    assert one.look(BEGIN + 3 * HOUR) == [*range(81, 181)]
+    assert one.state.missed == 80
 
 
 def test_an_outage_of_a_year_is_no_walk_through_it() -> None:
@@ -286,6 +293,18 @@ def test_an_interval_goes_on_when_its_creation_lies_in_the_future() -> None:
     assert one.look(BEGIN + MINUTE) == [1]
 
 
+def test_of_more_claimed_ranges_than_are_kept_none_fires_again() -> None:
+    one = Player(terms(tolerance_ms=30_000))
+    for minute in range(2, 81, 2):
+        assert one.look(BEGIN + minute * MINUTE) == [minute]
+    odd = [minute for minute in range(1, 81) if minute % 2]
+    assert len(one.state.claimed) == MOST_RANGES
+    again = [minute for now in range(1, 91) for minute in one.look(BEGIN + now * MINUTE)]
+    assert len(set(one.fired)) == len(one.fired)
+    # As far back as the ranges reach, what was missed has its moment again.
+    assert again == [*[minute for minute in odd if minute > 80 - 2 * MOST_RANGES + 1], *range(81, 91)]
+
+
 class Oracle:
     """What fires on a clock that only goes forward, by walking through all slots."""
 
@@ -346,6 +365,8 @@ JUMPS = st.sampled_from(
         -MINUTE,
         -HOUR,
         -26 * HOUR,
+        -90_000,
+        -3 * MINUTE,
         -400 * 24 * HOUR,
     )
 )
