@@ -466,6 +466,16 @@ class TaskSettings(Section, frozen=True):
     ] = 30 * DAYS
 
 
+class WorkflowSettings(Section, frozen=True):
+    engine: Annotated[
+        Literal["auto", "embedded", "external", "off"],
+        about(
+            "Who the workflow engine is. auto: the gateway's own, which gives way to an external one that connects; "
+            "embedded: the gateway's own, others are refused; external: only one that connects; off: no workflows."
+        ),
+    ] = "auto"
+
+
 AuditEventType = Literal[
     "connection",
     "auth",
@@ -533,6 +543,7 @@ class Settings(Section, frozen=True):
     storage: Annotated[StorageSettings, about("Where data is kept.")] = StorageSettings()
     log: Annotated[LogSettings, about("The durable message log.")] = LogSettings()
     tasks: Annotated[TaskSettings, about("Tasks and their workers.")] = TaskSettings()
+    workflow: Annotated[WorkflowSettings, about("Workflows and their engine.")] = WorkflowSettings()
     audit: Annotated[AuditSettings, about("The record of who did what.")] = AuditSettings()
     logging: Annotated[LoggingSettings, about("The gateway's own log.")] = LoggingSettings()
 

@@ -71,8 +71,15 @@ from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
+from aether_trio.services.workflows.actions import Actions
+from aether_trio.services.workflows.definitions import Definitions
+from aether_trio.services.workflows.executions import Executions
+from aether_trio.services.workflows.hook import WorkflowHook
+from aether_trio.services.workflows.operations import WorkflowOperations
+from aether_trio.services.workflows.owners import owner_may
 from aether_trio.services.workflows.relay import WorkflowRelay
 from aether_trio.services.workflows.remote_engine import RemoteCallers, RemoteRequests
+from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -179,6 +186,11 @@ async def open_core(
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
         task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
+        executions = Executions(
+            Definitions(compile_stored),
+            Actions(owner_may(authorizer), lambda workspace: quotas.of(workspace).task_payload_bytes),
+            schema_problem,
+        )
         engine = Engine(
             tasks_database,
             clock,
@@ -194,6 +206,7 @@ async def open_core(
             changes,
             lambda service, workspace: authorizer.may_read(Identity.parse(service, strict=False), workspace),
             TaskAudit(clock, audit.put),
+            WorkflowHook(executions, {}),
         )
         authority = AuthorityService(
             engine,
@@ -236,7 +249,11 @@ async def open_core(
         conversations = Conversations(tasks_database, ephemeral_topics)
 
         remote_engine = None if cluster is None else RemoteRequests(tasks_database, task_nodes, directory, clock)
-        relay = WorkflowRelay(registry, directory, authorizer, log, ids, nursery, remote=remote_engine)
+        workflows = WorkflowOperations(engine, executions, authorizer, ids, compiled_for_storage, strict=strict)
+        own_engine = workflows if settings.workflow.engine == "embedded" else None
+        relay = WorkflowRelay(
+            registry, directory, authorizer, log, ids, nursery, remote=remote_engine, embedded=own_engine
+        )
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
         tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))

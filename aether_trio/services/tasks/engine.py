@@ -561,7 +561,14 @@ class Engine:
             fired = yield from due.fire(tx, shared=self.database.shared, excuse=excuse)
             return fired + (yield from self._workflows.fire(tx))
 
-        return await self.result(page)
+        try:
+            found = await self.result(page)
+        except Exception as error:
+            if not self._workflows.settled(error):
+                raise
+            return 1  # it is due again, but for what is put off
+        self._workflows.settled(None)
+        return found
 
     async def _sweep(self) -> None:
         while True:

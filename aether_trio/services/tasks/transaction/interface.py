@@ -89,6 +89,12 @@ class TaskWorkflows(Protocol):
     def fire(self, tx: Transaction) -> Program[int]:
         """Handle a page of due moments of workflows; return how many there were."""
 
+    def settled(self, error: Exception | None) -> bool:
+        """Note that a page of `fire` was committed, or undone by this error.
+
+        Return whether the error is that of one thing, which the next `fire` puts off.
+        """
+
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let an execution take in a page of its items that have ended."""
 
@@ -111,6 +117,9 @@ class NoTaskWorkflows:
     def fire(self, tx: Transaction) -> Program[int]:
         yield from ()
         return 0
+
+    def settled(self, error: Exception | None) -> bool:
+        return False
 
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
         yield from ()

@@ -1,0 +1,132 @@
+"""Stored definitions of workflows, and the graphs compiled from them.
+
+A version never changes, so a compiled graph is kept in memory by its name and version. Which
+version is the newest is read in the transaction that starts an execution.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from aether_trio.model.workflows.definition import Graph
+from aether_trio.services.tasks.transaction.interface import LargeError
+from aether_trio.storage.base import Execute, Fetch, Program, Row
+
+KEPT_GRAPHS: Final = 2048
+"""Compiled graphs in memory; the least recently used one is dropped."""
+EVERYWHERE: Final = "*"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredDefinition:
+    """A version of a workflow as stored; times are Unix ms."""
+
+    workspace: str
+    id: str
+    version: int
+    document: bytes
+    digest: bytes
+    owner: str
+    active: bool
+    created_ms: int
+    updated_ms: int
+
+
+_FIELDS: Final = "workspace, id, version, document, digest, owner, active, created_ms, updated_ms"
+
+
+class Definitions:
+    """Reads, writes and compiles definitions of workflows.
+
+    `compile_graph(document, workspace, id, version)` compiles a stored document.
+    """
+
+    def __init__(self, compile_graph: Callable[[StoredDefinition], Graph]) -> None:
+        self._compile = compile_graph
+        self._graphs: OrderedDict[tuple[str, str, int], Graph] = OrderedDict()
+
+    def graph(self, workspace: str, id: str, version: int, *, small: bool = False) -> Program[Graph | None]:  # noqa: A002
+        """Return the graph of a version; None if there is none.
+
+        `small`: raise LargeError instead of compiling it while the event loop waits.
+        """
+        key = workspace, id, version
+        found = self._graphs.get(key)
+        if found is not None:
+            self._graphs.move_to_end(key)
+            return found
+        if small:
+            raise LargeError
+        stored = yield from load(workspace, id, version)
+        if stored is None:
+            return None
+        made = self._compile(stored)
+        self._graphs[key] = made
+        while len(self._graphs) > KEPT_GRAPHS:
+            self._graphs.popitem(last=False)
+        return made
+
+
+def _stored(row: Row) -> StoredDefinition:
+    return StoredDefinition(row[0], row[1], row[2], bytes(row[3]), bytes(row[4]), row[5], bool(row[6]), row[7], row[8])
+
+
+def load(workspace: str, id: str, version: int) -> Program[StoredDefinition | None]:  # noqa: A002
+    """Load one version of a workflow."""
+    rows: list[Row] = yield Fetch(
+        f"SELECT {_FIELDS} FROM workflow_definitions WHERE workspace = $1 AND id = $2 AND version = $3",  # noqa: S608
+        (workspace, id, version),
+    )
+    return _stored(rows[0]) if rows else None
+
+
+def newest(workspace: str, id: str, *, also_inactive: bool = False) -> Program[StoredDefinition | None]:  # noqa: A002
+    """Load the newest active version of a workflow of a workspace, or else of all."""
+    where = "" if also_inactive else "AND active = 1"
+    for place in dict.fromkeys((workspace, EVERYWHERE)):
+        rows: list[Row] = yield Fetch(
+            f"SELECT {_FIELDS} FROM workflow_definitions WHERE workspace = $1 AND id = $2 {where} "  # noqa: S608
+            "ORDER BY version DESC LIMIT 1",
+            (place, id),
+        )
+        if rows:
+            return _stored(rows[0])
+    return None
+
+
+def newest_of_workspaces(workspaces: tuple[str, ...]) -> Program[list[StoredDefinition]]:
+    """Load the newest active version of each workflow of these workspaces."""
+    found: list[StoredDefinition] = []
+    for workspace in dict.fromkeys(workspaces):
+        rows: list[Row] = yield Fetch(
+            f"SELECT {_FIELDS} FROM workflow_definitions d WHERE workspace = $1 AND active = 1 AND version = "  # noqa: S608
+            "(SELECT MAX(version) FROM workflow_definitions n WHERE n.workspace = $1 AND n.id = d.id) ORDER BY id",
+            (workspace,),
+        )
+        found.extend(_stored(row) for row in rows)
+    return found
+
+
+def insert(stored: StoredDefinition) -> Program[bool]:
+    """Insert a version; return False if there is one with this number."""
+    count: int = yield Execute(
+        f"INSERT INTO workflow_definitions ({_FIELDS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "  # noqa: S608
+        "ON CONFLICT (workspace, id, version) DO NOTHING",
+        (
+            stored.workspace, stored.id, stored.version, stored.document, stored.digest, stored.owner,
+            int(stored.active), stored.created_ms, stored.updated_ms,
+        ),
+    )  # fmt: skip
+    return bool(count)
+
+
+def deactivate(workspace: str, id: str, now_ms: int) -> Program[int]:  # noqa: A002
+    """Deactivate all versions of a workflow; return how many were active."""
+    count: int = yield Execute(
+        "UPDATE workflow_definitions SET active = 0, updated_ms = $3 WHERE workspace = $1 AND id = $2 AND active = 1",
+        (workspace, id, now_ms),
+    )
+    return count

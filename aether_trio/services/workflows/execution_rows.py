@@ -1,0 +1,263 @@
+"""Rows of executions, their steps and their history, in portable SQL."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
+from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
+
+UNDO: Final = "~"
+"""What the name of a compensation's row ends with: no step's id has this character."""
+
+
+@dataclass(slots=True)
+class ExecutionRow:
+    """The stored row of an execution; times are Unix ms, 0 for what has not happened."""
+
+    execution_id: str
+    workspace: str
+    defined_in: str  # the workspace of its definition, or *
+    workflow_id: str
+    version: int
+    owner: str  # identity text: the one for which it acts
+    status: str
+    state: bytes
+    trigger_data: bytes
+    parent_id: str = ""
+    depth: int = 0
+    generation: int = 0
+    entries: int = 0
+    bytes: int = 0
+    due_ms: int = 0
+    started_ms: int = 0
+    completed_ms: int = 0
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StepRow:
+    """The stored row of a step or item that was begun, without its result."""
+
+    step: str
+    item: int
+    status: str
+    attempt: int
+    task_id: str
+    started_ms: int
+    completed_ms: int
+    error: str
+    error_type: str
+
+
+COLUMNS: Final = tuple(one.name for one in fields(ExecutionRow))
+STEP_COLUMNS: Final = tuple(one.name for one in fields(StepRow))
+FIELDS: Final = ", ".join(COLUMNS)
+STEP_FIELDS: Final = ", ".join(STEP_COLUMNS)
+_LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
+_INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placeholders(len(COLUMNS))})"  # noqa: S608
+_CHANGING: Final = ("status", "state", "generation", "entries", "bytes", "due_ms", "completed_ms", "error")
+_CHANGES: Final = ", ".join(f"{name} = ${number}" for number, name in enumerate(_CHANGING, start=2))
+_SAVE: Final = f"UPDATE workflow_executions SET {_CHANGES} WHERE execution_id = $1"  # noqa: S608
+_BEGIN_STEP: Final = """INSERT INTO workflow_steps
+    (execution_id, step, item, status, attempt, task_id, started_ms, completed_ms, error, error_type, input)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, 0, '', '', $8)
+    ON CONFLICT (execution_id, step, item) DO UPDATE SET status = excluded.status, attempt = excluded.attempt,
+    task_id = excluded.task_id, started_ms = excluded.started_ms, completed_ms = 0, error = '', error_type = '',
+    input = excluded.input, result = NULL"""
+_END_STEP: Final = """UPDATE workflow_steps SET status = $4, completed_ms = $5, error = $6, error_type = $7, result = $8
+    WHERE execution_id = $1 AND step = $2 AND item = $3 AND task_id = $9 AND completed_ms = 0"""
+_MARK: Final = """INSERT INTO workflow_steps
+    (execution_id, step, item, status, attempt, task_id, started_ms, completed_ms, error, error_type)
+    VALUES ($1, $2, $3, $4, 0, '', $5, $6, $7, $8)
+    ON CONFLICT (execution_id, step, item) DO UPDATE SET status = excluded.status,
+    completed_ms = excluded.completed_ms, error = excluded.error, error_type = excluded.error_type"""
+_KEEP: Final = """INSERT INTO workflow_steps
+    (execution_id, step, item, status, attempt, task_id, started_ms, completed_ms, error, error_type, result)
+    VALUES ($1, $2, $3, 'completed', 0, '', $4, $4, '', '', $5)
+    ON CONFLICT (execution_id, step, item) DO UPDATE SET status = excluded.status,
+    completed_ms = excluded.completed_ms, error = '', error_type = '', result = excluded.result"""
+
+
+def load(execution_id: str) -> Program[ExecutionRow | None]:
+    """Load the row of an execution; None if there is none."""
+    rows: list[Row] = yield FetchOne(_LOAD, (execution_id,))
+    return _row(rows[0]) if rows else None
+
+
+def _row(values: Row) -> ExecutionRow:
+    row = ExecutionRow(*values)
+    row.state, row.trigger_data = bytes(row.state), bytes(row.trigger_data)
+    return row
+
+
+def newest(workspace: str, statuses: Sequence[str], workflow_id: str, limit: int) -> Program[list[ExecutionRow]]:
+    """Load the newest executions of a workspace, by statuses and workflow if given."""
+    where, args = "workspace = $1", [workspace]
+    if statuses:
+        where += f" AND status IN ({placeholders(len(statuses), len(args) + 1)})"
+        args += statuses
+    if workflow_id:
+        args.append(workflow_id)
+        where += f" AND workflow_id = ${len(args)}"
+    rows: list[Row] = yield Fetch(
+        f"SELECT {FIELDS} FROM workflow_executions WHERE {where} "  # noqa: S608
+        f"ORDER BY started_ms DESC, execution_id DESC LIMIT ${len(args) + 1}",
+        (*args, limit),
+    )
+    return [_row(row) for row in rows]
+
+
+def insert(row: ExecutionRow) -> Program[None]:
+    """Insert the row of a new execution."""
+    yield Execute(_INSERT, tuple(getattr(row, name) for name in COLUMNS))
+
+
+def save(row: ExecutionRow) -> Program[None]:
+    """Write what changes of an execution."""
+    yield Execute(_SAVE, (row.execution_id, *(getattr(row, name) for name in _CHANGING)))
+
+
+def record(row: ExecutionRow, at_ms: int, entry: bytes) -> Program[None]:
+    """Append an entry to the history of an execution, whose row counts it."""
+    row.entries += 1
+    row.bytes += len(entry)
+    yield Deferred(
+        "workflow_history",
+        "INSERT INTO workflow_history (execution_id, number, at_ms, entry) VALUES ($1, $2, $3, $4)",
+        (row.execution_id, row.entries, at_ms, entry),
+    )
+
+
+def history(execution_id: str, after: int, limit: int) -> Program[list[tuple[int, int, bytes]]]:
+    """Read entries of a history behind a number: (number, Unix ms, entry)."""
+    found: list[Row] = yield Fetch(
+        "SELECT number, at_ms, entry FROM workflow_history WHERE execution_id = $1 AND number > $2 "
+        "ORDER BY number LIMIT $3",
+        (execution_id, after, limit),
+    )
+    return [(number, at_ms, bytes(entry)) for number, at_ms, entry in found]
+
+
+def set_timer(kind: str, key: str, due_ms: int) -> Program[None]:
+    """Set or clear (0) the due moment of a thing."""
+    if due_ms:
+        yield Execute(
+            "INSERT INTO workflow_timers (kind, key, due_ms) VALUES ($1, $2, $3) "
+            "ON CONFLICT (kind, key) DO UPDATE SET due_ms = excluded.due_ms",
+            (kind, key, due_ms),
+        )
+    else:
+        yield Execute("DELETE FROM workflow_timers WHERE kind = $1 AND key = $2", (kind, key))
+
+
+def begin_step(
+    execution_id: str, place: StepPlace, attempt: int, task_id: str, now_ms: int, status: str, given: bytes | None
+) -> Program[None]:
+    """Write that a step or item is begun by a task."""
+    yield Execute(_BEGIN_STEP, (execution_id, *place, status, attempt, task_id, now_ms, given))
+
+
+def end_step(
+    execution_id: str,
+    place: StepPlace,
+    task_id: str,
+    now_ms: int,
+    status: str,
+    error: str,
+    error_type: str,
+    result: bytes | None,
+) -> Program[bool]:
+    """Write the end of a step's task; return False if that is not the step's any more."""
+    args = (execution_id, *place, status, now_ms, error, error_type, result, task_id)
+    count: int = yield Execute(_END_STEP, args)
+    return bool(count)
+
+
+def mark_step(
+    execution_id: str, place: StepPlace, now_ms: int, status: str, error: str, error_type: str
+) -> Program[None]:
+    """Write the status of a step that no task of its row tells of."""
+    ended_ms = 0 if status in ("pending", "running", "waiting") else now_ms
+    yield Execute(_MARK, (execution_id, *place, status, now_ms, ended_ms, error, error_type))
+
+
+def keep_result(execution_id: str, place: StepPlace, now_ms: int, result: bytes) -> Program[None]:
+    """Write the result of a step that the interpreter has made."""
+    yield Execute(_KEEP, (execution_id, *place, now_ms, result))
+
+
+def result_of(execution_id: str, place: StepPlace) -> Program[bytes | None]:
+    """Read the result of a step or item; None without one."""
+    rows: list[Row] = yield Fetch(
+        "SELECT result FROM workflow_steps WHERE execution_id = $1 AND step = $2 AND item = $3", (execution_id, *place)
+    )
+    return None if not rows or rows[0][0] is None else bytes(rows[0][0])
+
+
+def items_of(execution_id: str, step: str) -> Program[list[tuple[int, str, str, str, bytes | None]]]:
+    """Read the items of a step: (item, status, error, error type, result), in order."""
+    rows: list[Row] = yield Fetch(
+        "SELECT item, status, error, error_type, result FROM workflow_steps "
+        "WHERE execution_id = $1 AND step = $2 AND item >= 0 ORDER BY item",
+        (execution_id, step),
+    )
+    return [(*row[:4], None if row[4] is None else bytes(row[4])) for row in rows]
+
+
+def task_of(execution_id: str, place: StepPlace) -> Program[str]:
+    """Read which task works on a step or item now; "" if none does."""
+    rows: list[Row] = yield Fetch(
+        "SELECT task_id FROM workflow_steps WHERE execution_id = $1 AND step = $2 AND item = $3 AND completed_ms = 0",
+        (execution_id, *place),
+    )
+    return rows[0][0] if rows else ""
+
+
+def steps(execution_id: str, limit: int, after: StepPlace | None = None) -> Program[list[StepRow]]:
+    """Read the rows of an execution's steps and items, by name and item."""
+    where = "" if after is None else " AND (step, item) > ($3, $4)"
+    rows: list[Row] = yield Fetch(
+        f"SELECT {STEP_FIELDS} FROM workflow_steps WHERE execution_id = $1 AND item > {ITEMS}{where} "  # noqa: S608
+        "ORDER BY step, item LIMIT $2",
+        (execution_id, limit, *(after or ())),
+    )
+    return [StepRow(*row) for row in rows]
+
+
+def inputs_and_results(execution_id: str, names: Sequence[str]) -> Program[dict[str, tuple[Any, Any]]]:
+    """Read what these steps were given and gave, for those that do their work once."""
+    if not names:
+        return {}
+    rows: list[Row] = yield Fetch(
+        f"SELECT step, input, result FROM workflow_steps WHERE execution_id = $1 AND item = {NO_ITEM} "  # noqa: S608
+        f"AND step IN ({placeholders(len(names), 2)})",
+        (execution_id, *names),
+    )
+    return {step: (given, result) for step, given, result in rows}
+
+
+def arrive(execution_id: str, entry: bytes) -> Program[None]:
+    """Write that an item has ended; its execution takes that in later."""
+    sql = "INSERT INTO workflow_arrivals (execution_id, entry) VALUES ($1, $2)"
+    yield Deferred("workflow_arrivals", sql, (execution_id, entry))
+
+
+def take_arrivals(execution_id: str, limit: int) -> Program[list[bytes]]:
+    """Take the oldest ends of items of an execution."""
+    rows: list[Row] = yield Fetch(
+        "SELECT id, entry FROM workflow_arrivals WHERE execution_id = $1 ORDER BY id LIMIT $2", (execution_id, limit)
+    )
+    if rows:
+        ids = tuple(row[0] for row in rows)
+        yield Execute(f"DELETE FROM workflow_arrivals WHERE id IN ({placeholders(len(ids))})", ids)  # noqa: S608
+    return [bytes(entry) for _, entry in rows]
+
+
+def delete(execution_id: str) -> Program[None]:
+    """Delete an execution with its rows in all tables."""
+    for table in ("workflow_steps", "workflow_history", "workflow_arrivals", "workflow_executions"):
+        yield Execute(f"DELETE FROM {table} WHERE execution_id = $1", (execution_id,))  # noqa: S608
+    yield from set_timer("execution", execution_id, 0)

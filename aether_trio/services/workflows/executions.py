@@ -1,0 +1,714 @@
+"""Moves executions of workflows on, in the transactions of tasks.
+
+    a step's task ends ──▶ its row in workflow_steps ──▶ the interpreter ──▶ history, state, and
+        what follows: child tasks, events, questions, timers, the end of the execution
+
+All of that is one transaction, the one that ends the task: there is no moment between two steps. An
+item of a map leaves its end in `workflow_arrivals` instead, and its execution takes in a page of
+them at a time, so the items do not queue for one row.
+
+Invariants: a step's task counts while its row of `workflow_steps` names it, so each end is taken
+once. A defect of the interpreter pauses its execution and no other one. The owner of the definition
+must be allowed whatever an execution does, at the moment when it does it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import structlog
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.containment import report
+from aether_trio.model.limits import KIB, MIB
+from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
+from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
+from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.workflows.definition import Graph, Json
+from aether_trio.model.workflows.happenings import (
+    ITEMS_PAGE,
+    NO_ITEM,
+    TRIGGER,
+    AskPerson,
+    CancelAsked,
+    CancelStep,
+    CloseWait,
+    Command,
+    ContinueExecution,
+    DoAction,
+    EndExecution,
+    Happening,
+    ItemsEnded,
+    KeepResult,
+    MarkStep,
+    Need,
+    NeedItems,
+    OpenWait,
+    PauseExecution,
+    RetryAsked,
+    Started,
+    StartExecution,
+    StepEnded,
+    StepPlace,
+    TimePassed,
+)
+from aether_trio.model.workflows.interpreter import advance
+from aether_trio.model.workflows.state import State
+from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
+from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.actions import (
+    ENGINE,
+    ActionRefused,
+    Actions,
+    Cause,
+    Child,
+    create_task,
+    dated_id,
+    new_row,
+)
+from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
+from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow
+from aether_trio.services.workflows.history_entries import decode_happening, encode_entry, encode_happening
+from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
+from aether_trio.storage.base import Fetch, Program, Row
+from aether_trio.wire.pb import aether_pb2 as pb
+
+logger = structlog.get_logger("aether.workflows")
+
+RUN: Final = "workflow_run"
+"""The type of the task that is an execution."""
+QUESTION: Final = "workflow_question"
+TIMER: Final = "execution"
+"""The kind of the timers of executions."""
+MAX_DEPTH: Final = 16
+MAX_ENTRIES: Final = 50_000
+MAX_HISTORY_BYTES: Final = 50 * MIB
+FIND_PAGE: Final = 1_000
+LATER_MS: Final = 1_000
+"""The pause after a moment at which the interpreter has done nothing."""
+MAX_INPUT_SHOWN: Final = 64 * KIB
+_OUTCOMES: Final = {StoredStatus.COMPLETED: "completed", StoredStatus.CANCELLED: "cancelled"}
+
+
+@dataclass(slots=True)
+class _Loaded:
+    """An execution in a transaction; `changed`: it is to be saved."""
+
+    row: ExecutionRow
+    state: State
+    changed: bool = False
+    results: dict[StepPlace, Json] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Turn:
+    """What happens to executions in one transaction, in order."""
+
+    queue: deque[tuple[str, Happening]] = field(default_factory=deque)
+    loaded: dict[str, _Loaded] = field(default_factory=dict)
+    ending: set[str] = field(default_factory=set)
+    """Executions whose tasks end as the interpreter has said."""
+    running: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """What a new execution is told: by whom it is started, and with which input."""
+
+    input: Json
+    creator: str
+    correlation_id: str = ""
+    metadata: dict[str, str] = field(default_factory=dict)
+
+
+class StartRefused(Exception):
+    """An execution cannot be started; the text says why."""
+
+
+class _DefectError(Exception):
+    """The interpreter has raised what no document, worker or event can cause."""
+
+
+class Executions:
+    """Starts executions and moves them on (hook.py).
+
+    `validate(schema, value)` returns how a value breaks a JSON Schema, or "".
+    """
+
+    def __init__(
+        self,
+        stored: Definitions,
+        actions: Actions,
+        validate: Callable[[Any, Json], str],
+    ) -> None:
+        self.definitions = stored
+        self._actions = actions
+        self._validate = validate
+
+    # -- from the transactions of tasks ------------------------------------------------------------
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Move on the execution whose step has ended, or which has ended itself."""
+        turn = _turn_of(tx)
+        if task.workflow & WorkflowPart.RUN:
+            if task.task_id not in turn.ending:
+                # Ended by a client or a deadline: its steps are ended, and compensated.
+                reason = task.error or "the task of the execution has ended"
+                turn.queue.append((task.task_id, CancelAsked(at_ms=tx.context.now_ms, reason=reason, by=task.ended_by)))
+        else:
+            yield from self._step_ended(tx, turn, task)
+        yield from self._drive(tx, turn)
+
+    def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        """Go on with a retried execution, or take the answer to a question."""
+        if after.workflow & WorkflowPart.QUESTION:
+            yield from self._answered(tx, before, after)
+            return
+        now_ms = tx.context.now_ms
+        running = after.changed({"status": StoredStatus.RUNNING, "started_ms": now_ms, "result_bytes": NO_RESULT})
+        yield from tx.write(after, running, "")
+        turn = _turn_of(tx)
+        turn.queue.append((after.task_id, RetryAsked(at_ms=now_ms)))
+        yield from self._drive(tx, turn)
+
+    def forgotten(self, task: TaskRow) -> Program[None]:
+        """Delete what belongs to an execution whose task is deleted."""
+        if task.workflow & WorkflowPart.RUN:
+            yield from execution_rows.delete(task.task_id)
+
+    def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let an execution take in a page of its items that have ended."""
+        entries = yield from execution_rows.take_arrivals(execution_id, ITEMS_PAGE)
+        if not entries:
+            return
+        if len(entries) == ITEMS_PAGE:
+            tx.effects.arrivals.add(execution_id)
+        ended = tuple(one for one in map(decode_happening, entries) if isinstance(one, StepEnded))
+        turn = _turn_of(tx)
+        turn.queue.append((execution_id, ItemsEnded(at_ms=tx.context.now_ms, ended=ended)))
+        yield from self._drive(tx, turn)
+
+    def find_unfinished(self, tx: Transaction) -> Program[None]:
+        """Find executions with items that an ended process has not taken in."""
+        found: list[Row] = yield Fetch("SELECT DISTINCT execution_id FROM workflow_arrivals LIMIT $1", (FIND_PAGE,))
+        tx.effects.arrivals.update(execution_id for (execution_id,) in found)
+
+    def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let the due moment of an execution come."""
+        turn = _turn_of(tx)
+        turn.queue.append((execution_id, TimePassed(at_ms=tx.context.now_ms)))
+        yield from self._drive(tx, turn)
+
+    # -- from operations ---------------------------------------------------------------------------
+
+    def start(
+        self,
+        tx: Transaction,
+        stored: StoredDefinition,
+        workspace: str,
+        begin: Begin,
+        *,
+        task_id: str,
+        parent: ExecutionRow | None = None,
+        part: WorkflowPart = WorkflowPart.NONE,
+        root_task_id: str = "",
+        place: dict[str, str] | None = None,
+    ) -> Program[None]:
+        """Start an execution of a stored version, under this task id.
+
+        Raises StartRefused; nothing is written then.
+        """
+        graph = yield from self.definitions.graph(stored.workspace, stored.id, stored.version, small=tx.context.small)
+        assert graph is not None
+        depth = 0 if parent is None else parent.depth + 1
+        if depth >= MAX_DEPTH:
+            raise StartRefused(f"workflow {stored.id} would run {depth + 1} deep; at most {MAX_DEPTH} are allowed")
+        if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
+            raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
+        if problem := self._actions.allowed(stored.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
+            raise StartRefused(problem)
+        try:
+            trigger = write_json(begin.input)
+        except JsonError as error:
+            raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
+        request = pb.CreateTaskRequest(
+            task_type=RUN,
+            assignment_mode=pb.POOL,
+            target_implementation=stored.id,
+            correlation_id=begin.correlation_id,
+            root_task_id=root_task_id,
+            metadata={**begin.metadata, **(place or {}), "workflow_id": stored.id, "version": str(stored.version)},
+            payload=trigger,
+        )
+        task = new_row(tx, request, task_id, workspace, begin.creator, "" if parent is None else parent.execution_id)
+        now_ms = tx.context.now_ms
+        task.status, task.started_ms, task.running_ms = StoredStatus.RUNNING, now_ms, now_ms
+        task.workflow = WorkflowPart.RUN | part
+        yield from tx.create(task, trigger)
+        row = ExecutionRow(
+            task_id,
+            workspace,
+            stored.workspace,
+            stored.id,
+            stored.version,
+            stored.owner,
+            "running",
+            b"",
+            trigger,
+            parent_id=task.parent_task_id,
+            depth=depth,
+            started_ms=now_ms,
+        )
+        turn = _turn_of(tx)
+        row.state = write_json(State.new().to_json())
+        yield from execution_rows.insert(row)
+        turn.loaded[task_id] = _Loaded(row, State.new())
+        turn.queue.append(
+            (task_id, Started(at_ms=now_ms, trigger=begin.input, execution_id=task_id, workspace=workspace))
+        )
+        yield from self._drive(tx, turn)
+
+    def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[None]:
+        """Let something happen to an execution: a signal, a pause, an event."""
+        turn = _turn_of(tx)
+        turn.queue.append((execution_id, happening))
+        yield from self._drive(tx, turn)
+
+    # -- the interpreter's turn --------------------------------------------------------------------
+
+    def _drive(self, tx: Transaction, turn: _Turn) -> Program[None]:
+        """Handle everything that happens, and what that causes; then save."""
+        if turn.running:
+            return
+        turn.running = True
+        while turn.queue:
+            execution_id, happening = turn.queue.popleft()
+            loaded = yield from self._load(turn, execution_id)
+            if loaded is not None:
+                yield from self._advance(tx, turn, loaded, happening)
+        for loaded in turn.loaded.values():
+            if loaded.changed:
+                yield from self._save(tx, loaded)
+        turn.running = False
+
+    def _load(self, turn: _Turn, execution_id: str) -> Program[_Loaded | None]:
+        found = turn.loaded.get(execution_id)
+        if found is None:
+            row = yield from execution_rows.load(execution_id)
+            if row is None:
+                return None
+            found = turn.loaded[execution_id] = _Loaded(row, State.from_json(read_state(row.state)))
+        return found
+
+    def _save(self, tx: Transaction, loaded: _Loaded) -> Program[None]:
+        row, state = loaded.row, loaded.state
+        row.state, loaded.changed = write_json(state.to_json()), False
+        if not row.completed_ms:
+            row.status = state.status
+        due_ms = state.due_ms
+        if due_ms and due_ms <= tx.context.now_ms and due_ms == row.due_ms:
+            due_ms = tx.context.now_ms + LATER_MS
+        if due_ms != row.due_ms:
+            row.due_ms = due_ms
+            yield from execution_rows.set_timer(TIMER, row.execution_id, due_ms)
+        if due_ms and not 0 < tx.effects.due_ms <= due_ms:
+            tx.effects.due_ms = due_ms
+        yield from execution_rows.save(row)
+
+    def _advance(self, tx: Transaction, turn: _Turn, loaded: _Loaded, happening: Happening) -> Program[None]:
+        row = loaded.row
+        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version, small=tx.context.small)
+        if graph is None:
+            yield from self._stop(loaded, f"version {row.version} of workflow {row.workflow_id} is gone")
+            return
+        running = advance(graph, loaded.state, happening, validate=self._validate)
+        try:
+            commands = yield from self._run(loaded, running)
+            entry = encode_entry(happening, commands)
+        except (_DefectError, JsonError) as error:
+            report(error, "an execution of a workflow, which is paused")
+            yield from self._stop(loaded, f"a defect of the gateway: {error}")
+            return
+        loaded.changed = True
+        if isinstance(happening, RetryAsked):
+            row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
+        yield from execution_rows.record(row, happening.at_ms, entry)
+        for command in commands:
+            yield from self._do(tx, turn, loaded, graph, command)
+
+    def _run(self, loaded: _Loaded, running: Generator[Need, Json, list[Command]]) -> Program[list[Command]]:
+        """Run the interpreter, and answer what it asks for."""
+        answer: Json = None
+        while True:
+            try:
+                need = running.send(answer)
+            except StopIteration as done:
+                commands: list[Command] = done.value
+                return commands
+            except Exception as error:
+                raise _DefectError(f"{type(error).__name__}: {error}") from error
+            answer = yield from self._answer(loaded, need)
+
+    def _answer(self, loaded: _Loaded, need: Need) -> Program[Json]:
+        row = loaded.row
+        if isinstance(need, NeedItems):
+            found = yield from execution_rows.items_of(row.execution_id, need.step)
+            return [_item(*one) for one in found]
+        if need.place == TRIGGER:
+            return read_json(row.trigger_data)
+        if need.place not in loaded.results:
+            stored = yield from execution_rows.result_of(row.execution_id, need.place)
+            loaded.results[need.place] = None if stored is None else read_json(stored)
+        return loaded.results[need.place]
+
+    def _stop(self, loaded: _Loaded, why: str) -> Program[None]:
+        """Leave an execution as it was stored, paused with a reason."""
+        loaded.state = State.from_json(read_state(loaded.row.state))
+        loaded.state.status = "paused"
+        loaded.row.error = why
+        loaded.changed = True
+        yield from ()
+
+    # -- what follows ------------------------------------------------------------------------------
+
+    def _do(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: Command) -> Program[None]:
+        row, now_ms = loaded.row, tx.context.now_ms
+        match command:
+            case DoAction():
+                yield from self._act(tx, turn, loaded, graph, command)
+            case StartExecution():
+                yield from self._start_child(tx, turn, loaded, graph, command)
+            case AskPerson():
+                yield from self._ask(tx, turn, loaded, command)
+            case CancelStep():
+                yield from self._cancel_step(tx, row, command.place)
+            case KeepResult():
+                loaded.results[command.place] = command.result
+                data = write_json(command.result)
+                yield from execution_rows.keep_result(row.execution_id, command.place, now_ms, data)
+            case MarkStep():
+                yield from execution_rows.mark_step(
+                    row.execution_id, command.place, now_ms, command.status, command.error, command.error_type
+                )
+            case EndExecution():
+                yield from self._end(tx, turn, loaded, command)
+            case ContinueExecution():
+                yield from self._continue(tx, turn, loaded, command)
+            case PauseExecution():
+                row.error = command.reason
+            case OpenWait() | CloseWait():
+                yield from self._wait(row, command)
+
+    def _act(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: DoAction) -> Program[None]:
+        row, place = loaded.row, _stored_place(command)
+        is_item = place.item >= 0 and graph.steps[command.place.step].for_each is not None
+        metadata = place_metadata(row.execution_id, command, is_item=is_item)
+        cause = Cause(_key_of(row, place, command.attempt), row.owner, row.workspace)
+        child = Child(row.execution_id, metadata, command.timeout_ms)
+        try:
+            task = yield from self._actions.perform(tx, command.action, command.values, cause, child)
+        except ActionRefused as error:
+            self._failed_at_once(tx, turn, row, command, str(error), error.error_type)
+            return
+        if task is not None:
+            given = write_json(command.values)
+            yield from execution_rows.begin_step(
+                row.execution_id, place, command.attempt, task.task_id, tx.context.now_ms, "running", given
+            )
+
+    def _start_child(
+        self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: StartExecution
+    ) -> Program[None]:
+        row = loaded.row
+        is_item = command.place.item >= 0 and graph.steps[command.place.step].for_each is not None
+        stored = yield from definitions.newest(row.workspace, command.workflow)
+        if stored is None:
+            text = f"there is no workflow {command.workflow} in workspace {row.workspace}"
+            self._failed_at_once(tx, turn, row, command, text, "UNKNOWN_WORKFLOW")
+            return
+        task_id = _child_id(tx.context.now_ms, row, command.place, command.attempt)
+        given = write_json(command.input)
+        yield from execution_rows.begin_step(
+            row.execution_id, command.place, command.attempt, task_id, tx.context.now_ms, "running", given
+        )
+        try:
+            yield from self.start(
+                tx,
+                stored,
+                row.workspace,
+                Begin(command.input, row.owner),
+                task_id=task_id,
+                parent=row,
+                part=WorkflowPart.STEP,
+                root_task_id=row.execution_id,
+                place=place_metadata(row.execution_id, command, is_item=is_item),
+            )
+        except StartRefused as error:
+            self._failed_at_once(tx, turn, row, command, str(error), "START_REFUSED")
+
+    def _ask(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: AskPerson) -> Program[None]:
+        row, place = loaded.row, command.place
+        form: dict[str, Json] = {"question": command.question}
+        if command.choices:
+            form["choices"] = list(command.choices)
+        if command.text:
+            form["text"] = command.text
+        if command.form is not None:
+            form["form"] = command.form
+        wait = Wait(expected_principal=command.of, input_match={FORM: write_json(form).decode()})
+        open_id = yield from execution_rows.task_of(row.execution_id, place)
+        asked = (yield from task_rows.load(open_id)) if open_id else None
+        if asked is not None and asked.status is StoredStatus.WAITING_INPUT:
+            # An escalation: another person is asked.
+            yield from tx.write(asked, asked.changed({"wait": wait.named(asked.events + 1, open_id).to_json()}), "")
+            return
+        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
+        is_item = place.item >= 0 and graph is not None and graph.steps[place.step].for_each is not None
+        request = pb.CreateTaskRequest(
+            task_type=QUESTION,
+            assignment_mode=pb.POOL,
+            target_implementation=row.workflow_id,
+            workspace=row.workspace,
+            metadata=place_metadata(row.execution_id, command, is_item=is_item),
+        )
+        task_id = _child_id(tx.context.now_ms, row, place, command.attempt)
+        task = new_row(tx, request, task_id, row.workspace, row.owner, row.execution_id)
+        task.status, task.paused_ms = StoredStatus.WAITING_INPUT, tx.context.now_ms
+        task.wait = wait.named(0, task_id).to_json()
+        task.workflow = WorkflowPart.STEP | WorkflowPart.QUESTION
+        yield from create_task(tx, task, b"")
+        yield from execution_rows.begin_step(
+            row.execution_id, place, command.attempt, task_id, tx.context.now_ms, "waiting", write_json(form)
+        )
+
+    def _answered(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        """Complete a question with its answer; ask again if that is not as the form says."""
+        used = yield from unused_inputs.used(before)
+        wait = before.waits_for
+        if used is None or wait is None:
+            yield from tx.write(after, before, "")
+            return
+        data: Json = None
+        if used.payload:
+            try:
+                data = read_json(used.payload)
+            except (ValueError, RecursionError):
+                data = None
+        approved = used.metadata.get(DECISION) == APPROVE
+        if self.answer_problem(wait, used.metadata, data):
+            yield from tx.write(after, before.changed({"updated_ms": tx.context.now_ms}), "")
+            return
+        answer = {
+            "approved": approved,
+            "choice": used.metadata.get("choice", ""),
+            "text": used.metadata.get("text", ""),
+            "data": data,
+            "by": used.sender,
+        }
+        result = TaskResult(ResultKind.JSON, write_json(answer))
+        tx.results[after.task_id] = result
+        facts = tx.facts(ENGINE, result_bytes=len(result.data))
+        yield from tx.apply(after, Move.COMPLETE, facts)
+        yield from results.write(after.task_id, result, small=tx.context.small)
+
+    def answer_problem(self, wait: Wait, metadata: Mapping[str, str], data: Json) -> str:
+        """Return why this is no answer to a question; "" if it is one."""
+        form = wait.form
+        if form is None:
+            return "the task asks nothing"
+        if not form.is_answer(metadata):
+            return f"choice is one of {', '.join(form.choices)}" if form.choices else "this question has no choices"
+        schema = json.loads(wait.input_match[FORM]).get("form")
+        if schema is None or metadata.get(DECISION) != APPROVE:
+            return ""
+        problem = self._validate(schema, data)
+        return f"data is not as the form says: {problem}" if problem else ""
+
+    def _cancel_step(self, tx: Transaction, row: ExecutionRow, place: StepPlace) -> Program[None]:
+        task_id = yield from execution_rows.task_of(row.execution_id, place)
+        task = (yield from task_rows.load(task_id)) if task_id else None
+        if task is not None and not task.is_final:
+            tx.charge(moved=1)
+            yield from tx.apply(task, Move.CANCEL, tx.facts(reason=f"execution {row.execution_id} has cancelled it"))
+
+    def _wait(self, row: ExecutionRow, command: OpenWait | CloseWait) -> Program[None]:
+        yield from ()
+
+    def _end(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: EndExecution) -> Program[None]:
+        row = loaded.row
+        task = yield from task_rows.load(row.execution_id)
+        row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, command.error
+        result: TaskResult | None = None
+        if command.status == "completed":
+            result = TaskResult(ResultKind.JSON, write_json(command.result))
+        if task is not None and not task.is_final:
+            turn.ending.add(row.execution_id)
+            if result is not None:
+                tx.results[row.execution_id] = result
+                yield from tx.apply(task, Move.COMPLETE, tx.facts(ENGINE, result_bytes=len(result.data)))
+                yield from results.write(row.execution_id, result, small=tx.context.small)
+            elif command.status == "cancelled":
+                yield from tx.apply(task, Move.CANCEL, tx.facts(reason=command.error))
+            else:
+                facts = tx.facts(ENGINE, reason=command.error, error_type=command.error_type)
+                yield from tx.apply(task, Move.FAIL, facts)
+            turn.ending.discard(row.execution_id)
+        if task is not None and task.workflow & WorkflowPart.STEP:
+            outcome = "failed" if command.status == "failed" else command.status
+            data = None if result is None else result.data
+            yield from self._place_ended(tx, turn, task, outcome, command.error, command.error_type, data)
+
+    def _continue(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: ContinueExecution) -> Program[None]:
+        """End an execution as completed, and start the one that goes on with its work."""
+        row = loaded.row
+        task = yield from task_rows.load(row.execution_id)
+        name = command.workflow or row.workflow_id
+        stored = yield from definitions.newest(row.workspace, name)
+        if stored is None or task is None:
+            text = f"there is no workflow {name} in workspace {row.workspace}"
+            yield from self._end(
+                tx, turn, loaded, EndExecution(status="failed", error=text, error_type="UNKNOWN_WORKFLOW")
+            )
+            return
+        next_id = _child_id(tx.context.now_ms, row, StepPlace("continue_as"), row.generation)
+        begin = Begin(command.input, task.creator, task.correlation_id, {"continues": row.execution_id})
+        try:
+            yield from self.start(tx, stored, row.workspace, begin, task_id=next_id)
+        except StartRefused as error:
+            ended = EndExecution(status="failed", error=str(error), error_type="START_REFUSED")
+        else:
+            ended = EndExecution(status="completed", result={"continued_as": next_id})
+        yield from self._end(tx, turn, loaded, ended)
+
+    # -- ends of steps -----------------------------------------------------------------------------
+
+    def _step_ended(self, tx: Transaction, turn: _Turn, task: TaskRow) -> Program[None]:
+        outcome = _OUTCOMES.get(task.status, "failed")
+        data: bytes | None = None
+        if outcome == "completed":
+            result = tx.results.get(task.task_id)
+            if result is None and task.result_bytes != NO_RESULT:
+                result = yield from results.load(task)
+            data = None if result is None else result_json(result)
+            if data is not None and tx.context.small and len(data) > results.SMALL_BYTES:
+                raise LargeError
+        yield from self._place_ended(tx, turn, task, outcome, task.error, task.error_type, data)
+
+    def _place_ended(
+        self, tx: Transaction, turn: _Turn, task: TaskRow, outcome: str, error: str, error_type: str, data: bytes | None
+    ) -> Program[None]:
+        place, attempt, compensates, is_item = place_of(task)
+        stored = StepPlace(place.step + UNDO, place.item) if compensates else place
+        now_ms = tx.context.now_ms
+        if not (
+            yield from execution_rows.end_step(
+                task.parent_task_id, stored, task.task_id, now_ms, outcome, error, error_type, data
+            )
+        ):
+            return
+        ended = StepEnded(
+            at_ms=now_ms,
+            place=place,
+            outcome=outcome,
+            error=error,
+            error_type=error_type,
+            attempt=attempt,
+            compensates=compensates,
+        )
+        if is_item:
+            yield from execution_rows.arrive(task.parent_task_id, encode_happening(ended))
+            tx.effects.arrivals.add(task.parent_task_id)
+        else:
+            turn.queue.append((task.parent_task_id, ended))
+
+    def _failed_at_once(
+        self,
+        tx: Transaction,
+        turn: _Turn,
+        row: ExecutionRow,
+        command: DoAction | StartExecution,
+        error: str,
+        error_type: str,
+    ) -> None:
+        ended = StepEnded(
+            at_ms=tx.context.now_ms,
+            place=command.place,
+            outcome="failed",
+            error=error,
+            error_type=error_type,
+            attempt=command.attempt,
+            compensates=isinstance(command, DoAction) and command.compensates,
+        )
+        turn.queue.append((row.execution_id, ended))
+
+
+def _turn_of(tx: Transaction) -> _Turn:
+    if tx.workflow is None:
+        tx.workflow = _Turn()
+    assert isinstance(tx.workflow, _Turn)
+    return tx.workflow
+
+
+def read_state(data: bytes) -> dict[str, Any]:
+    """Read the JSON of a state, with integers as they are."""
+    found: dict[str, Any] = json.loads(data)
+    return found
+
+
+def place_metadata(
+    execution_id: str, command: DoAction | StartExecution | AskPerson, *, is_item: bool
+) -> dict[str, str]:
+    """Return the metadata of a step's task that say which step it is."""
+    found = {"workflow": "true", "execution_id": execution_id, "step_id": command.place.step}
+    if command.place.item != NO_ITEM:
+        found["item" if is_item else "round"] = str(command.place.item)
+    if command.attempt != 1:
+        found["attempt"] = str(command.attempt)
+    if isinstance(command, DoAction) and command.compensates:
+        found["compensates"] = "true"
+    return found
+
+
+def place_of(task: TaskRow) -> tuple[StepPlace, int, bool, bool]:
+    """Return place, attempt, whether it compensates, and whether it is a map's item."""
+    metadata = pb.CreateTaskRequest.FromString(task.spec).metadata
+    item = metadata.get("item", "") or metadata.get("round", "")
+    place = StepPlace(metadata.get("step_id", ""), int(item) if item else NO_ITEM)
+    return place, int(metadata.get("attempt", "1")), "compensates" in metadata, "item" in metadata
+
+
+def result_json(result: TaskResult) -> bytes:
+    """Return the result of a step's task as JSON."""
+    match result.kind:
+        case ResultKind.JSON:
+            return result.data
+        case ResultKind.BYTES:
+            return write_json({"base64": result.shown[1]})
+    return write_json({"checkpoint": result.data.decode()})
+
+
+def _item(item: int, status: str, error: str, error_type: str, result: bytes | None) -> dict[str, Json]:
+    found: dict[str, Json] = {"status": status, "result": None if result is None else read_json(result)}
+    if status != "completed":
+        found |= {"error": error, "error_type": error_type}
+    return found
+
+
+def _stored_place(command: DoAction) -> StepPlace:
+    place = command.place
+    return StepPlace(place.step + UNDO, place.item) if command.compensates else place
+
+
+def _key_of(row: ExecutionRow, place: StepPlace, attempt: int) -> str:
+    """Return what the id of a step's task is made of."""
+    return f"{row.execution_id}\0{place.step}\0{place.item}\0{attempt}\0{row.generation}\0{row.entries}"
+
+
+def _child_id(now_ms: int, row: ExecutionRow, place: StepPlace, attempt: int) -> str:
+    return dated_id(now_ms, _key_of(row, place, attempt))

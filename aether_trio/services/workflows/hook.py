@@ -1,0 +1,113 @@
+"""What workflows do in the transactions of tasks (TaskWorkflows).
+
+Executions take the ends of tasks; whatever time moves has a row of `workflow_timers` and a handler
+for its kind. A handler whose code raises is undone, and its row put off, so the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping
+from typing import Any, Final, TypeVar
+
+from aether_trio.model.containment import report
+from aether_trio.model.tasks import TaskRow
+from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.workflows import execution_rows
+from aether_trio.services.workflows.executions import TIMER, Executions
+from aether_trio.storage.base import Fetch, Program, Row
+
+T = TypeVar("T")
+
+FIRE_PAGE: Final = 100
+DEFECT_MS: Final = 60_000
+"""For how long a thing is put off whose handler raises."""
+
+TimerHandler = Callable[[Transaction, str], Program[None]]
+"""Handles the due moment of one thing, by its key; sets the next moment or deletes the row."""
+
+
+class DefectError(Exception):
+    """The code of a handler has raised; its transaction is to be undone."""
+
+    def __init__(self, kind: str, key: str) -> None:
+        super().__init__(kind, key)
+        self.kind = kind
+        self.key = key
+
+
+def contained(program: Generator[Any, Any, T], kind: str, key: str) -> Generator[Any, Any, T]:
+    """Run a program; raise DefectError for what its code raises, and not storage."""
+    value: Any = None
+    while True:
+        try:
+            statement = program.send(value)
+        except StopIteration as done:
+            result: T = done.value
+            return result
+        except LargeError:
+            raise
+        except Exception as error:
+            raise DefectError(kind, key) from error
+        value = yield statement
+
+
+class WorkflowHook:
+    """The TaskWorkflows of a gateway: executions, and other kinds of timers."""
+
+    def __init__(self, executions: Executions, timers: Mapping[str, TimerHandler]) -> None:
+        self._executions = executions
+        self._timers: Final = {TIMER: executions.time_passed, **timers}
+        self._put_off: set[tuple[str, str]] = set()
+        """Things whose handlers have raised, to be put off in the next transaction."""
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Move on the execution whose step has ended, or which has ended itself."""
+        return self._executions.ended(tx, task)
+
+    def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        """Go on with a part that no worker has, and whose row has become PENDING."""
+        return self._executions.reopened(tx, before, after)
+
+    def forgotten(self, task: TaskRow) -> Program[None]:
+        """Delete what belongs to an execution whose task is deleted."""
+        return self._executions.forgotten(task)
+
+    def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let an execution take in a page of its items that have ended."""
+        return self._executions.fold(tx, execution_id)
+
+    def find_unfinished(self, tx: Transaction) -> Program[None]:
+        """Find what an ended process has left, such as items that were not taken in."""
+        return self._executions.find_unfinished(tx)
+
+    def fire(self, tx: Transaction) -> Program[int]:
+        """Handle a page of due moments; return how many there were."""
+        now_ms = tx.context.now_ms
+        for kind, key in sorted(self._put_off):
+            yield from execution_rows.set_timer(kind, key, now_ms + DEFECT_MS)
+        locked = " FOR UPDATE SKIP LOCKED" if tx.context.shared else ""
+        found: list[Row] = yield Fetch(
+            f"SELECT kind, key FROM workflow_timers WHERE due_ms <= $1 ORDER BY due_ms LIMIT $2{locked}",  # noqa: S608
+            (now_ms, FIRE_PAGE),
+        )
+        for kind, key in found:
+            handler = self._timers.get(kind)
+            if handler is None:
+                # This release does not know such a thing.
+                yield from execution_rows.set_timer(kind, key, 0)
+            else:
+                yield from contained(handler(tx, key), kind, key)
+        return len(found)
+
+    def settled(self, error: Exception | None) -> bool:
+        """Note that a page of `fire` was committed, or undone by this error.
+
+        Return whether the error is that of one thing, which is put off now.
+        """
+        if error is None:
+            self._put_off.clear()
+        elif isinstance(error, DefectError):
+            self._put_off.add((error.kind, error.key))
+            report(error.__cause__ or error, f"the due moment of a workflow's {error.kind} {error.key}")
+            return True
+        return False

@@ -1,0 +1,521 @@
+"""Operations on workflows: one function for each number of WorkflowOperation.
+
+Wire, command line and REST all call `perform`. The numbers up to 26 are the reference's (tasks.md
+6.6); those from 100 are ours, in the open enum of the protocol. A thing that the caller may not see
+is answered like one that does not exist.
+
+READ in a workspace is enough to list and get; READWRITE to define, run, signal, answer, cancel and
+retry. What is defined acts for the participant that has defined it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.identity import IdentityError, check_token
+from aether_trio.model.ids import IdFactory
+from aether_trio.model.limits import MIB
+from aether_trio.model.tasks import Move
+from aether_trio.model.tasks.form import APPROVE, CHOICE, DECISION, REJECT, TEXT
+from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.text import shown
+from aether_trio.model.workflows.happenings import (
+    NO_ITEM,
+    Happening,
+    PauseAsked,
+    ResumeAsked,
+    SignalReceived,
+    StepPlace,
+)
+from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction import task_rows, unused_inputs
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
+from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
+from aether_trio.services.workflows.execution_rows import ExecutionRow, StepRow
+from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.json_values import read_json, write_json
+from aether_trio.session.session import Session
+from aether_trio.storage.base import Program
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Op = pb.WorkflowOperation
+
+RUN: Final = 100
+SIGNAL: Final = 101
+PAUSE: Final = 102
+RESUME: Final = 103
+RETRY: Final = 104
+HISTORY: Final = 105
+ANSWER: Final = 106
+"""Numbers of our operations; docs/wire.md lists them."""
+
+MAX_DATA_BYTES: Final = 1 * MIB
+PAGE: Final = 100
+HISTORY_PAGE: Final = 500
+MAX_SIGNAL_BYTES: Final = 64 * 1024
+STEPS_SHOWN: Final = 1_000
+"""Steps and items that GET_EXECUTION shows."""
+RUNNING: Final = ("running", "paused", "compensating")
+
+
+class OperationError(Exception):
+    """An operation on workflows is refused; the text is the answer's error."""
+
+
+class OperationAnswer(NamedTuple):
+    """The answer to an operation: a JSON value, or a message alone."""
+
+    data: Any = None
+    message: str = ""
+    total: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OperationAsked:
+    """An operation as asked for; `workspace` "" is that of the caller."""
+
+    session: Session
+    op: int
+    id: str = ""
+    secondary_id: str = ""
+    workspace: str = ""
+    data: bytes = b""
+    status: str = ""
+
+    @property
+    def document(self) -> Any:
+        """The JSON that came with it; {} without any. Raises OperationError."""
+        if not self.data:
+            return {}
+        try:
+            found = json.loads(self.data)
+        except (ValueError, RecursionError) as error:
+            raise OperationError(f"data is not JSON: {shown(str(error))}") from None
+        if not isinstance(found, dict):
+            raise OperationError("data is not a JSON object")
+        return found
+
+    @property
+    def own_workspace(self) -> str:
+        """The workspace that it names, or that of the caller."""
+        return self.workspace or self.session.workspace or EVERYWHERE
+
+
+ReadWorkflow = Callable[[dict[str, Any], str, int], tuple[StoredDefinition, list[str]]]
+"""Checks a workflow's document for an owner, at a moment: (what is stored, ignored keys).
+
+Raises ValueError.
+"""
+
+
+class WorkflowOperations:
+    """Performs operations on workflows."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        executions: Executions,
+        authorizer: Authorizer,
+        ids: IdFactory,
+        read_workflow: ReadWorkflow,
+        *,
+        strict: bool = True,
+    ) -> None:
+        self._engine = engine
+        self._executions = executions
+        self._authorizer = authorizer
+        self._ids = ids
+        self._read_workflow = read_workflow
+        self._strict = strict
+        self._table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {
+                Op.LIST_WORKFLOWS: self._list_workflows,
+                Op.GET_WORKFLOW: self._get_workflow,
+                Op.CREATE_WORKFLOW: self._create_workflow,
+                Op.DELETE_WORKFLOW: self._delete_workflow,
+                Op.LIST_EXECUTIONS: self._list_executions,
+                Op.GET_EXECUTION: self._get_execution,
+                Op.CANCEL_EXECUTION: self._cancel_execution,
+                RUN: self._run,
+                SIGNAL: self._signal,
+                PAUSE: self._pause,
+                RESUME: self._resume,
+                RETRY: self._retry,
+                HISTORY: self._history,
+                ANSWER: self._answer,
+            }
+        )
+
+    async def operate(self, session: Session, op: pb.WorkflowOperation) -> pb.WorkflowResponse:
+        """Perform an operation as it came on the wire. Raises StorageUnavailable."""
+        request = OperationAsked(session, op.op, op.id, op.secondary_id, op.workspace, op.data, op.status_filter)
+        try:
+            answer = await self.perform(request)
+        except OperationError as error:
+            return pb.WorkflowResponse(error=str(error))
+        data = b"" if answer.data is None else write_json(answer.data)
+        return pb.WorkflowResponse(success=True, data=data, message=answer.message, total_count=answer.total)
+
+    async def perform(self, request: OperationAsked) -> OperationAnswer:
+        """Perform an operation. Raises OperationError and StorageUnavailable."""
+        operation = self._table.get(request.op)
+        if operation is None:
+            raise OperationError(f"unknown workflow operation {request.op}")
+        if len(request.data) > MAX_DATA_BYTES:
+            raise OperationError(f"data has {len(request.data)} bytes; at most {MAX_DATA_BYTES} are allowed")
+        for name, text in (("id", request.id), ("secondary_id", request.secondary_id)):
+            if "\0" in text:
+                raise OperationError(f"{name} has a zero byte")
+        if request.workspace not in ("", EVERYWHERE):
+            try:
+                check_token(request.workspace, "workspace", strict=self._strict)
+            except IdentityError as error:
+                raise OperationError(str(error)) from None
+        return await operation(request)
+
+    # -- access ------------------------------------------------------------------------------------
+
+    async def _problem(self, session: Session, workspace: str, level: AccessLevel) -> str:
+        if not session.allows_workspace(workspace):
+            return f"this credential does not reach workspace {workspace}"
+        decision = await self._authorizer.check_workspace(session, workspace, level, "workflow_op")
+        return "" if decision.allowed else decision.reason
+
+    async def _need(self, request: OperationAsked, workspace: str, level: AccessLevel = AccessLevel.READWRITE) -> None:
+        if problem := await self._problem(request.session, workspace, level):
+            raise OperationError(f"ERR_PERMISSION_DENIED: {problem}")
+
+    async def _visible_workspaces(self, request: OperationAsked) -> tuple[str, ...]:
+        """Return the workspaces whose things a list shows: the one that is named, and *."""
+        workspace = request.own_workspace
+        await self._need(request, workspace, AccessLevel.READ)
+        if workspace == EVERYWHERE:
+            return (EVERYWHERE,)
+        others = await self._problem(request.session, EVERYWHERE, AccessLevel.READ)
+        return (workspace,) if others else (workspace, EVERYWHERE)
+
+    # -- definitions -------------------------------------------------------------------------------
+
+    async def _list_workflows(self, request: OperationAsked) -> OperationAnswer:
+        workspaces = await self._visible_workspaces(request)
+        found = await self._engine.database.read(lambda: definitions.newest_of_workspaces(workspaces))
+        return OperationAnswer([shown_definition(one) for one in found], total=len(found))
+
+    async def _get_workflow(self, request: OperationAsked) -> OperationAnswer:
+        stored = await self._find(request, AccessLevel.READ)
+        return OperationAnswer(shown_definition(stored))
+
+    async def _find(self, request: OperationAsked, level: AccessLevel) -> StoredDefinition:
+        workspace = request.own_workspace
+        stored = await self._engine.database.read_small(
+            lambda: definitions.newest(workspace, request.id, also_inactive=level is AccessLevel.READ)
+        )
+        if stored is None or await self._problem(request.session, stored.workspace, AccessLevel.READ):
+            raise OperationError(f"workflow {shown(request.id)} not found in workspace {shown(workspace)}")
+        if level > AccessLevel.READ:
+            await self._need(request, stored.workspace, level)
+        return stored
+
+    async def _create_workflow(self, request: OperationAsked) -> OperationAnswer:
+        document = request.document
+        if request.workspace and "workspace" not in {key.lower() for key in document}:
+            document["workspace"] = request.workspace
+        try:
+            stored, ignored = self._read_workflow(document, request.session.identity.text, self._engine.clock.now_ms())
+        except ValueError as error:
+            raise OperationError(str(error)) from None
+        await self._need(request, stored.workspace)
+        made = await self._engine.database.run(lambda: _put(stored))
+        if made is None:
+            raise OperationError(
+                f"version {stored.version} of workflow {stored.id} exists with other content: give another version"
+            )
+        message = f"workflow {made.id} version {made.version}"
+        if ignored:
+            message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
+        return OperationAnswer(shown_definition(made), message)
+
+    async def _delete_workflow(self, request: OperationAsked) -> OperationAnswer:
+        stored = await self._find(request, AccessLevel.READWRITE)
+        now_ms = self._engine.clock.now_ms()
+        await self._engine.database.run(lambda: definitions.deactivate(stored.workspace, stored.id, now_ms))
+        return OperationAnswer(message=f"workflow {stored.id} is deactivated in all versions")
+
+    # -- executions --------------------------------------------------------------------------------
+
+    async def _run(self, request: OperationAsked) -> OperationAnswer:
+        workspace = request.own_workspace
+        await self._need(request, workspace)
+        name = request.id
+        begin = Begin(read_json(request.data) if request.data else {}, request.session.identity.text)
+        task_id = self._ids.dated(self._engine.clock.now_ms())
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
+            tx = TaskTransaction(context)
+            stored = yield from definitions.newest(workspace, name)
+            if stored is None:
+                return tx, f"workflow {shown(name)} not found in workspace {shown(workspace)}"
+            try:
+                yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
+            except StartRefused as error:
+                return tx, str(error)
+            return tx, ""
+
+        _, problem = await self._engine.run_program(program, lambda result: result[0])
+        if problem:
+            raise OperationError(problem)
+        return OperationAnswer({"execution_id": task_id}, f"execution {task_id} of workflow {name} has begun")
+
+    async def _list_executions(self, request: OperationAsked) -> OperationAnswer:
+        workspaces = await self._visible_workspaces(request)
+        statuses: tuple[str, ...] = RUNNING if request.status in ("", "running") else (request.status,)
+        if request.status == "all":
+            statuses = ()
+        workflow = request.id
+
+        def program() -> Program[list[ExecutionRow]]:
+            found: list[ExecutionRow] = []
+            for workspace in workspaces:
+                found += yield from execution_rows.newest(workspace, statuses, workflow, PAGE)
+            return found
+
+        found = await self._engine.database.read(program)
+        found.sort(key=lambda row: (row.started_ms, row.execution_id), reverse=True)
+        return OperationAnswer([shown_execution(row) for row in found[:PAGE]], total=min(len(found), PAGE))
+
+    async def _execution(self, request: OperationAsked, level: AccessLevel) -> ExecutionRow:
+        row = await self._engine.database.read_small(lambda: execution_rows.load(request.id))
+        if row is None or await self._problem(request.session, row.workspace, AccessLevel.READ):
+            raise OperationError(f"execution {shown(request.id)} not found")
+        if level > AccessLevel.READ:
+            await self._need(request, row.workspace, level)
+        return row
+
+    async def _get_execution(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READ)
+
+        def program() -> Program[tuple[list[StepRow], dict[str, tuple[Any, Any]], ExecutionRow | None]]:
+            current = yield from execution_rows.load(row.execution_id)
+            steps = yield from execution_rows.steps(row.execution_id, STEPS_SHOWN)
+            names = [one.step for one in steps if one.item == NO_ITEM][:PAGE]
+            data = yield from execution_rows.inputs_and_results(row.execution_id, names)
+            return steps, data, current
+
+        steps, data, current = await self._engine.database.read(program)
+        shown_steps = [shown_step(row.execution_id, one, *data.get(one.step, (None, None))) for one in steps]
+        return OperationAnswer({"execution": shown_execution(current or row), "steps": shown_steps})
+
+    async def _cancel_execution(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READWRITE)
+        by = request.session.identity.text
+        problem = await self._move(row.execution_id, Move.CANCEL, by)
+        if problem:
+            raise OperationError(problem)
+        return OperationAnswer(message=f"execution {row.execution_id} is cancelled")
+
+    async def _retry(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READWRITE)
+        problem = await self._move(row.execution_id, Move.RETRY, request.session.identity.text)
+        if problem:
+            raise OperationError(problem)
+        return OperationAnswer(message=f"execution {row.execution_id} goes on with the steps that have failed")
+
+    async def _move(self, task_id: str, move: Move, by: str) -> str:
+        """Move the task of an execution; return why that is refused, or ""."""
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
+            tx = TaskTransaction(context)
+            task = yield from task_rows.load(task_id)
+            if task is None:
+                return tx, f"execution {task_id} not found"
+            if move is Move.CANCEL and task.is_final:
+                return tx, f"execution {task_id} has ended: it is {task.status.value}"
+            decision = yield from tx.apply(task, move, tx.facts(by))
+            return tx, getattr(decision, "text", "")
+
+        _, problem = await self._engine.run_program(program, lambda result: result[0])
+        return problem
+
+    async def _signal(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READWRITE)
+        if not request.secondary_id:
+            raise OperationError("secondary_id is the name of the signal")
+        if len(request.data) > MAX_SIGNAL_BYTES:
+            raise OperationError(f"a signal has at most {MAX_SIGNAL_BYTES} bytes of data")
+        data = read_json(request.data) if request.data else None
+        by = request.session.identity.text
+        await self._happen(row, lambda at_ms: SignalReceived(at_ms=at_ms, name=request.secondary_id, data=data, by=by))
+        return OperationAnswer(message=f"signal {request.secondary_id} is delivered")
+
+    async def _answer(self, request: OperationAsked) -> OperationAnswer:
+        """Answer the question of a step; `secondary_id` is STEP, or STEP[ITEM]."""
+        row = await self._execution(request, AccessLevel.READ)
+        place = place_from(request.secondary_id)
+        fields = request.document
+        approved = fields.get("approved", True)
+        if not isinstance(approved, bool):
+            raise OperationError("approved is true or false")
+        metadata = {DECISION: APPROVE if approved else REJECT}
+        for name in (CHOICE, TEXT):
+            if not isinstance(fields.get(name, ""), str):
+                raise OperationError(f"{name} is a text")
+            if fields.get(name):
+                metadata[name] = fields[name]
+        payload = write_json(fields["data"]) if "data" in fields else b""
+        identity = request.session.identity
+        may_write = not await self._problem(request.session, row.workspace, AccessLevel.READWRITE)
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
+            tx = TaskTransaction(context)
+            task_id = yield from execution_rows.task_of(row.execution_id, place)
+            task = (yield from task_rows.load(task_id)) if task_id else None
+            wait = None if task is None else task.waits_for
+            if task is None or wait is None or not task.workflow & WorkflowPart.QUESTION:
+                return tx, f"step {shown(request.secondary_id)} of execution {row.execution_id} asks nothing now"
+            if not wait.is_expected(identity):
+                return tx, f"the question is for {shown(wait.expected_principal)}"
+            if not wait.expected_principal and not may_write:
+                return tx, f"answering needs READWRITE in workspace {row.workspace}"
+            if problem := self._executions.answer_problem(wait, metadata, fields.get("data")):
+                return tx, problem
+            yield from unused_inputs.note_used(task, TaskInput(0, metadata, identity.text, payload))
+            yield from tx.wake(task)
+            return tx, ""
+
+        _, problem = await self._engine.run_program(program, lambda result: result[0])
+        if problem:
+            raise OperationError(problem)
+        return OperationAnswer(message=f"step {request.secondary_id} of execution {row.execution_id} is answered")
+
+    async def _pause(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READWRITE)
+        by = request.session.identity.text
+        await self._happen(row, lambda at_ms: PauseAsked(at_ms=at_ms, by=by, reason=request.secondary_id))
+        return OperationAnswer(message=f"execution {row.execution_id} is paused")
+
+    async def _resume(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READWRITE)
+        by = request.session.identity.text
+        await self._happen(row, lambda at_ms: ResumeAsked(at_ms=at_ms, by=by))
+        return OperationAnswer(message=f"execution {row.execution_id} goes on")
+
+    async def _happen(self, row: ExecutionRow, happening: Callable[[int], Happening]) -> None:
+        """Let something happen to an execution that has not ended."""
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
+            tx = TaskTransaction(context)
+            current = yield from execution_rows.load(row.execution_id)
+            if current is None or current.completed_ms:
+                return tx, f"execution {row.execution_id} has ended"
+            yield from self._executions.happen(tx, row.execution_id, happening(context.now_ms))
+            return tx, ""
+
+        _, problem = await self._engine.run_program(program, lambda result: result[0])
+        if problem:
+            raise OperationError(problem)
+
+    async def _history(self, request: OperationAsked) -> OperationAnswer:
+        row = await self._execution(request, AccessLevel.READ)
+        try:
+            after = int(request.secondary_id or 0)
+        except ValueError:
+            raise OperationError("secondary_id is the number of the entry after which the page begins") from None
+        entries = await self._engine.database.read(
+            lambda: execution_rows.history(row.execution_id, after, HISTORY_PAGE)
+        )
+        found = [{"number": number, "at": go_time(at_ms), **json.loads(entry)} for number, at_ms, entry in entries]
+        return OperationAnswer(found, total=row.entries)
+
+
+def _put(stored: StoredDefinition) -> Program[StoredDefinition | None]:
+    """Insert a version; return the stored one if it has the same content, else None."""
+    if (yield from definitions.insert(stored)):
+        return stored
+    existing = yield from definitions.load(stored.workspace, stored.id, stored.version)
+    if existing is not None and existing.digest == stored.digest and existing.active:
+        return existing
+    return None
+
+
+def place_from(text: str) -> StepPlace:
+    """Read a step, or an item of one: STEP or STEP[ITEM]. Raises OperationError."""
+    step, bracket, item = text.partition("[")
+    if not bracket:
+        return StepPlace(step)
+    number = item.removesuffix("]")
+    if not item.endswith("]") or not (number.isascii() and number.isdigit()) or len(number) > 9:
+        raise OperationError(f"{shown(text)} is neither STEP nor STEP[ITEM]")
+    return StepPlace(step, int(number))
+
+
+def go_time(at_ms: int) -> str:
+    """Return a moment (Unix ms) as Go prints it in JSON, in UTC."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{at_ms % 1000:03d}".rstrip("0").rstrip(".") + "Z"
+
+
+def shown_definition(stored: StoredDefinition) -> dict[str, Any]:
+    """Return a definition with the names of the reference."""
+    return {
+        "ID": stored.id,
+        "Version": stored.version,
+        "Workspace": stored.workspace,
+        "Definition": json.loads(stored.document),
+        "Active": stored.active,
+        "CreatedAt": go_time(stored.created_ms),
+        "UpdatedAt": go_time(stored.updated_ms),
+        "Owner": stored.owner,
+    }
+
+
+def shown_execution(row: ExecutionRow) -> dict[str, Any]:
+    """Return an execution with the names of the reference."""
+    return {
+        "ExecutionID": row.execution_id,
+        "WorkflowID": row.workflow_id,
+        "WorkflowVersion": row.version,
+        "Workspace": row.workspace,
+        "Status": row.status,
+        "TriggerData": json.loads(row.trigger_data),
+        "StartedAt": go_time(row.started_ms),
+        "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
+        "ErrorMessage": row.error,
+        "Metadata": {"owner": row.owner, "parent": row.parent_id, "entries": row.entries},
+    }
+
+
+def shown_step(execution_id: str, row: StepRow, given: bytes | None, result: bytes | None) -> dict[str, Any]:
+    """Return a step or item with the names of the reference."""
+    found = {
+        "ExecutionID": execution_id,
+        "StepID": row.step,
+        "Status": row.status,
+        "StartedAt": go_time(row.started_ms) if row.started_ms else None,
+        "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
+        "InputData": None if given is None else _json(given),
+        "OutputData": None if result is None else _json(result),
+        "ErrorMessage": row.error,
+        "Attempt": row.attempt,
+        "TaskID": row.task_id,
+    }
+    if row.item != NO_ITEM:
+        found["Item"] = row.item
+    return found
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None

@@ -1,0 +1,56 @@
+"""Compiles documents of workflows, for storage and for executions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Final
+
+from aether_trio.model.workflows.definition import Graph, Json
+from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.schemas import schema_problems
+
+WORKFLOW: Final = "workflow"
+MAX_PROBLEMS: Final = 3
+
+
+def compiled_for_storage(document: dict[str, Any], owner: str, now_ms: int) -> tuple[StoredDefinition, list[str]]:
+    """Check a document; return what is stored, and the keys that were ignored.
+
+    Raises DefinitionErrors with all that is wrong.
+    """
+    graph, ignored = read_json(WORKFLOW, document)
+    assert isinstance(graph, Graph)
+    stored = StoredDefinition(
+        graph.workspace,
+        graph.id,
+        graph.version,
+        write_json(graph.source),
+        bytes.fromhex(graph.digest),
+        owner,
+        True,
+        now_ms,
+        now_ms,
+    )
+    return stored, list(ignored)
+
+
+def compile_stored(stored: StoredDefinition) -> Graph:
+    """Compile the document of a stored version, which was checked when it was stored."""
+    record = {
+        "id": stored.id,
+        "version": stored.version,
+        "workspace": stored.workspace,
+        "definition": json.loads(stored.document),
+    }
+    graph, _ = read_json(WORKFLOW, record)
+    assert isinstance(graph, Graph)
+    return graph
+
+
+def schema_problem(schema: Mapping[str, Json], value: Json) -> str:
+    """Return how a value breaks a JSON Schema, with the place in it, or ""."""
+    problems = schema_problems(schema, value)
+    return "; ".join(problems[:MAX_PROBLEMS])

@@ -1,0 +1,211 @@
+"""Executions of graphs on a whole core, with workers, on both storage engines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.gateway.core import Core
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, deadlock_is_an_error
+from tests.services.workflows.helpers import Failed, asked, client, worker
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[Core]:
+    """A core whose workflow engine is the embedded one."""
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as opened:
+        yield opened
+
+
+def step(name: str, tool: str, after: tuple[str, ...] = (), **more: Any) -> dict[str, Any]:
+    """Return a step for the agent "hand"."""
+    action = {"agent": "hand", "tool_name": tool, "arguments": more.pop("arguments", {})}
+    return {"id": name, "action": action, "depends_on": list(after), **more}
+
+
+async def test_a_chain_of_steps_passes_results_on(core: Core) -> None:
+    steps = [
+        step("one", "double", arguments={"n": {"$expr": "trigger.n"}}),
+        step("two", "double", ("one",), arguments={"n": {"$expr": "steps.one.result.n"}}),
+        step("three", "double", ("two",), arguments={"n": {"$expr": "steps.two.result.n"}}),
+    ]
+    outputs = {"n": {"$expr": "steps.three.result.n"}}
+    async with client(core) as boss, worker(core, "hand", lambda task: {"n": asked(task)["n"] * 2}) as seen:
+        await boss.create({"name": "flow", "steps": steps, "outputs": outputs})
+        execution_id = await boss.run({"n": 5})
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "completed"
+        assert [one["StepID"] for one in found["steps"]] == ["one", "three", "two"]
+        assert len(seen) == 3
+        assert seen[0].task_type == "workflow"
+        assert seen[0].metadata["execution_id"] == execution_id
+        task = await boss.task(execution_id)
+        assert task.status == pb.TASK_STATUS_COMPLETED
+        assert task.task_type == "workflow_run"
+        assert task.metadata["_result"] == '{"n":40}'
+
+
+async def test_a_failed_step_fails_its_execution(core: Core) -> None:
+    def fail(task: pb.TaskAssignment) -> None:
+        raise Failed("no luck")
+
+    async with client(core) as boss, worker(core, "hand", fail):
+        await boss.create({"name": "flow", "steps": [step("one", "x"), step("two", "x", ("one",))]})
+        found = await boss.ended(await boss.run())
+        assert found["execution"]["Status"] == "failed"
+        assert "no luck" in found["execution"]["ErrorMessage"]
+        assert "one" in found["execution"]["ErrorMessage"]
+
+
+async def test_the_items_of_a_map_are_taken_in(core: Core) -> None:
+    each = step(
+        "each", "x", for_each={"items": {"$expr": "1..250"}, "max_parallel": 0}, arguments={"n": {"$expr": "item"}}
+    )
+    outputs = {"sum": {"$expr": "sum(steps.each.result)"}, "count": {"$expr": "len(steps.each.result)"}}
+    async with client(core) as boss, worker(core, "hand", lambda task: asked(task)["n"]):
+        await boss.create({"name": "flow", "steps": [each], "outputs": outputs})
+        execution_id = await boss.run()
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "completed", found["execution"]
+        task = await boss.task(execution_id)
+        assert task.metadata["_result"] == '{"sum":31375,"count":250}'
+
+
+async def test_a_person_answers_a_question(core: Core) -> None:
+    form = {"type": "object", "properties": {"sum": {"type": "number"}}, "required": ["sum"]}
+    steps = [
+        {"id": "pay", "ask": {"question": "Pay {{.trigger.who}}?", "choices": ["now", "later"], "form": form}},
+        step(
+            "book",
+            "x",
+            ("pay",),
+            when="steps.pay.result.approved",
+            arguments={"n": {"$expr": "steps.pay.result.data.sum"}},
+        ),
+    ]
+    async with client(core) as boss, worker(core, "hand", lambda task: asked(task)["n"]):
+        await boss.create({"name": "flow", "steps": steps})
+        execution_id = await boss.run({"who": "ann"})
+        wrong = await boss.ask(106, execution_id, "pay", data={"choice": "never"})
+        assert "now, later" in wrong.error
+        wrong = await boss.ask(106, execution_id, "pay", data={"choice": "now", "data": {"sum": "much"}})
+        assert "not as the form says" in wrong.error
+        wrong = await boss.ask(106, execution_id, "book", data={})
+        assert "asks nothing" in wrong.error
+        await boss.do(106, execution_id, "pay", data={"choice": "now", "data": {"sum": 7}})
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "completed"
+        results = {one["StepID"]: one["OutputData"] for one in found["steps"]}
+        assert results["pay"] == {
+            "approved": True, "choice": "now", "text": "", "data": {"sum": 7}, "by": "ag::w::boss::1",
+        }  # fmt: skip
+        assert results["book"] == 7
+        again = await boss.ask(106, execution_id, "pay", data={"choice": "now", "data": {"sum": 7}})
+        assert "asks nothing" in again.error
+
+
+async def test_cancelling_reaches_workers_and_compensates(core: Core) -> None:
+    steps = [
+        step(
+            "book",
+            "book",
+            compensate={"agent": "hand", "tool_name": "unbook", "arguments": {"id": {"$expr": "steps.book.result"}}},
+        ),
+        {"id": "wait", "action": {"agent": "nobody", "tool_name": "x"}, "depends_on": ["book"]},
+        {"id": "child", "workflow": "below", "depends_on": ["book"]},
+    ]
+    async with client(core) as boss, worker(core, "hand", lambda task: 7) as seen:
+        await boss.create({"name": "below", "steps": [{"id": "in", "ask": {"question": "?"}}]}, "below")
+        await boss.create({"name": "flow", "steps": steps})
+        execution_id = await boss.run()
+        found = await boss.execution(execution_id)
+        while {one["StepID"]: one["Status"] for one in found["steps"]}.get("child") != "running":
+            found = await boss.execution(execution_id)
+        tasks = {one["StepID"]: one["TaskID"] for one in found["steps"]}
+        await boss.do(14, execution_id)
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "cancelled"
+        assert (await boss.task(tasks["wait"])).status == pb.TASK_STATUS_CANCELLED
+        assert (await boss.task(tasks["child"])).status == pb.TASK_STATUS_CANCELLED
+        below = await boss.ended(tasks["child"])
+        assert below["execution"]["Status"] == "cancelled"
+        assert (await boss.task(below["steps"][0]["TaskID"])).status == pb.TASK_STATUS_CANCELLED
+        calls = [json.loads(task.payload) for task in seen]
+        assert [one["tool_name"] for one in calls] == ["book", "unbook"]
+        assert calls[1]["arguments"] == {"id": 7}
+        assert (await boss.task(execution_id)).status == pb.TASK_STATUS_CANCELLED
+
+
+async def test_a_failed_execution_is_retried_from_its_failed_step(core: Core) -> None:
+    luck = [False]
+
+    def handle(task: pb.TaskAssignment) -> int:
+        if task.metadata["step_id"] == "two" and not luck[0]:
+            raise Failed("not yet")
+        return 1
+
+    async with client(core) as boss, worker(core, "hand", handle) as seen:
+        await boss.create({"name": "flow", "steps": [step("one", "x"), step("two", "x", ("one",))]})
+        execution_id = await boss.run()
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "failed"
+        luck[0] = True
+        await boss.do(104, execution_id)
+        while (found := await boss.ended(execution_id))["execution"]["Status"] != "completed":
+            pass
+        assert [task.metadata["step_id"] for task in seen] == ["one", "two", "two"]
+        assert (await boss.task(execution_id)).status == pb.TASK_STATUS_COMPLETED
+
+
+async def test_a_sub_workflow_gives_its_result(core: Core) -> None:
+    below = {
+        "name": "below",
+        "steps": [step("x", "x", arguments={"n": {"$expr": "trigger.n"}})],
+        "outputs": {"$expr": "steps.x.result"},
+    }
+    above = {
+        "name": "flow",
+        "steps": [
+            {
+                "id": "each",
+                "workflow": "below",
+                "for_each": {"items": {"$expr": "[1, 2, 3]"}},
+                "input": {"n": {"$expr": "item"}},
+            }
+        ],
+        "outputs": {"all": {"$expr": "steps.each.result"}},
+    }
+    async with client(core) as boss, worker(core, "hand", lambda task: asked(task)["n"] * 10):
+        await boss.create(below, "below")
+        await boss.create(above)
+        execution_id = await boss.run()
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "completed", found
+        assert (await boss.task(execution_id)).metadata["_result"] == '{"all":[10,20,30]}'
+
+
+async def test_an_execution_sleeps_and_is_signalled(core: Core) -> None:
+    steps = [
+        {"id": "sleep", "wait": {"duration": "1h"}},
+        {"id": "hear", "wait": {"signal": "go"}, "depends_on": ["sleep"]},
+        {"id": "say", "output": {"$expr": "steps.hear.result.n"}, "depends_on": ["hear"]},
+    ]
+    async with client(core) as boss:
+        await boss.create({"name": "flow", "steps": steps, "outputs": {"n": {"$expr": "steps.say.result"}}})
+        execution_id = await boss.run()
+        early = await boss.run()
+        await boss.do(101, early, "go", data={"n": 5})
+        assert (await boss.execution(execution_id))["execution"]["Status"] == "running"
+        await trio.sleep(3601)
+        assert (await boss.ended(early))["execution"]["Status"] == "completed"
+        assert (await boss.execution(execution_id))["execution"]["Status"] == "running"
+        await boss.do(101, execution_id, "go", data={"n": 6})
+        assert (await boss.ended(execution_id))["execution"]["Status"] == "completed"
+        assert (await boss.task(execution_id)).metadata["_result"] == '{"n":6}'
+        history = await boss.do(105, execution_id)
+        assert [one["type"] for one in history] == ["Started", "TimePassed", "SignalReceived"]
