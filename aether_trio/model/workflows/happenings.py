@@ -235,8 +235,8 @@ class KeepResult:
 class MarkStep:
     """Show the status of a step or item, and its error, that no other command says.
 
-    pending (again), running, waiting, failed, skipped, cancelled, compensated, or
-    compensation_failed. NeedItems answers with it, too.
+    pending (again), running, waiting, completed (without a result), failed, skipped, cancelled,
+    compensated, or compensation_failed. NeedItems answers with it, too.
     """
 
     place: StepPlace

@@ -111,6 +111,7 @@ MAX_WAIT_MS: Final = 100 * 365 * 24 * 3_600_000
 _FIXED: Final = frozenset(("constant", "fixed"))
 _MAX_EXPONENT: Final = 40
 _KINDS: Final = 4  # of timers
+_MAX_FIRED: Final = 100  # timers of places that one happening lets go off
 _NOT_RETRIED: Final = frozenset((EXPRESSION, RESULT_SCHEMA, LIMIT, STOPPED))
 _COMPUTED: Final = ("arguments", "metadata", "payload", "idempotency_key", "correlation_id")
 
@@ -176,11 +177,21 @@ class _Advance:
         self._page = ITEMS_PAGE  # items and rounds that may still be begun
         self._known: dict[StepPlace, Json] = {}  # results: made in this advance, or asked for
         self._errors: dict[StepPlace, tuple[str, str]] = {}  # of items that failed in this advance
+        self._taking = True
+        self._failing: dict[str, tuple[str, str]] = {}  # steps that fail once all ends are taken in
 
     # -- happenings --------------------------------------------------------------------------------
 
     def take(self, happening: Happening) -> Needing[bool]:
         """Change what the happening says; returns whether it said anything."""
+        took = yield from self._take(happening)
+        self._taking = False
+        for name, (error, kind) in self._failing.items():
+            if self._code(StepPlace(name)) == RUNNING:
+                yield from self._fail_step(self._plan.steps[name], error, kind)
+        return took
+
+    def _take(self, happening: Happening) -> Needing[bool]:
         state = self._state
         if isinstance(happening, Started):
             return self._start(happening)
@@ -263,13 +274,14 @@ class _Advance:
 
     def _reset(self, step: str) -> None:
         progress = self._state.set_step(step, PENDING)
+        progress.base = progress.highest_attempt()
         progress.error = progress.error_type = progress.route = ""
         progress.round_code = PENDING
         if progress.items is not None:
             items = progress.items
             for item, code in enumerate(items.codes):
                 if code in {FAILED, CANCELLED, COMPENSATED}:
-                    items.attempts[item] = items.attempt(item)
+                    items.attempts.pop(item, None)
                     items.set(item, PENDING)
         self.commands.append(MarkStep(place=StepPlace(step), status=WORDS[PENDING]))
 
@@ -279,8 +291,10 @@ class _Advance:
         if step is None:
             return False
         if ended.compensates:
-            return self._compensation_ended(place, ended)
+            return self._compensation_ended(step, place, ended)
         if place in state.cancelling:
+            if ended.attempt not in (0, state.attempt(place)):
+                return False
             state.cancelling.discard(place)
             if ended.outcome == "completed" and state.status == ExecutionStatus.COMPENSATING:
                 self._completed_after_all(step, place)
@@ -338,7 +352,7 @@ class _Advance:
         ]
         fired = 0
         for _, number, timer in sorted(due):
-            if fired >= ITEMS_PAGE or not self._going:
+            if fired >= _MAX_FIRED or not self._going:
                 break
             step = self._plan.order[number]
             left = [one for one in state.timers.get(step.id, ()) if one != timer]
@@ -358,8 +372,9 @@ class _Advance:
 
     def _fire(self, step: Step, place: StepPlace, timer: StepTimer) -> Needing[None]:
         code = self._code(place)
-        if timer.kind == "retry" and code == DELAYED and self._state.failure is None:
-            yield from self._begin(step, place)
+        if timer.kind == "retry" and code == DELAYED:
+            if self._state.failure is None and step.id not in self._failing:
+                yield from self._begin(step, place)
         elif timer.kind == "over" and code == WAITING:
             yield from self._finish(step, place, None)
         elif timer.kind == "timeout" and code == WAITING:
@@ -402,25 +417,30 @@ class _Advance:
         if not self._going or happening.name not in self._plan.signals:
             return False
         for step in self._plan.signals[happening.name]:
-            place = self._waiting_place(step)
-            if place is not None:
-                yield from self._finish(step, place, happening.data)
-                return True
+            for place in list(self._open_places(step)):
+                if self._code(place) == WAITING and (
+                    yield from self._takes_signal(step, place, happening.data, happening.by)
+                ):
+                    return True
         if _buffer_problem(self._state, happening.data):
             return False
         self._state.signals.append((happening.name, happening.data, happening.by))
         return True
 
-    def _waiting_place(self, step: Step) -> StepPlace | None:
-        progress = self._state.steps.get(step.id)
-        if progress is None or progress.code not in OPEN:
-            return None
-        if progress.items is not None:
-            codes = progress.items.codes
-            return StepPlace(step.id, codes.index(WAITING)) if WAITING in codes else None
-        if step.while_ is not None:
-            return StepPlace(step.id, progress.round) if progress.round_code == WAITING else None
-        return StepPlace(step.id) if progress.code == WAITING else None
+    def _takes_signal(self, step: Step, place: StepPlace, data: Json, by: str) -> Needing[bool]:
+        """End a wait by a signal that fits it; returns whether it did, or failed of it."""
+        assert isinstance(step.work, WaitFor)
+        if step.work.condition is not None:
+            source = {"agent": "", "workspace": self._state.workspace, "event": step.work.signal, "principal": by}
+            try:
+                extra = {"input": data, "source": source}
+                if not (yield from self._holds(step, place, step.work.condition, extra)):
+                    return False
+            except EvaluationError as failed:
+                yield from self._fail(step, place, str(failed), EXPRESSION)
+                return True
+        yield from self._finish(step, place, data)
+        return True
 
     def _event(self, happening: EventReceived) -> Needing[bool]:
         place = StepPlace(*happening.place)
@@ -659,7 +679,11 @@ class _Advance:
                 result = known[place] if place in known else row.get("result")
                 results.append({"status": WORDS[code], "result": result} if settled else result)
             else:
-                error, kind = errors.get(place) or (row.get("error", ""), row.get("error_type", ""))
+                word = row.get("status", WORDS[FAILED])
+                error, kind = errors.get(place) or (
+                    row.get("error") or word,
+                    row.get("error_type") or (STOPPED if word == WORDS[CANCELLED] else "FAILED"),
+                )
                 results.append({"status": WORDS[code], "error": error, "error_type": kind})
         problem, kind = self._problem(results)
         if problem:
@@ -707,7 +731,7 @@ class _Advance:
         state = self._state
         state.begun += 1
         progress = state.progress(step.id)
-        attempt = state.attempt(place) + 1
+        attempt = max(state.attempt(place), progress.base) + 1
         if progress.items is None:
             progress.attempt = attempt
         elif attempt > 1:
@@ -790,10 +814,9 @@ class _Advance:
             self._wait_at(step, place)
             self._set_timer(place, "over", due_ms)
         elif work.signal:
-            for number, (name, data, _) in enumerate(self._state.signals):
-                if name == work.signal:
+            for number, (name, data, by) in enumerate(self._state.signals):
+                if name == work.signal and (yield from self._takes_signal(step, place, data, by)):
                     del self._state.signals[number]
-                    yield from self._finish(step, place, data)
                     return
             self._wait_at(step, place)
         else:
@@ -825,6 +848,7 @@ class _Advance:
             return
         self._close_places(step)
         self._end_step(step, COMPLETED)
+        self.commands.append(MarkStep(place=StepPlace(step.id), status=WORDS[COMPLETED]))
         self._stop()
         state.status = ExecutionStatus.COMPLETED
         self.commands.append(ContinueExecution(workflow=work.workflow, input=given))
@@ -858,7 +882,7 @@ class _Advance:
         else:
             progress.round += 1
             progress.round_code = PENDING
-            progress.attempt = 0
+            progress.most, progress.attempt = max(progress.most, progress.attempt), 0
         self._look_at(self._plan.number[step.id])
 
     def _fail(self, step: Step, place: StepPlace, error: str, kind: str, *, told: bool = False) -> Needing[None]:
@@ -874,20 +898,25 @@ class _Advance:
         if step.for_each is None:
             yield from self._fail_step(step, f"round {place.item}: {error}", kind)
         elif step.for_each.mode == MapMode.FAIL_FAST:
-            yield from self._fail_step(step, f"item {place.item}: {error}", kind)
+            error = f"item {place.item}: {error}"
+            if self._taking:
+                self._failing.setdefault(step.id, (error, kind))
+            else:
+                yield from self._fail_step(step, error, kind)
         else:
             self._errors[place] = error, kind
             self._look_at(self._plan.number[step.id])
 
     def _try_again(self, step: Step, place: StepPlace, error: str, kind: str) -> bool:
         retry, attempt = step.retry, self._state.attempt(place)
-        if not isinstance(step.work, (CallWorkflow, WaitFor, AskStep)) or attempt >= retry.max_attempts:
+        tries = attempt - self._state.progress(step.id).base
+        if not isinstance(step.work, (CallWorkflow, WaitFor, AskStep)) or tries >= retry.max_attempts:
             return False
         if any(_fits(pattern, error, kind) for pattern in retry.final):
             return False
-        factor = 1 if retry.backoff in _FIXED else attempt
+        factor = 1 if retry.backoff in _FIXED else tries
         if retry.backoff == "exponential":
-            factor = 1 << min(attempt - 1, _MAX_EXPONENT)
+            factor = 1 << min(tries - 1, _MAX_EXPONENT)
         delay = min(retry.initial_ms * factor, retry.max_ms or MAX_WAIT_MS)
         seed = zlib.crc32(f"{self._state.execution_id} {place.step} {place.item} {attempt}".encode())
         delay = round(delay * (1 + min(max(retry.jitter, 0.0), 1.0) * (seed / 0x8000_0000 - 1)))
@@ -917,7 +946,8 @@ class _Advance:
                 error, kind, told = f"{problem} (in on_error of: {error})", other_kind, False
                 break
             self._keep(StepPlace(step.id), result)
-            self._complete_step(step)
+            self._end_step(step, COMPLETED)
+            self._note_partly_done(step)  # what has failed is not undone
             return
         self._end_failed(step, error, kind, route, told=told)
 
@@ -945,7 +975,8 @@ class _Advance:
             if other in state.tallies:
                 state.tallies[other][code != COMPLETED] += 1
         for number in self._plan.dependents[step.id]:
-            self._look_at(number)
+            if self._code(StepPlace(self._plan.order[number].id)) == PENDING:
+                self._look_at(number)
         return progress
 
     def _note_partly_done(self, step: Step) -> None:
@@ -1056,6 +1087,7 @@ class _Advance:
             state.failure = Ending(ExecutionStatus.FAILED, f"outputs: {problem}", kind)
             return
         state.status = ExecutionStatus.COMPLETED
+        state.page_ms = 0
         self.commands.append(EndExecution(status=state.status, result=result))
 
     def _stop(self) -> None:
@@ -1093,6 +1125,7 @@ class _Advance:
         assert state.ending is not None
         status, error, kind, _ = state.ending
         state.status = ExecutionStatus(status)
+        state.page_ms = 0
         self.commands.append(EndExecution(status=status, error=error, error_type=kind))
 
     def _undo(self, step: Step) -> Needing[None]:
@@ -1121,6 +1154,8 @@ class _Advance:
                     return
                 self._page -= 1
                 progress.round -= 1
+                progress.round_code = PENDING
+                progress.most, progress.attempt = max(progress.most, progress.attempt), 0
                 yield from self._begin_undoing(step, StepPlace(step.id, progress.round))
         elif progress.code == COMPLETED:
             state.set_step(step.id, COMPENSATED)
@@ -1140,7 +1175,7 @@ class _Advance:
         except EvaluationError as failed:
             self._mark_compensated(place, str(failed), EXPRESSION)
             return
-        attempt = max(self._state.attempt(place), 1)
+        attempt = self._undo_attempt(step, place)
         self.commands.append(
             DoAction(
                 place=place,
@@ -1156,9 +1191,13 @@ class _Advance:
         else:
             self._state.undoing.add(place)
 
-    def _compensation_ended(self, place: StepPlace, ended: StepEnded) -> bool:
+    def _undo_attempt(self, step: Step, place: StepPlace) -> int:
+        """Return the attempt that is undone; of a round, one that was not undone yet."""
+        return self._state.progress(step.id).base + 1 if step.while_ is not None else self._state.attempt(place)
+
+    def _compensation_ended(self, step: Step, place: StepPlace, ended: StepEnded) -> bool:
         state = self._state
-        if place not in state.undoing or ended.attempt not in (0, max(state.attempt(place), 1)):
+        if place not in state.undoing or ended.attempt not in (0, self._undo_attempt(step, place)):
             return False
         state.undoing.discard(place)
         if ended.outcome == "completed":

@@ -39,6 +39,7 @@ WORDS: Final = {
     CANCELLED: "cancelled",
     COMPENSATED: "compensated",
 }
+_DEFAULTS: Final[tuple[Json, ...]] = (PENDING, 0, "", "", "", 0, PENDING, 0, 0, None, ())
 _RUN: Final = re.compile(r"(\d*)(\D)")
 _Key = TypeVar("_Key")
 
@@ -114,10 +115,11 @@ class StepProgress:
 
     `attempt` counts how often it, or its present round, was begun. `route` is the step that runs
     because this one has failed. `round` is the present round of a `while`, or the next one if its
-    `round_code` is PENDING: those before it are completed.
+    `round_code` is PENDING: those before it are completed. When the execution is retried, attempts
+    go on from `base`, so none comes twice; `most` is the highest one of the rounds that ended.
     """
 
-    __slots__ = ("attempt", "code", "error", "error_type", "items", "round", "round_code", "route")
+    __slots__ = ("attempt", "base", "code", "error", "error_type", "items", "most", "round", "round_code", "route")
 
     def __init__(self, code: str = PENDING, attempt: int = 0) -> None:
         self.code = code
@@ -128,29 +130,36 @@ class StepProgress:
         self.items: MapProgress | None = None
         self.round = 0
         self.round_code = PENDING
+        self.base = 0
+        self.most = 0
+
+    def highest_attempt(self) -> int:
+        """Return the highest attempt of the step and all its items and rounds."""
+        items = self.items
+        of_items = max(map(items.attempt, range(len(items.codes))), default=0) if items is not None else 0
+        return max(self.base, self.most, self.attempt, of_items)
 
     def to_json(self) -> list[Json]:
         """Encode it; what is missing at the end is the default."""
         fields: list[Json] = [self.code, self.attempt, self.error, self.error_type, self.route]
-        fields += [self.round, self.round_code]
+        fields += [self.round, self.round_code, self.base, self.most]
         if self.items is not None:
             by_attempt = _grouped((count, item) for item, count in self.items.attempts.items())
             fields += [_runs(self.items.codes), [[count, ranges] for count, ranges in by_attempt]]
         else:
-            defaults = [PENDING, 0, "", "", "", 0, PENDING]
-            while fields and fields[-1] == defaults[len(fields) - 1]:
+            while fields and fields[-1] == _DEFAULTS[len(fields) - 1]:
                 fields.pop()
         return fields
 
     @classmethod
     def from_json(cls, fields: list[Json]) -> StepProgress:
         """Decode what `to_json` encoded."""
-        full = [*fields, *[PENDING, 0, "", "", "", 0, PENDING, None, []][len(fields) :]]
+        full = [*fields, *_DEFAULTS[len(fields) :]]
         self = cls(full[0], full[1])
-        self.error, self.error_type, self.route, self.round, self.round_code = full[2:7]
-        if full[7] is not None:
-            self.items = MapProgress([one for n, code in _RUN.findall(full[7]) for one in code * int(n or 1)])
-            for count, ranges in full[8]:
+        self.error, self.error_type, self.route, self.round, self.round_code, self.base, self.most = full[2:9]
+        if full[9] is not None:
+            self.items = MapProgress([one for n, code in _RUN.findall(full[9]) for one in code * int(n or 1)])
+            for count, ranges in full[10]:
                 self.items.attempts.update(dict.fromkeys(_numbers(ranges), count))
         return self
 
@@ -240,7 +249,7 @@ class GraphState:
             elif fields:
                 other[step] = fields
         encoded = {
-            "status": self.status,
+            "status": str(self.status),
             "id": self.execution_id,
             "workspace": self.workspace,
             "started": self.started_ms,
@@ -252,8 +261,8 @@ class GraphState:
             "order": self.order,
             "undoing": _grouped(self.undoing),
             "cancelling": _grouped(self.cancelling),
-            "failure": self.failure and list(self.failure),
-            "ending": self.ending and list(self.ending),
+            "failure": self.failure and [str(one) for one in self.failure],
+            "ending": self.ending and [str(one) for one in self.ending],
             "signals": [list(one) for one in self.signals],
             "begun": self.begun,
             "allowance": self.allowance,

@@ -505,6 +505,12 @@ class TestMaps:
         state = run.now_state
         assert [state.step_status(StepPlace("m", item)) for item in range(3)] == ["cancelled", "failed", "pending"]
 
+    def test_ends_that_come_with_a_failure_count(self) -> None:
+        run = started(self.steps(compensate=agent("undo")), trigger=list("abc"))
+        commands = run.page(run.ended("m", 1, error="bad"), run.ended("m", 0, result="A"))
+        assert kinds(commands) == ["CancelStep m", "MarkStep m", "DoAction m"]
+        assert [commands[0].place.item, commands[2].place.item] == [2, 0]
+
     def test_settled_items_say_how_they_ended(self) -> None:
         run = started(self.steps(mode=MapMode.SETTLED), trigger=list("abc"))
         run.fail("m", "bad", 1, "X")
@@ -714,6 +720,21 @@ class TestWaits:
         run.signal("go", 2)
         run.complete("a")
         assert run.end == EndExecution(status="completed", result={"a": None, "w": 1})
+
+    def test_a_signal_may_have_to_fit(self) -> None:
+        big = Of(lambda env: env["input"] > 5 and env["source"]["principal"] == "us::ada", "input", "source.principal")
+        run = started(step("a"), step("w", WaitFor(signal="go", condition=big)), step("v", WaitFor(signal="go")))
+        run.signal("go", 1)
+        assert run.result("v") == 1
+        run.signal("go", 2)
+        run.signal("go", 6)
+        assert run.result("w") == 6
+        assert run.now_state.signals == [("go", 2, "us::ada")]
+        run = started(step("a"), step("w", WaitFor(signal="go", condition=big), depends_on="a"))
+        for number in (1, 7, 8):
+            run.signal("go", number)
+        run.complete("a")
+        assert run.result("w") == 7
 
     def test_a_signal_that_no_step_waits_for_is_refused(self) -> None:
         run = started(step("a"), step("w", WaitFor(signal="go"), depends_on="a"))
@@ -926,6 +947,19 @@ class TestCompensation:
         assert commands[0].status == commands[1].status == "compensation_failed"
         run.undone("a")
         assert run.status == "failed"
+
+    def test_a_step_whose_failure_gave_its_result_is_not_undone(self) -> None:
+        handler = (ErrorHandler(error="*", result=lit(1)),)
+        run = started(
+            step("a", compensate=agent("undo"), on_error=handler),
+            step("m", for_each=ForEach(items=lit([1, 2])), compensate=agent("undo"), on_error=handler),
+            step("z"),
+        )
+        run.fail("a")
+        run.complete("m", item=0)
+        run.fail("m", item=1)
+        run.fail("z")
+        assert set(run.undoing) == {StepPlace("m", 0)}
 
     def test_compensations_that_emit_events_end_at_once(self) -> None:
         run = started(step("a", compensate=emit("undone")), step("b"))
@@ -1168,6 +1202,7 @@ class TestContinuing:
         )
         commands = run.complete("a", [1])
         assert commands == [
+            MarkStep(place=StepPlace("c"), status="completed"),
             MarkStep(place=StepPlace("w"), status="cancelled"),
             ContinueExecution(workflow="next", input=[1]),
         ]
