@@ -2,7 +2,8 @@
 
 An entry (a rule, a workflow's trigger, an event of a machine, a wait) has an event name, an agent,
 a workspace and the equalities of its condition: `input.kind == "order"` is (("input", "kind"),
-"order"). The index is a tree that divides entries by these:
+"order"), and `input.kind in ["a", "b"]` is (("input", "kind"), ("a", "b")). The index is a tree
+that divides entries by these:
 
     (event, agent or *, workspace or *) ─▶ level ─▶ path ─▶ literal ─▶ level ─▶ …
 
@@ -28,11 +29,13 @@ ANY: Final = "*"
 """The agent or workspace of an entry that takes events of all."""
 MAX_EQUALITIES: Final = 16
 """How many equalities of an entry are looked at; the condition decides the others."""
+MAX_ALTERNATIVES: Final = 16
+"""How many literals of an `in` are looked at; the condition decides longer ones."""
 UNDIVIDED: Final = 8
 """How many entries a level keeps in a list before it divides them."""
 
 Equality: TypeAlias = tuple[Path, Json]
-"""A path into the environment, and the literal that must be there."""
+"""A path into the environment, and the literal that must be there, or a tuple of alternatives."""
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
@@ -42,7 +45,8 @@ _Token: TypeAlias = str | float | tuple[bool] | None
 Integers above 2**53 have the token of their float: one token for a few values that differ.
 """
 _NAN: Final = float("nan")
-_Check: TypeAlias = tuple[Path, _Token]
+_Check: TypeAlias = tuple[Path, frozenset[_Token]]
+_Branch: TypeAlias = tuple[Path, _Token]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +73,7 @@ class RuleIndex(Generic[K, V]):
     __slots__ = ("_entries", "_events", "examined")
 
     def __init__(self) -> None:
-        self._entries: dict[K, _IndexedRule[K, V]] = {}
+        self._entries: dict[K, list[_IndexedRule[K, V]]] = {}
         self._events: dict[str, dict[tuple[str, str], _RuleLevel]] = {}
         self.examined = 0
 
@@ -89,18 +93,22 @@ class RuleIndex(Generic[K, V]):
     def add(self, key: K, accepts: EventFilter, value: V) -> None:
         """Add an entry, in the place of one with this key."""
         self.remove(key)
-        entry = _IndexedRule(key, accepts, value)
-        level = self._events.setdefault(accepts.event, {}).setdefault(entry.source, _RuleLevel())
-        self._entries[key] = entry
-        _insert(entry, level)
+        entries = [_IndexedRule(key, accepts, value, checks) for checks in _alternatives(_checks(accepts))]
+        self._entries[key] = entries
+        for entry in entries:
+            level = self._events.setdefault(entry.event, {}).setdefault(entry.source, _RuleLevel())
+            _insert(entry, level)
 
     def remove(self, key: K) -> bool:
         """Remove an entry; return whether there was one."""
-        entry = self._entries.pop(key, None)
-        if entry is None:
-            return False
+        entries = self._entries.pop(key, ())
+        for entry in entries:
+            self._take_out(entry)
+        return bool(entries)
+
+    def _take_out(self, entry: _IndexedRule[K, V]) -> None:
         level = entry.levels[-1]
-        del level.entries[key]
+        del level.entries[entry]
         for above, (path, token) in zip(reversed(entry.levels[:-1]), reversed(entry.chosen), strict=True):
             level.size -= 1
             if not level.size:
@@ -115,7 +123,6 @@ class RuleIndex(Generic[K, V]):
             del sources[entry.source]
             if not sources:
                 del self._events[entry.event]
-        return True
 
     def candidates(self, event_name: str, agent: str, workspace: str, env: Environment) -> list[V]:
         """Return the entries that the event may match: higher priority first, then by key.
@@ -135,9 +142,9 @@ class RuleIndex(Generic[K, V]):
         while levels:
             level = levels.pop()
             self.examined += len(level.entries)
-            for entry in level.entries.values():
-                for path, token in entry.checks:
-                    if _token(_at(root, path)) != token:
+            for entry in level.entries:
+                for path, tokens in entry.checks:
+                    if _token(_at(root, path)) not in tokens:
                         break
                 else:
                     found.append(entry)
@@ -149,24 +156,23 @@ class RuleIndex(Generic[K, V]):
 
 
 class _IndexedRule(Generic[K, V]):
-    """An entry: what is checked, and which levels it is in."""
+    """An entry, or one alternative of it: what is checked, and which levels it is in."""
 
-    __slots__ = ("checks", "chosen", "event", "key", "levels", "order", "source", "value")
+    __slots__ = ("checks", "chosen", "event", "levels", "order", "source", "value")
 
-    def __init__(self, key: K, accepts: EventFilter, value: V) -> None:
-        self.key = key
+    def __init__(self, key: K, accepts: EventFilter, value: V, checks: tuple[_Check, ...]) -> None:
         self.value = value
         self.event = accepts.event
         self.source = (accepts.agent or ANY, accepts.workspace or ANY)
         self.order: tuple[int, Any] = (-accepts.priority, key)
-        checks = ((path, _token(literal)) for path, literal in accepts.equalities if path and _is_scalar(literal))
-        self.checks: tuple[_Check, ...] = tuple(dict.fromkeys(checks))[:MAX_EQUALITIES]
+        self.checks = checks
         self.levels: list[_RuleLevel] = []
-        self.chosen: list[_Check] = []
+        self.chosen: list[_Branch] = []
 
-    def divisible(self) -> list[_Check]:
+    def divisible(self) -> list[_Branch]:
         """Return by what a level may divide this entry: null is any missing path."""
-        return [check for check in self.checks if check[1] is not None and check not in self.chosen]
+        branches = [(path, next(iter(tokens))) for path, tokens in self.checks if len(tokens) == 1]
+        return [branch for branch in branches if branch[1] is not None and branch not in self.chosen]
 
 
 @dataclass(slots=True, eq=False)
@@ -174,7 +180,7 @@ class _RuleLevel:
     """Entries that some literals have led to, in a list and divided."""
 
     size: int = 0
-    entries: dict[Any, _IndexedRule[Any, Any]] = field(default_factory=dict)
+    entries: dict[_IndexedRule[Any, Any], None] = field(default_factory=dict)
     tree: _PathNode | None = None
 
 
@@ -260,7 +266,7 @@ def _insert(entry: _IndexedRule[Any, Any], level: _RuleLevel) -> None:
         entry.levels.append(level)
         divisible = entry.divisible()
         if not divisible or (level.tree is None and len(level.entries) < UNDIVIDED):
-            level.entries[entry.key] = entry
+            level.entries[entry] = None
             return
         if level.tree is None:
             _divide(level)
@@ -270,14 +276,14 @@ def _insert(entry: _IndexedRule[Any, Any], level: _RuleLevel) -> None:
 def _divide(level: _RuleLevel) -> None:
     """Move the entries of a level's list below it, but for those that nothing divides."""
     level.tree = _PathNode()
-    for key, entry in list(level.entries.items()):
+    for entry in list(level.entries):
         divisible = entry.divisible()
         if divisible:
-            del level.entries[key]
+            del level.entries[entry]
             _insert(entry, _descend(entry, level, divisible))
 
 
-def _descend(entry: _IndexedRule[Any, Any], level: _RuleLevel, divisible: list[_Check]) -> _RuleLevel:
+def _descend(entry: _IndexedRule[Any, Any], level: _RuleLevel, divisible: list[_Branch]) -> _RuleLevel:
     """Choose the equality that the fewest entries share, and return its level."""
     tree = level.tree
     assert tree is not None
@@ -285,6 +291,25 @@ def _descend(entry: _IndexedRule[Any, Any], level: _RuleLevel, divisible: list[_
     chosen = divisible[sizes.index(min(sizes))]
     entry.chosen.append(chosen)
     return tree.make_level(*chosen)
+
+
+def _checks(accepts: EventFilter) -> tuple[_Check, ...]:
+    """Return the equalities that the index looks at."""
+    found: dict[_Check, None] = {}
+    for path, wanted in accepts.equalities:
+        literals = wanted if isinstance(wanted, tuple) else (wanted,)
+        if path and len(literals) <= MAX_ALTERNATIVES and all(_is_scalar(literal) for literal in literals):
+            found[path, frozenset(_token(literal) for literal in literals)] = None
+    return tuple(found)[:MAX_EQUALITIES]
+
+
+def _alternatives(checks: tuple[_Check, ...]) -> list[tuple[_Check, ...]]:
+    """Return the checks for each literal of the first `in`: at most one of them holds."""
+    for place, (path, tokens) in enumerate(checks):
+        if len(tokens) > 1:
+            rest = checks[:place] + checks[place + 1 :]
+            return [((path, frozenset((token,))), *rest) for token in tokens]
+    return [checks]
 
 
 def _is_scalar(literal: Json) -> bool:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import math
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from aether_trio.model.expressions import ExpressionError, compile_expression
 from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
 
 NAMES = ["a", "b"]
@@ -26,7 +28,9 @@ filters = st.builds(
     event=st.sampled_from(NAMES),
     agent=st.sampled_from([ANY, "", *NAMES]),
     workspace=st.sampled_from([ANY, "", *NAMES]),
-    equalities=st.lists(st.tuples(paths, scalars), max_size=3).map(tuple),
+    equalities=st.lists(
+        st.tuples(paths, scalars | st.lists(scalars, min_size=1, max_size=4).map(tuple)), max_size=3
+    ).map(tuple),
     priority=st.integers(-1, 1),
 )
 changes = st.lists(st.tuples(st.integers(0, 40), st.none() | filters), max_size=60)
@@ -58,9 +62,13 @@ def holds(accepts: EventFilter, env: dict[str, Any]) -> bool:
                 value = member(value, part)
         except LookupError:
             return False
-        if not equal(value, literal):
+        if not any(equal(value, one) for one in alternatives(literal)):
             return False
     return True
+
+
+def alternatives(literal: Any) -> tuple[Any, ...]:
+    return literal if isinstance(literal, tuple) else (literal,)
 
 
 def matches(accepts: EventFilter, event: str, agent: str, workspace: str, env: dict[str, Any]) -> bool:
@@ -100,6 +108,60 @@ def test_has_all_that_a_scan_finds_in_order(
     assert not index._entries
 
 
+conjuncts = st.tuples(
+    st.sampled_from(
+        ["input.a", "input.b", "input?.a?.b", 'input["b"].a', "source.agent", "input.missing", "$env.input.a"]
+    ),
+    st.sampled_from(["==", "==", "in", "!="]),
+    st.sampled_from(["5", "5.0", "1", "true", "nil", '"x"', '""', "'a'", "-1"]),
+    st.sampled_from(["5", "nil", '"x"', '"a"', "false"]),
+)
+
+
+def conjunct_of(parts: tuple[str, str, str, str]) -> str:
+    path, operator, literal, other = parts
+    if operator == "in":
+        return f"{path} in [{literal}, {other}]"
+    return f"{literal} == {path}" if operator == "==" and other == "nil" else f"{path} {operator} {literal}"
+
+
+def no_regex(pattern: str) -> Any:
+    raise AssertionError(pattern)
+
+
+terms = conjuncts.map(conjunct_of)
+conditions = (
+    terms
+    | st.builds("{} && {}".format, terms, terms)
+    | st.builds("{} and ({} || {})".format, terms, terms, terms)
+    | st.builds("{} && ({} and not ({}))".format, terms, terms, terms)
+)
+values = st.sampled_from([None, True, 5.0, 1.0, -1.0, "x", "a", ""])
+
+
+@settings(max_examples=30)
+@given(
+    st.lists(conditions, min_size=12, max_size=15),
+    st.lists(
+        st.dictionaries(st.sampled_from("ab"), values | st.dictionaries(st.sampled_from("ab"), values)), max_size=4
+    ),
+)
+def test_has_all_whose_condition_is_true(sources: list[str], events: list[Any]) -> None:
+    index: RuleIndex[int, int] = RuleIndex()
+    compiled = [compile_expression(source, regex=no_regex) for source in sources]
+    for number, expression in enumerate(compiled):
+        index.add(number, EventFilter(event="e", equalities=expression.equalities()), number)
+    for data in events:
+        env = {"input": data, "source": {"agent": "a"}}
+        found = set(index.candidates("e", "a", "ws", env))
+        for number, expression in enumerate(compiled):
+            try:
+                holds = expression.evaluate(env, now=lambda: datetime(2026, 1, 1, tzinfo=UTC))
+            except ExpressionError:
+                continue
+            assert holds is not True or number in found
+
+
 def holds_strictly_false(accepts: EventFilter, env: dict[str, Any]) -> bool:
     """Return whether an equality is false; one that fails, or is beyond 2**53, is not."""
     for path, literal in accepts.equalities:
@@ -109,8 +171,9 @@ def holds_strictly_false(accepts: EventFilter, env: dict[str, Any]) -> bool:
                 value = member(value, part)
         except LookupError:
             continue
-        both_large = all(isinstance(each, int) and abs(each) >= 2**53 for each in (value, literal))
-        if not equal(value, literal) and not both_large:
+        large = [one for one in alternatives(literal) if isinstance(one, int) and one >= 2**53]
+        both_large = isinstance(value, int) and value >= 2**53 and large
+        if not any(equal(value, one) for one in alternatives(literal)) and not both_large:
             return True
     return False
 
@@ -143,6 +206,18 @@ def test_one_name_and_as_many_literals_cost_a_handful(agent: str) -> None:
     assert found == [9876]
     assert examined < 20
     assert looked_at(index, "e", {"other": 1})[1] < 20
+
+
+def test_one_of_several_literals_is_looked_up_too() -> None:
+    index: RuleIndex[int, int] = RuleIndex()
+    for number in range(5_000):
+        equalities = ((("source", "agent"), "agent"), *kind((f"k{number}", f"m{number}", float(number))))
+        index.add(number, EventFilter(event="e", equalities=equalities), number)
+    for value in ("k77", "m77", 77, 77.0):
+        index.examined = 0
+        env = {"input": {"kind": value}, "source": {"agent": "agent"}}
+        assert index.candidates("e", "agent", "ws", env) == [77]
+        assert index.examined < 30
 
 
 def test_an_equality_that_all_share_does_not_spoil_the_others() -> None:
@@ -209,7 +284,9 @@ def test_what_is_no_scalar_is_left_to_the_condition() -> None:
     index: RuleIndex[int, int] = RuleIndex()
     for number in range(20):
         index.add(number, EventFilter(event="e", equalities=kind([number])), number)
-    assert looked_at(index, "e", {"kind": [3]})[0] == list(range(20))
+        index.add(number + 100, EventFilter(event="e", equalities=kind(tuple(range(number, 50)))), number + 100)
+    found, _ = looked_at(index, "e", {"kind": [3]})
+    assert found == [*range(20), *range(100, 120)]
 
 
 def test_deep_paths_and_data_need_no_stack() -> None:
@@ -234,7 +311,10 @@ def test_entries_that_come_and_go_leave_nothing() -> None:
 
     before = objects()
     for number in range(2_000):
-        equalities = ((("input", f"k{number % 7}", f"m{number}"), number), (("input", "row"), number % 10))
+        equalities = (
+            (("input", f"k{number % 7}", f"m{number}"), number),
+            (("input", "row"), (number % 10, number % 11, number)),
+        )
         index.add(number, EventFilter(event=f"e{number % 3}", equalities=equalities), number)
     assert objects() > before
     for number in reversed(range(2_000)):
