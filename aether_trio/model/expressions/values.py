@@ -14,7 +14,6 @@ Some builtins make other types: `MapEntries` (toPairs), `AnyMap` (groupBy, fromP
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -177,13 +176,6 @@ def to_text(value: object) -> str:
     raise Fault(f"a {type_name(value)} is no string")
 
 
-def to_bool(value: object) -> bool:
-    """Return a bool; faults where it is none."""
-    if value is True or value is False:
-        return value
-    raise Fault(f"a {type_name(value)} is no bool")
-
-
 def utf8(text: str) -> bytes:
     """Return the bytes of a string; lone surrogates become U+FFFD."""
     if text.isascii():
@@ -297,11 +289,6 @@ def less(left: object, right: object) -> bool:
     elif (kind is float and other is int) or (kind is int and other is float):
         return float(left) < float(right)  # type: ignore[arg-type]
     raise Fault(f"a {type_name(left)} and a {type_name(right)} have no order")
-
-
-def is_nan(value: object) -> bool:
-    """Return whether a value is the float that is no number."""
-    return type(value) is float and math.isnan(value)
 
 
 def plain(value: object) -> object:
