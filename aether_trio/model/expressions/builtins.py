@@ -31,6 +31,7 @@ from aether_trio.model.expressions.values import (
     NilList,
     Weekday,
     deeper,
+    described,
     equal,
     from_utf8,
     less,
@@ -61,7 +62,7 @@ _DATE_LAYOUTS: Final = (
 
 
 def _refuse(name: str, value: object) -> Fault:
-    return Fault(f"{name}() does not take a {type_name(value)}")
+    return Fault(f"{name}() does not take {described(value)}")
 
 
 def _text(budget: EvaluationBudget, text: str) -> str:
@@ -233,7 +234,7 @@ def _exact_int(name: str, value: object) -> int:
     if type(value) is int:
         return value
     hint = ": use int()" if type(value) is float else ""
-    raise Fault(f"{name}() takes ints, not a {type_name(value)}{hint}")
+    raise Fault(f"{name}() takes ints, not {described(value)}{hint}")
 
 
 def _shift(count: int) -> int:

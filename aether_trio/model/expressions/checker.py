@@ -132,7 +132,7 @@ class _Checker:
                 return BOOL
         elif nature.unknown or nature.number:
             return nature
-        raise Fault(f"'{node.operator}' does not take a {nature}", node.offset)
+        raise Fault(f"'{node.operator}' does not take {nature}", node.offset)
 
     def binary(self, node: Binary) -> Nature:
         first, chain = spine(node)
@@ -156,7 +156,7 @@ class _Checker:
                     raise Fault(f"the pattern is no regular expression: {error}", node.right.offset) from None
             found = _operated(operator, left, right)
         if found is None:
-            raise Fault(f"'{operator}' does not take a {left} and a {right}", node.offset)
+            raise Fault(f"'{operator}' does not take {left} and {right}", node.offset)
         return found
 
     @staticmethod
@@ -176,7 +176,7 @@ class _Checker:
         if right.kind == "array":
             element = right.of_elements()
             if not left.comparable_to(element):
-                raise Fault(f"a {left} is never in a list of {element}s", node.offset)
+                raise Fault(f"{left} is never in a list whose elements are each {element}", node.offset)
             return BOOL
         if right.unknown or (left.unknown and right.kind in ("string", "time", "location")):
             return BOOL
@@ -200,25 +200,25 @@ class _Checker:
             return base.of_elements()
         if base.kind == "array":
             if not key.unknown and key.kind != "int":
-                raise Fault(f"an index is an int, not a {key}", node.key.offset)
+                raise Fault(f"an index is an int, not {key}", node.key.offset)
             return base.of_elements()
         if isinstance(node.key, Literal) and isinstance(node.key.value, str):
             if node.key.value in METHODS.get(base.kind, ()):
                 return FUNCTION
             close = get_close_matches(node.key.value, METHODS.get(base.kind, ()), 1)
             hint = f": did you mean '{close[0]}'?" if close else ""
-            raise Fault(f"a {base} has no '{node.key.value[:40]}'{hint}", node.key.offset)
-        raise Fault(f"a {base} has no elements", node.offset)
+            raise Fault(f"{base} has no '{node.key.value[:40]}'{hint}", node.key.offset)
+        raise Fault(f"{base} has no elements", node.offset)
 
     def slice(self, node: Slice) -> Nature:
         base = self.visit(node.node)
         bounds = [bound for bound in (node.start, node.stop) if bound is not None]
         if not base.unknown and base.kind not in ("string", "array"):
-            raise Fault(f"a {base} cannot be sliced", node.offset)
+            raise Fault(f"{base} cannot be sliced", node.offset)
         for bound in bounds:
             nature = self.visit(bound)
             if not (base.unknown or nature.unknown or nature.kind == "int"):
-                raise Fault(f"the bound of a slice is an int, not a {nature}", bound.offset)
+                raise Fault(f"the bound of a slice is an int, not {nature}", bound.offset)
         return base
 
     def call(self, node: Call) -> Nature:
@@ -232,13 +232,13 @@ class _Checker:
         if not isinstance(name, Literal) or base.kind not in METHODS:
             if base.unknown or base.kind == "map":
                 return UNKNOWN
-            raise Fault(f"a {base} has no methods", node.offset)
+            raise Fault(f"{base} has no methods", node.offset)
         method = METHODS[base.kind][str(name.value)]
         if len(given) != len(method.takes):
             raise Fault(f"{name.value}() takes {len(method.takes)} arguments, not {len(given)}", node.offset)
         for argument, nature, wanted in zip(node.arguments, given, method.takes, strict=True):
             if nature.nil or not (nature.unknown or nature.assignable_to(wanted)):
-                raise Fault(f"{name.value}() takes a {wanted}, not a {nature}", argument.offset)
+                raise Fault(f"{name.value}() takes {wanted}, not {nature}", argument.offset)
         return method.result
 
     def no_function(self, callee: Name) -> Fault:
@@ -262,7 +262,7 @@ class _Checker:
         first = node.arguments[0]
         collection = self.visit(first)
         if not collection.unknown and collection.kind != "array":
-            raise Fault(f"{name}() takes a list, not a {collection}", first.offset)
+            raise Fault(f"{name}() takes a list, not {collection}", first.offset)
         body = UNKNOWN
         if len(node.arguments) > 1:
             predicate = node.arguments[1]
@@ -273,7 +273,7 @@ class _Checker:
             if body.nil:
                 raise Fault(f"the predicate of {name}() gives always nil", predicate.offset)
             if name in _TESTS and not body.unknown and body != BOOL:
-                raise Fault(f"the predicate of {name}() gives a {body}, not a bool", predicate.offset)
+                raise Fault(f"the predicate of {name}() gives {body}, not a bool", predicate.offset)
         if len(node.arguments) > 2:
             self.visit(node.arguments[2])
         return self.result(name, collection, body, len(node.arguments))
@@ -299,7 +299,7 @@ class _Checker:
     def conditional(self, node: Conditional) -> Nature:
         condition = self.visit(node.condition)
         if not condition.unknown and condition != BOOL:
-            raise Fault(f"a condition is a bool, not a {condition}", node.condition.offset)
+            raise Fault(f"a condition is a bool, not {condition}", node.condition.offset)
         yes, no = self.visit(node.yes), self.visit(node.no)
         if yes.nil:
             return no

@@ -44,7 +44,7 @@ from aether_trio.model.expressions.syntax import (
     Within,
     spine,
 )
-from aether_trio.model.expressions.values import NilList, equal, is_nil, less, type_name
+from aether_trio.model.expressions.values import NilList, described, equal, is_nil, less
 
 RegexCompiler: TypeAlias = Callable[[str], Callable[[str], bool]]
 """Makes the search for a pattern, linear in the text; raises ValueError for a bad one."""
@@ -156,7 +156,7 @@ class ExpressionCompiler:
             for key, value, place in pairs:
                 name = key(frame)
                 if type(name) is not str:
-                    raise Fault(f"a key of a map is a string, not a {type_name(name)}", place)
+                    raise Fault(f"a key of a map is a string, not {described(name)}", place)
                 made.setdefault(name, value(frame))
             return made
 
@@ -176,7 +176,7 @@ class ExpressionCompiler:
                 return False
             if value is False:
                 return True
-            raise Fault(f"'not' takes a bool, not a {type_name(value)}", offset)
+            raise Fault(f"'not' takes a bool, not {described(value)}", offset)
 
         def negate(frame: Frame) -> Any:
             value = operand(frame)
@@ -274,7 +274,7 @@ class ExpressionCompiler:
         if is_nil(text) or is_nil(pattern):
             return False
         if type(text) is not str or type(pattern) is not str:
-            raise Fault(f"'matches' does not take a {type_name(text)} and a {type_name(pattern)}")
+            raise Fault(f"'matches' does not take {described(text)} and {described(pattern)}")
         budget.spend(len(pattern))
         try:
             return _searched(self.regex(pattern), text, budget)
@@ -290,7 +290,7 @@ class ExpressionCompiler:
             try:
                 return value in strings if type(value) is str else key_text(value) in strings
             except Fault:
-                raise Fault(f"'in' looks for a string here, not for a {type_name(value)}", offset) from None
+                raise Fault(f"'in' looks for a string here, not for {described(value)}", offset) from None
 
         return run
 
@@ -403,7 +403,7 @@ class ExpressionCompiler:
                 found = fetch(value, key(frame), frame[1])
             except Fault as fault:
                 raise fault.at(offset) from None
-            raise Fault(f"a {type_name(found)} cannot be called", offset)
+            raise Fault(f"{described(found)} cannot be called", offset)
 
         return run
 
@@ -419,7 +419,7 @@ class ExpressionCompiler:
                 return yes(frame)
             if value is False:
                 return no(frame)
-            raise Fault(f"a condition is a bool, not a {type_name(value)}", offset)
+            raise Fault(f"a condition is a bool, not {described(value)}", offset)
 
         return run
 
@@ -510,7 +510,7 @@ def _searched(found: Callable[[str], bool], text: Any, budget: EvaluationBudget)
         return found(operators.scan(text, budget))
     if is_nil(text):
         return False
-    raise Fault(f"'matches' takes a string, not a {type_name(text)}")
+    raise Fault(f"'matches' takes a string, not {described(text)}")
 
 
 def _now(codes: list[Code], offset: int) -> Code:
@@ -519,7 +519,7 @@ def _now(codes: list[Code], offset: int) -> Code:
         for code in codes:
             zone = code(frame)
             if not isinstance(zone, tzinfo):
-                raise Fault(f"now() takes a timezone(), not a {type_name(zone)}", offset)
+                raise Fault(f"now() takes a timezone(), not {described(zone)}", offset)
             moment = in_zone(moment, zone)
         return moment
 
@@ -585,7 +585,7 @@ def _shortcut(codes: list[Code], offsets: list[int], *, stop: bool) -> Code:
                 return stop
             if value is True or value is False:
                 return right(frame)
-            raise Fault(f"'{word}' takes a bool, not a {type_name(value)}", place)
+            raise Fault(f"'{word}' takes a bool, not {described(value)}", place)
 
         return run_two
     *before, last = codes
@@ -597,7 +597,7 @@ def _shortcut(codes: list[Code], offsets: list[int], *, stop: bool) -> Code:
             if value is stop:
                 return stop
             if value is not True and value is not False:
-                raise Fault(f"'{word}' takes a bool, not a {type_name(value)}", offset)
+                raise Fault(f"'{word}' takes a bool, not {described(value)}", offset)
         return last(frame)
 
     return run
@@ -680,7 +680,7 @@ def _exactly(kind: type) -> Callable[[Any, Any, EvaluationBudget], bool]:
     def same(left: Any, right: Any, budget: EvaluationBudget) -> bool:
         for value in (left, right):
             if type(value) is not kind:
-                raise Fault(f"a {type_name(value)} is found where a {kind.__name__} is known to be")
+                raise Fault(f"{described(value)} is found where a {kind.__name__} is known to be")
         return bool(left == right)
 
     return same

@@ -21,8 +21,8 @@ from aether_trio.model.expressions.values import (
     NilList,
     Weekday,
     deeper,
+    described,
     sized,
-    type_name,
     utf8,
 )
 
@@ -128,7 +128,7 @@ def _text(value: object, budget: EvaluationBudget, depth: int) -> str:
         return weekday_name(value.number)
     if isinstance(value, tzinfo):
         return zone_text(value)
-    raise Fault(f"a {type_name(value)} cannot be printed")
+    raise Fault(f"{described(value)} cannot be printed")
 
 
 def _charged(value: object, budget: EvaluationBudget, depth: int) -> str:
@@ -191,7 +191,7 @@ def _json(value: object, budget: EvaluationBudget, depth: int) -> str:
         return str(value.number)
     if isinstance(value, tzinfo):
         return "{}"
-    raise Fault(f"a {type_name(value)} has no JSON")
+    raise Fault(f"{described(value)} has no JSON")
 
 
 def _charged_json(value: object, budget: EvaluationBudget, depth: int) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 from aether_trio.model.expressions import operators
 from aether_trio.model.expressions.builtins import is_descending, sorted_by
 from aether_trio.model.expressions.errors import Fault
-from aether_trio.model.expressions.values import AnyMap, type_name, utf8
+from aether_trio.model.expressions.values import AnyMap, described, utf8
 
 Frame: TypeAlias = list[Any]
 """The environment, the budget, the clock, then the slots of variables and predicates."""
@@ -44,7 +44,7 @@ class Loop:
             return list(utf8(values))
         if isinstance(values, dict) and not (values and self.reads):
             return [None] * len(values)
-        raise Fault(f"a list is needed here, not a {type_name(values)}", self.offset)
+        raise Fault(f"a list is needed here, not {described(values)}", self.offset)
 
     def charge(self, frame: Frame, count: int, *, made: bool = False) -> None:
         """Take the operations of some elements, and the slots of a list of them."""
@@ -68,7 +68,7 @@ class Loop:
             frame[slot + 1] = index
             value = body(frame)
             if value is not True and value is not False:
-                raise Fault(f"a predicate gives a bool, not a {type_name(value)}", self.offset)
+                raise Fault(f"a predicate gives a bool, not {described(value)}", self.offset)
             yield index, value
 
 

@@ -27,9 +27,9 @@ from aether_trio.model.expressions.values import (
     Month,
     Weekday,
     between,
+    described,
     later,
     nanoseconds,
-    type_name,
     wrap,
 )
 
@@ -61,7 +61,7 @@ class Method:
         for argument, nature in zip(arguments, self.takes, strict=True):
             wanted = _TYPES[nature.kind]
             if not isinstance(argument, wanted) or isinstance(argument, bool):
-                raise Fault(f"the method takes a {nature}, not a {type_name(argument)}")
+                raise Fault(f"the method takes {nature}, not {described(argument)}")
         return self.run(value, *arguments)
 
 

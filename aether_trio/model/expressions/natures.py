@@ -10,6 +10,13 @@ from dataclasses import dataclass
 from typing import Final
 
 
+def with_article(kind: str) -> str:
+    """Return a type as errors name it: nil, an int, a string, something unknown."""
+    if kind in ("nil", "unknown"):
+        return "nil" if kind == "nil" else "something unknown"
+    return f"an {kind}" if kind[0] in "aiu" else f"a {kind}"
+
+
 @dataclass(slots=True, frozen=True)
 class Nature:
     """A type: its kind, that of its elements, its identity among those of a kind."""
@@ -19,7 +26,7 @@ class Nature:
     identity: str = ""
 
     def __str__(self) -> str:
-        return self.kind
+        return with_article(self.kind)
 
     @property
     def unknown(self) -> bool:

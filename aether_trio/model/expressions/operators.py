@@ -12,6 +12,7 @@ from aether_trio.model.expressions.values import (
     AnyMap,
     Duration,
     between,
+    described,
     equal,
     from_utf8,
     is_nil,
@@ -20,7 +21,6 @@ from aether_trio.model.expressions.values import (
     to_float,
     to_int,
     to_text,
-    type_name,
     utf8,
     wrap,
 )
@@ -37,7 +37,7 @@ def scan(text: str, budget: EvaluationBudget) -> str:
 
 
 def _mismatch(left: object, operator: str, right: object) -> Fault:
-    return Fault(f"'{operator}' does not take a {type_name(left)} and a {type_name(right)}")
+    return Fault(f"'{operator}' does not take {described(left)} and {described(right)}")
 
 
 def plus(left: object, right: object, budget: EvaluationBudget) -> object:
@@ -112,9 +112,9 @@ def modulo(left: object, right: object, budget: EvaluationBudget) -> int:
     """Return a remainder of ints, with the sign of the left one."""
     if type(left) is not int or type(right) is not int:
         raise Fault(
-            f"'%' takes ints, not a {type_name(left)} and a {type_name(right)}: numbers of JSON need int()"
+            f"'%' takes ints, not {described(left)} and {described(right)}: numbers of JSON need int()"
             if float in (type(left), type(right))
-            else f"'%' does not take a {type_name(left)} and a {type_name(right)}"
+            else f"'%' does not take {described(left)} and {described(right)}"
         )
     if right == 0:
         raise Fault("an int cannot be divided by zero")
@@ -177,7 +177,7 @@ def negate(value: object) -> object:
         return wrap(-value)
     if type(value) is float:
         return -value
-    raise Fault(f"'-' does not take a {type_name(value)}")
+    raise Fault(f"'-' does not take {described(value)}")
 
 
 def within(needle: object, whole: object, budget: EvaluationBudget) -> bool:
@@ -193,7 +193,7 @@ def within(needle: object, whole: object, budget: EvaluationBudget) -> bool:
         return key_text(needle) in whole
     if isinstance(whole, (datetime, tzinfo)) and isinstance(needle, str):
         return False  # a struct without fields that are seen
-    raise Fault(f"'in' does not take a {type_name(whole)} to search in")
+    raise Fault(f"'in' does not take {described(whole)} to search in")
 
 
 def key_text(key: object) -> str:
@@ -202,7 +202,7 @@ def key_text(key: object) -> str:
         return ""
     if type(key) is str:
         return key
-    raise Fault(f"a {type_name(key)} is no key of a map: keys are strings")
+    raise Fault(f"{described(key)} is no key of a map: keys are strings")
 
 
 def span(left: object, right: object, budget: EvaluationBudget) -> list[object]:
@@ -231,7 +231,7 @@ def fetch(base: object, key: object, budget: EvaluationBudget) -> object:
         if not 0 <= index < len(whole):
             raise Fault(f"the index {index} is out of range: there are {len(whole)} elements")
         return whole[index]
-    raise Fault(f"{_named(key)} cannot be read from a {type_name(base)}")
+    raise Fault(f"{_named(key)} cannot be read from {described(base)}")
 
 
 def _named(key: object) -> str:
@@ -250,7 +250,7 @@ def cut(whole: object, start: object, stop: object, budget: EvaluationBudget) ->
         first, last = _bounds(len(data), start, stop)
         budget.make(last - first)
         return from_utf8(data[first:last])
-    raise Fault(f"a {type_name(whole)} cannot be sliced")
+    raise Fault(f"{described(whole)} cannot be sliced")
 
 
 def _bounds(length: int, start: object, stop: object) -> tuple[int, int]:

@@ -48,7 +48,7 @@ def _overloads(name: str, result: Nature, *forms: tuple[Nature | None, ...]) -> 
         for form in forms:
             if len(form) == len(given) and all(map(_takes, given, form)):
                 return result
-        raise Fault(f"{name}() does not take a {' and a '.join(map(str, given))}")
+        raise Fault(f"{name}() does not take {' and '.join(map(str, given))}")
 
     return check
 
@@ -60,7 +60,7 @@ def _one(name: str, kinds: tuple[str, ...], result: Callable[[Nature], Nature]) 
         if len(given) != 1:
             raise Fault(f"{name}() takes one argument, not {len(given)}")
         if not given[0].unknown and not given[0].is_any(*kinds):
-            raise Fault(f"{name}() does not take a {given[0]}")
+            raise Fault(f"{name}() does not take {given[0]}")
         return result(given[0])
 
     return check
@@ -82,7 +82,7 @@ def _aggregate(name: str) -> Signature:
             if nature.unknown or nature.kind == "array":
                 return ANY
             if not nature.is_any(*_COUNTABLE):
-                raise Fault(f"{name}() does not take a {nature}")
+                raise Fault(f"{name}() does not take {nature}")
         return given[0]
 
     return check
@@ -106,9 +106,9 @@ def _take(given: list[Nature]) -> Nature:
     if len(given) != 2:
         raise Fault(f"take() takes 2 arguments, not {len(given)}")
     if not given[0].unknown and given[0].kind != "array":
-        raise Fault(f"take() does not take from a {given[0]}")
+        raise Fault(f"take() does not take from {given[0]}")
     if not given[1].unknown and not given[1].is_any("int", "duration", "month", "weekday"):
-        raise Fault(f"take() does not take a number that is a {given[1]}")
+        raise Fault(f"take() does not take a number that is {given[1]}")
     return STRINGS if given[0] == STRINGS else LIST if given[0].kind == "array" else ANY
 
 
@@ -117,7 +117,7 @@ def _concat(given: list[Nature]) -> Nature:
         raise Fault("concat() needs an argument")
     for nature in given:
         if not nature.unknown and nature.kind != "array":
-            raise Fault(f"concat() does not take a {nature}")
+            raise Fault(f"concat() does not take {nature}")
     return LIST
 
 
@@ -129,18 +129,18 @@ def _get(given: list[Nature]) -> Nature:
         return UNKNOWN
     if base.kind == "array":
         if not key.unknown and key.kind != "int":
-            raise Fault(f"an index is an int, not a {key}")
+            raise Fault(f"an index is an int, not {key}")
         return base.of_elements()
     if base.kind == "map":
         check_key(base, key)
         return base.of_elements()
-    raise Fault(f"get() does not take a {base}")
+    raise Fault(f"get() does not take {base}")
 
 
 def check_key(base: Nature, key: Nature) -> None:
     """Fault where a key has a type that the map's keys have not."""
     if not base.identity and not key.unknown and key.kind != "string":
-        raise Fault(f"a {key} is no key of a map: keys are strings")
+        raise Fault(f"{key} is no key of a map: keys are strings")
 
 
 _VALUES: Final = ("number", "string", *_COUNTABLE)

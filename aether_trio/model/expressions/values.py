@@ -21,6 +21,7 @@ from typing import Any, Final, TypeAlias
 
 from aether_trio.model.expressions.budget import EvaluationBudget
 from aether_trio.model.expressions.errors import Fault
+from aether_trio.model.expressions.natures import with_article
 
 Same: TypeAlias = Callable[[object, object, EvaluationBudget, int], bool]
 MAX_DEPTH: Final = 64
@@ -78,7 +79,7 @@ class AnyMap(dict[object, object]):
     def put(self, key: object, value: object) -> None:
         """Set the value of a key; faults for a key that Go cannot hash."""
         if isinstance(key, (list, dict)) and not isinstance(key, MapEntry):
-            raise Fault(f"a {type_name(key)} cannot be a key of a map")
+            raise Fault(f"{described(key)} cannot be a key of a map")
         if isinstance(key, MapEntry):
             raise Fault("an entry cannot be a key of a map")
         self.exact[type(key), key] = value
@@ -87,13 +88,13 @@ class AnyMap(dict[object, object]):
     def at(self, key: object) -> object:
         """Return the value of a key, or what a missing one gives."""
         if isinstance(key, (list, dict)):
-            raise Fault(f"a {type_name(key)} cannot be a key of a map")
+            raise Fault(f"{described(key)} cannot be a key of a map")
         return self.exact.get((type(key), key), NilList() if self.lists else None)
 
     def has(self, key: object) -> bool:
         """Return whether a key is there."""
         if isinstance(key, (list, dict)):
-            raise Fault(f"a {type_name(key)} cannot be a key of a map")
+            raise Fault(f"{described(key)} cannot be a key of a map")
         return (type(key), key) in self.exact
 
 
@@ -136,6 +137,11 @@ def type_name(value: object) -> str:
     return "time.Location" if isinstance(value, tzinfo) else "unknown"
 
 
+def described(value: object) -> str:
+    """Return what a value is, for an error: nil, an int, a string."""
+    return with_article(type_name(value))
+
+
 def wrap(number: int) -> int:
     """Return an int as 64 bits hold it."""
     return number if -_SIGN <= number < _SIGN else (number + _SIGN) % _WORD - _SIGN
@@ -157,7 +163,7 @@ def to_int(value: object) -> int:
         return value
     if type(value) is float:
         return truncated(value)
-    raise Fault(f"a {type_name(value)} is no number")
+    raise Fault(f"{described(value)} is no number")
 
 
 def to_float(value: object) -> float:
@@ -166,14 +172,14 @@ def to_float(value: object) -> float:
         return value
     if type(value) is int:
         return float(value)
-    raise Fault(f"a {type_name(value)} is no number")
+    raise Fault(f"{described(value)} is no number")
 
 
 def to_text(value: object) -> str:
     """Return a string; faults where it is none."""
     if type(value) is str:
         return value
-    raise Fault(f"a {type_name(value)} is no string")
+    raise Fault(f"{described(value)} is no string")
 
 
 def utf8(text: str) -> bytes:
@@ -288,7 +294,7 @@ def less(left: object, right: object) -> bool:
             return nanoseconds(left) < nanoseconds(right)  # type: ignore[arg-type]
     elif (kind is float and other is int) or (kind is int and other is float):
         return float(left) < float(right)  # type: ignore[arg-type]
-    raise Fault(f"a {type_name(left)} and a {type_name(right)} have no order")
+    raise Fault(f"{described(left)} and {described(right)} have no order")
 
 
 def plain(value: object) -> object:
