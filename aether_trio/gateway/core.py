@@ -27,6 +27,7 @@ from aether_trio.gateway.membership import open_membership
 from aether_trio.gateway.restored import begin_log
 from aether_trio.gateway.samples import open_samples
 from aether_trio.gateway.session_hooks import ServiceHooks, WorkspaceMoves
+from aether_trio.gateway.workflows import WorkflowEngines
 from aether_trio.log.deduplication import PublisherStore
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog, open_log
@@ -77,8 +78,6 @@ from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.hook import WorkflowHook
 from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
-from aether_trio.services.workflows.relay import WorkflowRelay
-from aether_trio.services.workflows.remote_engine import RemoteCallers, RemoteRequests
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
@@ -121,7 +120,7 @@ class Core:
     credential_ends: CredentialEnds
     tokens: TokenStore
     audit: AuditTrail
-    relay: WorkflowRelay
+    workflows: WorkflowEngines
     sessions: SessionServer
     tail: TopicWatcher
 
@@ -248,11 +247,18 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread, crashes)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
-        remote_engine = None if cluster is None else RemoteRequests(tasks_database, task_nodes, directory, clock)
-        workflows = WorkflowOperations(engine, executions, authorizer, ids, compiled_for_storage, strict=strict)
-        own_engine = workflows if settings.workflow.engine == "embedded" else None
-        relay = WorkflowRelay(
-            registry, directory, authorizer, log, ids, nursery, remote=remote_engine, embedded=own_engine
+        workflows = WorkflowEngines(
+            settings.workflow,
+            clock,
+            randomness,
+            ids,
+            databases,
+            membership,
+            log,
+            authorizer,
+            task_nodes,
+            nursery,
+            operations=WorkflowOperations(engine, executions, authorizer, ids, compiled_for_storage, strict=strict),
         )
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
@@ -292,7 +298,7 @@ async def open_core(
             starter=starter,
             autostart_queue=autostart_queue,
             audit=audit,
-            relay=relay,
+            engines=workflows.sessions,
         )
         if cluster is not None:
             # A renewal frees what this node itself had leased before.
@@ -349,7 +355,7 @@ async def open_core(
             "connection_status_request": session_service.status,
             "agent_op": AgentService(agents, starter, authorizer, strict=strict).handle,
             **tasks.handlers,
-            **relay.handlers,
+            **workflows.relay.handlers,
             "create_task": audit.created_tasks(tasks.handlers["create_task"]),
             **audit_service.handlers,
             **authority.handlers,
@@ -420,7 +426,7 @@ async def open_core(
             credential_ends=credential_ends,
             tokens=tokens,
             audit=audit,
-            relay=relay,
+            workflows=workflows,
             sessions=sessions,
             tail=TopicWatcher(log, ephemeral_topics, clock),
         )
@@ -435,7 +441,6 @@ async def open_core(
             "kv-sweep": kv.sweep_forever,
             "kv-own-spaces": kv.load_own_spaces,
             "checkpoint-sweep": checkpoints.sweep_forever,
-            "workflow-relay": relay.run,
             "session-expiry": expiry.run,
             "identity-providers": credentials.run,
             "token-uses": tokens.run,
@@ -454,15 +459,9 @@ async def open_core(
         if write_timeout_s := settings.grpc.write_timeout_s:
             end_stalled = partial(end_stalled_sessions, registry, write_timeout_s)
             nursery.start_soon(keep_running, "stalled-sessions", end_stalled, name="stalled-sessions")
-        if cluster is not None and remote_engine is not None:
-            own_id = partial(getattr, cluster, "node_id")
-            callers = RemoteCallers(tasks_database, task_nodes, registry, clock, own_id, relay.hand_over)
-            cluster.peers.when_dead(remote_engine.look)
-            for name, run in {"workflow-requests": remote_engine.run, "workflow-callers": callers.run}.items():
-                nursery.start_soon(keep_running, name, run, name=name)
         try:
             # The engine settles its accepted work when it ends, so it ends before all is cancelled.
-            async with engine.running():
+            async with engine.running(), workflows.running(sessions.serve):
                 done()
                 try:
                     yield core

@@ -26,7 +26,7 @@ from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
-from aether_trio.services.workflows.relay import WorkflowRelay
+from aether_trio.services.workflows.embedded import EngineSessions
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.identity_locks import IdentityLocks
@@ -38,6 +38,8 @@ from aether_trio.transport.link import Peer
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _EMPTY_CONFIG: Final = pb.ConfigSnapshot()
+_PART_OF_GATEWAY: Final = Authenticated(lambda workspace: True, lambda identity: True, everywhere=True)
+"""What a client in the gateway's own process may, which shows no credential."""
 
 
 class WorkspaceMoves:
@@ -72,10 +74,12 @@ class ServiceHooks:
     starter: AgentStarter
     autostart_queue: AutostartQueue
     audit: AuditTrail
-    relay: WorkflowRelay
+    engines: EngineSessions
 
     async def authenticate(self, claim: Claim, peer: Peer) -> Authenticated:
         """Check the credentials of a client's first message. Raises StatusError."""
+        if peer.part_of_gateway:
+            return _PART_OF_GATEWAY
         if self.audit.writer.failing and not await self.audit.writer.wait_writable():
             raise StatusError(Status.UNAVAILABLE, "this gateway cannot record who connects; try again")
         try:
@@ -93,6 +97,7 @@ class ServiceHooks:
         """
         self.credentials.confirm(session)
         self.enforcement.authorize(session)
+        self.engines.authorize(session)
 
     async def renew(self, session: Session, credentials: Mapping[str, str]) -> None:
         """Let a session rest on other credentials. Raises StatusError."""
@@ -139,6 +144,7 @@ class ServiceHooks:
         From now on the session ends with its credential.
         """
         self.expiry.watch(session)
+        await self.engines.prepare(session)
         start = await self.starter.current_start(session.identity)
         if start is not None:
             session.start_agent(start.task_id, task_context(start))
@@ -183,7 +189,7 @@ class ServiceHooks:
             self.tasks.ended,
             self.conversations.ended,
             self._agent_ended,
-            self.relay.ended,
+            self.engines.ended,
             self.audit.disconnected,
         )
         self.metrics.connection_duration.observe(

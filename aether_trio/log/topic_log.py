@@ -707,6 +707,13 @@ class TopicLog:
             return []
         return await self.database.read(lambda: self._sql.read_some(topic_id, offsets))
 
+    async def times(self, name: str, first: int, last: int) -> dict[int, int]:
+        """Return when a topic's messages were committed, by offset (Unix ms)."""
+        topic = self.topics.find(name)
+        if topic is None or (topic_id := topic.topic_id) is None:
+            return {}
+        return await self.database.read_small(lambda: topic_sql.message_times(topic_id, first, last))
+
     async def last_topic(self) -> int:
         """Return the newest topic's id, or 0. Raises StorageUnavailable."""
         found = await self.database.fetch("SELECT COALESCE(MAX(id), 0) FROM topics")

@@ -257,6 +257,15 @@ def read_topics(
     return found
 
 
+def message_times(topic_id: int, first: int, last: int) -> Program[dict[int, int]]:
+    """Read the times (Unix ms) of a topic's messages with first <= offset <= last."""
+    rows: list[Row] = yield Fetch(
+        "SELECT message_key, ts_ms FROM messages WHERE message_key >= $1 AND message_key <= $2",
+        (key_of(topic_id, first), key_of(topic_id, last)),
+    )
+    return {offset_of(key): ts_ms for key, ts_ms in rows}
+
+
 def read_some(topic_id: int, offsets: Sequence[int]) -> Program[list[Row]]:
     """Read a topic's messages (offset, data) at these offsets that still exist."""
     found: list[Row] = []

@@ -19,7 +19,7 @@ from aether_trio.model.errors import Status, StatusError
 from aether_trio.model.identity import Kind
 from aether_trio.model.ownership import SessionHistory
 from aether_trio.session.dependencies import SessionDependencies
-from aether_trio.session.duplicate_grace import let_predecessor_end
+from aether_trio.session.duplicate_grace import let_predecessor_end, yields_at_once
 from aether_trio.session.init_connection import Authenticated, Claim, read_claim, undeclared_extensions
 from aether_trio.session.renewal import left_ms, tell_end
 from aether_trio.session.session import Session
@@ -78,9 +78,7 @@ class Handshake:
             await self._wait_fresh()
             parts.hooks.authorize(session)  # a client that is refused displaces no session
             history = await self._recall(claim)
-            await let_predecessor_end(parts.registry, claim)
-            self._check_wanted(session)
-            displaced, continued = await parts.locks.take(session, claim)
+            displaced, continued = await self._take(session, claim)
             if displaced is not None:
                 displaced.end(Status.CANCELLED, f"session {session.session_id} has taken over this identity")
             if (history := continued or history) is not None:
@@ -222,6 +220,24 @@ class Handshake:
             return await self._parts.hooks.recall(claim.identity.text, claim.resume_session_id)
         except StorageUnavailable:
             return None
+
+    async def _take(self, session: Session, claim: Claim) -> tuple[Session | None, SessionHistory | None]:
+        """Lock the identity for a session. Raises StatusError, LinkBroken."""
+        registry = self._parts.registry
+        while True:
+            await let_predecessor_end(registry, claim)
+            self._check_wanted(session)
+            try:
+                return await self._parts.locks.take(session, claim)
+            except StatusError as refusal:
+                # One that gives way may have taken the identity meanwhile.
+                owner = registry.holder(claim.identity.text)
+                if (
+                    refusal.status is not Status.ALREADY_EXISTS
+                    or owner is None
+                    or not yields_at_once(owner, claim.resume_session_id)
+                ):
+                    raise
 
     def _check_wanted(self, session: Session) -> None:
         if self._draining:

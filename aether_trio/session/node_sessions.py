@@ -17,6 +17,7 @@ import trio
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.errors import Status
 from aether_trio.model.ownership import IdentityLock
+from aether_trio.session.duplicate_grace import GAVE_WAY, yields_at_once
 from aether_trio.session.lease_gate import LeaseGate
 from aether_trio.session.registry import SessionRegistry
 
@@ -114,6 +115,8 @@ class NodeSessions:
         if session is not None:
             if resume_session_id == lock.session_id:
                 session.end(Status.CANCELLED, "a session on another node has taken over this identity")
+            elif yields_at_once(session, resume_session_id):
+                session.end(Status.CANCELLED, GAVE_WAY)
             elif session.link.peer_has_ended():
                 session.end(Status.CANCELLED, "the stream had ended")
             else:

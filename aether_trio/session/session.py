@@ -229,6 +229,10 @@ class Session:
     def begin_request(self) -> SessionWrites:
         """Begin a client's request; return the counter of the session's unfinished writes."""
         self.answering = True
+        return self.count_writes()
+
+    def count_writes(self) -> SessionWrites:
+        """Return the counter of the session's unfinished writes."""
         if self.pending is None:
             self.pending = SessionWrites()
         return self.pending

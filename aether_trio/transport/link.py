@@ -59,6 +59,10 @@ class Peer:
     metadata: Mapping[str, str] = field(default_factory=dict)
     publisher: bytes | None = None
     """The owner of its sends' numbers, if they outlast the connection (framed transport)."""
+    part_of_gateway: bool = False
+    """Whether it is in this process and needs no credential; no socket's peer is."""
+    gives_way: bool = False
+    """Whether its session ends as soon as a client wants its identity."""
 
 
 class LinkBroken(Exception):

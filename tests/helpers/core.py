@@ -77,7 +77,8 @@ def use_virtual_time(
 def settings_for_tests(**changes: Mapping[str, Any]) -> Settings:
     """Development settings without a directory; `changes` are sections."""
     settings = load_settings(flags={"gateway.dev": True})
-    changes = {"gateway": {"ephemeral": True}, "log": {"offset_flush_s": 0.05}, **changes}
+    defaults = {"log": {"offset_flush_s": 0.05}, "workflow": {"engine": "external"}}
+    changes = {"gateway": {"ephemeral": True}, **defaults, **changes}
     for section, fields in changes.items():
         settings = _changed(settings, section, fields)
     return settings

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 
 from scitrera_aether_client.proto import aether_pb2 as pb
 
 from tests.helpers.gateway import GatewayProcess
-from tests.helpers.sdk import World, answered, declined, in_asyncio, raw_stream
+from tests.helpers.sdk import SyncWorld, World, answered, declined, in_asyncio, raw_stream
 
 Op = pb.WorkflowOperation
 
 
-@in_asyncio
-async def test_108_a_without_an_engine_the_answer_is_no_at_once(world: World) -> None:
-    (a,) = await world.open(world.agent("a"))
-    before = time.monotonic()
-    answer = declined(await a.client.workflow_op(Op(op=Op.LIST_RULES), timeout=30), "no engine is connected")
-    assert time.monotonic() - before < 20
-    assert answer.error == "workflow engine not connected"
+def test_108_a_without_an_engine_the_answer_is_no_at_once(own_gateway: Callable[..., GatewayProcess]) -> None:
+    with SyncWorld(own_gateway(extra_args=["--set", "workflow.engine=external"]).address) as world:
+        a = world.agent("a").open()
+        before = time.monotonic()
+        answer = declined(a.client.workflow_op(Op(op=Op.LIST_RULES), timeout=30), "no engine is connected")
+        assert time.monotonic() - before < 20
+        assert answer.error == "workflow engine not connected"
 
 
 @in_asyncio

@@ -30,12 +30,13 @@ from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.containment import alone
 from aether_trio.model.errors import Code, RequestError
-from aether_trio.model.identity import Identity, Kind
+from aether_trio.model.identity import Kind
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.limits import MIB
 from aether_trio.model.ownership import SessionRecord
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authority, Authorizer
+from aether_trio.services.workflows.events import ENGINE
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.dispatch import NO_ANSWER, Handler
 from aether_trio.session.registry import SessionRegistry
@@ -47,7 +48,6 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.workflows")
 
-ENGINE: Final = Identity.workflow_engine().text
 MAX_PER_SESSION: Final = 64
 """Operations of one session that may wait for an answer."""
 MAX_PENDING: Final = 4096

@@ -28,7 +28,8 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.limits import MIB
 from aether_trio.model.ownership import SessionRecord
 from aether_trio.services.tasks.nodes import TaskNodes
-from aether_trio.services.workflows.relay import ANSWER_S, ENGINE, ENGINE_ENDED
+from aether_trio.services.workflows.events import ENGINE
+from aether_trio.services.workflows.relay import ANSWER_S, ENGINE_ENDED
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
@@ -54,11 +55,11 @@ MAX_ANSWER_BYTES: Final = 64 * MIB
 PAGE: Final = 16
 
 _INSERT: Final = (
-    "INSERT INTO workflow_relays (request_id, engine_node, engine_session, caller, operation, response, asked_ms) "
-    "VALUES ($1, $2, $3, $4, $5, NULL, $6)"
+    "INSERT INTO workflow_relays (request_id, engine_session, caller, operation, response, asked_ms) "
+    "VALUES ($1, $2, $3, $4, NULL, $5)"
 )
 _OPEN: Final = (
-    "SELECT request_id FROM workflow_relays WHERE engine_node = $1 AND response IS NULL AND asked_ms > $2 "
+    "SELECT request_id FROM workflow_relays WHERE engine_session = $1 AND response IS NULL AND asked_ms > $2 "
     "ORDER BY asked_ms, request_id LIMIT 10000"
 )
 _ROW: Final = (
@@ -88,7 +89,7 @@ class RemoteRequests:
         Raises StorageUnavailable if the operation was not handed over, or may not have been.
         """
         request_id = op.request_id
-        row = (request_id, engine.node_id, engine.session_id, self._nodes.node, op.SerializeToString())
+        row = (request_id, engine.session_id, self._nodes.node, op.SerializeToString())
         try:
             await self._database.execute(_INSERT, *row, self._clock.now_ms())
             while True:
@@ -179,14 +180,12 @@ class RemoteCallers:
         nodes: TaskNodes,
         registry: SessionRegistry,
         clock: Clock,
-        node_id: Callable[[], int],
         hand_over: HandOver,
     ) -> None:
         self._database = database.separate_queue()
         self._nodes = nodes
         self._registry = registry
         self._clock = clock
-        self._node_id = node_id
         self._hand_over = hand_over
         self._noted: dict[str, None] = {}
         self._all = False
@@ -223,7 +222,8 @@ class RemoteCallers:
         since_ms = self._clock.now_ms() - round(ANSWER_S * 1000)
         if self._all:
             self._all = False
-            rows = await self._database.fetch(_OPEN, self._node_id(), since_ms)
+            engine = self._registry.holder(ENGINE)
+            rows = [] if engine is None else await self._database.fetch(_OPEN, engine.session_id, since_ms)
             self._noted.update((row[0], None) for row in rows)
         now = trio.current_time()
         for request_id in [one for one, until in self._taken.items() if until < now]:

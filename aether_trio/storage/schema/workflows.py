@@ -161,7 +161,6 @@ STATEMENTS: Final = (
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
     """CREATE TABLE workflow_relays (
         request_id TEXT {byte_order} PRIMARY KEY,
-        engine_node {bigint} NOT NULL,
         engine_session TEXT NOT NULL,
         caller TEXT NOT NULL,
         operation {blob} NOT NULL,

@@ -37,7 +37,7 @@ async def answered(peer: Participant) -> pb.WorkflowResponse:
 
 
 async def rows(gateway: Gateway) -> int:
-    [[count]] = await gateway.core.relay._remote._database.fetch(  # type: ignore[union-attr]
+    [[count]] = await gateway.core.workflows.relay._remote._database.fetch(  # type: ignore[union-attr]
         "SELECT COUNT(*) FROM workflow_relays"
     )
     return int(count)
@@ -127,7 +127,9 @@ async def test_an_engine_that_does_not_answer_costs_the_callers_time_only(
     engine.send(says(op, b"late"))
     await barrier(engine, caller)
     assert not caller.waiting("workflow_response")
-    await until(lambda: one.core.relay.statistics().pending == two.core.relay.statistics().pending == 0)
+    await until(
+        lambda: one.core.workflows.relay.statistics().pending == two.core.workflows.relay.statistics().pending == 0
+    )
 
 
 async def test_a_caller_that_leaves_leaves_nothing_behind(fabric: Fabric) -> None:
@@ -136,7 +138,7 @@ async def test_a_caller_that_leaves_leaves_nothing_behind(fabric: Fabric) -> Non
     async with join(one, agent("w", "a", "1")) as caller:
         caller.send(asks("mine"))
         op = await reached(engine)
-    assert one.core.relay.statistics().pending == 0
+    assert one.core.workflows.relay.statistics().pending == 0
     engine.send(says(op, b"too late"))
     await barrier(engine)
     with trio.fail_after(60):

@@ -13,4 +13,5 @@ __all__ = ["core", "world"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    use_virtual_time(items, Path(__file__).parent, ("test_relay", "test_executions"))
+    names = ("test_embedded", "test_executions", "test_intake", "test_relay")
+    use_virtual_time(items, Path(__file__).parent, names)

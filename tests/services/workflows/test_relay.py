@@ -171,7 +171,7 @@ async def test_forged_repeated_unknown_and_late_answers_are_ignored(core: Core) 
         engine.send(says(op.request_id, b"again"))
         await barrier(engine)
         assert [one.workflow_response.data for one in caller.waiting("workflow_response")] == [b"right"]
-        assert core.relay.statistics().ignored == 6
+        assert core.workflows.relay.statistics().ignored == 6
         assert eve.waiting("error") == caller.waiting("error") == engine.waiting("error") == []
 
 
@@ -185,7 +185,7 @@ async def test_an_answer_that_does_not_come_in_time_is_an_error(core: Core) -> N
         engine.send(says(op.request_id, b"late"))
         await barrier(engine)
         assert caller.waiting("workflow_response") == []
-        assert core.relay.statistics().pending == 0
+        assert core.workflows.relay.statistics().pending == 0
 
 
 @pytest.mark.parametrize("how", ["finish", "cut", "disconnect"])
@@ -217,7 +217,7 @@ async def test_the_end_of_the_caller_frees_its_place(core: Core) -> None:
         async with connect(core, agent("w", "a", "1")) as caller:
             caller.send(asks("mine"))
             op = await reached(engine)
-        assert core.relay.statistics().pending == 0
+        assert core.workflows.relay.statistics().pending == 0
         engine.send(says(op.request_id, b"too late"))
         await barrier(engine)
 
