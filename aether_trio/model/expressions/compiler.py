@@ -55,6 +55,8 @@ FIRST_SLOT: Final = 3
 _ITEM, _INDEX, _ACCUMULATOR = 0, 1, 2
 _MOST_EXACT: Final = 1 << 53
 _LONG_CHAIN: Final = 4
+_SEARCHED: Final = 6  # the search for a pattern: 64 characters are one operation
+_PATTERN: Final = 200  # operations for a pattern that is known only when the expression runs
 _READERS: Final = frozenset({"filter", "find", "findLast", "groupBy", "sortBy"})
 
 
@@ -275,7 +277,7 @@ class ExpressionCompiler:
             return False
         if type(text) is not str or type(pattern) is not str:
             raise Fault(f"'matches' does not take {described(text)} and {described(pattern)}")
-        budget.spend(len(pattern))
+        budget.spend(_PATTERN + len(pattern))
         try:
             return _searched(self.regex(pattern), text, budget)
         except ValueError as error:
@@ -507,7 +509,8 @@ def _slot(slot: int) -> Code:
 def _searched(found: Callable[[str], bool], text: Any, budget: EvaluationBudget) -> bool:
     """Return whether a pattern is found in a text; it is not in nil."""
     if type(text) is str:
-        return found(operators.scan(text, budget))
+        budget.spend(len(text) >> _SEARCHED)
+        return found(text)
     if is_nil(text):
         return False
     raise Fault(f"'matches' takes a string, not {described(text)}")

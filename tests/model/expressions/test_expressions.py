@@ -239,6 +239,7 @@ MANY = 'map(1..90, map(1..90, map(1..90, "x")))'
         'map(1..2000, lastIndexOf(text, "ba"))',
         'map(1..2000, text matches "b")',
         'map(1..2000, text matches ("b" + ""))',
+        "map(1..100, string(#) matches string(#))",
         "map(1..2000, upper(text))",
         "map(1..2000, text[1:])",
         "map(1..2000, toBase64(text))",
