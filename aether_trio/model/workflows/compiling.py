@@ -42,7 +42,7 @@ from aether_trio.model.workflows.reading import (
     quoted,
     token,
 )
-from aether_trio.model.workflows.shapes import ANY, Shape, missing_field, read_schema
+from aether_trio.model.workflows.shapes import ANY, Shape, missing_field, read_schema, walk_schemas
 from aether_trio.model.workflows.values import (
     EXPRESSION_KEY,
     ExpressionValue,
@@ -56,6 +56,12 @@ from aether_trio.model.workflows.values import (
 
 MAX_SOURCE_BYTES: Final = 64 * 1024
 """The largest expression or template."""
+MAX_SOURCES: Final = 5_000
+"""Expressions and templates of a document: a thousand take about half a second to compile."""
+MAX_SCHEMA_MAPS: Final = 20_000
+"""Maps within all JSON Schemas of a document."""
+MAX_CONSTANTS: Final = 50
+"""Conditions that read nothing and are tried, since they always give the same."""
 TEMPLATE_MARK: Final = "{{"
 ACTION_KEYS: Final = (
     "type",
@@ -126,13 +132,12 @@ class Tools:
 class ReadScope:
     """What can be read at a place: top-level names, and why others cannot be.
 
-    `steps` has the shape of what can be read of each step; `unreadable_steps` says for others why
-    they cannot be read.
+    `steps` gives the shape of what can be read of a step, None if it cannot be read.
     """
 
     names: Mapping[str, Shape]
     elsewhere: Mapping[str, str] = field(default_factory=dict)
-    steps: Mapping[str, Shape] | None = None
+    steps: Callable[[str], Shape | None] | None = None
     all_steps: Iterable[str] = ()
 
     def having(self, **names: Shape) -> ReadScope:
@@ -159,8 +164,9 @@ class ReadScope:
         if len(path) == 1 or not isinstance(path[1], str):
             return "", 1
         step = path[1]
-        if step in self.steps:
-            return missing_field(self.steps[step], path[2:], f"steps.{step}"), 2
+        shape = self.steps(step)
+        if shape is not None:
+            return missing_field(shape, path[2:], f"steps.{step}"), 2
         if step in self.all_steps:
             return f"step {quoted(step)} need not have ended by then: add it to depends_on", 1
         return f"there is no step {quoted(step)}{did_you_mean(step, self.all_steps)}", 1
@@ -211,11 +217,14 @@ def json_text(findings: Findings, text: str, path: Path, what: str) -> Json:
 class Compiler:
     """Compiles the parts of one document and notes what is wrong in `findings`."""
 
-    __slots__ = ("findings", "tools")
+    __slots__ = ("constants", "findings", "schema_maps", "sources", "tools")
 
     def __init__(self, findings: Findings, tools: Tools) -> None:
         self.findings = findings
         self.tools = tools
+        self.sources = 0  # expressions and templates so far
+        self.schema_maps = 0
+        self.constants = 0
 
     # -- expressions and templates -----------------------------------------------------------------
 
@@ -268,6 +277,9 @@ class Compiler:
 
     def _check_constant(self, value: Value, path: Path) -> None:
         """Note that a condition which reads nothing gives no bool."""
+        self.constants += 1
+        if self.constants > MAX_CONSTANTS:
+            return
         try:
             value.evaluate({}, now=lambda: _EPOCH)
         except EvaluationError as exc:
@@ -360,6 +372,11 @@ class Compiler:
         if size > MAX_SOURCE_BYTES:
             self.findings.error(path, f"{place} has {size} bytes; at most {MAX_SOURCE_BYTES} are allowed")
             return False
+        self.sources += 1
+        if self.sources > MAX_SOURCES:
+            if self.sources == MAX_SOURCES + 1:
+                self.findings.error(path, f"the document has more than {MAX_SOURCES} expressions and templates")
+            return False
         return True
 
     def _in_text(self, path: Path, place: str, exc: Exception) -> None:
@@ -369,6 +386,8 @@ class Compiler:
 
     def _check_paths(self, value: Value, path: Path, scope: ReadScope, place: str, source: str) -> None:
         """Note what a text reads though it is not there."""
+        if self.findings.more:
+            return  # further errors are counted only, and this is slow
         seen: set[str] = set()
         for read in sorted(value.paths(), key=lambda one: [str(part) for part in one]):
             message, right = scope.problem(read)
@@ -410,6 +429,10 @@ class Compiler:
         errors = self.findings.count
         schema = read_schema(value, path, self.findings, what)
         if schema is None or self.findings.count > errors:
+            return schema
+        self.schema_maps += sum(1 for _ in walk_schemas(schema))
+        if self.schema_maps > MAX_SCHEMA_MAPS:
+            self.findings.error(path, f"{what}: the document's schemas have more than {MAX_SCHEMA_MAPS} parts")
             return schema
         for inner, message in self.tools.check_schema(schema):
             self.findings.error((*path, *inner), f"{what}: {message}")

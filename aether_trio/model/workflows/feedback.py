@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from aether_trio.model.workflows.definition import Action, ActionType, Definition, Graph, Json, RuleDefinition
 from aether_trio.model.workflows.reading import quoted
@@ -18,6 +18,9 @@ ENGINE: Final = "workflow-engine"
 """The source agent of events that rules and workflows emit."""
 MAX_CIRCLES: Final = 20
 _EVENT_NAME: Final = re.compile(r"(?m)^[\s-]*[\"']?event_name[\"']?\s*:\s*[\"']?([^\s\"'{}#,]+)[\"']?\s*,?\s*(?:#.*)?$")
+
+_Node: TypeAlias = int | tuple[str, str]
+"""A definition by its index, or an event by its name and the workspace of those that take it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,34 +39,32 @@ def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, st
     participants = {
         index: one for index, definition in enumerate(definitions) if (one := _participant(definition)) is not None
     }
-    takers: dict[str, list[int]] = {}
+    # An event of a workspace stands between those that emit it and those that take it.
+    follows: dict[_Node, list[_Node]] = {}
+    workspaces: dict[str, set[str]] = {}
     for index, one in participants.items():
         if one.agent in {"*", "", ENGINE}:
-            takers.setdefault(one.event, []).append(index)
-    follows = {
-        index: {
-            other: event
+            follows.setdefault((one.event, one.workspace), []).append(index)
+            workspaces.setdefault(one.event, set()).add(one.workspace)
+    for index, one in participants.items():
+        follows[index] = [
+            (event, workspace)
             for event in sorted(one.emits)
-            for other in takers.get(event, ())
-            if _meet(one.workspace, participants[other].workspace)
-        }
-        for index, one in participants.items()
-    }
+            for workspace in sorted(workspaces.get(event, ()))
+            if "*" in {workspace, one.workspace} or workspace == one.workspace
+        ]
     found = 0
     for component in _components(follows):
-        first = min(component)
-        circle = _circle(first, set(component), follows)
+        members = [node for node in component if isinstance(node, int)]
+        circle = _circle(min(members), set(component), follows) if members else []
         if not circle:
             continue
-        links = " → ".join(f"{participants[index].title} → event {quoted(event)}" for index, event in circle)
-        yield first, f"these start each other without an end: {links} → {participants[first].title}"
+        names = [participants[node].title if isinstance(node, int) else f"event {quoted(node[0])}" for node in circle]
+        shown = names if len(names) <= 12 else [*names[:10], "…"]
+        yield min(members), f"these start each other without an end: {' → '.join([*shown, names[0]])}"
         found += 1
         if found == MAX_CIRCLES:
             return
-
-
-def _meet(one: str, other: str) -> bool:
-    return "*" in {one, other} or one == other
 
 
 def _participant(definition: Definition) -> _Participant | None:
@@ -109,30 +110,29 @@ def _emitted(action: Action) -> str:
     return action.completion_event.event_name if action.completion_event.enabled else ""
 
 
-def _circle(first: int, component: set[int], follows: dict[int, dict[int, str]]) -> list[tuple[int, str]]:
-    """Return a shortest circle from `first`, with the event of each link."""
-    before: dict[int, int] = {}
+def _circle(first: _Node, component: set[_Node], follows: dict[_Node, list[_Node]]) -> list[_Node]:
+    """Return a shortest circle from `first` within its component, [] for none."""
+    before: dict[_Node, _Node] = {}
     queue = [first]
-    for index in queue:
-        for other in follows[index]:
+    for node in queue:
+        for other in follows[node]:
             if other == first:
-                links = [(index, follows[index][other])]
-                while links[-1][0] != first:
-                    after = links[-1][0]
-                    links.append((before[after], follows[before[after]][after]))
-                return links[::-1]
+                circle = [node]
+                while circle[-1] != first:
+                    circle.append(before[circle[-1]])
+                return circle[::-1]
             if other in component and other not in before:
-                before[other] = index
+                before[other] = node
                 queue.append(other)
     return []
 
 
-def _components(follows: dict[int, dict[int, str]]) -> Iterator[list[int]]:
+def _components(follows: dict[_Node, list[_Node]]) -> Iterator[list[_Node]]:
     """Yield the strongly connected components (Tarjan's algorithm, without recursion)."""
-    number: dict[int, int] = {}
-    low: dict[int, int] = {}
-    stack: list[int] = []
-    on_stack: set[int] = set()
+    number: dict[_Node, int] = {}
+    low: dict[_Node, int] = {}
+    stack: list[_Node] = []
+    on_stack: set[_Node] = set()
     for root, first in follows.items():
         if root in number:
             continue
@@ -141,17 +141,17 @@ def _components(follows: dict[int, dict[int, str]]) -> Iterator[list[int]]:
         stack.append(root)
         on_stack.add(root)
         while open_:
-            index, others = open_[-1]
+            node, others = open_[-1]
             other = next(others, None)
             if other is None:
                 open_.pop()
                 if open_:
                     above = open_[-1][0]
-                    low[above] = min(low[above], low[index])
-                if low[index] == number[index]:
-                    place = stack.index(index)
-                    component = stack[place:]
-                    del stack[place:]
+                    low[above] = min(low[above], low[node])
+                if low[node] == number[node]:
+                    component = [stack.pop()]
+                    while component[-1] != node:
+                        component.append(stack.pop())
                     on_stack.difference_update(component)
                     yield component
             elif other not in number:
@@ -160,4 +160,4 @@ def _components(follows: dict[int, dict[int, str]]) -> Iterator[list[int]]:
                 on_stack.add(other)
                 open_.append((other, iter(follows[other])))
             elif other in on_stack:
-                low[index] = min(low[index], number[other])
+                low[node] = min(low[node], number[other])

@@ -37,7 +37,6 @@ from aether_trio.model.workflows.reading import (
     MAX_INTEGER,
     Fields,
     any_token,
-    did_you_mean,
     kind_of,
     name,
     prose,
@@ -327,7 +326,7 @@ class GraphCompiler:
 
     def _connect(self, before: str, after: str, path: Path, named: str, says: str) -> bool:
         if named not in self.drafts:
-            hint = did_you_mean(named, [one for one in self.drafts if not one.startswith("\x00")])
+            hint = self.findings.hint(named, [one for one in self.drafts if not one.startswith("\x00")])
             self.findings.error(path, f"{says}{hint}" if hint else f"{says}, and there is no such step")
             return False
         if before == after:
@@ -404,13 +403,17 @@ class GraphCompiler:
             shape = ListShape(shape)
         draft.shape = MapShape({"result": shape, "status": _TEXT, "error": ANY, "error_type": ANY})
 
-    def _scope(self, draft: _Draft | None, *, everything: bool = False) -> ReadScope:
+    def _scope(self, draft: _Draft | None, *, everything: bool = False, itself: bool = False) -> ReadScope:
         """Return what a step can read, or what the outputs can."""
-        readable = {
-            one.id: one.shape
-            for one in self.drafts.values()
-            if draft is None or everything or draft.upstream >> one.position & 1
-        }
+
+        def readable(step: str) -> Shape | None:
+            other = self.drafts.get(step)
+            if other is None:
+                return None
+            if draft is None or everything or draft.upstream >> other.position & 1 or (itself and other is draft):
+                return other.shape
+            return None
+
         names: dict[str, Shape] = {"trigger": self.trigger, "inputs": self.trigger, "execution": _EXECUTION}
         if draft is not None and draft.failure_target_of:
             names["error"] = _FAILURE
@@ -463,7 +466,7 @@ class GraphCompiler:
             when=compiler.field_condition(fields, "when", scope),
             for_each=self._for_each(draft, scope),
             while_=self._while(draft, inner),
-            on_error=self._on_error(draft, scope),
+            on_error=self._on_error(draft),
             retry=retry,
             timeout_ms=timeout,
             compensate=compensate,
@@ -629,10 +632,9 @@ class GraphCompiler:
             condition=condition or NOTHING, max_rounds=inner.whole("max_rounds", MAX_ITEMS, least=1, most=MAX_ITEMS)
         )
 
-    def _on_error(self, draft: _Draft, scope: ReadScope) -> tuple[ErrorHandler, ...]:
+    def _on_error(self, draft: _Draft) -> tuple[ErrorHandler, ...]:
         handlers = []
-        steps = {**(scope.steps or {}), draft.id: draft.shape}
-        inside = dataclasses.replace(scope.having(error=_FAILURE), steps=steps)
+        inside = self._scope(draft, itself=True).having(error=_FAILURE)
         for one, path in self._handlers(draft.fields):
             fields = Fields(one, path, self.findings, ("error", "run", "result"), f"{draft.what}, on_error")
             if len(fields.exclusive(("run", "result"))) != 1 and isinstance(one, dict) and "result" not in one:

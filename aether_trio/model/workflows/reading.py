@@ -8,6 +8,8 @@ names.
 from __future__ import annotations
 
 import difflib
+import functools
+import heapq
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -89,10 +91,11 @@ class Findings:
             if len(self.ignored) < MAX_PROBLEMS:
                 self.ignored.append((*path, key))
             return
-        if len(self.errors) >= MAX_PROBLEMS:  # the search for a near name is not for free
-            self.more += 1
-            return
-        self.error((*path, key), f"{what} has no key {quoted(key)}{did_you_mean(key, known)}", of_key=True)
+        self.error((*path, key), f"{what} has no key {quoted(key)}{self.hint(key, known)}", of_key=True)
+
+    def hint(self, name: str, known: Iterable[str]) -> str:
+        """Return `did_you_mean`, unless further errors are counted only."""
+        return "" if len(self.errors) >= MAX_PROBLEMS else did_you_mean(name, known)
 
 
 def quoted(name: object) -> str:
@@ -103,15 +106,26 @@ def quoted(name: object) -> str:
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return ": did you mean 'x'?", or the known names, or ""."""
     names = list(known)
-    near = difflib.get_close_matches(name[:MAX_NAME_BYTES], names, 1)
+    wanted = name[:MAX_NAME_BYTES]
+    # Pairs of letters tell which few names are worth the comparison, which is slow.
+    pairs = _pairs(wanted)
+    nearest = heapq.nlargest(4, names, key=lambda one: _alike(pairs, _pairs(one[:MAX_NAME_BYTES])))
+    near = difflib.get_close_matches(wanted, nearest, 1)
     if near:
         return f": did you mean {quoted(near[0])}?"
-    folded = {fold(one): one for one in names}
-    if fold(name[:MAX_NAME_BYTES]) in folded:
-        return f": did you mean {quoted(folded[fold(name[:MAX_NAME_BYTES])])}?"
     if not names or len(names) > 30:
         return ""
     return f"; known are {', '.join(quoted(one)[1:-1] for one in names)}"
+
+
+@functools.lru_cache(maxsize=4096)
+def _pairs(name: str) -> frozenset[str]:
+    text = f"^{fold(name)}$"
+    return frozenset(text[place : place + 2] for place in range(len(text) - 1))
+
+
+def _alike(one: frozenset[str], other: frozenset[str]) -> float:
+    return len(one & other) / (len(one) + len(other))
 
 
 def fold(key: str) -> str:

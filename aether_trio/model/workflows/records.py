@@ -33,7 +33,6 @@ from aether_trio.model.workflows.reading import (
     Fields,
     Findings,
     any_token,
-    did_you_mean,
     kind_of,
     name,
     prose,
@@ -286,7 +285,9 @@ def compile_machine(compiler: Compiler, value: Json, path: Path, preset: Mapping
     }
     initial = fields.text("initial_state", check=name, required=True)
     if initial and names and initial not in states:
-        fields.error("initial_state", f"the machine begins in {quoted(initial)}{did_you_mean(initial, names)}")
+        fields.error(
+            "initial_state", f"the machine begins in {quoted(initial)}{compiler.findings.hint(initial, names)}"
+        )
     bus = fields.get("bus")
     entries = [(bus, fields.at("bus"))] if isinstance(bus, dict) else fields.entries("bus", most=MAX_TRANSITIONS)
     events = {event for state in states.values() for event in state.on}
@@ -332,7 +333,9 @@ def _state(compiler: Compiler, title: str, value: Json, path: Path, names: list[
         on[event] = tuple(transitions)
     timeout_action = fields.text("timeout_action", check=name)
     if timeout_action and timeout_action not in names:
-        fields.error("timeout_action", f"{what} goes to {quoted(timeout_action)}{did_you_mean(timeout_action, names)}")
+        fields.error(
+            "timeout_action", f"{what} goes to {quoted(timeout_action)}{compiler.findings.hint(timeout_action, names)}"
+        )
     if timeout_action and not fields.has("timeout"):
         fields.error("timeout_action", f"{what} has a timeout_action, but no timeout")
     return MachineState(
@@ -360,7 +363,7 @@ def _transition(compiler: Compiler, value: Json, path: Path, what: str, names: l
         value_fields = Fields(value, path, compiler.findings, TRANSITION_KEYS, what)
     to = value_fields.text("to", check=name, required=True)
     if to and to not in names:
-        value_fields.error("to", f"{what} goes to {quoted(to)}{did_you_mean(to, names)}")
+        value_fields.error("to", f"{what} goes to {quoted(to)}{compiler.findings.hint(to, names)}")
     return MachineTransition(
         to=to,
         when=compiler.field_condition(value_fields, "when", _MACHINE_SCOPE),
@@ -378,7 +381,9 @@ def _bus_event(compiler: Compiler, value: Json, path: Path, events: set[str]) ->
     reached = send or event
     if reached and reached not in events and not fields.get("creates"):
         key = "send" if send else "event"
-        fields.error(key, f"the machine, bus: no state has the event {quoted(reached)}{did_you_mean(reached, events)}")
+        fields.error(
+            key, f"the machine, bus: no state has the event {quoted(reached)}{compiler.findings.hint(reached, events)}"
+        )
     source = fields.get("key")
     return BusEvent(
         event=event,

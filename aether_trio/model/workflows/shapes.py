@@ -30,6 +30,27 @@ _KEYWORDS: Final = frozenset(
     )
 )
 
+SCHEMA_KEYWORDS: Final = frozenset(
+    (
+        "additionalProperties",
+        "contains",
+        "contentSchema",
+        "else",
+        "if",
+        "items",
+        "not",
+        "propertyNames",
+        "then",
+        "unevaluatedItems",
+        "unevaluatedProperties",
+    )
+)
+"""Keywords whose value is a schema."""
+LIST_KEYWORDS: Final = frozenset(("allOf", "anyOf", "oneOf", "prefixItems"))
+"""Keywords whose value is a list of schemas."""
+MAP_KEYWORDS: Final = frozenset(("$defs", "definitions", "dependentSchemas", "patternProperties", "properties"))
+"""Keywords whose value has schemas by name."""
+
 
 @dataclass(frozen=True, slots=True)
 class AnyShape:
@@ -245,14 +266,18 @@ def _from_text(text: str, path: Path, findings: Findings, what: str) -> tuple[di
     return schema, bool(mark)
 
 
-def walk_schemas(schema: Json, path: Path = (), level: int = 0) -> Iterator[tuple[dict[str, Json], Path]]:
-    """Yield every map of a schema with its path, be it a schema or data."""
-    if level > 64:
-        return
-    if isinstance(schema, dict):
-        yield schema, path
-        for key, one in schema.items():
-            yield from walk_schemas(one, (*path, key), level + 1)
-    elif isinstance(schema, list):
-        for index, one in enumerate(schema):
-            yield from walk_schemas(one, (*path, index), level + 1)
+def walk_schemas(schema: Json) -> Iterator[tuple[Json, Path]]:
+    """Yield a schema and all schemas within it, with their paths in it."""
+    open_: list[tuple[Json, Path]] = [(schema, ())]
+    while open_:
+        one, path = open_.pop()
+        yield one, path
+        if not isinstance(one, dict):
+            continue
+        for key, value in one.items():
+            if key in SCHEMA_KEYWORDS:
+                open_.append((value, (*path, key)))
+            elif key in LIST_KEYWORDS and isinstance(value, list):
+                open_ += [(part, (*path, key, index)) for index, part in enumerate(value)]
+            elif key in MAP_KEYWORDS and isinstance(value, dict):
+                open_ += [(part, (*path, key, name)) for name, part in value.items()]

@@ -113,7 +113,10 @@ class _FileReader:
             place = self.at(getattr(exc, "lineno", 1), getattr(exc, "colno", 1))
             self.errors.append(f"{place}: it is not JSON: {escaped(getattr(exc, 'msg', '') or str(exc), 300)}")
             return
-        for one in tree if isinstance(tree, list) else [tree]:
+        trees = tree if isinstance(tree, list) else [tree]
+        if not trees:
+            self.errors.append(f"{self.at(1, 1)}: there is no document")
+        for one in trees:
             self._document(one, None)
 
     def _document(self, tree: Json, document: YamlDocument | None) -> None:

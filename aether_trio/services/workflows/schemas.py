@@ -8,7 +8,7 @@ dialect has them as annotations.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final
 
 import jsonschema
@@ -18,7 +18,8 @@ from referencing.exceptions import Unresolvable
 
 from aether_trio.model.text import escaped
 from aether_trio.model.workflows.definition import Json, Path
-from aether_trio.model.workflows.shapes import walk_schemas
+from aether_trio.model.workflows.reading import kind_of
+from aether_trio.model.workflows.shapes import LIST_KEYWORDS, MAP_KEYWORDS, SCHEMA_KEYWORDS, walk_schemas
 from aether_trio.services.workflows.regex import RegexError, compile_regex
 
 MAX_PROBLEMS: Final = 20
@@ -26,37 +27,120 @@ MAX_PROBLEMS: Final = 20
 _DIALECTS: Final = frozenset(
     {"https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"}
 )
+_META_KEYWORDS: Final = frozenset(
+    ("$id", "$schema", "$ref", "$anchor", "$dynamicRef", "$dynamicAnchor", "$vocabulary", "dependencies")
+)
 _META: Final = jsonschema.Draft202012Validator(jsonschema.Draft202012Validator.META_SCHEMA)
+
+
+def _is_whole(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and value == int(value) and value >= 0
+
+
+def _is_number(value: Json) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_text(value: Json) -> bool:
+    return isinstance(value, str)
+
+
+def _is_bool(value: Json) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_list(value: Json) -> bool:
+    return isinstance(value, list)
+
+
+def _is_map(value: Json) -> bool:
+    return isinstance(value, dict)
+
+
+def _are_schemas(value: Json) -> bool:
+    return isinstance(value, list) and bool(value)
+
+
+def _are_names(value: Json) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value) and len(set(value)) == len(value)
+
+
+def _is_type(value: Json) -> bool:
+    if isinstance(value, list):
+        return bool(value) and _are_names(value) and set(value) <= _TYPES
+    return isinstance(value, str) and value in _TYPES
+
+
+_TYPES: Final = frozenset(("array", "boolean", "integer", "null", "number", "object", "string"))
+_RIGHT: Final[dict[str, Callable[[Json], bool]]] = {
+    "$comment": _is_text,
+    "type": _is_type,
+    "enum": _is_list,
+    "multipleOf": lambda value: _is_number(value) and value > 0,
+    **dict.fromkeys(("maximum", "exclusiveMaximum", "minimum", "exclusiveMinimum"), _is_number),
+    **dict.fromkeys(("maxLength", "minLength", "maxItems", "minItems", "maxContains", "minContains"), _is_whole),
+    **dict.fromkeys(("maxProperties", "minProperties"), _is_whole),
+    **dict.fromkeys(("pattern", "format", "title", "description"), _is_text),
+    **dict.fromkeys(("contentEncoding", "contentMediaType"), _is_text),
+    **dict.fromkeys(("uniqueItems", "deprecated", "readOnly", "writeOnly"), _is_bool),
+    "required": _are_names,
+    "examples": _is_list,
+    **dict.fromkeys(MAP_KEYWORDS, _is_map),
+    **dict.fromkeys(LIST_KEYWORDS, _are_schemas),
+    **dict.fromkeys(SCHEMA_KEYWORDS, lambda value: isinstance(value, dict | bool)),
+    "dependentRequired": lambda value: isinstance(value, dict) and all(map(_are_names, value.values())),
+}
+"""What the dialect's metaschema says of a keyword's value, but for schemas within it.
+
+The metaschema takes a millisecond for each part of a schema, so it is asked only for the words for
+what is wrong, and for keywords that are not here.
+"""
+_FREE: Final = frozenset(("default", "const"))
 
 
 def check_schema(schema: Json) -> Iterator[tuple[Path, str]]:
     """Yield what is wrong with a schema, with the path within it."""
     found = 0
-    for error in _META.iter_errors(schema):
-        yield tuple(error.absolute_path), _message(error)
-        found += 1
-        if found >= MAX_PROBLEMS:
-            return
-    if found:
-        return
     for part, path in walk_schemas(schema):
-        dialect = part.get("$schema")
-        if isinstance(dialect, str) and dialect not in _DIALECTS:
-            yield (*path, "$schema"), f"the dialect {escaped(dialect, 80)!r} is not known; it is draft 2020-12"
-        for key in ("$ref", "$dynamicRef"):
-            target = part.get(key)
-            if isinstance(target, str):
-                yield from _check_reference(target, schema, (*path, key))
-        pattern = part.get("pattern")
-        patterns = [(pattern, (*path, "pattern"))] if isinstance(pattern, str) else []
-        more = part.get("patternProperties")
-        if isinstance(more, dict):
-            patterns += [(one, (*path, "patternProperties", one)) for one in more]
-        for one, at in patterns:
-            try:
-                compile_regex(one)
-            except RegexError as exc:
-                yield at, f"the pattern {escaped(one, 80)!r} is no regular expression: {exc}"
+        for inner, message in _check_part(part, schema):
+            yield (*path, *inner), message
+            found += 1
+            if found >= MAX_PROBLEMS:
+                return
+
+
+def _check_part(part: Json, schema: Json) -> Iterator[tuple[Path, str]]:
+    """Yield what is wrong with a schema itself, but not with those within it."""
+    if not isinstance(part, dict):
+        if not isinstance(part, bool):
+            yield (), f"a schema has to be a map, true or false, and is {kind_of(part)}"
+        return
+    for key, value in part.items():
+        right = _RIGHT.get(key)
+        if key in _FREE or (right is not None and right(value)):
+            continue
+        if right is None and key not in _META_KEYWORDS:
+            continue  # an annotation
+        for error in _META.iter_errors({key: value}):
+            yield tuple(error.absolute_path), _message(error)
+            break
+    dialect = part.get("$schema")
+    if isinstance(dialect, str) and dialect not in _DIALECTS:
+        yield ("$schema",), f"the dialect {escaped(dialect, 80)!r} is not known; it is draft 2020-12"
+    for key in ("$ref", "$dynamicRef"):
+        target = part.get(key)
+        if isinstance(target, str):
+            yield from _check_reference(target, schema, (key,))
+    pattern = part.get("pattern")
+    patterns: list[tuple[str, Path]] = [(pattern, ("pattern",))] if isinstance(pattern, str) else []
+    more = part.get("patternProperties")
+    if isinstance(more, dict):
+        patterns += [(one, ("patternProperties", one)) for one in more]
+    for one, at in patterns:
+        try:
+            compile_regex(one)
+        except RegexError as exc:
+            yield at, f"the pattern {escaped(one, 80)!r} is no regular expression: {exc}"
 
 
 def _check_reference(target: str, schema: Json, path: Path) -> Iterator[tuple[Path, str]]:

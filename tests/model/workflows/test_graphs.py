@@ -365,7 +365,7 @@ def test_errors_of_a_language_have_their_place_in_the_text() -> None:
 def test_all_errors_come_at_once_and_are_bounded() -> None:
     found = findings_of(flow(*(act("a", when="nope == 1") for _ in range(150))))
     assert len(found.errors) == MAX_PROBLEMS
-    assert found.more == 50  # an unknown name in the first, 149 ids that are there twice
+    assert found.more == 49  # ids that are there twice
     assert len(errors({"id": "no good", "x": 1, "steps": [{"id": "a", "wait": {}}], "timeout": 1})) == 4
 
 

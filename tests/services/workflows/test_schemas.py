@@ -29,7 +29,7 @@ def test_right_schemas(schema: Any) -> None:
     ("schema", "place", "says"),
     [
         ({"type": "strng"}, ("type",), "'strng' is not valid"),
-        ({"properties": {"a": 5}}, ("properties", "a"), "5 is not of type"),
+        ({"properties": {"a": 5}}, ("properties", "a"), "a schema has to be a map, true or false, and is a number"),
         ({"required": "a"}, ("required",), "'a' is not of type 'array'"),
         ({"pattern": "("}, ("pattern",), "'(' is no regular expression: missing )"),
         ({"patternProperties": {"(?=a)": {}}}, ("patternProperties", "(?=a)"), "is no regular expression"),
