@@ -284,6 +284,74 @@ class Budget:
 NO_BUDGET: Final = Budget()
 
 
+class OnLimit(enum.StrEnum):
+    """What happens to a run beyond the limit of concurrency."""
+
+    QUEUE = "queue"
+    REPLACE = "replace"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Concurrency:
+    """How many runs there are at the same time; `limit` is at most 1,000."""
+
+    limit: int
+    on_limit: OnLimit = OnLimit.QUEUE
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pace:
+    """How many begin in any stretch of a period."""
+
+    limit: int
+    period_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Debounce:
+    """A run once no item came for a period, or long after the first (0: never)."""
+
+    period_ms: int
+    max_wait_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Batch:
+    """A run of `size` items, or of those that came within a time of the first."""
+
+    size: int
+    timeout_ms: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowGate:
+    """Stages with one key; without a `key` there is one state for all.
+
+    Debounce excludes batch.
+    """
+
+    key: Value | None = None
+    key_source: str = ""  # the text of `key`
+    idempotency_ms: int = 0
+    rate: Pace | None = None
+    debounce: Debounce | None = None
+    batch: Batch | None = None
+    concurrency: Concurrency | None = None
+    throttle: Pace | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowControl:
+    """The flow control of a rule or a workflow: gates in the order of passage."""
+
+    gates: tuple[FlowGate, ...] = ()
+    priority: Value | None = None  # a number: `priority_of`
+
+
+NO_FLOW_CONTROL: Final = FlowControl()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """A checked definition of a graph: `steps` in the document's order."""
@@ -300,6 +368,7 @@ class Graph:
     budget: Budget = NO_BUDGET
     description: str = ""
     max_executions: int = 0  # that run at the same time; further ones wait; 0: no bound
+    flow: FlowControl = NO_FLOW_CONTROL  # keys and priority over {trigger, inputs}
     source: Mapping[str, Json] = field(default_factory=dict)  # the document, in canonical form
     digest: str = ""  # of `source`, hexadecimal: equal content has an equal digest
 
@@ -320,6 +389,7 @@ class RuleDefinition:
     condition_source: str = ""  # the text of `condition`
     style: str = "template-yaml"
     priority: int = 0  # rules with a higher one act first
+    flow: FlowControl = NO_FLOW_CONTROL  # keys and priority over {input, source}
     active: bool = True
     source: Mapping[str, Json] = field(default_factory=dict)
     digest: str = ""

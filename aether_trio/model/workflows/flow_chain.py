@@ -34,12 +34,12 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 from aether_trio.model.workflows import flow_control
+from aether_trio.model.workflows.definition import FlowControl
 from aether_trio.model.workflows.flow_control import (
     CancelRun,
     DropReason,
     DropRun,
     DropWaiting,
-    FlowControl,
     FlowItem,
     FlowState,
     FlowStep,

@@ -46,7 +46,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from aether_trio.model.text import shown
-from aether_trio.model.workflows.definition import Json, Value
+from aether_trio.model.workflows.definition import FlowGate, Json, OnLimit, Pace
 
 PAGE: Final = 16
 """How many waiting runs one call looks at, and so may start."""
@@ -54,80 +54,11 @@ MAX_GATHERED: Final = 1_000
 """How many items a run has at most: a debounce or batch ends early with them."""
 MAX_WAITING: Final = 100_000
 """How many runs of a key may wait; further ones are dropped."""
-MAX_CONCURRENCY: Final = 1_000
 MAX_MOMENTS: Final = 64
 """How many different moments of beginnings are kept; closer ones are then taken for the later."""
 
 _Moments: TypeAlias = tuple[tuple[int, int], ...]
 """(Unix ms, how many), ascending."""
-
-
-class OnLimit(enum.StrEnum):
-    """What happens to a run beyond the limit of concurrency."""
-
-    QUEUE = "queue"
-    REPLACE = "replace"
-    SKIP = "skip"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Concurrency:
-    """How many runs there are at the same time; `limit` is at most MAX_CONCURRENCY."""
-
-    limit: int
-    on_limit: OnLimit = OnLimit.QUEUE
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pace:
-    """How many begin in any stretch of a period."""
-
-    limit: int
-    period_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Debounce:
-    """A run once no item came for a period, or long after the first (0: never)."""
-
-    period_ms: int
-    max_wait_ms: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
-    """A run of `size` items, or of those that came within a time of the first."""
-
-    size: int
-    timeout_ms: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowGate:
-    """Stages with one key; without a `key` there is one state for all.
-
-    Debounce excludes batch.
-    """
-
-    key: Value | None = None
-    key_source: str = ""  # the text of `key`
-    idempotency_ms: int = 0
-    rate: Pace | None = None
-    debounce: Debounce | None = None
-    batch: Batch | None = None
-    concurrency: Concurrency | None = None
-    throttle: Pace | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FlowControl:
-    """The flow control of a rule or a workflow: gates in the order of passage."""
-
-    gates: tuple[FlowGate, ...] = ()
-    priority: Value | None = None  # a number: `priority_of`
-
-
-NO_FLOW_CONTROL: Final = FlowControl()
 
 
 @dataclass(frozen=True, slots=True)

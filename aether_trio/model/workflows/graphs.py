@@ -33,6 +33,7 @@ from aether_trio.model.workflows.definition import (
     While,
     Work,
 )
+from aether_trio.model.workflows.flow_documents import compile_flow
 from aether_trio.model.workflows.reading import (
     MAX_INTEGER,
     Fields,
@@ -63,6 +64,7 @@ GRAPH_KEYS: Final = (
     "timeout",
     "budget",
     "max_executions",
+    "flow",
     "steps",
     "tests",
 )
@@ -115,6 +117,13 @@ _EVENT_ELSEWHERE: Final = {
     "trigger": "'trigger' is not there yet: the data of the event are 'input'",
     "inputs": "'inputs' is not there yet: the data of the event are 'input'",
     "steps": "'steps' is not there: this is read when an event comes",
+}
+
+_FLOW_ELSEWHERE: Final = {
+    "input": "'input' is an event's data; the input of a workflow is 'trigger' or 'inputs'",
+    "source": "'source' is not there: the input of a workflow is 'trigger' or 'inputs'",
+    "steps": "'steps' is not there: this is read before the execution begins",
+    "execution": "'execution' is not there: this is read before it begins",
 }
 
 
@@ -208,6 +217,7 @@ class GraphCompiler:
             budget=self._budget(fields),
             description=description,
             max_executions=fields.whole("max_executions", 0),
+            flow=compile_flow(self.compiler, fields, self._flow_scope()),
             source=source,
             digest=digest_of(source) if not self.findings.count else "",
         )
@@ -218,6 +228,10 @@ class GraphCompiler:
         if not fields.has(key):
             return None
         return self.compiler.schema(fields.get(key), fields.at(key), f"{fields.what}, {key}")
+
+    def _flow_scope(self) -> ReadScope:
+        """Return what flow control reads, before there is an execution."""
+        return ReadScope(names={"trigger": self.trigger, "inputs": self.trigger}, elsewhere=_FLOW_ELSEWHERE)
 
     def _trigger(self, fields: Fields) -> Trigger | None:
         if not fields.has("trigger"):

@@ -29,6 +29,7 @@ from aether_trio.model.workflows.definition import (
     ScheduleDefinition,
     Value,
 )
+from aether_trio.model.workflows.flow_documents import compile_flow
 from aether_trio.model.workflows.reading import (
     Fields,
     Findings,
@@ -58,6 +59,7 @@ RULE_KEYS: Final = (
     "transformation_style",
     "destination_template",
     "priority",
+    "flow",
     "active",
     "created_at",
     "updated_at",
@@ -149,6 +151,7 @@ def compile_rule(compiler: Compiler, value: Json, path: Path) -> RuleDefinition:
         condition_source=condition.strip() if isinstance(condition, str) else "",
         style=fields.choice("transformation_style", ("template-yaml",), "template-yaml"),
         priority=fields.whole("priority", 0, least=-(10**9), most=10**9),
+        flow=compile_flow(compiler, fields, EVENT_SCOPE),
         active=source["active"],
         source=source,
         digest=digest_of(source),

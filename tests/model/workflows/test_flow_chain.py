@@ -11,6 +11,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from aether_trio.model.workflows import flow_chain
+from aether_trio.model.workflows.definition import (
+    Batch,
+    Concurrency,
+    Debounce,
+    FlowControl,
+    FlowGate,
+    OnLimit,
+    Pace,
+)
 from aether_trio.model.workflows.flow_chain import (
     AtGate,
     BeginRun,
@@ -26,18 +35,11 @@ from aether_trio.model.workflows.flow_chain import (
 )
 from aether_trio.model.workflows.flow_control import (
     PAGE,
-    Batch,
     CancelRun,
-    Concurrency,
-    Debounce,
     DropRun,
-    FlowControl,
-    FlowGate,
     FlowItem,
     FlowState,
     KeepItem,
-    OnLimit,
-    Pace,
     QueueRun,
 )
 

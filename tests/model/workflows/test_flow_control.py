@@ -11,23 +11,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aether_trio.model.workflows import flow_control
+from aether_trio.model.workflows.definition import (
+    Batch,
+    Concurrency,
+    Debounce,
+    FlowGate,
+    OnLimit,
+    Pace,
+)
 from aether_trio.model.workflows.flow_control import (
     MAX_GATHERED,
     MAX_MOMENTS,
     PAGE,
-    Batch,
     CancelRun,
-    Concurrency,
-    Debounce,
     DropRun,
     DropWaiting,
-    FlowGate,
     FlowItem,
     FlowState,
     FlowStep,
     KeepItem,
-    OnLimit,
-    Pace,
     QueueRun,
     StartRun,
 )
