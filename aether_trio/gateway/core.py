@@ -72,13 +72,7 @@ from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
-from aether_trio.services.workflows.actions import Actions
-from aether_trio.services.workflows.definitions import Definitions
-from aether_trio.services.workflows.executions import Executions
-from aether_trio.services.workflows.hook import WorkflowHook
-from aether_trio.services.workflows.operations import WorkflowOperations
-from aether_trio.services.workflows.owners import owner_may
-from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
+from aether_trio.services.workflows.engine import WorkflowEngine
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -185,10 +179,8 @@ async def open_core(
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
         task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
-        executions = Executions(
-            Definitions(compile_stored),
-            Actions(owner_may(authorizer), lambda workspace: quotas.of(workspace).task_payload_bytes),
-            schema_problem,
+        workflow_engine = WorkflowEngine(
+            authorizer, lambda workspace: quotas.of(workspace).task_payload_bytes, strict=strict
         )
         engine = Engine(
             tasks_database,
@@ -205,7 +197,7 @@ async def open_core(
             changes,
             lambda service, workspace: authorizer.may_read(Identity.parse(service, strict=False), workspace),
             TaskAudit(clock, audit.put),
-            WorkflowHook(executions, {}),
+            workflow_engine.hook,
         )
         authority = AuthorityService(
             engine,
@@ -258,7 +250,7 @@ async def open_core(
             authorizer,
             task_nodes,
             nursery,
-            operations=WorkflowOperations(engine, executions, authorizer, ids, compiled_for_storage, strict=strict),
+            operations=workflow_engine.operations(engine, ids),
         )
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.

@@ -43,6 +43,7 @@ class WorkflowPart(enum.IntFlag):
     STEP = 1  # its end is an event of the execution that is its parent
     RUN = 2  # an execution of a graph: no worker has it, the gateway moves it on
     QUESTION = 4  # a step that is a question to a person: no worker has it
+    FIRED = 8  # started by a schedule, which is told of its end
 
     __hash__ = int.__hash__
 

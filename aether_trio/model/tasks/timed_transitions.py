@@ -10,9 +10,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 from aether_trio.model.tasks.status import GraceClass, StoredStatus
-from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_FAILED, AgentProcess, Mode, TaskRow
+from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_FAILED, AgentProcess, Mode, TaskRow, WorkflowPart
 from aether_trio.model.tasks.transitions import Facts, Move
 
 S = StoredStatus
@@ -97,8 +98,11 @@ def _of_wait(task: TaskRow) -> Iterator[tuple[int, Due]]:
         yield wait.wake_ms, Due.WAKE
 
 
+_IN_EXECUTIONS: Final = WorkflowPart.STEP | WorkflowPart.RUN | WorkflowPart.QUESTION
+
+
 def _stale_at_ms(task: TaskRow, limits: TimeLimits) -> int:
-    if task.wait or task.workflow:
+    if task.wait or task.workflow & _IN_EXECUTIONS:
         return 0  # a step waits as long as its execution
     if task.task_type == AGENT_STARTUP:
         waits = limits.startup_ms and task.status is S.PENDING

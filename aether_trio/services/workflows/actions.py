@@ -23,12 +23,13 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
 from aether_trio.model.tasks import Mode, RetrySchedule, TaskRow
-from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.tasks.task import NO_WORKER, WorkflowPart
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.model.workflows.definition import Action, ActionType, Environment, Json, RetryRule
 from aether_trio.services.tasks.handlers.create import KEY_MS, check_size, key_hash, new_task
 from aether_trio.services.tasks.transaction import results
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.json_values import JsonError, write_json
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -92,20 +93,31 @@ def values_of(action: Action, env: Environment, now_ms: int) -> dict[str, Json]:
 class Actions:
     """Does actions; `payload_bytes(workspace)` is the largest payload of a task."""
 
-    def __init__(self, allowed: Allowed, payload_bytes: Callable[[str], int]) -> None:
+    def __init__(self, allowed: Allowed, payload_bytes: Callable[[str], int], *, strict: bool) -> None:
+        self._strict = strict
         self.allowed = allowed
         self._payload_bytes = payload_bytes
 
     def perform(
-        self, tx: Transaction, action: Action, values: Mapping[str, Json], cause: Cause, child: Child | None = None
+        self,
+        tx: Transaction,
+        action: Action,
+        values: Mapping[str, Json],
+        cause: Cause,
+        child: Child | None = None,
+        *,
+        part: WorkflowPart = WorkflowPart.NONE,
     ) -> Program[TaskRow | None]:
         """Do an action; return the task that it has made, if it makes one.
 
-        Raises ActionRefused, and writes nothing then.
+        `part`: what a task that is no child of an execution is to workflows. Raises ActionRefused,
+        and writes nothing then.
         """
         workspace = action.workspace or cause.workspace
+        if workspace == EVERYWHERE:
+            raise ActionRefused("an action needs a workspace: name it in the action", "BAD_ACTION")
         try:
-            check_token(workspace, "workspace", strict=False)
+            check_token(workspace, "workspace", strict=self._strict)
         except IdentityError as error:
             raise ActionRefused(str(error), "BAD_ACTION") from None
         if problem := self.allowed(cause.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
@@ -117,7 +129,7 @@ class Actions:
         if action.type is ActionType.MESSAGE and child is None:
             yield from self._send(tx, workspace, action, values, metadata, cause)
             return None
-        return (yield from self._create(tx, workspace, action, values, metadata, cause, child))
+        return (yield from self._create(tx, workspace, action, values, metadata, cause, child, part))
 
     def _create(
         self,
@@ -128,6 +140,7 @@ class Actions:
         metadata: dict[str, str],
         cause: Cause,
         child: Child | None,
+        part: WorkflowPart,
     ) -> Program[TaskRow]:
         task_type, pool, payload = action.task_type, action.target_implementation, values.get("payload")
         if action.type is ActionType.MESSAGE:
@@ -165,6 +178,7 @@ class Actions:
         if cause.hops:
             _note_hops(task, cause.hops)
         set_retry(task, action.retry)
+        task.workflow = part
         if child is not None:
             task.workflow, task.schedule_to_close_ms = child.part, child.timeout_ms
         yield from create_task(tx, task, request.payload)
@@ -229,7 +243,7 @@ def create_task(tx: Transaction, task: TaskRow, payload: bytes) -> Program[None]
         raise LargeError
     assigned = len(tx.effects.assignments)
     yield from tx.create(task, payload)
-    if task.mode is Mode.POOL and not task.workflow & ~WorkflowPart.STEP and len(tx.effects.assignments) == assigned:
+    if task.mode is Mode.POOL and not task.workflow & NO_WORKER and len(tx.effects.assignments) == assigned:
         # An agent of this name may be registered, and can be started.
         tx.effects.absent_targets.append(f"ag::{task.workspace}::{task.target_implementation}::default")
 

@@ -161,7 +161,7 @@ class Executions:
                 # Ended by a client or a deadline: its steps are ended, and compensated.
                 reason = task.error or "the task of the execution has ended"
                 turn.queue.append((task.task_id, CancelAsked(at_ms=tx.context.now_ms, reason=reason, by=task.ended_by)))
-        else:
+        elif task.workflow & WorkflowPart.STEP:
             yield from self._step_ended(tx, turn, task)
         yield from self._drive(tx, turn)
 

@@ -11,9 +11,11 @@ from typing import Any, Final, TypeVar
 
 from aether_trio.model.containment import report
 from aether_trio.model.tasks import TaskRow
+from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
-from aether_trio.services.workflows import execution_rows
+from aether_trio.services.workflows import execution_rows, schedule_rows
 from aether_trio.services.workflows.executions import TIMER, Executions
+from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.storage.base import Fetch, Program, Row
 
 T = TypeVar("T")
@@ -54,15 +56,18 @@ def contained(program: Generator[Any, Any, T], kind: str, key: str) -> Generator
 class WorkflowHook:
     """The TaskWorkflows of a gateway: executions, and other kinds of timers."""
 
-    def __init__(self, executions: Executions, timers: Mapping[str, TimerHandler]) -> None:
+    def __init__(self, executions: Executions, schedules: ScheduleStarter, timers: Mapping[str, TimerHandler]) -> None:
         self._executions = executions
+        self._schedules = schedules
         self._timers: Final = {TIMER: executions.time_passed, **timers}
         self._put_off: set[tuple[str, str]] = set()
         """Things whose handlers have raised, to be put off in the next transaction."""
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""
-        return self._executions.ended(tx, task)
+        yield from self._executions.ended(tx, task)
+        if task.workflow & WorkflowPart.FIRED:
+            yield from self._schedules.run_ended(tx, task.task_id)
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with a part that no worker has, and whose row has become PENDING."""
@@ -90,7 +95,11 @@ class WorkflowHook:
             f"SELECT kind, key FROM workflow_timers WHERE due_ms <= $1 ORDER BY due_ms LIMIT $2{locked}",  # noqa: S608
             (now_ms, FIRE_PAGE),
         )
+        if any(kind == schedule_rows.TIMER for kind, _ in found):
+            yield from contained(self._schedules.fire(tx), schedule_rows.TIMER, "")
         for kind, key in found:
+            if kind == schedule_rows.TIMER:
+                continue
             handler = self._timers.get(kind)
             if handler is None:
                 # This release does not know such a thing.

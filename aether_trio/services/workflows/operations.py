@@ -12,10 +12,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Protocol
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import IdentityError, check_token
@@ -33,13 +32,13 @@ from aether_trio.model.workflows.happenings import (
     SignalReceived,
     StepPlace,
 )
-from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow, StepRow
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
@@ -68,47 +67,11 @@ STEPS_SHOWN: Final = 1_000
 RUNNING: Final = ("running", "paused", "compensating")
 
 
-class OperationError(Exception):
-    """An operation on workflows is refused; the text is the answer's error."""
-
-
-class OperationAnswer(NamedTuple):
-    """The answer to an operation: a JSON value, or a message alone."""
-
-    data: Any = None
-    message: str = ""
-    total: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class OperationAsked:
-    """An operation as asked for; `workspace` "" is that of the caller."""
-
-    session: Session
-    op: int
-    id: str = ""
-    secondary_id: str = ""
-    workspace: str = ""
-    data: bytes = b""
-    status: str = ""
+class OperationFamily(Protocol):
+    """Operations of another file, by their numbers."""
 
     @property
-    def document(self) -> Any:
-        """The JSON that came with it; {} without any. Raises OperationError."""
-        if not self.data:
-            return {}
-        try:
-            found = json.loads(self.data)
-        except (ValueError, RecursionError) as error:
-            raise OperationError(f"data is not JSON: {shown(str(error))}") from None
-        if not isinstance(found, dict):
-            raise OperationError("data is not a JSON object")
-        return found
-
-    @property
-    def own_workspace(self) -> str:
-        """The workspace that it names, or that of the caller."""
-        return self.workspace or self.session.workspace or EVERYWHERE
+    def table(self) -> Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]: ...
 
 
 ReadWorkflow = Callable[[dict[str, Any], str, int], tuple[StoredDefinition, list[str]]]
@@ -125,15 +88,15 @@ class WorkflowOperations:
         self,
         engine: Engine,
         executions: Executions,
-        authorizer: Authorizer,
+        access: WorkspaceAccess,
         ids: IdFactory,
         read_workflow: ReadWorkflow,
-        *,
+        *others: OperationFamily,
         strict: bool = True,
     ) -> None:
         self._engine = engine
         self._executions = executions
-        self._authorizer = authorizer
+        self._access = access
         self._ids = ids
         self._read_workflow = read_workflow
         self._strict = strict
@@ -153,6 +116,7 @@ class WorkflowOperations:
                 RETRY: self._retry,
                 HISTORY: self._history,
                 ANSWER: self._answer,
+                **{number: perform for family in others for number, perform in family.table.items()},
             }
         )
 
@@ -183,31 +147,10 @@ class WorkflowOperations:
                 raise OperationError(str(error)) from None
         return await operation(request)
 
-    # -- access ------------------------------------------------------------------------------------
-
-    async def _problem(self, session: Session, workspace: str, level: AccessLevel) -> str:
-        if not session.allows_workspace(workspace):
-            return f"this credential does not reach workspace {workspace}"
-        decision = await self._authorizer.check_workspace(session, workspace, level, "workflow_op")
-        return "" if decision.allowed else decision.reason
-
-    async def _need(self, request: OperationAsked, workspace: str, level: AccessLevel = AccessLevel.READWRITE) -> None:
-        if problem := await self._problem(request.session, workspace, level):
-            raise OperationError(f"ERR_PERMISSION_DENIED: {problem}")
-
-    async def _visible_workspaces(self, request: OperationAsked) -> tuple[str, ...]:
-        """Return the workspaces whose things a list shows: the one that is named, and *."""
-        workspace = request.own_workspace
-        await self._need(request, workspace, AccessLevel.READ)
-        if workspace == EVERYWHERE:
-            return (EVERYWHERE,)
-        others = await self._problem(request.session, EVERYWHERE, AccessLevel.READ)
-        return (workspace,) if others else (workspace, EVERYWHERE)
-
     # -- definitions -------------------------------------------------------------------------------
 
     async def _list_workflows(self, request: OperationAsked) -> OperationAnswer:
-        workspaces = await self._visible_workspaces(request)
+        workspaces = await self._access.visible(request)
         found = await self._engine.database.read(lambda: definitions.newest_of_workspaces(workspaces))
         return OperationAnswer([shown_definition(one) for one in found], total=len(found))
 
@@ -220,10 +163,10 @@ class WorkflowOperations:
         stored = await self._engine.database.read_small(
             lambda: definitions.newest(workspace, request.id, also_inactive=level is AccessLevel.READ)
         )
-        if stored is None or await self._problem(request.session, stored.workspace, AccessLevel.READ):
+        if stored is None or await self._access.problem(request.session, stored.workspace, AccessLevel.READ):
             raise OperationError(f"workflow {shown(request.id)} not found in workspace {shown(workspace)}")
         if level > AccessLevel.READ:
-            await self._need(request, stored.workspace, level)
+            await self._access.need(request.session, stored.workspace, level)
         return stored
 
     async def _create_workflow(self, request: OperationAsked) -> OperationAnswer:
@@ -234,7 +177,7 @@ class WorkflowOperations:
             stored, ignored = self._read_workflow(document, request.session.identity.text, self._engine.clock.now_ms())
         except ValueError as error:
             raise OperationError(str(error)) from None
-        await self._need(request, stored.workspace)
+        await self._access.need(request.session, stored.workspace)
         made = await self._engine.database.run(lambda: _put(stored))
         if made is None:
             raise OperationError(
@@ -255,7 +198,7 @@ class WorkflowOperations:
 
     async def _run(self, request: OperationAsked) -> OperationAnswer:
         workspace = request.own_workspace
-        await self._need(request, workspace)
+        await self._access.need(request.session, workspace)
         name = request.id
         begin = Begin(read_json(request.data) if request.data else {}, request.session.identity.text)
         task_id = self._ids.dated(self._engine.clock.now_ms())
@@ -277,7 +220,7 @@ class WorkflowOperations:
         return OperationAnswer({"execution_id": task_id}, f"execution {task_id} of workflow {name} has begun")
 
     async def _list_executions(self, request: OperationAsked) -> OperationAnswer:
-        workspaces = await self._visible_workspaces(request)
+        workspaces = await self._access.visible(request)
         statuses: tuple[str, ...] = RUNNING if request.status in ("", "running") else (request.status,)
         if request.status == "all":
             statuses = ()
@@ -295,10 +238,10 @@ class WorkflowOperations:
 
     async def _execution(self, request: OperationAsked, level: AccessLevel) -> ExecutionRow:
         row = await self._engine.database.read_small(lambda: execution_rows.load(request.id))
-        if row is None or await self._problem(request.session, row.workspace, AccessLevel.READ):
+        if row is None or await self._access.problem(request.session, row.workspace, AccessLevel.READ):
             raise OperationError(f"execution {shown(request.id)} not found")
         if level > AccessLevel.READ:
-            await self._need(request, row.workspace, level)
+            await self._access.need(request.session, row.workspace, level)
         return row
 
     async def _get_execution(self, request: OperationAsked) -> OperationAnswer:
@@ -373,7 +316,7 @@ class WorkflowOperations:
                 metadata[name] = fields[name]
         payload = write_json(fields["data"]) if "data" in fields else b""
         identity = request.session.identity
-        may_write = not await self._problem(request.session, row.workspace, AccessLevel.READWRITE)
+        may_write = not await self._access.problem(request.session, row.workspace, AccessLevel.READWRITE)
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)

@@ -1,0 +1,46 @@
+"""The parts of the embedded workflow engine, but its connection.
+
+The hook is handed to the task engine when that is made; the operations are made with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aether_trio.model.ids import IdFactory
+from aether_trio.services.access.rule_authorizer import RuleAuthorizer
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.workflows.actions import Actions
+from aether_trio.services.workflows.asked import WorkspaceAccess
+from aether_trio.services.workflows.definitions import Definitions
+from aether_trio.services.workflows.executions import Executions
+from aether_trio.services.workflows.hook import WorkflowHook
+from aether_trio.services.workflows.operations import WorkflowOperations
+from aether_trio.services.workflows.owners import owner_may
+from aether_trio.services.workflows.schedule_operations import ScheduleOperations, ScheduleStarter
+from aether_trio.services.workflows.schedules import Schedules
+from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
+
+
+class WorkflowEngine:
+    """Makes the parts; `payload_bytes(workspace)` is the largest payload of a task."""
+
+    def __init__(self, authorizer: RuleAuthorizer, payload_bytes: Callable[[str], int], *, strict: bool) -> None:
+        self._strict = strict
+        self._access = WorkspaceAccess(authorizer)
+        self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
+        self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem)
+        self.schedules = Schedules()
+        self.hook = WorkflowHook(self.executions, ScheduleStarter(self.schedules, self.actions, self.executions), {})
+
+    def operations(self, engine: Engine, ids: IdFactory) -> WorkflowOperations:
+        """Make what answers operations, with the task engine that has the hook."""
+        return WorkflowOperations(
+            engine,
+            self.executions,
+            self._access,
+            ids,
+            compiled_for_storage,
+            ScheduleOperations(engine, self.schedules, self._access),
+            strict=self._strict,
+        )

@@ -1,0 +1,224 @@
+"""Operations on schedules, and what they start.
+
+A schedule starts an execution of its workflow, or does its action, in its workspace. One of
+workspace * needs an action that names a workspace, as it has none to act in.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.text import shown
+from aether_trio.model.workflows.definition import EvaluationError, ScheduleDefinition
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.workflows import definitions, schedule_rows
+from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
+from aether_trio.services.workflows.schedules import (
+    Firing,
+    FiringRefused,
+    ScheduleError,
+    Schedules,
+    answer_of,
+    environment_of,
+    trigger_of,
+)
+from aether_trio.storage.base import Program
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Op = pb.WorkflowOperation
+
+PAUSE_SCHEDULE: Final = 110
+RESUME_SCHEDULE: Final = 111
+BACKFILL_SCHEDULE: Final = 112
+SCHEDULE: Final = "schedule"
+KEPT: Final = 1024
+"""Compiled schedules in memory."""
+
+
+class ScheduleStarter:
+    """Starts what the slots of schedules stand for, in their transaction."""
+
+    def __init__(self, schedules: Schedules, actions: Actions, executions: Executions) -> None:
+        self._schedules = schedules
+        self._actions = actions
+        self._executions = executions
+        self._compiled: OrderedDict[str, ScheduleDefinition] = OrderedDict()
+
+    def fire(self, tx: Transaction) -> Program[int]:
+        """Fire a page of the schedules that are due."""
+        start = partial(self._start, tx)
+        return (yield from self._schedules.fire(tx.context.now_ms, start, shared=tx.context.shared))
+
+    def run_ended(self, tx: Transaction, run_id: str) -> Program[None]:
+        """Let the schedule of a run that has ended fire what waits for that."""
+        due_ms = yield from self._schedules.run_ended(run_id, tx.context.now_ms)
+        if due_ms and not 0 < tx.effects.due_ms <= due_ms:
+            tx.effects.due_ms = due_ms
+
+    def _definition(self, stored: StoredSchedule) -> ScheduleDefinition:
+        found = self._compiled.get(stored.digest)
+        if found is None:
+            made, _ = read_json(SCHEDULE, stored.document)
+            assert isinstance(made, ScheduleDefinition)
+            found = self._compiled[stored.digest] = made
+            if len(self._compiled) > KEPT:
+                self._compiled.popitem(last=False)
+        return found
+
+    def _start(self, tx: Transaction, stored: StoredSchedule, firing: Firing) -> Program[str]:
+        definition, now_ms = self._definition(stored), tx.context.now_ms
+        key = f"schedule\0{stored.workspace}\0{stored.id}\0{firing.kind}\0{firing.slot_ms}\0{firing.key}"
+        env = environment_of(stored, firing)
+        try:
+            if definition.workflow_id:
+                given: Any = trigger_of(stored, firing)
+                if definition.input is not None:
+                    moment = datetime.fromtimestamp(now_ms / 1000, UTC)
+                    given = definition.input.evaluate(env, now=lambda: moment)
+                return (yield from self._start_execution(tx, stored, definition.workflow_id, given, key))
+            assert definition.action is not None
+            values = values_of(definition.action, env, now_ms)
+            cause = Cause(key, stored.owner, stored.workspace)
+            task = yield from self._actions.perform(tx, definition.action, values, cause, part=WorkflowPart.FIRED)
+        except (ActionRefused, StartRefused, EvaluationError) as error:
+            raise FiringRefused(str(error)) from None
+        return "" if task is None else task.task_id
+
+    def _start_execution(
+        self, tx: Transaction, stored: StoredSchedule, workflow: str, given: Any, key: str
+    ) -> Program[str]:
+        if stored.workspace == EVERYWHERE:
+            raise FiringRefused("a schedule of workspace * cannot start a workflow: give it a workspace")
+        if problem := self._actions.allowed(stored.owner, stored.workspace, AccessLevel.READWRITE, tx.context.now_ms):
+            raise FiringRefused(problem)
+        newest = yield from definitions.newest(stored.workspace, workflow)
+        if newest is None:
+            raise FiringRefused(f"there is no workflow {workflow} in workspace {stored.workspace}")
+        task_id = dated_id(tx.context.now_ms, key)
+        begin = Begin(given, stored.owner, metadata={"schedule_id": stored.id})
+        yield from self._executions.start(tx, newest, stored.workspace, begin, task_id=task_id, part=WorkflowPart.FIRED)
+        return task_id
+
+
+class ScheduleOperations:
+    """Performs operations on schedules; `table` has them by number."""
+
+    def __init__(self, engine: Engine, schedules: Schedules, access: WorkspaceAccess) -> None:
+        self._engine = engine
+        self._schedules = schedules
+        self._access = access
+        self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {
+                Op.LIST_SCHEDULES: self._list,
+                Op.CREATE_SCHEDULE: partial(self._put, upsert=False),
+                Op.UPSERT_SCHEDULE: partial(self._put, upsert=True),
+                Op.DELETE_SCHEDULE: self._delete,
+                PAUSE_SCHEDULE: self._pause,
+                RESUME_SCHEDULE: self._resume,
+                BACKFILL_SCHEDULE: self._backfill,
+            }
+        )
+
+    async def _list(self, asked: OperationAsked) -> OperationAnswer:
+        workspaces = await self._access.visible(asked)
+        found = await self._engine.database.read(lambda: schedule_rows.of_workspaces(workspaces))
+        return OperationAnswer([answer_of(one) for one in found], total=len(found))
+
+    async def _put(self, asked: OperationAsked, *, upsert: bool) -> OperationAnswer:
+        document = dict(asked.document)
+        names = {key.lower() for key in document}
+        if asked.id and "id" not in names:
+            document["id"] = asked.id
+        if asked.workspace and "workspace" not in names:
+            document["workspace"] = asked.workspace
+        try:
+            definition, ignored = read_json(SCHEDULE, document)
+        except ValueError as error:
+            raise OperationError(str(error)) from None
+        assert isinstance(definition, ScheduleDefinition)
+        await self._access.need(asked.session, definition.workspace)
+        put = self._schedules.upsert if upsert else self._schedules.create
+        owner = asked.session.identity.text
+        stored = await self._change(lambda tx: put(definition, owner, tx.context.now_ms))
+        message = f"schedule {stored.id}"
+        if ignored:
+            message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
+        return OperationAnswer(answer_of(stored), message)
+
+    async def _change(self, program: Callable[[TaskTransaction], Program[StoredSchedule]]) -> StoredSchedule:
+        """Change a schedule in a transaction that tells the timer of its due moment."""
+
+        def page(tx: TaskTransaction) -> Program[StoredSchedule]:
+            stored = yield from program(tx)
+            tx.effects.due_ms = stored.next_fire_ms
+            return stored
+
+        try:
+            return await self._engine.result(page)
+        except ScheduleError as error:
+            raise OperationError(str(error)) from None
+
+    async def _find(self, asked: OperationAsked) -> StoredSchedule:
+        """Find a schedule that the caller may change. Raises OperationError."""
+        workspaces = dict.fromkeys((asked.own_workspace, EVERYWHERE))
+        found = await self._engine.database.read(lambda: self._schedules.get(tuple(workspaces), asked.id))
+        if found is None or await self._access.problem(asked.session, found.workspace, AccessLevel.READ):
+            raise OperationError(f"schedule {shown(asked.id)} not found in workspace {shown(asked.own_workspace)}")
+        await self._access.need(asked.session, found.workspace)
+        return found
+
+    async def _delete(self, asked: OperationAsked) -> OperationAnswer:
+        found = await self._find(asked)
+        await self._engine.database.run(lambda: self._schedules.delete(found.workspace, found.id))
+        return OperationAnswer(message=f"schedule {found.id} is deleted")
+
+    async def _pause(self, asked: OperationAsked) -> OperationAnswer:
+        found = await self._find(asked)
+        stored = await self._change(lambda tx: self._schedules.pause(found.workspace, found.id, tx.context.now_ms))
+        return OperationAnswer(answer_of(stored), f"schedule {found.id} is paused")
+
+    async def _resume(self, asked: OperationAsked) -> OperationAnswer:
+        found = await self._find(asked)
+        stored = await self._change(lambda tx: self._schedules.resume(found.workspace, found.id, tx.context.now_ms))
+        return OperationAnswer(answer_of(stored), f"schedule {found.id} goes on")
+
+    async def _backfill(self, asked: OperationAsked) -> OperationAnswer:
+        found = await self._find(asked)
+        from_ms, until_ms = (_moment(asked.document, name) for name in ("from", "until"))
+        slots: list[int] = []
+
+        def program(tx: TaskTransaction) -> Program[StoredSchedule]:
+            stored, planned = yield from self._schedules.backfill(
+                found.workspace, found.id, from_ms, until_ms, tx.context.now_ms
+            )
+            slots[:] = planned
+            return stored
+
+        stored = await self._change(program)
+        return OperationAnswer(answer_of(stored), f"{len(slots)} slots of schedule {found.id} are filled")
+
+
+def _moment(document: Mapping[str, Any], name: str) -> int:
+    """Read an RFC 3339 moment of an operation's document, in Unix ms."""
+    text = document.get(name)
+    try:
+        moment = datetime.fromisoformat(text) if isinstance(text, str) else None
+    except ValueError:
+        moment = None
+    if moment is None or moment.tzinfo is None:
+        raise OperationError(f"{name} is a moment such as 2026-11-29T06:00:00Z, and not {json.dumps(text)[:40]}")
+    return round(moment.timestamp() * 1000)
