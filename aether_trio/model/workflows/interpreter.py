@@ -883,6 +883,7 @@ class _Advance:
             progress.round += 1
             progress.round_code = PENDING
             progress.most, progress.attempt = max(progress.most, progress.attempt), 0
+            self._state.timers.pop(step.id, None)
         self._look_at(self._plan.number[step.id])
 
     def _fail(self, step: Step, place: StepPlace, error: str, kind: str, *, told: bool = False) -> Needing[None]:
@@ -920,6 +921,8 @@ class _Advance:
         delay = min(retry.initial_ms * factor, retry.max_ms or MAX_WAIT_MS)
         seed = zlib.crc32(f"{self._state.execution_id} {place.step} {place.item} {attempt}".encode())
         delay = round(delay * (1 + min(max(retry.jitter, 0.0), 1.0) * (seed / 0x8000_0000 - 1)))
+        if step.for_each is None:
+            self._state.timers.pop(step.id, None)
         self._set_code(place, DELAYED)
         self._set_timer(place, "retry", self._at + delay)
         self.commands.append(MarkStep(place=place, status=WORDS[DELAYED], error=error, error_type=kind))

@@ -694,7 +694,7 @@ def result_json(result: TaskResult) -> bytes:
 
 
 def _item(item: int, status: str, error: str, error_type: str, result: bytes | None) -> dict[str, Json]:
-    found: dict[str, Json] = {"status": status, "result": None if result is None else read_json(result)}
+    found: dict[str, Json] = {"item": item, "status": status, "result": None if result is None else read_json(result)}
     if status != "completed":
         found |= {"error": error, "error_type": error_type}
     return found

@@ -205,7 +205,7 @@ class Execution:
         if need.place == TRIGGER:
             return self.trigger
         row = self.rows[need.place]
-        assert row.status in {"completed", "compensated"}, (need, row)
+        assert row.status in {"completed", "compensated", "compensation_failed"}, (need, row)
         return row.result
 
     def _obey(self, command: Command) -> None:

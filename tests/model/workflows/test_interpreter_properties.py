@@ -102,7 +102,7 @@ class World:
 
     def _timeless(self) -> bool:
         """Return whether no timer may be left over, as those of items are."""
-        return all(step.for_each is None and step.while_ is None for step in self.run.graph.steps.values())
+        return all(step.for_each is None for step in self.run.graph.steps.values())
 
     # -- what may happen ---------------------------------------------------------------------------
 
