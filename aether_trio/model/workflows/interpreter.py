@@ -13,6 +13,7 @@ A happening that is late, comes again, or does not fit the present state changes
 
 from __future__ import annotations
 
+import bisect
 import fnmatch
 import heapq
 import json
@@ -1056,12 +1057,13 @@ class _Advance:
     def _set_timer(self, place: StepPlace, kind: str, due_ms: int, number: int = 0) -> None:
         timer = StepTimer(due_ms, kind, place.item, place.item, self._state.attempt(place), number)
         timers = self._state.timers.setdefault(place.step, [])
-        for at in range(max(len(timers) - _KINDS, 0), len(timers)):
-            grown = timers[at]._replace(last=place.item)
-            if timers[at].last == place.item - 1 and grown == timer._replace(first=grown.first):
-                timers[at] = grown
+        at = bisect.bisect(timers, timer)
+        if at and timers[at - 1].last == place.item - 1:
+            grown = timers[at - 1]._replace(last=place.item)
+            if grown == timer._replace(first=grown.first):
+                timers[at - 1] = grown
                 return
-        timers.append(timer)
+        timers.insert(at, timer)
 
     def _set_timers(self, step: str, timers: list[StepTimer]) -> None:
         if timers:

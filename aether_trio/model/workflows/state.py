@@ -181,7 +181,7 @@ class GraphState:
         self.due_ms = 0
         self.page_ms = 0  # when further items or rounds are begun
         self.steps: dict[str, StepProgress] = {}
-        self.timers: dict[str, list[StepTimer]] = {}
+        self.timers: dict[str, list[StepTimer]] = {}  # of each step, in order
         self.order: list[str] = []
         self.undoing: set[StepPlace] = set()
         self.cancelling: set[StepPlace] = set()
@@ -257,7 +257,7 @@ class GraphState:
             "page": self.page_ms,
             "plain": {code: sorted(steps) for code, steps in sorted(plain.items())},
             "steps": dict(sorted(other.items())),
-            "timers": {step: [list(one) for one in sorted(timers)] for step, timers in sorted(self.timers.items())},
+            "timers": {step: [list(one) for one in timers] for step, timers in sorted(self.timers.items())},
             "order": self.order,
             "undoing": _grouped(self.undoing),
             "cancelling": _grouped(self.cancelling),
