@@ -262,19 +262,20 @@ class _Advance:
         state.ending = state.failure = None
         state.used_ms = 0
         state.tallies.clear()
-        again = [step.id for step in plan.order if _begins_again(state.steps.get(step.id))]
+        again = [step.id for step in plan.order if _begins_again(state.known(step.id))]
         while again:
             step = again.pop()
             self._reset(step)
             for number in plan.dependents[step]:
                 other = plan.order[number].id
-                if other in state.steps and state.steps[other].code == SKIPPED and other not in again:
+                if state.code(other) == SKIPPED and other not in again:
                     again.append(other)
         self._look_at_all()
         return True
 
     def _reset(self, step: str) -> None:
-        progress = self._state.set_step(step, PENDING)
+        self._state.set_step(step, PENDING)
+        progress = self._state.progress(step)
         progress.base = progress.highest_attempt()
         progress.error = progress.error_type = progress.route = ""
         progress.round_code = PENDING
@@ -510,7 +511,7 @@ class _Advance:
             return False
         waits = False
         for step in state.open:
-            progress = state.steps[step]
+            progress = state.progress(step)
             codes = progress.items.codes if progress.items is not None else [progress.code]
             if progress.items is None and self._plan.steps[step].while_ is not None:
                 codes = [progress.round_code]
@@ -536,9 +537,8 @@ class _Advance:
             heapq.heappush(self._queue, number)
 
     def _look_at_all(self) -> None:
-        steps = self._state.steps
         for number, step in enumerate(self._plan.order):
-            if step.id not in steps or steps[step.id].code not in ENDED:
+            if self._state.code(step.id) not in ENDED:
                 self._look_at(number)
 
     def _look(self, step: Step) -> Needing[None]:
@@ -588,7 +588,7 @@ class _Advance:
 
     def _failed_source(self, step: Step) -> str | None:
         for source in step.failure_target_of:
-            progress = self._state.steps.get(source)
+            progress = self._state.known(source)
             if progress is not None and progress.code == FAILED and progress.route == step.id:
                 return source
         return None
@@ -622,7 +622,8 @@ class _Advance:
             return
         if self._code(place) != PENDING:
             return  # there are too many items
-        progress = self._state.set_step(step.id, RUNNING)
+        self._state.set_step(step.id, RUNNING)
+        progress = self._state.progress(step.id)
         if step.for_each is not None:
             progress.attempt += 1
         self.commands.append(MarkStep(place=place, status=WORDS[RUNNING]))
@@ -643,7 +644,7 @@ class _Advance:
                 yield from self._fail_step(step, f"items from {first} on: {problem}", kind)
                 return
             self._keep(StepPlace(step.id, ITEMS - number), page)
-        self._state.progress(step.id).items = MapProgress([PENDING] * len(items))
+        self._state.progress(step.id).items = MapProgress(PENDING * len(items))
 
     def _begin_items(self, step: Step) -> Needing[None]:
         state, progress, for_each = self._state, self._state.progress(step.id), step.for_each
@@ -957,7 +958,8 @@ class _Advance:
 
     def _end_failed(self, step: Step, error: str, kind: str, route: str, *, told: bool = False) -> None:
         self._close_places(step)
-        progress = self._end_step(step, FAILED)
+        self._end_step(step, FAILED)
+        progress = self._state.progress(step.id)
         cut = error if len(error) <= MAX_ERROR_CHARACTERS else f"{error[: MAX_ERROR_CHARACTERS - 1]}…"
         progress.error, progress.error_type, progress.route = cut, kind, route
         if not told:
@@ -971,9 +973,9 @@ class _Advance:
         if step.compensate is not None:
             self._state.order.append(step.id)
 
-    def _end_step(self, step: Step, code: str) -> StepProgress:
+    def _end_step(self, step: Step, code: str) -> None:
         state = self._state
-        progress = state.set_step(step.id, code)
+        state.set_step(step.id, code)
         state.timers.pop(step.id, None)
         for other in self._plan.after[step.id]:
             if other in state.tallies:
@@ -981,7 +983,6 @@ class _Advance:
         for number in self._plan.dependents[step.id]:
             if self._code(StepPlace(self._plan.order[number].id)) == PENDING:
                 self._look_at(number)
-        return progress
 
     def _note_partly_done(self, step: Step) -> None:
         """Let the items or rounds that are done be compensated, though their step is not."""
@@ -992,9 +993,9 @@ class _Advance:
 
     def _code(self, place: StepPlace) -> str:
         """Return the code of a place; of a place that its step does not have, SKIPPED."""
-        progress = self._state.steps.get(place.step)
         if place.item == NO_ITEM:
-            return PENDING if progress is None else progress.code
+            return self._state.code(place.step)
+        progress = self._state.steps.get(place.step)
         if progress is None:
             return SKIPPED
         if progress.items is not None:
@@ -1013,7 +1014,7 @@ class _Advance:
             progress.round_code = code
 
     def _open_places(self, step: Step) -> Iterator[StepPlace]:
-        progress = self._state.steps.get(step.id)
+        progress = self._state.known(step.id)
         if progress is None:
             return
         if progress.items is not None:
@@ -1275,14 +1276,14 @@ class _Advance:
                     env["last"] = yield from self._last(place)
             source = self._failed_source(step) if step.failure_target_of else None
             if source is not None:
-                failed = state.steps[source]
+                failed = state.progress(source)
                 env["error"] = {"step": source, "type": failed.error_type, "message": failed.error}
         if extra:
             env.update(extra)
         return value.evaluate(env, now=self._now)
 
     def _shown(self, step: str, *, with_result: bool) -> Needing[dict[str, Json]]:
-        progress = self._state.steps.get(step) or StepProgress()
+        progress = self._state.known(step) or StepProgress()
         shown: dict[str, Json] = {
             "status": WORDS[progress.code],
             "result": None,

@@ -40,7 +40,8 @@ WORDS: Final = {
     COMPENSATED: "compensated",
 }
 _DEFAULTS: Final[tuple[Json, ...]] = (PENDING, 0, "", "", "", 0, PENDING, 0, 0, None, ())
-_RUN: Final = re.compile(r"(\d*)(\D)")
+_RUN: Final = re.compile(r"(\d+)(\D)")
+_REPEATED: Final = re.compile(r"(\D)\1{7,}")
 _Key = TypeVar("_Key")
 
 
@@ -84,12 +85,21 @@ class MapProgress:
 
     __slots__ = ("attempts", "codes", "left", "next", "open")
 
-    def __init__(self, codes: list[str]) -> None:
-        self.codes = codes
+    def __init__(self, codes: str) -> None:
+        self.codes = list(codes)
         self.attempts: dict[int, int] = {}
         self.next = 0  # no item before it is pending
         self.left = codes.count(PENDING)
         self.open = sum(map(codes.count, OPEN))
+
+    @classmethod
+    def from_text(cls, text: str) -> MapProgress:
+        """Decode what `to_text` encoded."""
+        return cls(_RUN.sub(_repeated, text))
+
+    def to_text(self) -> str:
+        """Encode the codes, with long runs of one as its number and the code."""
+        return _REPEATED.sub(_counted, "".join(self.codes))
 
     def set(self, item: int, code: str) -> None:
         """Change the code of an item."""
@@ -145,7 +155,7 @@ class StepProgress:
         fields += [self.round, self.round_code, self.base, self.most]
         if self.items is not None:
             by_attempt = _grouped((count, item) for item, count in self.items.attempts.items())
-            fields += [_runs(self.items.codes), [[count, ranges] for count, ranges in by_attempt]]
+            fields += [self.items.to_text(), [[count, ranges] for count, ranges in by_attempt]]
         else:
             while fields and fields[-1] == _DEFAULTS[len(fields) - 1]:
                 fields.pop()
@@ -158,7 +168,7 @@ class StepProgress:
         self = cls(full[0], full[1])
         self.error, self.error_type, self.route, self.round, self.round_code, self.base, self.most = full[2:9]
         if full[9] is not None:
-            self.items = MapProgress([one for n, code in _RUN.findall(full[9]) for one in code * int(n or 1)])
+            self.items = MapProgress.from_text(full[9])
             for count, ranges in full[10]:
                 self.items.attempts.update(dict.fromkeys(_numbers(ranges), count))
         return self
@@ -171,6 +181,9 @@ class GraphState:
     order of their completion; `undoing` are compensations in flight, `cancelling` sub-executions
     whose end is awaited. `begun` counts the places that were begun, up to `allowance` if there is a
     budget. `used_ms` of the execution's timeout are used up, besides the time from `ticking_ms` on.
+
+    `plain` has the codes of steps of which nothing else is to be said: they were begun once, or
+    skipped. So most steps of a large graph cost nothing when a state is read and written.
     """
 
     def __init__(self) -> None:
@@ -180,7 +193,8 @@ class GraphState:
         self.started_ms = 0
         self.due_ms = 0
         self.page_ms = 0  # when further items or rounds are begun
-        self.steps: dict[str, StepProgress] = {}
+        self.plain: dict[str, str] = {}
+        self.steps: dict[str, StepProgress] = {}  # the others
         self.timers: dict[str, list[StepTimer]] = {}  # of each step, in order
         self.order: list[str] = []
         self.undoing: set[StepPlace] = set()
@@ -215,7 +229,7 @@ class GraphState:
         """Return how often a step, item or present round was begun."""
         progress = self.steps.get(place.step)
         if progress is None:
-            return 0
+            return int(self.plain.get(place.step, SKIPPED) != SKIPPED)
         if progress.items is not None and 0 <= place.item < len(progress.items.codes):
             return progress.items.attempt(place.item)
         return progress.attempt
@@ -224,24 +238,40 @@ class GraphState:
         """Return how far a step is, to change it."""
         found = self.steps.get(step)
         if found is None:
-            found = self.steps[step] = StepProgress()
+            code = self.plain.pop(step, PENDING)
+            found = self.steps[step] = StepProgress(code, int(code not in (PENDING, SKIPPED)))
         return found
 
-    def set_step(self, step: str, code: str) -> StepProgress:
+    def known(self, step: str) -> StepProgress | None:
+        """Return how far a step is, None if nothing was ever said of it."""
+        return self.progress(step) if step in self.plain or step in self.steps else None
+
+    def code(self, step: str) -> str:
+        """Return the code of a whole step."""
+        progress = self.steps.get(step)
+        return self.plain.get(step, PENDING) if progress is None else progress.code
+
+    def set_step(self, step: str, code: str) -> None:
         """Change the code of a whole step."""
-        progress = self.progress(step)
-        self.ended += (code in ENDED) - (progress.code in ENDED)
-        progress.code = code
+        old = self.code(step)
+        self.ended += (code in ENDED) - (old in ENDED)
+        if step in self.steps:
+            self.steps[step].code = code
+        elif (old == PENDING and code == SKIPPED) or not {old, code} & {PENDING, SKIPPED}:
+            self.plain[step] = code
+        else:
+            self.progress(step).code = code
         if code in OPEN:
             self.open.add(step)
         else:
             self.open.discard(step)
-        return progress
 
     def to_json(self) -> dict[str, Json]:
         """Encode it, without what is the default."""
         plain: dict[str, list[str]] = {}
         other: dict[str, list[Json]] = {}
+        for step, code in self.plain.items():
+            plain.setdefault(code, []).append(step)
         for step, progress in self.steps.items():
             fields = progress.to_json()
             if fields in ([progress.code, 1], [SKIPPED]):
@@ -280,8 +310,10 @@ class GraphState:
         self.execution_id, self.workspace = read("id", ""), read("workspace", "")
         self.started_ms, self.due_ms, self.page_ms = read("started", 0), read("due", 0), read("page", 0)
         for code, steps in read("plain", {}).items():
-            attempt = 0 if code == SKIPPED else 1
-            self.steps.update({step: StepProgress(code, attempt) for step in steps})
+            self.plain.update(dict.fromkeys(steps, code))
+            if code in OPEN:
+                self.open.update(steps)
+            self.ended += len(steps) if code in ENDED else 0
         self.steps.update({step: StepProgress.from_json(fields) for step, fields in read("steps", {}).items()})
         self.timers = {step: [StepTimer(*one) for one in timers] for step, timers in read("timers", {}).items()}
         self.order = list(read("order", []))
@@ -292,16 +324,16 @@ class GraphState:
         self.signals = [(name, data, by) for name, data, by in read("signals", [])]
         self.begun, self.allowance = read("begun", 0), read("allowance", 0)
         self.used_ms, self.ticking_ms = read("used", 0), read("ticking", 0)
-        self.open = {step for step, progress in self.steps.items() if progress.code in OPEN}
-        self.ended = sum(progress.code in ENDED for progress in self.steps.values())
+        self.open.update(step for step, progress in self.steps.items() if progress.code in OPEN)
+        self.ended += sum(progress.code in ENDED for progress in self.steps.values())
         return self
 
     def _code(self, place: StepPlace) -> str:
         progress = self.steps.get(place.step)
+        if place.item == NO_ITEM:
+            return self.code(place.step)
         if progress is None:
             return PENDING
-        if place.item == NO_ITEM:
-            return progress.code
         if progress.items is not None:
             return progress.items.codes[place.item] if 0 <= place.item < len(progress.items.codes) else PENDING
         if place.item == progress.round:
@@ -312,9 +344,12 @@ class GraphState:
 State: TypeAlias = GraphState
 
 
-def _runs(codes: list[str]) -> str:
-    runs = ((sum(1 for _ in run), code) for code, run in itertools.groupby(codes))
-    return "".join(code if n == 1 else f"{n}{code}" for n, code in runs)
+def _counted(run: re.Match[str]) -> str:
+    return f"{len(run[0])}{run[1]}"
+
+
+def _repeated(run: re.Match[str]) -> str:
+    return int(run[1]) * run[2]
 
 
 def _grouped(pairs: Iterable[tuple[_Key, int]]) -> list[list[Any]]:

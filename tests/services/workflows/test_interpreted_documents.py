@@ -1,4 +1,4 @@
-"""Workflow files run as they say: documents, languages and the interpreter together."""
+"""Workflow files run as they say: documents, languages and interpreter."""
 
 from __future__ import annotations
 
