@@ -2,7 +2,8 @@
 
 It reads the next moment from the table when it starts, so what fell due while the gateway was down
 happens then, once. Every few seconds it reads the clock, which may have been set, and the table
-where nodes share it.
+where nodes share it. When the clock was set back, it fires once though nothing is due: a schedule
+whose slots were decided ahead of time has them again (services/workflows/schedules.py).
 
 While the database is away nothing falls due, and participants cannot report. So waiting mutations
 are written first (`flush_within`), and `fire` is given a SilenceExcuse: a task whose worker may
@@ -31,6 +32,8 @@ from aether_trio.storage.retry import RETRY_DELAY_S
 logger = structlog.get_logger("aether.tasks")
 
 CHECK_S: Final = 5.0
+SET_BACK_MS: Final = 5_000
+"""A clock that runs behind its latest moment by more was set back."""
 FLUSH_S: Final = 5.0
 """How long heartbeats may take to be written before their tasks are excused instead."""
 
@@ -55,6 +58,7 @@ class TaskTimer:
         self._flush_within = flush_within
         self._outage = NO_OUTAGE
         self._next_ms = 0
+        self._latest_ms = 0
         self._earlier = trio.Event()
         self.fired = 0
 
@@ -76,7 +80,7 @@ class TaskTimer:
             try:
                 self._earlier, self._next_ms = trio.Event(), 0
                 self._next_ms = await self._database.read(due.next_moment)
-                is_due = self._wait_s() <= 0
+                is_due = self._wait_s() <= 0 or self._was_set_back()
                 backlog = await self._flush_within(FLUSH_S) if is_due or failing else NO_BACKLOG
                 if failing or (backlog.failed and not backlog.size):
                     since_ms = self._outage.since_ms or there_ms
@@ -85,6 +89,7 @@ class TaskTimer:
                 there_ms = self._clock.now_ms()
                 if is_due:
                     self.fired += await self._fire(SilenceExcuse(self._outage, backlog.heartbeats))
+                    self._latest_ms = there_ms
                     continue
             except StorageUnavailable as error:
                 if not failing:
@@ -99,9 +104,14 @@ class TaskTimer:
     def _wait_s(self) -> float:
         return (self._next_ms - self._clock.now_ms()) / 1000 if self._next_ms else math.inf
 
+    def _was_set_back(self) -> bool:
+        """Return whether the clock was set back since the timer has fired."""
+        return self._clock.now_ms() < self._latest_ms - SET_BACK_MS
+
     async def _sleep(self) -> None:
         """Wait until a task is due, an earlier moment is noted, or CHECK_S are over."""
-        while not self._earlier.is_set() and (wait_s := self._wait_s()) > 0:
+        while not self._earlier.is_set() and (wait_s := self._wait_s()) > 0 and not self._was_set_back():
+            self._latest_ms = max(self._latest_ms, self._clock.now_ms())
             with trio.move_on_after(min(wait_s, CHECK_S)):
                 await self._earlier.wait()
             if self._database.shared:

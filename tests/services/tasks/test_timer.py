@@ -383,7 +383,8 @@ async def test_an_outage_is_one_after_the_calendar_was_set_back_in_another_one()
         await be_away(until_ms=430_000)
         nursery.cancel_scope.cancel()
     assert outages[0] == (1_000_000, 1_060_000)
-    assert outages[1].since_ms <= 424_000 <= outages[1].until_ms
+    # The clock that was set back had it fire once more in between.
+    assert outages[-1].since_ms <= 424_000 <= outages[-1].until_ms
 
 
 async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_said() -> None:
@@ -404,3 +405,26 @@ async def test_what_falls_due_between_two_looks_at_the_clock_waits_for_what_was_
 
         nursery.start_soon(TaskTimer(Table(), Calendar(1_000, step_ms=1), fire, flush_within).run)  # type: ignore[arg-type]
     assert order == ["caught up", "fired"]
+
+
+@pytest.mark.parametrize("back_ms", [-600_000, -1_000])
+async def test_when_the_clock_is_set_back_it_fires_once_though_nothing_is_due(back_ms: int) -> None:
+    calendar, table, fired = Calendar(1_000_000, step_ms=0), Table(), list[int]()
+    table.next_ms = 9_000_000
+
+    async def flush_within(_: float) -> Backlog:
+        await trio.lowlevel.checkpoint()
+        return NO_BACKLOG
+
+    async def fire(_: SilenceExcuse) -> int:
+        await trio.lowlevel.checkpoint()
+        fired.append(calendar.ms)
+        return 0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(TaskTimer(table, calendar, fire, flush_within).run)  # type: ignore[arg-type]
+        await trio.sleep(20)
+        calendar.ms += back_ms
+        await trio.sleep(60)
+        nursery.cancel_scope.cancel()
+    assert fired == ([400_000] if back_ms < -5_000 else [])
