@@ -1,0 +1,150 @@
+"""The published SDK and the embedded workflow engine, on every storage.
+
+On three nodes the caller, the workers and the engine are on different ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from scitrera_aether_client.proto import aether_pb2 as pb
+
+from tests.helpers.sdk import LIMIT_S, Peer, World, answered, declined, in_asyncio
+from tests.interop.tasks import steps
+
+Op = pb.WorkflowOperation
+
+
+@pytest.fixture
+def world(any_target: str) -> World:
+    """The peers of one scenario, on each engine."""
+    return World(any_target)
+
+
+async def ask(peer: Peer, op: int, **fields: Any) -> Any:
+    """Ask for an operation that succeeds; return its JSON."""
+    data = fields.pop("data", None)
+    if data is not None:
+        fields["data"] = json.dumps(data).encode()
+    answer = answered(await peer.client.workflow_op(Op(op=op, **fields), timeout=30), f"workflow operation {op}")
+    return json.loads(answer.data) if answer.data else None
+
+
+@contextlib.asynccontextmanager
+async def working(peer: Peer, handle: Callable[[dict[str, Any]], Any]) -> AsyncIterator[list[Any]]:
+    """Have an SDK client do the tasks that it is assigned, as its users do."""
+    seen: list[Any] = []
+
+    async def work() -> None:
+        while True:
+            task = await peer.assignments.get()
+            seen.append(task)
+            result = handle(json.loads(task.payload))
+            await peer.client.report_progress(
+                task.task_id, state="done", completion=1.0, metadata={"result": json.dumps(result)}
+            )
+            await steps.op(peer, "complete", task.task_id)
+
+    worker = asyncio.create_task(work())
+    try:
+        yield seen
+    finally:
+        worker.cancel()
+
+
+async def ended(peer: Peer, execution_id: str) -> Any:
+    """Wait for the end of an execution."""
+    deadline = time.monotonic() + LIMIT_S
+    while True:
+        found = await ask(peer, Op.GET_EXECUTION, id=execution_id)
+        if found["execution"]["Status"] in ("completed", "failed", "cancelled"):
+            return found
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.05)
+
+
+@in_asyncio
+async def test_a_graph_in_the_references_form_runs_with_sdk_workers(world: World) -> None:
+    boss, hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    definition = {
+        "name": "order",
+        "version": 1,
+        "trigger": {"event": "order.made", "source_agent": "*", "condition": "input.sum > 3"},
+        "steps": [
+            {"id": "check", "action": {"agent": world.impl, "tool_name": "check", "arguments": {"sum": "{{.trigger.sum}}"}}},
+            {
+                "id": "ship",
+                "action": {"agent": world.impl, "tool_name": "ship", "arguments": {"ok": "{{.steps.check.result.ok}}"}},
+                "depends_on": ["check"],
+                "retry": {"max_attempts": 3, "backoff": "constant"},
+                "timeout": "5m",
+            },
+        ],
+    }  # fmt: skip
+    made = await ask(
+        boss, Op.CREATE_WORKFLOW, data={"ID": "order", "Version": 1, "Workspace": world.ws, "Definition": definition}
+    )
+    assert made["ID"] == "order"
+    listed = await ask(boss, Op.LIST_WORKFLOWS, workspace=world.ws)
+    assert [one["ID"] for one in listed] == ["order"]
+    assert (await ask(boss, Op.GET_WORKFLOW, id="order", workspace=world.ws))["Definition"]["steps"][1]["id"] == "ship"
+    async with working(hand, lambda call: {"ok": call["arguments"] == {"sum": 5}, "tool": call["tool_name"]}) as seen:
+        started = await ask(boss, 100, id="order", workspace=world.ws, data={"sum": 5})
+        found = await ended(boss, started["execution_id"])
+    assert found["execution"]["Status"] == "completed", found
+    assert [json.loads(task.payload)["tool_name"] for task in seen] == ["check", "ship"]
+    assert json.loads(seen[1].payload)["arguments"] == {"ok": True}
+    for task in seen:
+        assert task.task_type == "workflow"
+        assert task.metadata["workflow"] == "true"
+        assert task.metadata["execution_id"] == started["execution_id"]
+    run = await steps.task(boss, started["execution_id"])
+    assert run.status == pb.TASK_STATUS_COMPLETED
+    assert json.loads(run.metadata["_result"])["ship"] == {"ok": False, "tool": "ship"}
+    await ask(boss, Op.DELETE_WORKFLOW, id="order", workspace=world.ws)
+    declined(await boss.client.workflow_op(Op(op=100, id="order", workspace=world.ws), timeout=30), "it is deactivated")
+
+
+@in_asyncio
+async def test_an_execution_is_cancelled_with_its_tasks(world: World) -> None:
+    boss, _hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    definition = {"name": "long", "steps": [{"id": "one", "action": {"agent": world.impl, "tool_name": "x"}}]}
+    await ask(boss, Op.CREATE_WORKFLOW, data={"ID": "long", "Workspace": world.ws, "Definition": definition})
+    started = await ask(boss, 100, id="long", workspace=world.ws)
+    found = await ask(boss, Op.GET_EXECUTION, id=started["execution_id"])
+    running = await ask(boss, Op.LIST_EXECUTIONS, workspace=world.ws, status_filter="running")
+    assert [one["ExecutionID"] for one in running] == [started["execution_id"]]
+    # As any task: the SDK's own call cancels it.
+    await steps.op(boss, "cancel", started["execution_id"])
+    found = await ended(boss, started["execution_id"])
+    assert found["execution"]["Status"] == "cancelled"
+    await steps.reaches(boss, found["steps"][0]["TaskID"], pb.TASK_STATUS_CANCELLED)
+    again = await boss.client.workflow_op(Op(op=Op.CANCEL_EXECUTION, id=started["execution_id"]), timeout=30)
+    assert "has ended" in declined(again, "it has ended").error
+
+
+@in_asyncio
+async def test_109_a_schedules_are_kept_and_fire(world: World) -> None:
+    boss, hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    action = {"type": "create_task", "task_type": "tick", "target_implementation": world.impl, "payload": {"n": 1}}
+    args = ("every", "Every", "interval", "1s", world.ws)
+    created = answered(await boss.client.create_schedule(*args, action=action, timeout=30), "create")
+    assert json.loads(created.data)["next_fire_at"]
+    declined(await boss.client.create_schedule(*args, action=action, timeout=30), "it exists")
+    task = await asyncio.wait_for(hand.assignments.get(), LIMIT_S)
+    assert task.task_type == "tick"
+    upserted = answered(
+        await boss.client.upsert_schedule(*args[:3], "1h", world.ws, action=action, timeout=30), "upsert"
+    )
+    assert json.loads(upserted.data)["schedule_expr"] == "1h"
+    listed = answered(await boss.client.list_schedules(world.ws, timeout=30), "list")
+    assert [one["id"] for one in json.loads(listed.data)] == ["every"]
+    answered(await boss.client.delete_schedule("every", world.ws, timeout=30), "delete")
+    listed = answered(await boss.client.list_schedules(world.ws, timeout=30), "list")
+    assert json.loads(listed.data) == []
