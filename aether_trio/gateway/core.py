@@ -391,6 +391,7 @@ async def open_core(
         metrics.watch_sessions(metric_families, registry, dispatcher)
         metrics.watch_tasks(metric_families, engine, autostarter)
         metrics.watch_cluster(metric_families, membership)
+        metrics.watch_workflows(metric_families, workflows)
         metrics.watch_access(metric_families, changes, authorizer, enforcement, credential_ends, expiry)
         if leased_rates is not None:
             metric_families.watch("rate_leases", leased_rates.statistics)

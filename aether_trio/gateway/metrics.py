@@ -16,6 +16,7 @@ from aether_trio.delivery.router import Router
 from aether_trio.gateway.audit import AuditTrail
 from aether_trio.gateway.databases import Databases
 from aether_trio.gateway.membership import ClusterMembership
+from aether_trio.gateway.workflows import WorkflowEngines
 from aether_trio.log.retention import Retention
 from aether_trio.log.topic_log import TopicLog
 from aether_trio.queues.work_queues import WorkQueues
@@ -124,6 +125,13 @@ def watch_cluster(metrics: Metrics, membership: ClusterMembership) -> None:
     """Register metrics of the cluster's parts on this node."""
     for name, statistics in membership.statistics.items():
         metrics.watch(name, statistics)
+
+
+def watch_workflows(metrics: Metrics, workflows: WorkflowEngines) -> None:
+    """Register metrics of the workflow engine on this node."""
+    metrics.watch("workflow_engine", workflows.embedded.statistics)
+    metrics.watch("workflow_events", workflows.intake.statistics)
+    metrics.watch("workflow_relay", workflows.relay.statistics)
 
 
 def watch_ports(metrics: Metrics, ports: Ports) -> None:

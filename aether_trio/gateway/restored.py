@@ -9,6 +9,9 @@ PostgreSQL), and the first gateway on it
 * raises the numbers of all assignments by the seconds since 2020. Those that were made after the
   backup stay below the new ones, so a worker that still has one has lost it.
 
+* lowers the cursor of the workflow engine to the end of its topic, if the copy of the log is older
+  than that of the tasks: the numbers behind are given out again.
+
 A new database has no identity either, and no assignments.
 """
 
@@ -22,7 +25,9 @@ import structlog
 
 from aether_trio.gateway.databases import Databases
 from aether_trio.log.topic_log import IDENTITY_BYTES
+from aether_trio.log.topic_sql import many_topic_facts
 from aether_trio.model.clock import Clock
+from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.storage.base import Execute, Fetch, Program
 
 logger = structlog.get_logger("aether.core")
@@ -50,7 +55,8 @@ async def begin_log(databases: Databases, clock: Clock) -> None:
         tasks = await databases.tasks.run(partial(_begin_shared, identity, step))
     else:
         # In this order: a crash in between raises the numbers twice, and that is harmless.
-        tasks = await databases.tasks.run(partial(_raise_assignments, step))
+        [events] = await databases.log.read(partial(many_topic_facts, [(EVENT_INTAKE, None)]))
+        tasks = await databases.tasks.run(partial(_begin_tasks, step, events.tail))
         await databases.log.execute(_MAKE, identity)
     if is_restored or tasks:
         logger.warning(
@@ -63,6 +69,11 @@ async def begin_log(databases: Databases, clock: Clock) -> None:
 def _begin_shared(identity: bytes, step: int) -> Program[int]:
     made: int = yield Execute(_MAKE, (identity,))
     return (yield from _raise_assignments(step)) if made else 0
+
+
+def _begin_tasks(step: int, events: int) -> Program[int]:
+    yield Execute("UPDATE workflow_cursors SET position = $2 WHERE name = $1 AND position > $2", (EVENT_INTAKE, events))
+    return (yield from _raise_assignments(step))
 
 
 def _raise_assignments(step: int) -> Program[int]:

@@ -188,6 +188,19 @@ _ROWS: Final[tuple[tuple[str, str, Labels], ...]] = (
     ("aether_rate_leases_messages_per_second", "Messages a second that this node may accept by its leases.", ()),
     ("aether_rate_leases_unsatisfied", "Workspaces in which this node has less than its share of the rate.", ()),
     ("aether_rate_leases_renewals_total", "Transactions that renewed leases of message rates.", ()),
+    # -- workflows
+    ("aether_workflow_engine_connected", "1 while this node's embedded workflow engine is the connected one.", ()),
+    ("aether_workflow_engine_attempts_total", "Times that this node's embedded workflow engine tried to connect.", ()),
+    ("aether_workflow_engine_gave_way_total", "Times that it has given way to an external workflow engine.", ()),
+    ("aether_workflow_events_taken_total", "Events that this node's embedded workflow engine has handled.", ()),
+    ("aether_workflow_events_poisoned_total", "Of these events, those that could not be handled.", ()),
+    ("aether_workflow_events_repeated_total", "Events that it was sent again and did not handle again.", ()),
+    ("aether_workflow_events_missed_total", "Times that events were deleted or too large before it read them.", ()),
+    ("aether_workflow_events_lag", "Messages of its topic that are not handled; 0 if it is not connected.", ()),
+    ("aether_workflow_relay_pending", "Workflow operations that wait for the answer of an external engine.", ()),
+    ("aether_workflow_relay_relayed_total", "Workflow operations that were handed to an external engine.", ()),
+    ("aether_workflow_relay_timed_out_total", "Of these operations, those that were not answered in time.", ()),
+    ("aether_workflow_relay_ignored_total", "Answers that no workflow operation waited for.", ()),
     # -- KV and checkpoints
     (
         "aether_kv_operations_total",
@@ -470,6 +483,13 @@ RECORDS: Final[Mapping[str, Record]] = {
             "requests_total": "aether_websocket_requests_total",
             "upgrades_total": "aether_websocket_upgrades_total",
         }
+    ),
+    "workflow_engine": _record("aether_workflow_engine", "connected", "attempts_total", "gave_way_total"),
+    "workflow_events": _record(
+        "aether_workflow_events", *("taken_total", "poisoned_total", "repeated_total", "missed_total", "lag")
+    ),
+    "workflow_relay": _record(
+        "aether_workflow_relay", *("pending", "relayed_total", "timed_out_total", "ignored_total")
     ),
     "work_queues": _record(
         "aether_work_queues",

@@ -26,6 +26,9 @@ from aether_trio.services.access.rule_authorizer import DecisionStatistics
 from aether_trio.services.agents.autostart import AutostartStatistics
 from aether_trio.services.audit.writer import AuditStatistics
 from aether_trio.services.tasks.engine import TaskStatistics
+from aether_trio.services.workflows.embedded import EngineStatistics
+from aether_trio.services.workflows.intake import IntakeStatistics
+from aether_trio.services.workflows.relay import RelayStatistics
 from aether_trio.session.registry import RegistryStatistics
 from aether_trio.storage.postgres.database import PostgresStatistics
 from aether_trio.storage.sqlite.database import SqliteStatistics
@@ -62,6 +65,9 @@ OF: dict[str, tuple[type, ...]] = {
     "unfinished_input": (UnfinishedStatistics,),
     "websocket": (HttpStatistics,),
     "work_queues": (WorkStatistics,),
+    "workflow_engine": (EngineStatistics,),
+    "workflow_events": (IntakeStatistics,),
+    "workflow_relay": (RelayStatistics,),
 }
 UNITS = r"(?:milli|micro|nano)?seconds?|minutes?|hours?|days?|(?:kilo|mega|kibi|mebi)?bytes?|percents?|ms|kb|mb"
 

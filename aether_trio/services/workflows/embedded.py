@@ -103,6 +103,15 @@ class EngineStatus:
     waits: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class EngineStatistics:
+    """Whether this node's own engine is connected, and counters since start."""
+
+    connected: bool
+    attempts: int
+    gave_way: int
+
+
 class EmbeddedEngine:
     """Connects the gateway's own engine whenever its identity is free; `run` must run."""
 
@@ -130,6 +139,10 @@ class EmbeddedEngine:
         """Whether this node's engine holds the identity and is served."""
         self.attempts = self.gave_way = 0
         """Counters of attempts to connect, and of sessions that have given way, since start."""
+
+    def statistics(self) -> EngineStatistics:
+        """Return whether this node's own engine is connected, and counters since start."""
+        return EngineStatistics(self.connected, self.attempts, self.gave_way)
 
     async def status(self) -> EngineStatus:
         """Return which engine is connected, on any node. Raises StorageUnavailable."""

@@ -106,6 +106,8 @@ class IntakeStatistics:
     """Messages that were handled before, and not again."""
     missed: int
     """Times that messages were deleted, or were too large, before they were read."""
+    lag: int
+    """Messages of the topic that are not handled, as this node knows; 0 without a session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +139,9 @@ class EventIntake:
 
     def statistics(self) -> IntakeStatistics:
         """Return the counters of taken events since start."""
-        return IntakeStatistics(self._taken, self._poisoned, self._repeated, self._missed)
+        topic = self._log.topics.find(EVENT_INTAKE)
+        lag = 0 if topic is None or self._position is None else max(topic.end - self._position, 0)
+        return IntakeStatistics(self._taken, self._poisoned, self._repeated, self._missed, lag)
 
     async def progress(self) -> IntakeProgress:
         """Return how far the engine is, on whatever node it is. Raises StorageUnavailable."""
@@ -172,11 +176,14 @@ class EventIntake:
     async def take(self, link: InProcessLink) -> None:
         """Take the events of a session until it ends. Raises StreamEnded."""
         self._position = None
-        while True:
-            page = await link.deliveries(PAGE_EVENTS, PAGE_BYTES)
-            events = await self._read(link, page)
-            await self._advance(link, events, page[-1][2])
-            link.acknowledge(page[-1])
+        try:
+            while True:
+                page = await link.deliveries(PAGE_EVENTS, PAGE_BYTES)
+                events = await self._read(link, page)
+                await self._advance(link, events, page[-1][2])
+                link.acknowledge(page[-1])
+        finally:
+            self._position = None
 
     async def _read(self, link: InProcessLink, page: Sequence[Delivery]) -> list[TakenEvent]:
         times: Mapping[int, int] | None = None

@@ -267,6 +267,24 @@ async def test_events_wait_out_an_outage(world: World, effects: Effects) -> None
     assert effects.numbers == list(range(1, 300))
 
 
+async def test_a_log_that_was_restored_from_an_older_copy_gives_its_numbers_again(
+    world: World, effects: Effects
+) -> None:
+    if world.log.shared:
+        pytest.skip("PostgreSQL restores all of it as it was at one moment")
+    async with gateway(world, effects) as core:
+        await publish(core, 1, 2, 3)
+        await all_taken(core)
+    assert effects.cursor == 3
+    [[first]] = world.log.query("SELECT MIN(message_key) FROM messages")
+    for sql in (f"DELETE FROM messages WHERE message_key > {first}", "DELETE FROM log_identity", "DELETE FROM cursors"):
+        world.log._direct.drive(partial(_execute, sql))
+    async with gateway(world, effects) as core:
+        await publish(core, 12, 13)
+        await all_taken(core)
+    assert effects.numbers == [1, 2, 3, 12, 13]
+
+
 # -- take-over -------------------------------------------------------------------------------------
 
 
