@@ -30,6 +30,8 @@ MAX_DEPTH: Final = 64
 """Objects and arrays within one another, of a whole payload."""
 MAX_NAMES: Final = 64
 NAME_BYTES: Final = 256
+_TASKS: Final = "tk::"
+"""The topics of tasks begin so; only the gateway writes to those of their events."""
 _LARGE: Final = re.compile(rb"[0-9]{300}|[eE]\+?0*[0-9]{3}")
 """Where a number may be too large for a float."""
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -57,6 +59,8 @@ class TakenEvent:
     reason: str = ""
     claimed_workspace: str = ""
     claimed_agent: str = ""
+    event_id: str = ""
+    """The id of an event of a task, of which the topic may have copies; "" for other events."""
     subject: tuple[str, str] = ("", "")
     """The principal (type, id) in whose name it was sent; ("", "") for the sender's own."""
 
@@ -73,11 +77,12 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
     principal, agent, trusted = _sender(message.source_topic)
     subject = message.on_behalf_subject
     names: Sequence[str] = ()
-    data, reason, claimed_workspace, claimed_agent = None, "", "", ""
+    data, reason, claimed_workspace, claimed_agent, event_id = None, "", "", "", ""
     try:
         found = _parse(message.payload)
         claimed_workspace, claimed_agent = _text(found, "workspace"), _text(found, "source_agent")
         names, data = _names(found), found.get("data")
+        event_id = _text(found, "event_id") if principal.startswith(_TASKS) else ""
     except _PoisonError as error:
         reason = str(error)
     workspace = message.workspace
@@ -96,6 +101,7 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
         reason,
         claimed_workspace,
         claimed_agent,
+        event_id,
         (subject.principal_type, subject.principal_id),
     )
 
@@ -104,7 +110,7 @@ def _sender(source_topic: str) -> tuple[str, str, bool]:
     """Return (principal, implementation, whether the gateway or an engine wrote it)."""
     if source_topic == EVENT_INTAKE:
         return ENGINE, "workflow-engine", True
-    if source_topic.startswith("tk::"):
+    if source_topic.startswith(_TASKS):
         return source_topic, "orchestrator", True
     try:
         return source_topic, Identity.parse(source_topic, strict=False).implementation, False

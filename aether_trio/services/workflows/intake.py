@@ -14,6 +14,9 @@ A page is handled only while its session holds the identity. In a cluster the id
 released after the writes of its session (storage/session_writes.py), and a node without its lease
 writes nothing; within a node `align` waits for the page that is being handled.
 
+The gateway may append the event of a task's end twice, after a crash (outbox_publisher.py). Such
+events have ids, which `move_cursor` notes too; a copy is not handled.
+
 A message that cannot be handled blocks no other one: `handle` gets it with a `reason`, also when it
 has raised for it before. When it raises again, the message is logged and passed over.
 """
@@ -37,7 +40,16 @@ from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.services.workflows.events import ENGINE, TakenEvent, read_event
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Database, Execute, Fetch, Program, RefusedError, StorageUnavailable
+from aether_trio.storage.base import (
+    Database,
+    Execute,
+    ExecuteMany,
+    Fetch,
+    FetchOne,
+    Program,
+    RefusedError,
+    StorageUnavailable,
+)
 from aether_trio.storage.retry import RETRY_DELAY_S
 from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES
 from aether_trio.transport.in_process import InProcessLink, StreamEnded
@@ -48,6 +60,10 @@ PAGE_EVENTS: Final = 256
 PAGE_BYTES: Final = 1 * MIB
 STEP_BYTES: Final = 64 * KIB
 """Size of payloads that are decoded before other tasks of the event loop run."""
+
+IDS_KEPT_MS: Final = 30 * 24 * 3600 * 1000
+"""How long the id of an event is known. A copy comes at the next start of its task's node."""
+FORGET_EVERY_MS: Final = 3600 * 1000
 
 Handle: TypeAlias = Callable[[Sequence[TakenEvent]], Awaitable[None]]
 """Handles a page of events in one transaction, which begins with `move_cursor(events)`.
@@ -68,6 +84,11 @@ class StalePageError(Exception):
 def move_cursor(events: Sequence[TakenEvent]) -> Program[None]:
     """Note that these events are handled. Raises StalePageError, for a rollback."""
     yield from _move(events[0].topic, events[0].offset, events[-1].offset)
+    ids = [(event.event_id, event.at_ms) for event in events if event.event_id]
+    if ids:
+        yield ExecuteMany(
+            "INSERT INTO workflow_event_ids (id, at_ms) VALUES ($1, $2) ON CONFLICT (id) DO NOTHING", sorted(ids)
+        )
 
 
 def _move(topic: str, first: int, last: int) -> Program[None]:
@@ -82,6 +103,15 @@ def _move(topic: str, first: int, last: int) -> Program[None]:
     if not moved:
         position = yield from cursor_position(topic)
         raise StalePageError(position or 0)
+
+
+def _known(ids: Sequence[str]) -> Program[set[str]]:
+    """Return those of these ids of events that are handled."""
+    found: set[str] = set()
+    for event_id in ids:
+        rows = yield FetchOne("SELECT id FROM workflow_event_ids WHERE id = $1", (event_id,))
+        found.update(row[0] for row in rows)
+    return found
 
 
 def cursor_position(topic: str = EVENT_INTAKE) -> Program[int | None]:
@@ -135,6 +165,7 @@ class EventIntake:
         self._turn = trio.Lock()
         self._position: int | None = None
         """The cursor, as far as this session has moved it; None: unknown."""
+        self._forget_at_ms = 0
         self._taken = self._poisoned = self._repeated = self._missed = 0
 
     def statistics(self) -> IntakeStatistics:
@@ -231,12 +262,23 @@ class EventIntake:
         if self._position is None:
             self._position = await self._database.read(cursor_position) or 0
         rest = [event for event in events if event.offset > self._position]
+        if ids := dict.fromkeys(event.event_id for event in rest if event.event_id):
+            rest = _once(rest, await self._database.read(partial(_known, list(ids))))
+            await self._forget_ids()
         self._repeated += len(events) - len(rest)
         if rest:
             await self._give(link, rest)
         if last > self._position:
             # Messages that are no events are behind the last one.
             await self._in_session(link, last, partial(self._skip, self._position + 1, last))
+
+    async def _forget_ids(self) -> None:
+        """Forget ids of events that are too old for another copy, now and then."""
+        now_ms = self._clock.now_ms()
+        if now_ms >= self._forget_at_ms:
+            before_ms = now_ms - IDS_KEPT_MS
+            await self._database.execute("DELETE FROM workflow_event_ids WHERE at_ms < $1", before_ms)
+            self._forget_at_ms = now_ms + FORGET_EVERY_MS
 
     async def _give(self, link: InProcessLink, events: Sequence[TakenEvent]) -> None:
         """Handle events, those apart for which `handle` raises."""
@@ -299,3 +341,14 @@ class EventIntake:
         if session is None or session.link is not link:
             raise link.ended or StreamEnded(Status.CANCELLED, "the session of the workflow engine has ended")
         return session
+
+
+def _once(events: Sequence[TakenEvent], known: set[str]) -> list[TakenEvent]:
+    """Return events without copies of those that are handled, or in front of them."""
+    fresh = []
+    for event in events:
+        if event.event_id and event.event_id in known:
+            continue
+        known.add(event.event_id)
+        fresh.append(event)
+    return fresh

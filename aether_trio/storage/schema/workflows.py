@@ -25,6 +25,8 @@ future only after the clock was set back. `waits` is 1 while a slot waits for th
 `workflow_timers` has one due moment of each execution, schedule and other thing that time moves;
 `kind` says what `key` names. `workflow_cursors` says up to which message a topic was handled.
 
+`workflow_event_ids` has the ids of handled events of tasks, of which the log may have copies.
+
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
 """
@@ -159,6 +161,8 @@ STATEMENTS: Final = (
     ) {clustered}""",
     "CREATE INDEX workflow_schedule_runs_of ON workflow_schedule_runs (workspace, schedule_id)",
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
+    "CREATE TABLE workflow_event_ids (id TEXT {byte_order} PRIMARY KEY, at_ms {bigint} NOT NULL) {clustered}",
+    "CREATE INDEX workflow_event_ids_by_age ON workflow_event_ids (at_ms)",
     """CREATE TABLE workflow_relays (
         request_id TEXT {byte_order} PRIMARY KEY,
         engine_session TEXT NOT NULL,

@@ -17,7 +17,9 @@ from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.intake import PAGE_EVENTS, move_cursor
 from aether_trio.storage.base import Execute, Program
 from aether_trio.testing.memory import MemoryLink
+from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
 from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.clocks import VirtualClock
 from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to, pump, workflow_engine
 
 ENGINE = "wfe::shard0"
@@ -82,8 +84,10 @@ def effects(world: World) -> Effects:
 
 
 @asynccontextmanager
-async def gateway(world: World, effects: Effects, engine: str = "embedded") -> AsyncIterator[Core]:
-    async with deadlock_is_an_error(), world.open(workflow={"engine": engine}) as core:
+async def gateway(
+    world: World, effects: Effects, engine: str = "embedded", clock: VirtualClock | None = None
+) -> AsyncIterator[Core]:
+    async with deadlock_is_an_error(), world.open(clock=clock, workflow={"engine": engine}) as core:
         core.workflows.intake._handle = effects.handle
         yield core
 
@@ -283,6 +287,46 @@ async def test_a_log_that_was_restored_from_an_older_copy_gives_its_numbers_agai
         await publish(core, 12, 13)
         await all_taken(core)
     assert effects.numbers == [1, 2, 3, 12, 13]
+
+
+async def test_copies_of_an_event_of_a_task_act_once(world: World, effects: Effects) -> None:
+    """A copy is in the same page, in a later one, or behind a restart."""
+    other = json.dumps({"event_names": ["e"], "data": 9, "event_id": "t.1"}).encode()
+
+    async def append(core: Core, *numbers: int) -> None:
+        for number in numbers:
+            payload = json.dumps({"event_names": ["e"], "data": number, "event_id": f"t.{number}"}).encode()
+            frame = encode_delivery(delivery_prefix("tk::w::t::events"), payload, delivery_suffix(pb.EVENT, "w"))
+            core.log.append_nowait(core.log.topics.ensure("event::receiver0"), frame, _NoAuthor())
+        await core.log.drain()
+        await all_taken(core)
+
+    async with gateway(world, effects) as core:
+        await append(core, 1, 1, 2)
+        await append(core, 2, 3, 1)
+    async with gateway(world, effects) as core, connect(core, agent("w", "a", "1")) as a:
+        await append(core, 3, 4)
+        # Only the gateway's own events have ids.
+        a.send(*[message_to("event::*", other, pb.EVENT)] * 2)
+        await barrier(a)
+        await all_taken(core)
+        assert core.workflows.intake.statistics().repeated == 1
+        assert effects.numbers == [1, 2, 3, 4, 9, 9]
+    clock = VirtualClock(trio.current_time, 1_700_000_000_000 + 40 * 24 * 3600 * 1000)
+    async with gateway(world, effects, clock=clock) as core:
+        await append(core, 5)
+    assert world.databases["tasks"].query("SELECT id FROM workflow_event_ids") == [("t.5",)]
+
+
+class _NoAuthor:
+    confirms = False
+    publisher = None
+
+    def refused(self, number: int, error: Exception) -> None:
+        raise error
+
+    def settled(self, touched: object) -> None:
+        pass
 
 
 # -- take-over -------------------------------------------------------------------------------------

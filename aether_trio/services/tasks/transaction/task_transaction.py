@@ -453,6 +453,8 @@ class TaskTransaction:
             "source_agent": "orchestrator",
             "workspace": task.workspace,
             "event_names": [wanted.event_name or f"task.{task.status.value}"],
+            # The log may have it twice (outbox_publisher.py); the embedded engine handles it once.
+            "event_id": f"{task.task_id}.{task.events}",
             "data": {
                 "task_id": task.task_id,
                 "status": task.status.value,
