@@ -108,7 +108,7 @@ JOIN_KEYS: Final = (
     "on_partial_failure",
 )
 MAX_ATTEMPTS: Final = 100
-_SINGLE: Final = re.compile(r"\s*\{\{(?:(?!\}\}|\{\{).)*\}\}\s*", re.DOTALL)
+_SINGLE: Final = re.compile(r"\{\{(?:(?!\}\}|\{\{).)*\}\}", re.DOTALL)
 NOTHING: Final = LiteralValue(None)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 

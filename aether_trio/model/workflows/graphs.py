@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from aether_trio.model.text import TextError
 from aether_trio.model.workflows.compiling import NOTHING, Compiler, ReadScope, digest_of
 from aether_trio.model.workflows.definition import (
     NO_BUDGET,
@@ -289,7 +290,7 @@ class GraphCompiler:
             inner = Fields(one, path, self.findings, STEP_KEYS, label)
             if not isinstance(one, dict):
                 continue
-            identifier = inner.text("id", check=token, required=True)
+            identifier = inner.text("id", check=_step_id, required=True)
             if not identifier:
                 identifier = f"\x00{index}"  # no document can name it
             elif identifier in first:
@@ -714,6 +715,14 @@ class GraphCompiler:
     def _is_false(self, step: Step) -> bool:
         value = self.drafts[step.id].fields.get("when")
         return value is False or (isinstance(value, str) and value.strip() == "false")
+
+
+def _step_id(text: str, what: str) -> str:
+    """Check a step's id: it has no marks of items and compensations."""
+    found = next((mark for mark in "[]~" if mark in text), None)
+    if found is not None:
+        raise TextError(f"{what} {quoted(text)} contains {found!r}, which is not allowed in a step's id")
+    return token(text, what)
 
 
 def _shape_of_tree(tree: Json) -> Shape:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Final
 
 from aether_trio.model.workflows.compiling import (
@@ -106,7 +106,19 @@ BUS_KEYS: Final = ("event", "key", "send", "creates", "source_agent")
 
 _SHOWN_ONLY: Final = frozenset({"kind", "created_at", "updated_at", "next_fire_at", "last_fired_at", "active_task_id"})
 """Fields that an answer has, and a definition that was made of the answer."""
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_COMPUTED: Final = "\ue000"
+"""Stands for what a template prints; no template has this character."""
+_PRINTS: Final = re.compile(r"\{\{[^\n]*?\}\}")
+_BRANCHES: Final = re.compile(
+    r"\{\{-?\s*(?:if|else|range|with|end|define|block|template|break|continue|/\*|\$\w+\s*:?=)|-\}\}|\{\{-"
+)
+_FITTING: Final[dict[str, Json]] = {
+    **dict.fromkeys(("agent", "tool_name", "workspace", "task_type", "target_implementation", "event_name"), "x"),
+    **dict.fromkeys(("idempotency_key", "correlation_id", "name"), "x"),
+    **dict.fromkeys(("correlation_key", "member_key", "join"), "nil"),
+    **dict.fromkeys(("window", "timeout", "linger"), "1s"),
+}
+"""What stands for a computed value in a check; other fields may be absent."""
 _TEXT: Final = ScalarShape("a text")
 _SCHEDULE_SCOPE: Final = ReadScope(
     names={
@@ -177,26 +189,48 @@ def _destination(compiler: Compiler, fields: Fields) -> Value:
     template = compiler.template(value, path, EVENT_SCOPE, what)
     if not isinstance(template, TemplateValue):
         return NOTHING
-    result = YamlTemplateValue(value, template.compiled, compiler.tools.read_yaml, what)
-    if TEMPLATE_MARK not in value:  # it is what it says, so it can be checked now
-        try:
-            tree = result.evaluate({}, now=lambda: _EPOCH)
-        except EvaluationError as exc:
-            compiler.findings.error(path, str(exc))
-        else:
-            compiler.action(tree, path, EVENT_SCOPE, what, computed=False, joins=True)
-    return result
+    _check_text(compiler, value, path, what)
+    return YamlTemplateValue(value, template.compiled, compiler.tools.read_yaml, what)
 
 
-def _static(tree: Json, key: str = "") -> Json:
-    """Return a destination with something fitting for whatever is computed."""
-    if isinstance(tree, str):
-        return ("1s" if key != "type" else tree) if TEMPLATE_MARK in tree else tree
-    if isinstance(tree, dict):
-        if EXPRESSION_KEY in tree:
-            return {} if key in {"arguments", "metadata"} else 0 if key == "priority" else "1s"
-        return {name_: _static(one, name_) for name_, one in tree.items()}
-    return tree
+def _check_text(compiler: Compiler, source: str, path: Path, what: str) -> None:
+    """Check what a template says for every event, if it has no branches and loops."""
+    if _BRANCHES.search(source):
+        return
+    text = _PRINTS.sub(lambda match: _COMPUTED * len(match[0]), source)
+    if TEMPLATE_MARK in text:
+        return  # an action over several lines
+    try:
+        tree = compiler.tools.read_yaml(text, lambda scalar, plain: scalar)
+    except (ValueError, RecursionError) as exc:
+        message = getattr(exc, "message", None) or str(exc)
+        line, column = getattr(exc, "line", 0), getattr(exc, "column", 0)
+        compiler.findings.error(path, f"{what} is not YAML: {message}", line=line, column=column)
+        return
+    if _is_computed(tree):
+        return
+    compiler.action(_static(tree), path, EVENT_SCOPE, what, computed=False, joins=True)
+
+
+def _is_computed(value: Json) -> bool:
+    if isinstance(value, str):
+        return TEMPLATE_MARK in value or _COMPUTED in value
+    return isinstance(value, dict) and EXPRESSION_KEY in value
+
+
+def _static(tree: Json) -> Json:
+    """Return a destination in which something right stands for what is computed."""
+    if isinstance(tree, list):
+        return [_static(one) for one in tree]
+    if not isinstance(tree, dict):
+        return tree
+    if _is_computed(tree.get("type")):
+        return {"agent": "x"}  # which keys it needs is not known
+    static = {}
+    for key, one in tree.items():
+        if not _is_computed(key):
+            static[key] = _FITTING.get(key) if _is_computed(one) else _static(one)
+    return static
 
 
 def read_action(document: Json, tools: Tools, what: str) -> Action:

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
-from datetime import UTC, datetime
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -24,6 +23,7 @@ from aether_trio.model.tasks import Move
 from aether_trio.model.tasks.form import APPROVE, CHOICE, DECISION, REJECT, TEXT
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
+from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import (
     NO_ITEM,
     Happening,
@@ -399,13 +399,6 @@ def place_from(text: str) -> StepPlace:
     if not item.endswith("]") or not (number.isascii() and number.isdigit()) or len(number) > 9:
         raise OperationError(f"{shown(text)} is neither STEP nor STEP[ITEM]")
     return StepPlace(step, int(number))
-
-
-def go_time(at_ms: int) -> str:
-    """Return a moment (Unix ms) as Go prints it in JSON, in UTC."""
-    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{at_ms % 1000:03d}".rstrip("0").rstrip(".") + "Z"
 
 
 def shown_definition(stored: StoredDefinition) -> dict[str, Any]:

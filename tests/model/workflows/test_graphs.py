@@ -197,6 +197,10 @@ WRONG = {
         flow(act("a"), act("a")),
         ["/steps/1/id: step 'a' is there twice: it is also the id of step 1"],
     ),
+    "an id that looks like an item": (
+        flow(act("a[1]")),
+        ["/steps/0/id: step 'a[1]': id 'a[1]' contains '[', which is not allowed in a step's id"],
+    ),
     "no id": (flow({"action": {"agent": "x"}}), ["/steps/0: step 1 has no id"]),
     "no steps": ({"id": "a"}, ["/: the workflow has no steps"]),
     "steps that are a map": (

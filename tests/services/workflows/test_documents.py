@@ -333,10 +333,12 @@ def test_a_destination_that_is_wrong_for_an_event_says_so() -> None:
         read_action(template.destination.evaluate(env, now=lambda: NOW), TOOLS, "rule")
     with pytest.raises(EvaluationError, match=r"rule 'r', destination_template: the template gave \"x\" instead of"):
         rule(destination_template="{{ .input.x }}").destination.evaluate({"input": {"x": "x"}}, now=lambda: NOW)
-    with pytest.raises(EvaluationError, match=r"rule 'r', destination_template: 1:7"):
-        rule(destination_template="a: {{ .input.x.y }}").destination.evaluate({"input": {}}, now=lambda: NOW)
+    with pytest.raises(EvaluationError, match=r"rule 'r', destination_template: 1:11"):
+        rule(destination_template="agent: {{ .input.x.y }}").destination.evaluate({"input": {}}, now=lambda: NOW)
     with pytest.raises(EvaluationError, match="mapping values are not allowed"):
-        rule(destination_template="a: b: {{ .input.x }}").destination.evaluate({"input": {}}, now=lambda: NOW)
+        rule(destination_template="{{ if .input }}a: b: {{ .input.x }}{{ end }}").destination.evaluate(
+            {"input": {"x": 1}}, now=lambda: NOW
+        )
 
 
 @pytest.mark.parametrize(
@@ -352,10 +354,10 @@ def test_a_destination_that_is_wrong_for_an_event_says_so() -> None:
         ),
         (
             {"destination_template": "a: b: c"},
-            "/destination_template: rule 'r', destination_template: 1:5: mapping values",
+            "/destination_template: rule 'r', destination_template is not YAML: mapping values",
         ),
         (
-            {"destination_template": "a: {{ .inputs.x }}"},
+            {"destination_template": "agent: {{ .inputs.x }}"},
             "/destination_template: rule 'r', destination_template: there is no 'inputs' here: did you mean 'input'?",
         ),
         (
@@ -388,6 +390,25 @@ def test_rules_that_are_wrong(fields: dict[str, Any], says: str) -> None:
         return
     (problem,) = operation("rule", document)
     assert problem.startswith(says)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "type: {{ .input.type }}",
+        "{{ .input.all }}",
+        "{{ if .input.x }}agent: x{{ else }}type: emit_event\nevent_name: e{{ end }}",
+        "agent: x\npriority: {{ .input.n }}\narguments: {{ .input.a }}\n{{ .input.k }}: 1",
+        {"agent": "{{ .input.agent }}", "priority": {"$expr": "input.n"}, "arguments": {"$expr": "input"}},
+        {"type": {"$expr": "input.type"}},
+        {
+            "type": "join",
+            "join": {"name": "x", "correlation_key": "input.x", "mode": "{{ .input.m }}", "timeout": "{{ .input.t }}"},
+        },
+    ],
+)
+def test_what_depends_on_the_event_is_not_refused(template: Any) -> None:
+    rule(destination_template=template)
 
 
 def test_rules_that_feed_each_other_are_warned_of() -> None:
