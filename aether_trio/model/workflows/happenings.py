@@ -309,4 +309,11 @@ class NeedItems:
     step: str
 
 
-Need: TypeAlias = NeedResult | NeedItems
+@dataclass(frozen=True, slots=True)
+class NeedResults:
+    """Yielded to be sent the results of several completed steps, by step."""
+
+    steps: tuple[str, ...]
+
+
+Need: TypeAlias = NeedResult | NeedResults | NeedItems

@@ -61,6 +61,7 @@ from aether_trio.model.workflows.happenings import (
     Need,
     NeedItems,
     NeedResult,
+    NeedResults,
     OpenWait,
     PauseAsked,
     PauseExecution,
@@ -158,7 +159,10 @@ def signal_problem(graph: Graph, state: State, name: str, data: Json) -> str:
 def _buffer_problem(state: State, data: Json) -> str:
     if len(state.signals) >= MAX_SIGNALS:
         return f"{MAX_SIGNALS} signals wait for a step of the execution already"
-    size = len(_encoded([[one[1] for one in state.signals], data]))
+    try:
+        size = len(_encoded([[one[1] for one in state.signals], data]))
+    except (ValueError, TypeError, RecursionError) as failed:
+        return f"the signal's data are not JSON: {failed}"
     if size > MAX_SIGNAL_BYTES:
         return f"the signals that wait for a step would have {size} bytes; {MAX_SIGNAL_BYTES} are allowed"
     return ""
@@ -1081,10 +1085,9 @@ class _Advance:
             if graph.outputs is not None:
                 result = yield from self._value(None, TRIGGER, graph.outputs)
             else:
-                result = {}
-                for step in self._plan.order:
-                    if self._code(StepPlace(step.id)) == COMPLETED:
-                        result[step.id] = yield from self._result(StepPlace(step.id))
+                done = [step.id for step in self._plan.order if state.code(step.id) == COMPLETED]
+                yield from self._ask_for(done)
+                result = {step: self._known[StepPlace(step)] for step in done}
         except EvaluationError as failed:
             state.failure = Ending(ExecutionStatus.FAILED, f"outputs: {failed}", EXPRESSION)
             return
@@ -1223,6 +1226,15 @@ class _Advance:
             self._known[place] = yield NeedResult(place)
         return self._known[place]
 
+    def _ask_for(self, steps: list[str]) -> Needing[None]:
+        """Ask for the results of completed steps that are not known, at once."""
+        unknown = [step for step in steps if StepPlace(step) not in self._known]
+        if len(unknown) == 1:
+            yield from self._result(StepPlace(unknown[0]))
+        elif unknown:
+            found = yield NeedResults(tuple(unknown))
+            self._known.update({StepPlace(step): found[step] for step in unknown})
+
     def _keep(self, place: StepPlace, result: Json) -> None:
         self._known[place] = result
         self.commands.append(KeepResult(place=place, result=result))
@@ -1262,8 +1274,10 @@ class _Advance:
             }
         if reads.read("trigger") or reads.read("inputs"):
             env["trigger"] = env["inputs"] = yield from self._result(TRIGGER)
+        if reads.results:
+            yield from self._ask_for([one for one in reads.steps if one in reads.results and self._has_result(one)])
         for one in reads.steps:
-            env["steps"][one] = yield from self._shown(one, with_result=one in reads.results)
+            env["steps"][one] = self._shown(one, with_result=one in reads.results)
         if step is not None:
             if step.for_each is not None and place.item >= 0:
                 env["index"] = place.item
@@ -1282,7 +1296,10 @@ class _Advance:
             env.update(extra)
         return value.evaluate(env, now=self._now)
 
-    def _shown(self, step: str, *, with_result: bool) -> Needing[dict[str, Json]]:
+    def _has_result(self, step: str) -> bool:
+        return self._state.code(step) in {COMPLETED, COMPENSATED}
+
+    def _shown(self, step: str, *, with_result: bool) -> dict[str, Json]:
         progress = self._state.known(step) or StepProgress()
         shown: dict[str, Json] = {
             "status": WORDS[progress.code],
@@ -1290,8 +1307,8 @@ class _Advance:
             "error": progress.error,
             "error_type": progress.error_type,
         }
-        if with_result and progress.code in {COMPLETED, COMPENSATED}:
-            shown["result"] = yield from self._result(StepPlace(step))
+        if with_result and self._has_result(step):
+            shown["result"] = self._known[StepPlace(step)]
         return shown
 
     def _now(self) -> datetime:
@@ -1320,7 +1337,10 @@ def _encoded(value: Json) -> bytes:
 def _text(value: Json) -> str:
     if isinstance(value, str):
         return value
-    return "" if value is None else json.dumps(value, ensure_ascii=False)
+    try:
+        return "" if value is None else _encoded(value).decode()
+    except (ValueError, TypeError, RecursionError) as failed:
+        raise EvaluationError(f"the text is not JSON: {failed}") from None
 
 
 def _kind(value: Json) -> str:
@@ -1334,7 +1354,7 @@ def _milliseconds(value: Json) -> int:
             length = duration_ms(value)
         except DurationError as failed:
             raise EvaluationError(f"wait: {failed}") from None
-    elif isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0:
+    elif isinstance(value, (int, float)) and not isinstance(value, bool) and value >= 0:
         length = math.ceil(min(value, MAX_WAIT_MS) * 1000)
     else:
         raise EvaluationError(f"wait: the duration gives {_kind(value)}; '1h30m' or a number of seconds is wanted")

@@ -48,6 +48,7 @@ from aether_trio.model.workflows.happenings import (
     MarkStep,
     Need,
     NeedItems,
+    NeedResults,
     OpenWait,
     PauseExecution,
     RetryAsked,
@@ -360,6 +361,10 @@ class Executions:
         if isinstance(need, NeedItems):
             found = yield from execution_rows.items_of(row.execution_id, need.step)
             return [_item(*one) for one in found]
+        if isinstance(need, NeedResults):
+            kept = yield from execution_rows.inputs_and_results(row.execution_id, need.steps)
+            stored_results = {step: kept.get(step, (None, None))[1] for step in need.steps}
+            return {step: None if data is None else read_json(bytes(data)) for step, data in stored_results.items()}
         if need.place == TRIGGER:
             return read_json(row.trigger_data)
         if need.place not in loaded.results:

@@ -40,6 +40,7 @@ from aether_trio.model.workflows.happenings import (
     MarkStep,
     NeedItems,
     NeedResult,
+    NeedResults,
     OpenWait,
     SignalReceived,
     Started,
@@ -201,6 +202,8 @@ class Execution:
                 for place, row in sorted(self.rows.items())
                 if place.step == need.step and place.item >= 0
             ]
+        if isinstance(need, NeedResults):
+            return {step: self._answer(NeedResult(StepPlace(step))) for step in need.steps}
         assert isinstance(need, NeedResult)
         if need.place == TRIGGER:
             return self.trigger

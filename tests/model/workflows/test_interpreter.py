@@ -37,6 +37,7 @@ from aether_trio.model.workflows.happenings import (
     MarkStep,
     NeedItems,
     NeedResult,
+    NeedResults,
     OpenWait,
     PauseAsked,
     PauseExecution,
@@ -112,6 +113,13 @@ class TestOrder:
         everything = Of(lambda env: sorted(one for one in env["steps"] if env["steps"][one]["result"]), "steps")
         run = started(step("a"), step("b"), step("c", agent(payload=everything), depends_on="a"))
         assert only(run.complete("a", "x"), DoAction).values == {"payload": ["a"]}
+
+    def test_several_results_are_asked_for_at_once(self) -> None:
+        run = started(step("a"), step("b"), step("c"))
+        for name in "abc":
+            run.complete(name, name)
+        assert run.end == EndExecution(status="completed", result={"a": "a", "b": "b", "c": "c"})
+        assert run.needs == [NeedResults(("a", "b", "c"))]
 
     def test_the_input_is_asked_for_and_has_two_names(self) -> None:
         run = started(
@@ -680,7 +688,7 @@ class TestWaits:
     def test_no_duration_is_over_at_once(self, duration: Any) -> None:
         assert started(step("w", WaitFor(duration=lit(duration)))).status == "completed"
 
-    @pytest.mark.parametrize("duration", [-1, True, None, "soon", [], 1e300 * 10])
+    @pytest.mark.parametrize("duration", [-1, True, None, "soon", [], float("nan"), "9" * 50 + "s", 10**400])
     def test_what_is_no_duration_fails_the_step(self, duration: Any) -> None:
         run = started(step("w", WaitFor(duration=lit(duration))))
         assert run.end is not None
