@@ -506,7 +506,7 @@ class _Advance:
             due.append(state.page_ms)
         if state.ticking_ms:
             due.append(state.ticking_ms + max(timeout - state.used_ms, 0))
-        state.due_ms = min(due, default=0)
+        state.due_ms = max(min(due), self._at) if due else 0
 
     def _works(self) -> bool:
         """Return whether the execution's timeout passes: it does more than wait."""

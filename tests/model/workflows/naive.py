@@ -70,7 +70,7 @@ class Naive:
         self.failure: Any = None
         self.ending: Any = None
         self.begun = self.allowance = 0
-        self.used = self.ticking = self.more = 0
+        self.used = self.ticking = self.more = self.settled_at = 0
         self.stalled: set[str] = set()  # steps that begin no more items or rounds in this happening
         self.done: list[Any] = []
 
@@ -91,6 +91,7 @@ class Naive:
         if took:
             self._settle()
             self._clock()
+            self.settled_at = self.at
         return self.done
 
     def _take(self, happening: Happening, raw: dict[StepPlace, Json]) -> bool:
@@ -674,7 +675,7 @@ class Naive:
             due.append(self.more)
         if self.ticking:
             due.append(self.ticking + max(self.graph.timeout_ms - self.used, 0))
-        return min(due, default=0)
+        return max(min(due), self.settled_at) if due else 0
 
     # -- values ------------------------------------------------------------------------------------
 

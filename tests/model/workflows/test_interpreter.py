@@ -571,6 +571,16 @@ class TestMaps:
         assert run.end is not None
         assert run.end.error == f"step m: {error}"
 
+    def test_items_and_results_are_bounded(self) -> None:
+        run = started(self.steps(), trigger=["x" * 600_000])
+        assert run.end is not None
+        assert run.end.error == "step m: items from 0 on: the result has 600004 bytes; 524288 are allowed"
+        run = started(self.steps(), trigger=[1, 2])
+        run.complete("m", "x" * 300_000, 0)
+        run.complete("m", "x" * 300_000, 1)
+        assert run.end is not None
+        assert run.end.error_type == "LIMIT"
+
     def test_computed_items_are_not_asked_for(self) -> None:
         work = {"work": Compute(), "output": Of(lambda env: env["item"] * 2, "item")}
         run = started(self.steps(**work), trigger=[1, 2])
@@ -763,6 +773,47 @@ class TestWaits:
         assert len(run.now_state.signals) == 1
         assert signal_problem(run.graph, run.now_state, "go", "x" * 40_000).startswith("the signals that wait")
 
+    def test_a_signal_that_is_no_json_or_comes_too_late_is_refused(self) -> None:
+        run = started(step("a"), step("w", WaitFor(signal="go"), depends_on="a"))
+        problem = signal_problem(run.graph, run.now_state, "go", float("nan"))
+        assert problem.startswith("the signal's data are not JSON")
+        assert run.signal("go", float("nan")) == []
+        run.fail("a")
+        assert signal_problem(run.graph, run.now_state, "go", 1) == "the execution is failed"
+
+    def test_a_signal_on_which_a_condition_fails_fails_the_wait(self) -> None:
+        run = started(step("w", WaitFor(signal="go", condition=never())))
+        run.signal("go", 1)
+        assert run.end is not None
+        assert run.end.error_type == "EXPRESSION"
+
+    def test_timers_of_many_items_go_off_in_pages(self) -> None:
+        wait = WaitFor(duration=Of(lambda env: env["index"] % 2 + 1, "index"))
+        run = started(step("w", wait, for_each=ForEach(items=lit([0] * 1000), max_parallel=400)))
+        run.pass_pages()
+        run.now_ms += 5_000
+        happenings = len(run.history)
+        run.pass_time()
+        assert run.due_ms == run.now_ms
+        run.pass_pages()
+        assert run.status == "running"
+        while run.status == "running":
+            run.pass_time()
+            run.pass_pages()
+        assert run.result("w") == [None] * 1000
+        assert len(run.history) - happenings < 100
+
+    def test_timers_of_ended_items_are_forgotten(self) -> None:
+        wait = WaitFor(event="e")
+        run = started(step("w", wait, timeout_ms=HOUR, for_each=ForEach(items=lit([0] * 600), max_parallel=5)))
+        largest = 0
+        for item in range(600):
+            run.now_ms += 10
+            run.event("w", item, item)
+            largest = max(largest, sum(map(len, run.now_state.timers.values())))
+        assert run.status == "completed"
+        assert largest < 200
+
     def test_an_event_that_fits_ends_a_wait(self) -> None:
         condition = Of(lambda env: env["input"]["n"] > env["trigger"], "input.n", "trigger")
         wait = WaitFor(event="paid", key_source="input.order", equals=lit("o-1"), condition=condition)
@@ -863,6 +914,19 @@ class TestQuestions:
         run.complete("q", 1)
         assert run.status == "completed"
         assert run.due_ms == 0
+
+    def test_an_escalation_that_fails_fails_the_question(self) -> None:
+        run = started(step("q", AskStep(question=lit("?"), escalate=(Escalation(after_ms=1000, of=never()),))))
+        commands = run.pass_time()
+        assert commands[0] == CancelStep(place=StepPlace("q"))
+        assert run.status == "failed"
+
+    def test_a_question_that_is_no_text_is_asked_as_json(self) -> None:
+        run = started(step("q", AskStep(question=lit({"a": [1]}))))
+        assert only(run.history[0][1], AskPerson).question == '{"a":[1]}'
+        run = started(step("q", AskStep(question=lit([float("nan")]))))
+        assert run.end is not None
+        assert run.end.error_type == "EXPRESSION"
 
 
 class TestSubWorkflows:
@@ -1022,6 +1086,15 @@ class TestCompensation:
         assert only(run.fail("z"), DoAction).values == {"arguments": "B"}
         assert only(run.undone("l", 1), DoAction).values == {"arguments": "A"}
         run.undone("l", 0)
+        assert run.status == "failed"
+
+    def test_rounds_that_end_at_once_are_undone_in_pages(self) -> None:
+        loop = While(condition=Of(lambda env: env["round"] < 150, "round"))
+        run = started(step("l", Compute(), while_=loop, compensate=emit()), step("z"))
+        run.pass_pages()
+        run.fail("z")
+        assert run.status == "compensating"
+        run.pass_pages()
         assert run.status == "failed"
 
     def test_it_waits_for_the_end_of_cancelled_sub_executions(self) -> None:
@@ -1216,6 +1289,11 @@ class TestContinuing:
         ]
         assert run.status == "completed"
         assert run.signal("go") == []
+
+    def test_an_input_is_bounded(self) -> None:
+        run = started(step("c", ContinueAs(input=lit("x" * 600_000))))
+        assert run.end is not None
+        assert run.end.error_type == "LIMIT"
 
     def test_an_input_that_fails_fails_the_step(self) -> None:
         run = started(step("c", ContinueAs(input=never()), on_failure="b"), step("b"))
