@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from aether_trio.model.tasks.status import StoredStatus
 from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, Mode, TaskRow
+
+POOL: Final = "pool::"
+"""What the names of the queues of pools begin with."""
 
 
 def pool_queue(workspace: str, implementation: str) -> str:
     """Return the name of a pool's queue; it begins with "pool", as no identity does."""
-    return f"pool::{workspace}::{implementation}"
+    return f"{POOL}{workspace}::{implementation}"
 
 
 def queue_of(task: TaskRow) -> str:

@@ -22,12 +22,12 @@ from typing import Final
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.errors import RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
-from aether_trio.model.tasks import Mode, RetrySchedule, TaskRow
-from aether_trio.model.tasks.task import NO_WORKER, WorkflowPart
+from aether_trio.model.tasks import RetrySchedule, TaskRow
+from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.model.workflows.definition import Action, ActionType, Environment, Json, RetryRule
 from aether_trio.services.tasks.handlers.create import KEY_MS, check_size, key_hash, new_task
-from aether_trio.services.tasks.transaction import results
+from aether_trio.services.tasks.transaction import results, startup
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.json_values import JsonError, write_json
@@ -75,6 +75,8 @@ class Child:
     """What makes an action's task the child of an execution."""
 
     execution_id: str
+    root_id: str
+    correlation_id: str = ""
     metadata: Mapping[str, str] = field(default_factory=dict)
     timeout_ms: int = 0
     part: WorkflowPart = WorkflowPart.STEP
@@ -131,6 +133,10 @@ class Actions:
             return None
         return (yield from self._create(tx, workspace, action, values, metadata, cause, child, part))
 
+    def check_size(self, request: pb.CreateTaskRequest, workspace: str) -> None:
+        """Check the size of a task of a workspace. Raises RequestError."""
+        check_size(request, self._payload_bytes(workspace))
+
     def _create(
         self,
         tx: Transaction,
@@ -160,21 +166,22 @@ class Actions:
                 workspace=workspace,
                 payload=b"" if payload is None else write_json(payload),
                 metadata={**metadata, **({} if child is None else child.metadata)},
-                correlation_id=text_of(values.get("correlation_id") or ""),
+                correlation_id=text_of(values.get("correlation_id") or ("" if child is None else child.correlation_id)),
+                root_task_id="" if child is None else child.root_id,
                 priority=pb.TaskPriority.ValueType(action.priority),
             )
             if action.completion_event.enabled:
                 request.completion_event.enabled = True
                 request.completion_event.event_name = action.completion_event.event_name
-            check_size(request, self._payload_bytes(workspace))
+            self.check_size(request, workspace)
             task_id = dated_id(tx.context.now_ms, cause.key)
             parent_id = "" if child is None else child.execution_id
             task = new_row(tx, request, task_id, workspace, cause.owner, parent_id)
         except (JsonError, RequestError, ValueError) as error:
             raise ActionRefused(str(error), "BAD_ACTION") from None
         key = text_of(values.get("idempotency_key") or "")
-        if key and (problem := (yield from _take_key(tx, workspace, key, task_id))):
-            raise ActionRefused(problem, "IDEMPOTENCY_KEY")
+        if key and (other := (yield from take_key(tx, workspace, key, task_id))):
+            raise ActionRefused(f"idempotency_key {key!r} is that of task {other}", "IDEMPOTENCY_KEY")
         if cause.hops:
             _note_hops(task, cause.hops)
         set_retry(task, action.retry)
@@ -243,9 +250,8 @@ def create_task(tx: Transaction, task: TaskRow, payload: bytes) -> Program[None]
         raise LargeError
     assigned = len(tx.effects.assignments)
     yield from tx.create(task, payload)
-    if task.mode is Mode.POOL and not task.workflow & NO_WORKER and len(tx.effects.assignments) == assigned:
-        # An agent of this name may be registered, and can be started.
-        tx.effects.absent_targets.append(f"ag::{task.workspace}::{task.target_implementation}::default")
+    if len(tx.effects.assignments) == assigned:
+        tx.effects.absent_targets += yield from startup.absent_agent_of(task)
 
 
 def new_row(
@@ -292,12 +298,13 @@ def set_retry(task: TaskRow, rule: RetryRule) -> None:
     task.retry_policy, task.max_attempts = policy.to_json(), policy.attempts
 
 
-def _take_key(tx: Transaction, workspace: str, key: str, task_id: str) -> Program[str]:
-    """Take an idempotency key for a task; return the problem if another task has it."""
+def take_key(tx: Transaction, workspace: str, key: str, task_id: str) -> Program[str]:
+    """Take an idempotency key for a task; return the id of another task that has it."""
     hashed, now_ms = key_hash(workspace, key), tx.context.now_ms
     found: list[Row] = yield Fetch("SELECT task_id, expires_ms FROM task_keys WHERE key_hash = $1", (hashed,))
     if found and found[0][1] > now_ms and found[0][0] != task_id:
-        return f"idempotency_key {key!r} is that of task {found[0][0]}"
+        other: str = found[0][0]
+        return other
     yield Execute(
         "INSERT INTO task_keys (key_hash, task_id, expires_ms, request) VALUES ($1, $2, $3, NULL) "
         "ON CONFLICT (key_hash) DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms, "

@@ -10,6 +10,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.json_values import read_json
 from aether_trio.session.session import Session
 
 
@@ -36,6 +37,15 @@ class OperationAsked:
     workspace: str = ""
     data: bytes = b""
     status: str = ""
+
+    def json(self, default: Any) -> Any:
+        """Return the JSON that came with it, numbers as floats. Raises OperationError."""
+        if not self.data:
+            return default
+        try:
+            return read_json(self.data)
+        except (ValueError, RecursionError) as error:
+            raise OperationError(f"data is not JSON: {shown(str(error))}") from None
 
     @property
     def document(self) -> dict[str, Any]:

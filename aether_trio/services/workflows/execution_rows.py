@@ -27,6 +27,8 @@ class ExecutionRow:
     state: bytes
     trigger_data: bytes
     parent_id: str = ""
+    root_id: str = ""  # the execution above all others, or itself
+    correlation_id: str = ""
     depth: int = 0
     generation: int = 0
     entries: int = 0

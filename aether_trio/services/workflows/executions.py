@@ -24,6 +24,7 @@ import structlog
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.containment import report
+from aether_trio.model.errors import RequestError
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
@@ -59,7 +60,7 @@ from aether_trio.model.workflows.happenings import (
     TimePassed,
 )
 from aether_trio.model.workflows.interpreter import advance
-from aether_trio.model.workflows.state import State
+from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
 from aether_trio.services.workflows import definitions, execution_rows
@@ -218,7 +219,6 @@ class Executions:
         task_id: str,
         parent: ExecutionRow | None = None,
         part: WorkflowPart = WorkflowPart.NONE,
-        root_task_id: str = "",
         place: dict[str, str] | None = None,
     ) -> Program[None]:
         """Start an execution of a stored version, under this task id.
@@ -242,16 +242,24 @@ class Executions:
             task_type=RUN,
             assignment_mode=pb.POOL,
             target_implementation=stored.id,
-            correlation_id=begin.correlation_id,
-            root_task_id=root_task_id,
+            correlation_id=begin.correlation_id or ("" if parent is None else parent.correlation_id),
+            root_task_id="" if parent is None else parent.root_id,
             metadata={**begin.metadata, **(place or {}), "workflow_id": stored.id, "version": str(stored.version)},
             payload=trigger,
         )
-        task = new_row(tx, request, task_id, workspace, begin.creator, "" if parent is None else parent.execution_id)
+        try:
+            self._actions.check_size(request, workspace)
+            above = "" if parent is None else parent.execution_id
+            task = new_row(tx, request, task_id, workspace, begin.creator, above)
+        except (RequestError, ValueError) as error:
+            raise StartRefused(str(error)) from None
+        if tx.context.small and len(trigger) > results.SMALL_BYTES:
+            raise LargeError
         now_ms = tx.context.now_ms
         task.status, task.started_ms, task.running_ms = StoredStatus.RUNNING, now_ms, now_ms
         task.workflow = WorkflowPart.RUN | part
-        yield from tx.create(task, trigger)
+        if not (yield from tx.create(task, trigger)):
+            return  # this program has run before, and was committed
         row = ExecutionRow(
             task_id,
             workspace,
@@ -263,6 +271,8 @@ class Executions:
             b"",
             trigger,
             parent_id=task.parent_task_id,
+            root_id=task.root_task_id,
+            correlation_id=task.correlation_id,
             depth=depth,
             started_ms=now_ms,
         )
@@ -309,7 +319,7 @@ class Executions:
 
     def _save(self, tx: Transaction, loaded: _Loaded) -> Program[None]:
         row, state = loaded.row, loaded.state
-        row.state, loaded.changed = write_json(state.to_json()), False
+        loaded.changed = False
         if not row.completed_ms:
             row.status = state.status
         due_ms = state.due_ms
@@ -336,7 +346,12 @@ class Executions:
             report(error, "an execution of a workflow, which is paused")
             yield from self._stop(loaded, f"a defect of the gateway: {error}")
             return
-        loaded.changed = True
+        encoded = write_json(loaded.state.to_json())
+        if not commands and encoded == row.state:
+            # It was late, or came twice. The moment of one that time has moved is set anew.
+            loaded.changed = loaded.changed or isinstance(happening, TimePassed)
+            return
+        loaded.changed, row.state = True, encoded
         if isinstance(happening, RetryAsked):
             row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
         yield from execution_rows.record(row, happening.at_ms, entry)
@@ -375,8 +390,8 @@ class Executions:
     def _stop(self, loaded: _Loaded, why: str) -> Program[None]:
         """Leave an execution as it was stored, paused with a reason."""
         loaded.state = State.from_json(read_state(loaded.row.state))
-        loaded.state.status = "paused"
-        loaded.row.error = why
+        loaded.state.status = ExecutionStatus.PAUSED
+        loaded.row.state, loaded.row.error = write_json(loaded.state.to_json()), why
         loaded.changed = True
         yield from ()
 
@@ -415,7 +430,7 @@ class Executions:
         is_item = place.item >= 0 and graph.steps[command.place.step].for_each is not None
         metadata = place_metadata(row.execution_id, command, is_item=is_item)
         cause = Cause(_key_of(row, place, command.attempt), row.owner, row.workspace)
-        child = Child(row.execution_id, metadata, command.timeout_ms)
+        child = Child(row.execution_id, row.root_id, row.correlation_id, metadata, command.timeout_ms)
         try:
             task = yield from self._actions.perform(tx, command.action, command.values, cause, child)
         except ActionRefused as error:
@@ -451,7 +466,6 @@ class Executions:
                 task_id=task_id,
                 parent=row,
                 part=WorkflowPart.STEP,
-                root_task_id=row.execution_id,
                 place=place_metadata(row.execution_id, command, is_item=is_item),
             )
         except StartRefused as error:
@@ -480,6 +494,8 @@ class Executions:
             assignment_mode=pb.POOL,
             target_implementation=row.workflow_id,
             workspace=row.workspace,
+            root_task_id=row.root_id,
+            correlation_id=row.correlation_id,
             metadata=place_metadata(row.execution_id, command, is_item=is_item),
         )
         task_id = _child_id(tx.context.now_ms, row, place, command.attempt)

@@ -38,11 +38,12 @@ from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.actions import take_key
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow, StepRow
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
-from aether_trio.services.workflows.json_values import read_json, write_json
+from aether_trio.services.workflows.json_values import write_json
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -197,27 +198,29 @@ class WorkflowOperations:
     # -- executions --------------------------------------------------------------------------------
 
     async def _run(self, request: OperationAsked) -> OperationAnswer:
-        workspace = request.own_workspace
+        """Start an execution; `secondary_id` is an idempotency key."""
+        workspace, name = request.own_workspace, request.id
         await self._access.need(request.session, workspace)
-        name = request.id
-        begin = Begin(read_json(request.data) if request.data else {}, request.session.identity.text)
+        begin = Begin(request.json({}), request.session.identity.text)
         task_id = self._ids.dated(self._engine.clock.now_ms())
+        key = f"workflow_run\0{name}\0{request.secondary_id}" if request.secondary_id else ""
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
             stored = yield from definitions.newest(workspace, name)
             if stored is None:
-                return tx, f"workflow {shown(name)} not found in workspace {shown(workspace)}"
-            try:
-                yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
-            except StartRefused as error:
-                return tx, str(error)
-            return tx, ""
+                raise OperationError(f"workflow {shown(name)} not found in workspace {shown(workspace)}")
+            if key and (other := (yield from take_key(tx, workspace, key, task_id))):
+                return tx, other
+            yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
+            return tx, task_id
 
-        _, problem = await self._engine.run_program(program, lambda result: result[0])
-        if problem:
-            raise OperationError(problem)
-        return OperationAnswer({"execution_id": task_id}, f"execution {task_id} of workflow {name} has begun")
+        try:
+            _, execution_id = await self._engine.run_program(program, lambda result: result[0])
+        except StartRefused as error:
+            raise OperationError(str(error)) from None
+        text = "has begun" if execution_id == task_id else "had begun with this key"
+        return OperationAnswer({"execution_id": execution_id}, f"execution {execution_id} of workflow {name} {text}")
 
     async def _list_executions(self, request: OperationAsked) -> OperationAnswer:
         workspaces = await self._access.visible(request)
@@ -295,7 +298,7 @@ class WorkflowOperations:
             raise OperationError("secondary_id is the name of the signal")
         if len(request.data) > MAX_SIGNAL_BYTES:
             raise OperationError(f"a signal has at most {MAX_SIGNAL_BYTES} bytes of data")
-        data = read_json(request.data) if request.data else None
+        data = request.json(None)
         by = request.session.identity.text
         await self._happen(row, lambda at_ms: SignalReceived(at_ms=at_ms, name=request.secondary_id, data=data, by=by))
         return OperationAnswer(message=f"signal {request.secondary_id} is delivered")

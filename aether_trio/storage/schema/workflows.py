@@ -60,6 +60,8 @@ STATEMENTS: Final = (
         state {blob} NOT NULL,
         trigger_data {blob} NOT NULL,
         parent_id TEXT {byte_order} NOT NULL,
+        root_id TEXT {byte_order} NOT NULL,
+        correlation_id TEXT NOT NULL,
         depth INTEGER NOT NULL,
         generation {bigint} NOT NULL,
         entries {bigint} NOT NULL,

@@ -30,8 +30,12 @@ class Client:
     async def ask(self, op: int, about: str = "", second: str = "", **fields: Any) -> pb.WorkflowResponse:
         """Ask for an operation; `data` may be any JSON value."""
         data = fields.pop("data", None)
-        request_id = f"w{next(_numbers)}"
         encoded = b"" if data is None else json.dumps(data).encode()
+        return await self.raw(op, about, encoded, second, **fields)
+
+    async def raw(self, op: int, about: str, encoded: bytes, second: str = "", **fields: Any) -> pb.WorkflowResponse:
+        """Ask for an operation with data that need not be JSON."""
+        request_id = f"w{next(_numbers)}"
         request = Op(op=op, id=about, secondary_id=second, data=encoded, request_id=request_id, **fields)  # type: ignore[arg-type]
         self.link.send(pb.UpstreamMessage(workflow_op=request))
         while True:
@@ -68,6 +72,12 @@ class Client:
             if found["execution"]["Status"] in ("completed", "failed", "cancelled"):
                 return found
             await trio.sleep(0.2)
+
+    async def operate(self, task_id: str, op: int) -> pb.TaskOperationResponse:
+        """Ask for an operation on a task."""
+        request_id = f"o{next(_numbers)}"
+        self.link.send(pb.UpstreamMessage(task_op=TaskOp(op=op, task_id=task_id, request_id=request_id)))  # type: ignore[arg-type]
+        return (await self.link.next("task_op")).task_op
 
     async def task(self, task_id: str) -> pb.TaskInfo:
         """Get a task."""

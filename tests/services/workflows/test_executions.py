@@ -12,7 +12,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
-from tests.services.workflows.helpers import Failed, asked, client, worker
+from tests.services.workflows.helpers import Failed, TaskOp, asked, client, worker
 
 
 @pytest.fixture
@@ -209,3 +209,44 @@ async def test_an_execution_sleeps_and_is_signalled(core: Core) -> None:
         assert (await boss.task(execution_id)).metadata["_result"] == '{"n":6}'
         history = await boss.do(105, execution_id)
         assert [one["type"] for one in history] == ["Started", "TimePassed", "SignalReceived"]
+
+
+async def test_a_run_with_a_key_begins_once(core: Core) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]}
+    async with client(core) as boss:
+        await boss.create({"name": "flow", "inputs": schema, "steps": [{"id": "a", "wait": {"signal": "go"}}]})
+        refused = await boss.ask(100, "flow", "k1", data={"n": "x"})
+        assert "not as declared" in refused.error
+        first = await boss.do(100, "flow", "k1", data={"n": 1})
+        again = await boss.do(100, "flow", "k1", data={"n": 1})
+        other = await boss.do(100, "flow", "k2", data={"n": 1})
+        assert first == again != other
+        assert len(await boss.do(12)) == 2
+        for wrong in (b"{", b"NaN", b"[" * 100_000):
+            answer = await boss.raw(100, "flow", wrong)
+            assert "not JSON" in answer.error
+
+
+async def test_steps_and_executions_move_only_as_workflows_do(core: Core) -> None:
+    async with client(core) as boss:
+        steps = [step("one", "x"), {"id": "two", "ask": {"question": "?"}}]
+        await boss.create({"name": "flow", "steps": steps})
+        execution_id = await boss.run()
+        found = await boss.execution(execution_id)
+        tasks = {one["StepID"]: one["TaskID"] for one in found["steps"]}
+        for task_id, op in (
+            (execution_id, TaskOp.COMPLETE),
+            (execution_id, TaskOp.FAIL),
+            (tasks["two"], TaskOp.COMPLETE),
+            (tasks["two"], TaskOp.RESUME),
+        ):
+            answer = await boss.operate(task_id, op)
+            assert not answer.success
+            assert "workflow moves with its steps" in answer.error or "question to a person" in answer.error
+        one = await boss.task(tasks["one"])
+        assert one.parent_task_id == one.root_task_id == execution_id
+        assert (await boss.operate(tasks["one"], TaskOp.CANCEL)).success
+        await boss.ended(execution_id)
+        assert "retry the execution" in (await boss.operate(tasks["one"], TaskOp.RETRY)).error
+        assert (await boss.operate(execution_id, TaskOp.RETRY)).success
+        assert (await boss.execution(execution_id))["execution"]["Status"] == "running"

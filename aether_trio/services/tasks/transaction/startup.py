@@ -25,9 +25,10 @@ from typing import Final
 from aether_trio.model.identity import Identity
 from aether_trio.model.tasks import Mode, Move, StoredStatus, TaskRow
 from aether_trio.model.tasks.status import PAUSED, WAITING
-from aether_trio.model.tasks.task import AGENT_STARTUP, PROCESS_ENDED, PROCESS_FAILED, AgentProcess
+from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, PROCESS_ENDED, PROCESS_FAILED, AgentProcess
 from aether_trio.model.tasks.timed_transitions import start_delay_ms
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove, Repeat
+from aether_trio.model.tasks.waiting_queue import POOL
 from aether_trio.services.tasks.protobuf import assignment, hibernation_of, may_start_target
 from aether_trio.services.tasks.transaction import orchestrators, task_rows, tokens
 from aether_trio.services.tasks.transaction.interface import Context, Transaction
@@ -59,6 +60,7 @@ _WAITED_FOR: Final = """WITH RECURSIVE waited (name) AS (
         FROM waited WHERE waited.name IS NOT NULL
     ) SELECT name FROM waited WHERE name IS NOT NULL LIMIT $2"""
 _FIRST_WAITING: Final = "queue = $1 AND queue <> '' ORDER BY priority DESC, order_us LIMIT 1"
+_SERVED: Final = "SELECT 1 FROM task_workers WHERE workspace = $1 AND implementation = $2 AND pooled = 1 LIMIT 1"
 _AT_WORK: Final = f"""SELECT 1 FROM tasks WHERE holder = $1 AND holder <> '' AND task_type <> '{AGENT_STARTUP}'
     AND (status = 'running' OR begun = 1) LIMIT 1"""  # noqa: S608
 _NOTE_WORK: Final = """INSERT INTO agent_crashes (identity, position, times, task_id, skip_to, at_work)
@@ -127,6 +129,17 @@ def connected_among(identities: Sequence[str]) -> Program[set[str]]:
     return {identity for (identity,) in found}
 
 
+def absent_agent_of(task: TaskRow) -> Program[list[str]]:
+    """Return the agent that may be started for the task of a workflow's step, if any.
+
+    The step names an implementation; an agent of it is started if none is connected.
+    """
+    if not task.workflow or task.workflow & NO_WORKER or task.mode is not Mode.POOL:
+        return []
+    served: list[Row] = yield Fetch(_SERVED, (task.workspace, task.target_implementation))
+    return [] if served else [f"ag::{task.workspace}::{task.target_implementation}::default"]
+
+
 def absent_targets(after: str) -> Program[tuple[list[str], str]]:
     """Return a page of absent agents for which tasks wait, and the next page's begin."""
     found: list[Row] = yield Fetch(_WAITED_FOR, (after, WAITING_PAGE))
@@ -138,6 +151,9 @@ def absent_targets(after: str) -> Program[tuple[list[str], str]]:
             waiting = yield from task_rows.select(_FIRST_WAITING, (name,))
             if waiting and waiting[0].mode is Mode.TARGETED and may_start_target(waiting[0]):
                 wanted.append(name)
+    for name in (name for (name,) in found if name.startswith(POOL)):
+        for task in (yield from task_rows.select(_FIRST_WAITING, (name,))):
+            wanted += yield from absent_agent_of(task)
     return wanted, found[-1][0] if len(found) == WAITING_PAGE else ""
 
 
