@@ -321,6 +321,14 @@ def test_a_run_that_waits_at_a_later_gate_gives_back_its_slot_on_deactivation() 
     assert step.state == FlowState(running=("b",))
 
 
+def test_a_run_that_is_being_cancelled_stays_so_on_deactivation() -> None:
+    gate = limited(2, "replace")
+    for name in "abcd":
+        gate.arrive(name, 1)
+    step = flow_control.cancel_waiting(gate.gate, gate.state, 2, {"b"})
+    assert step.state == FlowState(running=("b",), cancelling=("b",))
+
+
 def test_a_run_that_was_dropped_later_gives_back_its_slot_and_the_next_is_due() -> None:
     gate = limited(1)
     gate.arrive("a", 1)

@@ -238,6 +238,12 @@ def test_what_fails_to_compute_changes_nothing(
     assert len(step.error) < 300
 
 
+@pytest.mark.parametrize(("more", "text"), [(10, "'e8', 'e9'"), (12, "'e8', 'e9' and 2 more"), (0, "it takes nothing")])
+def test_an_error_names_ten_of_what_is_possible(more: int, text: str) -> None:
+    machine = machine_of(state_of("a", on={f"e{number}": to("a") for number in range(more)}))
+    assert machines.send(machine, created(machine), "x", None, 1).error.endswith(text)
+
+
 def test_a_long_or_bad_name_is_bounded_and_escaped_in_the_error() -> None:
     step = machines.send(ORDER, INSTANCE, "\x1b[31m" + "x" * 100_000, None, 200)
     assert len(step.error) < 300
