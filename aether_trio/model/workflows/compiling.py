@@ -42,7 +42,17 @@ from aether_trio.model.workflows.reading import (
     quoted,
     token,
 )
-from aether_trio.model.workflows.shapes import ANY, Shape, missing_field, read_schema, walk_schemas
+from aether_trio.model.workflows.shapes import (
+    ANY,
+    BOOL,
+    AnyShape,
+    Shape,
+    missing_field,
+    read_schema,
+    shape_at,
+    shape_words,
+    walk_schemas,
+)
 from aether_trio.model.workflows.values import (
     EXPRESSION_KEY,
     ExpressionValue,
@@ -108,6 +118,7 @@ JOIN_KEYS: Final = (
     "on_partial_failure",
 )
 MAX_ATTEMPTS: Final = 100
+_PATH: Final = re.compile(r"[^\W\d]\w*(?:\s*\??\.\s*[^\W\d]\w*)*")
 _SINGLE: Final = re.compile(r"\{\{(?:(?!\}\}|\{\{).)*\}\}", re.DOTALL)
 NOTHING: Final = LiteralValue(None)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -158,6 +169,19 @@ class ReadScope:
             return self.elsewhere[top], 0
         known = [*self.names, *(("steps",) if self.steps is not None else ())]
         return f"there is no {quoted(top)} here{did_you_mean(top, known)}", 0
+
+    def shape_of(self, source: str, value: Value) -> Shape:
+        """Return what is known of an expression's result, if it is nothing but a path."""
+        paths = value.paths()
+        if len(paths) != 1 or not _PATH.fullmatch(source.strip()):
+            return ANY
+        path = next(iter(paths))
+        if ".".join(map(str, path)) != re.sub(r"\s*\??\.\s*", ".", source.strip()):
+            return ANY
+        if path[0] == "steps" and self.steps is not None:
+            shape = self.steps(str(path[1])) if len(path) > 1 else None
+            return shape_at(shape or ANY, path[2:])
+        return shape_at(self.names.get(str(path[0]), ANY), path[1:])
 
     def _step_problem(self, path: Path) -> tuple[str, int]:
         assert self.steps is not None
@@ -271,8 +295,11 @@ class Compiler:
             return None
         errors = self.findings.count
         compiled = self.expression(value, path, scope, place, boolean=True)
-        if self.findings.count == errors and not compiled.paths():
-            self._check_constant(compiled, path)
+        if self.findings.count == errors:
+            if not compiled.paths():
+                self._check_constant(compiled, path)
+            elif not isinstance(shape := scope.shape_of(value, compiled), AnyShape) and shape != BOOL:
+                self.findings.error(path, f"{place} is {shape_words(shape)}, not true or false")
         return compiled
 
     def _check_constant(self, value: Value, path: Path) -> None:
@@ -360,7 +387,7 @@ class Compiler:
     def field_text(self, fields: Fields, key: str, scope: ReadScope, *, computed: bool = True) -> Value | None:
         """Compile a field that gives a text: a text, a template or an expression."""
         value = fields.get(key)
-        if value is None:
+        if value is None or value == "":
             return None
         if not isinstance(value, str) and not (isinstance(value, dict) and EXPRESSION_KEY in value):
             fields.error(key, f"{fields.what}: {key} has to be a text or {{$expr: …}}, and is {kind_of(value)}")
@@ -469,9 +496,8 @@ class Compiler:
         *,
         computed: bool = True,
         joins: bool = False,
-        graph: bool = False,
     ) -> Action:
-        """Compile an action. `joins`: it may be a join; `graph`: it is a step's."""
+        """Compile an action. `joins`: it may be a join."""
         keys = (*ACTION_KEYS, "join") if joins else ACTION_KEYS
         if not joins and isinstance(value, dict) and value.get("type") == "join":
             self.findings.error((*path, "type"), f"{what}: only rules have joins; a step has depends_on and join")
@@ -489,7 +515,7 @@ class Compiler:
         elif kind is ActionType.EMIT_EVENT:
             fields.text("event_name", required=True)
         else:
-            self._check_message(fields, what, graph=graph)
+            self._check_message(fields, what)
         return Action(
             type=kind,
             agent=fields.text("agent", check=token),
@@ -509,14 +535,14 @@ class Compiler:
             join=join,
         )
 
-    def _check_message(self, fields: Fields, what: str, *, graph: bool) -> None:
-        if not fields.has("agent") and not (graph and fields.has("target_implementation")):
-            for key, kind in (("task_type", "create_task"), ("event_name", "emit_event")):
-                if fields.has(key) and not fields.has("type"):
-                    fields.error(key, f"{what} has {key}, but no type: write type: {kind}")
-                    return
-        if not fields.has("agent"):
-            fields.text("agent", required=True)
+    def _check_message(self, fields: Fields, what: str) -> None:
+        if fields.has("agent"):
+            return
+        for key, kind in (("task_type", ActionType.CREATE_TASK), ("event_name", ActionType.EMIT_EVENT)):
+            if fields.has(key) and not fields.has("type"):
+                fields.error(key, f"{what} has {key}, but no type: write type: {kind}")
+                return
+        fields.text("agent", required=True)
 
     def _end_event(self, fields: Fields, what: str) -> EndEvent:
         if not fields.has("completion_event"):

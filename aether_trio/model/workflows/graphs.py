@@ -45,7 +45,16 @@ from aether_trio.model.workflows.reading import (
     quoted,
     token,
 )
-from aether_trio.model.workflows.shapes import ANY, AnyShape, ListShape, MapShape, ScalarShape, Shape, shape_of
+from aether_trio.model.workflows.shapes import (
+    ANY,
+    AnyShape,
+    ListShape,
+    MapShape,
+    ScalarShape,
+    Shape,
+    shape_of,
+    shape_words,
+)
 from aether_trio.model.workflows.values import EXPRESSION_KEY
 
 MAX_STEPS: Final = 1_000
@@ -463,7 +472,7 @@ class GraphCompiler:
         if fields.has("compensate"):
             undo = self._scope(draft, everything=True).having(error=_FAILURE, result=ANY, **items)
             compensate = compiler.action(
-                fields.get("compensate"), fields.at("compensate"), undo, f"{draft.what}, compensate", graph=True
+                fields.get("compensate"), fields.at("compensate"), undo, f"{draft.what}, compensate"
             )
         result = _ANSWER if isinstance(work, AskStep) else ANY
         timeout = compiler.duration(fields, "timeout")
@@ -502,7 +511,7 @@ class GraphCompiler:
             return Compute()
         kind, value, path = given[0], fields.get(given[0]), fields.at(given[0])
         if kind == "action":
-            return self.compiler.action(value, path, scope, f"{what}, action", graph=True)
+            return self.compiler.action(value, path, scope, f"{what}, action")
         if kind == "workflow":
             return CallWorkflow(
                 workflow=fields.text("workflow", check=token, required=True),
@@ -622,7 +631,11 @@ class GraphCompiler:
 
     def _items(self, value: Json, path: Path, scope: ReadScope, what: str) -> Value:
         if isinstance(value, str):  # a text is no list, so it can only be meant as an expression
-            return self.compiler.expression(value, path, scope, f"{what}, items")
+            items = self.compiler.expression(value, path, scope, f"{what}, items")
+            shape = scope.shape_of(value, items)
+            if not isinstance(shape, AnyShape | ListShape):
+                self.findings.error(path, f"{what}: items is {shape_words(shape)}, not a list")
+            return items
         if isinstance(value, list):
             if len(value) > MAX_ITEMS:
                 self.findings.error(path, f"{what} has {len(value)} items; at most {MAX_ITEMS} are allowed")

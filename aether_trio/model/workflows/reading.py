@@ -337,7 +337,7 @@ class Fields:
     def choice(self, key: str, choices: Iterable[str], default: str = "") -> str:
         """Return one of several words."""
         value = self.values.get(key, default)
-        if value == default:
+        if isinstance(value, str) and value in {"", default}:
             return default
         words = tuple(choices)
         if not isinstance(value, str):

@@ -81,6 +81,23 @@ class MapShape:
 
 Shape: TypeAlias = AnyShape | ScalarShape | ListShape | MapShape
 ANY: Final = AnyShape()
+BOOL: Final = ScalarShape("a bool")
+
+
+def shape_words(shape: Shape) -> str:
+    """Return what a known shape is, in words."""
+    if isinstance(shape, ScalarShape):
+        return shape.what
+    return "a list" if isinstance(shape, ListShape) else "a map"
+
+
+def shape_at(shape: Shape, path: Path) -> Shape:
+    """Return the shape of what a path of fields reads."""
+    for part in path:
+        if not isinstance(shape, MapShape) or not isinstance(part, str):
+            return ANY
+        shape = shape.fields.get(part, ANY)
+    return shape
 
 
 def missing_field(shape: Shape, path: Path, name: str) -> str:

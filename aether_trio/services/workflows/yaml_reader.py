@@ -324,6 +324,8 @@ def _hint(message: str, lines: list[str], line: int) -> str:
         return ": the line begins with a tab; indent with spaces"
     if "mapping values are not allowed" in message:
         return ": a text with ': ' needs quotes"
+    if "parsing a flow" in message:
+        return ": a text with brackets, braces or commas needs quotes there"
     return ""
 
 

@@ -19,6 +19,7 @@ from aether_trio.model.workflows.definition import (
     Graph,
     MapMode,
     RetryRule,
+    Trigger,
     WaitFor,
 )
 from aether_trio.model.workflows.documents import compile_document
@@ -303,6 +304,21 @@ WRONG = {
         flow(act("a", when="'yes'")),
         ["/steps/0/when: step 'a', when: the condition gave \"yes\" instead of true or false"],
     ),
+    "a condition that is a text": (
+        flow(act("a", when="inputs.topic"), inputs={"topic": "string"}),
+        ["/steps/0/when: step 'a', when is a text, not true or false"],
+    ),
+    "items that are a map": (
+        flow(
+            {"id": "a", "ask": "ok?"},
+            act("b", depends_on=["a"], for_each="steps.a.result"),
+            act("c", depends_on=["a"], when="steps.a.result"),
+        ),
+        [
+            "/steps/1/for_each: step 'b', for_each: items is a map, not a list",
+            "/steps/2/when: step 'c', when is a map, not true or false",
+        ],
+    ),
     "a condition that is a number": (
         flow(act("a", when=5)),
         ["/steps/0/when: step 'a', when has to be an expression, and is a number"],
@@ -371,6 +387,43 @@ def test_all_errors_come_at_once_and_are_bounded() -> None:
     assert len(found.errors) == MAX_PROBLEMS
     assert found.more == 49  # ids that are there twice
     assert len(errors({"id": "no good", "x": 1, "steps": [{"id": "a", "wait": {}}], "timeout": 1})) == 4
+
+
+def test_fields_that_go_writes_for_nothing_are_nothing() -> None:
+    action = {
+        "type": "",
+        "agent": "x",
+        "tool_name": "",
+        "arguments": None,
+        "workspace": "",
+        "metadata": None,
+        "task_type": "",
+        "target_implementation": "",
+        "payload": None,
+        "retry": {"max_attempts": 0, "backoff": ""},
+        "event_name": "",
+        "idempotency_key": "",
+        "correlation_id": "",
+        "completion_event": {"enabled": False, "event_name": ""},
+    }
+    step = {"id": "a", "action": action, "on_success": "", "on_failure": "", "depends_on": None, "timeout": ""}
+    trigger = {"event": "e", "source_agent": "", "condition": ""}
+    graph = compiled({"name": "n", "version": 0, "trigger": trigger, "steps": [{**step, "retry": None}]})
+    assert graph.version == 1
+    assert graph.steps["a"].work == Action(agent="x")
+    assert graph.trigger == Trigger(event="e")
+
+
+def test_conditions_that_may_be_a_bool_are_taken() -> None:
+    document = flow(
+        act("a", when="inputs.ok"),
+        act("b", when="inputs.topic == ''"),
+        act("c", when="inputs?.ok"),
+        act("d", when="inputs.rest"),
+        act("e", for_each="inputs.list"),
+        inputs={"ok": "boolean?", "topic": "string", "rest": "any", "list": "string[]"},
+    )
+    compiled(document)
 
 
 def test_operations_name_unknown_keys_and_take_other_casings() -> None:

@@ -107,6 +107,10 @@ def test_values_are_those_of_the_core_schema(text: str, value: object) -> None:
         ("a:\n  - b\n c: 1", "3:2: "),
         ("a: [1", "2:1: "),
         ("a: b: c", "1:5: mapping values are not allowed in this context: a text with ': ' needs quotes"),
+        (
+            "a: {b: c[0].d}",
+            "1:9: while parsing a flow mapping did not find expected ',' or '}': a text with brackets, braces or commas needs quotes there",
+        ),
         ("a:\n\t- b", "2:1: "),
         ("a: %x", "1:4: "),
         ("[" * 100, "1:65: the document is nested deeper than 64 levels"),
