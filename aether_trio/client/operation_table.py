@@ -25,6 +25,8 @@ class Operation:
     """The field of the response that is false for a refusal; "" when there is none."""
     repeatable: bool | frozenset[str] = False
     """Whether it may be sent again: always, or if its op begins with one of these."""
+    repeatable_numbers: frozenset[int] = frozenset()
+    """Ops that may be sent again, and which the descriptor of the protocol does not name."""
     repeatable_with: str = ""
     """The field whose text, if any, makes the request safe to send again."""
     refused_without_id: bool = False
@@ -38,9 +40,10 @@ class Operation:
             return bool(getattr(payload, self.repeatable_with))
         if isinstance(self.repeatable, bool):
             return self.repeatable
-        field = payload.DESCRIPTOR.fields_by_name["op"]
-        name = str(field.enum_type.values_by_number[payload.op].name)
-        return name.startswith(tuple(self.repeatable))
+        named = payload.DESCRIPTOR.fields_by_name["op"].enum_type.values_by_number.get(payload.op)
+        if named is None:
+            return payload.op in self.repeatable_numbers
+        return str(named.name).startswith(tuple(self.repeatable))
 
 
 _BY_CLIENT_ID: Final = "client_request_id"
@@ -98,7 +101,10 @@ _ROWS: Final = (
         case="authority_request_op", namespace="authority_requests", response="authority_request_response",
         id_field=_BY_CLIENT_ID, repeatable=_READS,
     ),
-    Operation(case="workflow_op", namespace="workflow", response="workflow_response", repeatable=_READS),
+    Operation(
+        case="workflow_op", namespace="workflow", response="workflow_response", repeatable=_READS,
+        repeatable_numbers=frozenset({105}),  # HISTORY
+    ),
     Operation(case="workflow_response", namespace="workflow", continues_exchange=True),
     # The errors of a proxied response are those of the service.
     Operation(case="proxy_http_request", namespace="proxy", response="proxy_http_response", success_field=""),

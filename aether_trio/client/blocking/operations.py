@@ -331,8 +331,11 @@ class SyncTunnels(SyncNamespace[Tunnels]):
 
 
 class SyncWorkflow(SyncNamespace[Workflow]):
-    """Sends requests to the workflow engine, through the gateway."""
+    """Runs workflows, and sends requests to the workflow engine through the gateway."""
 
+    answer = blocking(Workflow.answer)
+    apply = blocking(Workflow.apply)
+    cancel = blocking(Workflow.cancel)
     cancel_execution = blocking(Workflow.cancel_execution)
     cancel_join = blocking(Workflow.cancel_join)
     create_instance = blocking(Workflow.create_instance)
@@ -340,16 +343,21 @@ class SyncWorkflow(SyncNamespace[Workflow]):
     create_schedule = blocking(Workflow.create_schedule)
     create_state_machine = blocking(Workflow.create_state_machine)
     create_workflow = blocking(Workflow.create_workflow)
+    definition = blocking(Workflow.definition)
+    definitions = blocking(Workflow.definitions)
     delete_rule = blocking(Workflow.delete_rule)
     delete_schedule = blocking(Workflow.delete_schedule)
     delete_state_machine = blocking(Workflow.delete_state_machine)
     delete_workflow = blocking(Workflow.delete_workflow)
+    execution = blocking(Workflow.execution)
+    executions = blocking(Workflow.executions)
     get_execution = blocking(Workflow.get_execution)
     get_instance = blocking(Workflow.get_instance)
     get_join = blocking(Workflow.get_join)
     get_rule = blocking(Workflow.get_rule)
     get_state_machine = blocking(Workflow.get_state_machine)
     get_workflow = blocking(Workflow.get_workflow)
+    history = blocking(Workflow.history)
     list_executions = blocking(Workflow.list_executions)
     list_instances = blocking(Workflow.list_instances)
     list_joins = blocking(Workflow.list_joins)
@@ -357,11 +365,17 @@ class SyncWorkflow(SyncNamespace[Workflow]):
     list_schedules = blocking(Workflow.list_schedules)
     list_state_machines = blocking(Workflow.list_state_machines)
     list_workflows = blocking(Workflow.list_workflows)
+    pause = blocking(Workflow.pause)
     requests = blocking_block(Workflow.requests, BlockingStream)
     respond = blocking(Workflow.respond)
+    resume = blocking(Workflow.resume)
+    retry = blocking(Workflow.retry)
+    run = blocking(Workflow.run)
     send_event = blocking(Workflow.send_event)
+    signal = blocking(Workflow.signal)
     update_rule = blocking(Workflow.update_rule)
     upsert_schedule = blocking(Workflow.upsert_schedule)
+    wait = blocking(Workflow.wait)
 
 
 class SyncWorkspaces(SyncNamespace[Workspaces]):

@@ -1,20 +1,58 @@
-"""`agent.workflow`: sends requests to the workflow engine, or answers them as it."""
+"""`agent.workflow`: runs workflows, and talks to the workflow engine or as it.
+
+    execution_id = await agent.workflow.run("report", {"topic": "rust"})
+    execution = await agent.workflow.wait(execution_id)
+
+The methods named after the wire's operations (`list_rules`, `create_workflow`) take and return
+JSON documents as bytes, for any engine. The others are those of the gateway's own engine.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, Final, TypeAlias
 
+import anyio
+
+from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout, TaskNotEnded, UnexpectedAnswer
 from aether_trio.client.operations.enums import ScheduleLifetime
 from aether_trio.client.operations.namespace import Namespace
 from aether_trio.client.operations.principals import Authorization, ResourceScope, authorization_context
 from aether_trio.client.operations.records import Seconds, write
+from aether_trio.client.operations.task_results import json_text
+from aether_trio.client.operations.tasks import Tasks
+from aether_trio.client.operations.workflow_values import (
+    Applied,
+    Execution,
+    HistoryEntry,
+    WorkflowDefinition,
+    applied_of,
+    definition_of,
+    entry_of,
+    execution_of,
+)
 from aether_trio.wire.pb import aether_pb2 as pb
 
 _Op = pb.WorkflowOperation
 _Kind: TypeAlias = pb.WorkflowOperation.OpType.ValueType
+
+RUN: Final = _Kind(100)
+SIGNAL: Final = _Kind(101)
+PAUSE: Final = _Kind(102)
+RESUME: Final = _Kind(103)
+RETRY: Final = _Kind(104)
+HISTORY: Final = _Kind(105)
+ANSWER: Final = _Kind(106)
+APPLY: Final = _Kind(107)
+"""Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
+
+_AGAIN_S: Final = 0.1
+"""Before an execution is looked at again after a cut."""
+_LOOK_S: Final = 1.0
+"""Between two looks at an execution whose task has ended, and which still compensates."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +80,134 @@ class WorkflowAnswer:
 
 
 class Workflow(Namespace):
-    """Sends requests to the workflow engine, through the gateway."""
+    """Runs workflows, and sends requests to the workflow engine through the gateway."""
+
+    # -- definitions
+
+    async def apply(
+        self, documents: Iterable[Mapping[str, Any]], *, workspace: str = "", dry_run: bool = False
+    ) -> Applied:
+        """Apply documents of workflows, and of what belongs to them: all of them or none.
+
+        `workspace` is that of documents that name none. Equal content is no new version. With
+        `dry_run` nothing is changed. Raises Refused with all that is wrong, a line for each error.
+        """
+        data = json_text({"documents": list(documents), "dry_run": dry_run}, "a document of a workflow").encode()
+        return applied_of(_object(await self._do(APPLY, data=data, workspace=workspace)))
+
+    async def definitions(self, workspace: str = "") -> tuple[WorkflowDefinition, ...]:
+        """Return the newest version of each workflow of a workspace, and of all ("*")."""
+        return tuple(map(definition_of, _list(await self.list_workflows(workspace))))
+
+    async def definition(self, workflow: str, *, workspace: str = "") -> WorkflowDefinition:
+        """Return the newest version of a workflow. Raises Refused if there is none."""
+        return definition_of(_object(await self.get_workflow(workflow, workspace=workspace)))
+
+    # -- executions
+
+    async def run(self, workflow: str, input: Any = None, *, workspace: str = "") -> str:  # noqa: A002
+        """Start an execution of a workflow's newest version; return its id.
+
+        The input is what JSON can hold, by default an empty object. The id is that of a task:
+        `agent.tasks` follows it. Raises Refused if the input is not as the workflow declares.
+        """
+        data = b"" if input is None else json_text(input, "the input of a workflow").encode()
+        return str(_object(await self._do(RUN, workflow, data=data, workspace=workspace)).get("execution_id", ""))
+
+    async def execution(self, execution_id: str, *, step: str = "") -> Execution:
+        """Return an execution with its steps, up to 1,000 of them and their items.
+
+        With `step` only that one, or one item as in "fetch[3]", with its input and result.
+        """
+        found = _object(await self._do(_Op.GET_EXECUTION, execution_id, step))
+        return execution_of(found.get("execution") or {}, found.get("steps") or ())
+
+    async def executions(
+        self, workspace: str = "", *, workflow: str = "", status: str = "all"
+    ) -> tuple[Execution, ...]:
+        """Return the newest 100 executions, without their steps.
+
+        `status` is one of those of an execution; "running" is all that have not ended.
+        """
+        answer = await self._do(_Op.LIST_EXECUTIONS, workflow, workspace=workspace, status=status)
+        return tuple(map(execution_of, _list(answer)))
+
+    async def wait(self, execution_id: str, *, timeout: float | None = None) -> Execution:
+        """Wait until an execution has ended, with its compensations, and return it.
+
+        `status` says how it ended; nothing is raised for one that has failed. Goes on after
+        reconnects and restarts of the gateway. Raises TaskNotEnded, a TimeoutError, after `timeout`
+        seconds; Refused if there is no such execution.
+        """
+        with anyio.move_on_after(timeout):
+            return await self._until_ended(execution_id)
+        assert timeout is not None
+        raise TaskNotEnded(execution_id, f"execution {execution_id}", timeout)
+
+    async def _until_ended(self, execution_id: str) -> Execution:
+        tasks = Tasks(self._requester, timeout_s=self._timeout_s)
+        while True:
+            try:
+                found = await self.execution(execution_id)
+                if found.has_ended:
+                    return found
+                if (await tasks.wait(execution_id)).has_ended and not (
+                    found := await self.execution(execution_id)
+                ).has_ended:
+                    await anyio.sleep(_LOOK_S)
+            except (ConnectionLost, RequestTimeout):
+                await anyio.sleep(_AGAIN_S)
+            except AetherError as error:
+                if not error.retryable:
+                    raise
+                await anyio.sleep(max(error.retry_after_s, _LOOK_S))
+
+    async def signal(self, execution_id: str, name: str, data: Any = None) -> None:
+        """Send a signal to an execution; a step that waits for it later gets it, too."""
+        encoded = b"" if data is None else json_text(data, "the data of a signal").encode()
+        await self._do(SIGNAL, execution_id, name, data=encoded)
+
+    async def answer(
+        self,
+        execution_id: str,
+        step: str,
+        *,
+        approved: bool = True,
+        choice: str = "",
+        text: str = "",
+        data: Any = None,
+    ) -> None:
+        """Answer the question that a step asks, or an item of it such as "review[3]".
+
+        `data` is what the form of the question wants. Raises Refused if that step asks nothing now,
+        asks another participant, or the answer is not as the question says.
+        """
+        answer: dict[str, Any] = {"approved": approved, "choice": choice, "text": text}
+        if data is not None:
+            answer["data"] = data
+        await self._do(ANSWER, execution_id, step, data=json_text(answer, "the data of an answer").encode())
+
+    async def retry(self, execution_id: str) -> None:
+        """Let a failed or cancelled execution go on with the steps that were not completed."""
+        await self._do(RETRY, execution_id)
+
+    async def pause(self, execution_id: str, reason: str = "") -> None:
+        """Let an execution begin no further step until it is resumed."""
+        await self._do(PAUSE, execution_id, reason)
+
+    async def resume(self, execution_id: str) -> None:
+        """Let a paused execution go on."""
+        await self._do(RESUME, execution_id)
+
+    async def cancel(self, execution_id: str) -> None:
+        """Cancel an execution: its open steps end, and completed ones are compensated."""
+        await self.cancel_execution(execution_id)
+
+    async def history(self, execution_id: str, *, after: int = 0) -> tuple[HistoryEntry, ...]:
+        """Return up to 500 entries of an execution's history, behind the number `after`."""
+        return tuple(map(entry_of, _list(await self._do(HISTORY, execution_id, str(after) if after else ""))))
+
+    # -- the operations of the protocol, with JSON as bytes
 
     async def list_rules(self, workspace: str = "") -> WorkflowAnswer:
         """List the engine's rules: which action follows which event."""
@@ -219,3 +384,20 @@ def _exact(workspace: str) -> str:
     if workspace in {"", "*"}:
         raise ValueError(f"a schedule belongs to one workspace, and {workspace!r} names none; give its id")
     return workspace
+
+
+def _read(answer: WorkflowAnswer) -> Any:
+    try:
+        return json.loads(answer.data) if answer.data else None
+    except ValueError as error:
+        raise UnexpectedAnswer(f"the workflow engine's answer is not JSON: {error}") from None
+
+
+def _object(answer: WorkflowAnswer) -> Mapping[str, Any]:
+    found = _read(answer)
+    return found if isinstance(found, dict) else {}
+
+
+def _list(answer: WorkflowAnswer) -> Sequence[Mapping[str, Any]]:
+    found = _read(answer)
+    return [one for one in found if isinstance(one, dict)] if isinstance(found, list) else []

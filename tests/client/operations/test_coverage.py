@@ -8,6 +8,7 @@ import pytest
 
 from aether_trio.client.errors import AetherError
 from aether_trio.client.operations import NAMESPACES, Operations
+from aether_trio.client.operations.workflow import APPLY, RUN
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.operations.calls import CALLS, PASSIVE, public_methods
 from tests.client.operations.fake import FakeRequester
@@ -16,6 +17,9 @@ CASES = {field.name: field for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_
 
 OF_THE_CORE = {"init"}
 """A client makes it when it connects."""
+
+OURS = range(RUN, APPLY + 1)
+"""Operations on workflows that the open enum of the protocol does not name."""
 
 ON_THE_WAY = {"proxy_http_body_chunk", "tunnel_data", "tunnel_ack", "tunnel_close"}
 """Parts of an exchange; test_proxy.py and test_tunnels.py make them."""
@@ -74,7 +78,7 @@ async def test_every_operation_of_a_case_has_a_method() -> None:
         for value in field.message_type.fields_by_name["op"].enum_type.values
         if not value.name.endswith("_UNSPECIFIED") and "_OP_UNSPECIFIED" not in value.name
     }
-    assert made == wanted
+    assert made == wanted | {("workflow_op", number) for number in OURS}
 
 
 READS = {"get", "list", "query", "members", "explain", "decisions", "health", "info", "stats", "check", "check_all"}
@@ -85,6 +89,14 @@ async def test_reading_may_be_asked_again(name: str) -> None:
     requester = FakeRequester()
     await CALLS[name](NAMESPACES[name.partition(".")[0]](requester))
     assert requester.idempotent == [True]
+
+
+async def test_reading_a_history_may_be_asked_again_and_a_signal_not() -> None:
+    requester = FakeRequester()
+    workflow = NAMESPACES["workflow"](requester)
+    await CALLS["workflow.history"](workflow)
+    await CALLS["workflow.signal"](workflow)
+    assert requester.idempotent == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,231 @@
+"""What operations on workflows return: definitions, executions, steps and history."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+UNDO: Final = "~"
+"""What the name of a step ends with, on the wire, where it is a compensation."""
+ENDED: Final = frozenset({"completed", "failed", "cancelled"})
+"""The statuses of an execution that has ended."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowDefinition:
+    """A version of a workflow; `document` is the definition in canonical form."""
+
+    id: str
+    version: int
+    workspace: str
+    document: Mapping[str, Any]
+    active: bool
+    """False once it is deleted: no execution begins any more."""
+    owner: str
+    """The participant that has applied it, for which its executions act."""
+    created_at: datetime | None
+    updated_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionStep:
+    """A step of an execution, or one item of a step that does its work for many."""
+
+    step: str
+    item: int | None
+    """The number of the item, or of the round; None for the step as a whole."""
+    kind: str
+    """What the step is: action, workflow, wait, ask, fail, continue_as or compute."""
+    status: str
+    """pending, running, waiting, completed, failed, skipped, cancelled or compensated."""
+    attempt: int
+    task_id: str
+    """The task that works on it; for `workflow` it is the id of an execution too."""
+    worker: str
+    """The identity of the worker that has the task; "" if none has it."""
+    started_at: datetime | None
+    completed_at: datetime | None
+    error: str
+    error_type: str
+    input: Any
+    result: Any
+    items: Mapping[str, int]
+    """How many items have which status; empty for a step without items."""
+    waits_for: Mapping[str, Any]
+    """What it waits for: `for` is answer, signal, event, time, retry, worker or execution."""
+    compensates: bool
+    """Whether this undoes the step of that name."""
+
+    @property
+    def name(self) -> str:
+        """The step's name, with the number of the item as in "fetch[3]"."""
+        return self.step if self.item is None else f"{self.step}[{self.item}]"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Execution:
+    """An execution of a workflow; lists have it without its steps and result."""
+
+    execution_id: str
+    workflow: str
+    version: int
+    workspace: str
+    status: str
+    """running, paused, compensating, completed, failed or cancelled."""
+    input: Any
+    result: Any
+    started_at: datetime | None
+    completed_at: datetime | None
+    error: str
+    """Why it has failed, or was paused."""
+    owner: str
+    parent_id: str
+    """The execution whose step this is; "" if it is none's."""
+    history_entries: int
+    steps: Sequence[ExecutionStep] = field(default_factory=tuple)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it has ended. A retry begins it again."""
+        return self.status in ENDED
+
+    def step(self, name: str) -> ExecutionStep:
+        """Return the step, or the item such as "fetch[3]". Raises KeyError."""
+        for one in self.steps:
+            if one.name == name and not one.compensates:
+                return one
+        raise KeyError(name)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryEntry:
+    """What happened to an execution, and what followed."""
+
+    number: int
+    at: datetime | None
+    type: str
+    """Such as Started, StepEnded, SignalReceived, TimePassed or CancelAsked."""
+    fields: Mapping[str, Any]
+    """What it says besides, by the names of docs/wire.md."""
+    then: Sequence[Mapping[str, Any]]
+    """What followed: commands such as DoAction, each with its `type`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AppliedDefinition:
+    """What applying a document did: `change` is created, updated or unchanged."""
+
+    kind: str
+    workspace: str
+    id: str
+    version: int
+    change: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied:
+    """What applying documents did, in their order, and what to look at."""
+
+    applied: Sequence[AppliedDefinition]
+    warnings: Sequence[str]
+
+
+def moment(text: Any) -> datetime | None:
+    """Read a time as Go writes it; None for none."""
+    if not isinstance(text, str) or not text or text.startswith("0001-"):
+        return None
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return None
+
+
+def definition_of(found: Mapping[str, Any]) -> WorkflowDefinition:
+    """Read the answer of GET_WORKFLOW."""
+    return WorkflowDefinition(
+        id=_text(found, "ID"),
+        version=_number(found, "Version"),
+        workspace=_text(found, "Workspace"),
+        document=found.get("Definition") or {},
+        active=bool(found.get("Active", True)),
+        owner=_text(found, "Owner"),
+        created_at=moment(found.get("CreatedAt")),
+        updated_at=moment(found.get("UpdatedAt")),
+    )
+
+
+def execution_of(found: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = ()) -> Execution:
+    """Read an execution of LIST_EXECUTIONS, or with its steps of GET_EXECUTION."""
+    more = found.get("Metadata") or {}
+    return Execution(
+        execution_id=_text(found, "ExecutionID"),
+        workflow=_text(found, "WorkflowID"),
+        version=_number(found, "WorkflowVersion"),
+        workspace=_text(found, "Workspace"),
+        status=_text(found, "Status"),
+        input=found.get("TriggerData"),
+        result=found.get("Result"),
+        started_at=moment(found.get("StartedAt")),
+        completed_at=moment(found.get("CompletedAt")),
+        error=_text(found, "ErrorMessage"),
+        owner=_text(more, "owner"),
+        parent_id=_text(more, "parent"),
+        history_entries=_number(more, "entries"),
+        steps=tuple(map(step_of, steps)),
+    )
+
+
+def step_of(found: Mapping[str, Any]) -> ExecutionStep:
+    """Read a step of GET_EXECUTION."""
+    name = _text(found, "StepID")
+    return ExecutionStep(
+        step=name.removesuffix(UNDO),
+        item=found.get("Item"),
+        kind=_text(found, "Kind"),
+        status=_text(found, "Status"),
+        attempt=_number(found, "Attempt"),
+        task_id=_text(found, "TaskID"),
+        worker=_text(found, "Worker"),
+        started_at=moment(found.get("StartedAt")),
+        completed_at=moment(found.get("CompletedAt")),
+        error=_text(found, "ErrorMessage"),
+        error_type=_text(found, "ErrorType"),
+        input=found.get("InputData"),
+        result=found.get("OutputData"),
+        items=found.get("Items") or {},
+        waits_for=found.get("WaitsFor") or {},
+        compensates=name.endswith(UNDO),
+    )
+
+
+def entry_of(found: Mapping[str, Any]) -> HistoryEntry:
+    """Read an entry of HISTORY."""
+    return HistoryEntry(
+        number=_number(found, "number"),
+        at=moment(found.get("at")),
+        type=_text(found, "type"),
+        fields={name: value for name, value in found.items() if name not in ("number", "at", "type", "then")},
+        then=tuple(found.get("then") or ()),
+    )
+
+
+def applied_of(found: Mapping[str, Any]) -> Applied:
+    """Read the answer of APPLY."""
+    names = ("kind", "workspace", "id", "change")
+    applied = [
+        AppliedDefinition(version=_number(one, "version"), **{name: _text(one, name) for name in names})
+        for one in found.get("applied") or ()
+    ]
+    return Applied(applied=tuple(applied), warnings=tuple(map(str, found.get("warnings") or ())))
+
+
+def _text(found: Mapping[str, Any], name: str) -> str:
+    value = found.get(name)
+    return value if isinstance(value, str) else ""
+
+
+def _number(found: Mapping[str, Any], name: str) -> int:
+    value = found.get(name)
+    return value if isinstance(value, int) else 0
