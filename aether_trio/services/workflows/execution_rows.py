@@ -218,27 +218,43 @@ def task_of(execution_id: str, place: StepPlace) -> Program[str]:
     return rows[0][0] if rows else ""
 
 
-def steps(execution_id: str, limit: int, after: StepPlace | None = None) -> Program[list[StepRow]]:
-    """Read the rows of an execution's steps and items, by name and item."""
-    where = "" if after is None else " AND (step, item) > ($3, $4)"
+def steps(execution_id: str, limit: int, only: StepPlace | None = None) -> Program[list[StepRow]]:
+    """Read the rows of an execution's steps and items, by name and item.
+
+    `only` is a step with its items and compensations, or one item.
+    """
+    where = ""
+    args: tuple[str | int, ...] = ()
+    if only is not None:
+        where, args = " AND step IN ($3, $4)", (only.step, only.step + UNDO)
+        if only.item != NO_ITEM:
+            where, args = where + " AND item = $5", (*args, only.item)
     rows: list[Row] = yield Fetch(
         f"SELECT {STEP_FIELDS} FROM workflow_steps WHERE execution_id = $1 AND item > {ITEMS}{where} "  # noqa: S608
         "ORDER BY step, item LIMIT $2",
-        (execution_id, limit, *(after or ())),
+        (execution_id, limit, *args),
     )
     return [StepRow(*row) for row in rows]
 
 
-def inputs_and_results(execution_id: str, names: Sequence[str]) -> Program[dict[str, tuple[Any, Any]]]:
-    """Read what these steps were given and gave, for those that do their work once."""
-    if not names:
-        return {}
-    rows: list[Row] = yield Fetch(
-        f"SELECT step, input, result FROM workflow_steps WHERE execution_id = $1 AND item = {NO_ITEM} "  # noqa: S608
-        f"AND step IN ({placeholders(len(names), 2)})",
-        (execution_id, *names),
-    )
-    return {step: (given, result) for step, given, result in rows}
+def inputs_and_results(
+    execution_id: str, places: Sequence[StepPlace]
+) -> Program[dict[StepPlace, tuple[bytes | None, bytes | None]]]:
+    """Read what these steps and items were given and gave."""
+    found: dict[StepPlace, tuple[bytes | None, bytes | None]] = {}
+    for item in {place.item for place in places}:
+        names = [place.step for place in places if place.item == item]
+        rows: list[Row] = yield Fetch(
+            "SELECT step, input, result FROM workflow_steps WHERE execution_id = $1 AND item = $2 "  # noqa: S608
+            f"AND step IN ({placeholders(len(names), 3)})",
+            (execution_id, item, *names),
+        )
+        found |= {StepPlace(step, item): (_bytes(given), _bytes(result)) for step, given, result in rows}
+    return found
+
+
+def _bytes(value: Any) -> bytes | None:
+    return None if value is None else bytes(value)
 
 
 def arrive(execution_id: str, entry: bytes) -> Program[None]:

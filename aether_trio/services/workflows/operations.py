@@ -25,7 +25,6 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import (
-    NO_ITEM,
     Happening,
     PauseAsked,
     ResumeAsked,
@@ -41,7 +40,8 @@ from aether_trio.services.workflows import definitions, execution_rows
 from aether_trio.services.workflows.actions import take_key
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
-from aether_trio.services.workflows.execution_rows import ExecutionRow, StepRow
+from aether_trio.services.workflows.execution_rows import ExecutionRow
+from aether_trio.services.workflows.execution_view import execution_view, go_time, shown_execution
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.session.session import Session
@@ -63,8 +63,6 @@ MAX_DATA_BYTES: Final = 1 * MIB
 PAGE: Final = 100
 HISTORY_PAGE: Final = 500
 MAX_SIGNAL_BYTES: Final = 64 * 1024
-STEPS_SHOWN: Final = 1_000
-"""Steps and items that GET_EXECUTION shows."""
 RUNNING: Final = ("running", "paused", "compensating")
 
 
@@ -248,18 +246,13 @@ class WorkflowOperations:
         return row
 
     async def _get_execution(self, request: OperationAsked) -> OperationAnswer:
+        """Show an execution; with `secondary_id` only the step STEP, or the item STEP[ITEM]."""
         row = await self._execution(request, AccessLevel.READ)
-
-        def program() -> Program[tuple[list[StepRow], dict[str, tuple[Any, Any]], ExecutionRow | None]]:
-            current = yield from execution_rows.load(row.execution_id)
-            steps = yield from execution_rows.steps(row.execution_id, STEPS_SHOWN)
-            names = [one.step for one in steps if one.item == NO_ITEM][:PAGE]
-            data = yield from execution_rows.inputs_and_results(row.execution_id, names)
-            return steps, data, current
-
-        steps, data, current = await self._engine.database.read(program)
-        shown_steps = [shown_step(row.execution_id, one, *data.get(one.step, (None, None))) for one in steps]
-        return OperationAnswer({"execution": shown_execution(current or row), "steps": shown_steps})
+        only = place_from(request.secondary_id) if request.secondary_id else None
+        found = await self._engine.database.read(lambda: execution_view(row, only))
+        if only is not None and not found["steps"]:
+            raise OperationError(f"execution {row.execution_id} has no step {shown(request.secondary_id)}")
+        return OperationAnswer(found)
 
     async def _cancel_execution(self, request: OperationAsked) -> OperationAnswer:
         row = await self._execution(request, AccessLevel.READWRITE)
@@ -416,45 +409,3 @@ def shown_definition(stored: StoredDefinition) -> dict[str, Any]:
         "UpdatedAt": go_time(stored.updated_ms),
         "Owner": stored.owner,
     }
-
-
-def shown_execution(row: ExecutionRow) -> dict[str, Any]:
-    """Return an execution with the names of the reference."""
-    return {
-        "ExecutionID": row.execution_id,
-        "WorkflowID": row.workflow_id,
-        "WorkflowVersion": row.version,
-        "Workspace": row.workspace,
-        "Status": row.status,
-        "TriggerData": json.loads(row.trigger_data),
-        "StartedAt": go_time(row.started_ms),
-        "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
-        "ErrorMessage": row.error,
-        "Metadata": {"owner": row.owner, "parent": row.parent_id, "entries": row.entries},
-    }
-
-
-def shown_step(execution_id: str, row: StepRow, given: bytes | None, result: bytes | None) -> dict[str, Any]:
-    """Return a step or item with the names of the reference."""
-    found = {
-        "ExecutionID": execution_id,
-        "StepID": row.step,
-        "Status": row.status,
-        "StartedAt": go_time(row.started_ms) if row.started_ms else None,
-        "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
-        "InputData": None if given is None else _json(given),
-        "OutputData": None if result is None else _json(result),
-        "ErrorMessage": row.error,
-        "Attempt": row.attempt,
-        "TaskID": row.task_id,
-    }
-    if row.item != NO_ITEM:
-        found["Item"] = row.item
-    return found
-
-
-def _json(data: bytes) -> Any:
-    try:
-        return json.loads(data)
-    except ValueError:
-        return None

@@ -40,7 +40,7 @@ async def test_a_chain_of_steps_passes_results_on(core: Core) -> None:
         execution_id = await boss.run({"n": 5})
         found = await boss.ended(execution_id)
         assert found["execution"]["Status"] == "completed"
-        assert [one["StepID"] for one in found["steps"]] == ["one", "three", "two"]
+        assert [one["StepID"] for one in found["steps"]] == ["one", "two", "three"]
         assert len(seen) == 3
         assert seen[0].task_type == "workflow"
         assert seen[0].metadata["execution_id"] == execution_id
