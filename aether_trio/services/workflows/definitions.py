@@ -97,6 +97,34 @@ def newest(workspace: str, id: str, *, also_inactive: bool = False) -> Program[S
     return None
 
 
+def newest_active(workspace: str, id: str) -> Program[StoredDefinition | None]:  # noqa: A002
+    """Load the newest active version of a workflow of this workspace alone."""
+    rows: list[Row] = yield Fetch(
+        f"SELECT {_FIELDS} FROM workflow_definitions WHERE workspace = $1 AND id = $2 AND active = 1 "  # noqa: S608
+        "ORDER BY version DESC LIMIT 1",
+        (workspace, id),
+    )
+    return _stored(rows[0]) if rows else None
+
+
+def highest_version(workspace: str, id: str) -> Program[int]:  # noqa: A002
+    """Return the highest version that a workflow has or had; 0 without one."""
+    rows: list[Row] = yield Fetch(
+        "SELECT version FROM workflow_definitions WHERE workspace = $1 AND id = $2 ORDER BY version DESC LIMIT 1",
+        (workspace, id),
+    )
+    return int(rows[0][0]) if rows else 0
+
+
+def activate(workspace: str, id: str, version: int, owner: str, now_ms: int) -> Program[None]:  # noqa: A002
+    """Activate a version again, for a new owner."""
+    yield Execute(
+        "UPDATE workflow_definitions SET active = 1, owner = $4, updated_ms = $5 "
+        "WHERE workspace = $1 AND id = $2 AND version = $3",
+        (workspace, id, version, owner, now_ms),
+    )
+
+
 def newest_of_workspaces(workspaces: tuple[str, ...]) -> Program[list[StoredDefinition]]:
     """Load the newest active version of each workflow of these workspaces."""
     found: list[StoredDefinition] = []

@@ -11,6 +11,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.workflows.actions import Actions
+from aether_trio.services.workflows.applying import Appliers, ApplyOperations
 from aether_trio.services.workflows.asked import WorkspaceAccess
 from aether_trio.services.workflows.definitions import Definitions
 from aether_trio.services.workflows.executions import Executions
@@ -41,6 +42,7 @@ class WorkflowEngine:
             self._access,
             ids,
             compiled_for_storage,
+            ApplyOperations(engine, self._access, Appliers()),
             ScheduleOperations(engine, self.schedules, self._access),
             strict=self._strict,
         )

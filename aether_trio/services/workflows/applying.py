@@ -1,0 +1,260 @@
+"""Applies documents of workflows and of what belongs to them: all of them, or none.
+
+    documents ──▶ read: every error of every document ──▶ one transaction: an applier for each kind
+
+An applier writes what has changed and says what that was. Equal content changes nothing, so that a
+file can be applied again. What is wrong with several documents is told at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, TypeAlias
+
+from aether_trio.model.text import shown
+from aether_trio.model.workflows.compiling import Tools
+from aether_trio.model.workflows.definition import Action, CallWorkflow, ContinueAs, Definition, Graph
+from aether_trio.model.workflows.documents import KINDS, WORKFLOW, compile_document, kind_of_document
+from aether_trio.model.workflows.reading import DefinitionErrors, fold, pointer
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction.interface import Context, LargeError
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.workflows import definitions
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
+from aether_trio.services.workflows.documents import identity_of
+from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.storage.base import Program
+
+MAX_DOCUMENTS: Final = 1_000
+CREATED: Final = "created"
+UPDATED: Final = "updated"
+UNCHANGED: Final = "unchanged"
+_SMALL: Final = 8
+"""More definitions are not applied while the event loop waits."""
+
+
+APPLY: Final = 107
+
+
+class ConflictError(ValueError):
+    """A definition cannot be applied to what is stored; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class AppliedRow:
+    """What an applier has done: `change` is CREATED, UPDATED or UNCHANGED."""
+
+    kind: str
+    workspace: str
+    id: str
+    version: int
+    change: str
+    warnings: tuple[str, ...] = ()
+
+    def document(self) -> dict[str, Any]:
+        """Return it as an answer shows it."""
+        names = ("kind", "workspace", "id", "version", "change")
+        return {name: getattr(self, name) for name in names}
+
+
+PutDefinition: TypeAlias = Callable[[TaskTransaction, Any, str], Program[AppliedRow]]
+"""Writes a definition for its owner. Raises ConflictError, and has written nothing then."""
+
+
+class DryRunDone(Exception):
+    """Undoes the transaction of a dry run, and carries its result."""
+
+    def __init__(self, rows: list[AppliedRow]) -> None:
+        super().__init__()
+        self.rows = rows
+
+
+class Appliers:
+    """Reads documents and applies them; `others` are the appliers of kinds but workflows."""
+
+    def __init__(self, others: Mapping[str, PutDefinition] | None = None, tools: Tools = TOOLS) -> None:
+        self._tools = tools
+        self._table: Final[Mapping[str, PutDefinition]] = {WORKFLOW: put_workflow, **(others or {})}
+
+    def read(self, documents: Sequence[Any], workspace: str = "") -> list[Definition]:
+        """Compile documents; `workspace` is that of those that name none.
+
+        Raises DefinitionErrors with all that is wrong, a line for each error.
+        """
+        if len(documents) > MAX_DOCUMENTS:
+            raise DefinitionErrors([f"there are {len(documents)} documents; at most {MAX_DOCUMENTS} are allowed"])
+        found: list[Definition] = []
+        problems: list[str] = []
+        seen: dict[tuple[str, str, str], int] = {}
+        for number, document in enumerate(documents, start=1):
+            kind = kind_of_document(document)
+            label = _label(number, kind, document)
+            if kind not in KINDS:
+                problems.append(f"{label}: it is not clear what this is; write kind: and one of {', '.join(KINDS)}")
+                continue
+            if kind not in self._table:
+                can = ", ".join(self._table)
+                problems.append(f"{label}: a {kind} cannot be applied to this gateway, only: {can}")
+                continue
+            definition, findings = compile_document(kind, in_workspace(document, workspace), self._tools)
+            problems += (f"{label}: {pointer(one.path)}: {one.text()}" for one in findings.errors)
+            if findings.more:
+                problems.append(f"{label}: there are {findings.more} more errors")
+            if definition is None:
+                continue
+            identity = identity_of(definition)
+            if identity in seen:
+                problems.append(f"{label}: document {seen[identity]} is the same {kind}")
+                continue
+            seen[identity] = number
+            found.append(definition)
+        if problems:
+            raise DefinitionErrors(problems)
+        return found
+
+    def apply(
+        self, tx: TaskTransaction, found: Sequence[Definition], owner: str, *, dry_run: bool
+    ) -> Program[list[AppliedRow]]:
+        """Apply definitions in a transaction, which is undone when this raises.
+
+        Raises DefinitionErrors with every conflict, and DryRunDone.
+        """
+        if tx.context.small and len(found) > _SMALL:
+            raise LargeError
+        rows: list[AppliedRow] = []
+        problems: list[str] = []
+        for one in found:
+            kind, _, name = identity_of(one)
+            try:
+                rows.append((yield from self._table[kind](tx, one, owner)))
+            except ConflictError as error:
+                problems.append(f"{kind} {name}: {error}")
+        if problems:
+            raise DefinitionErrors(problems)
+        if dry_run:
+            raise DryRunDone(rows)
+        return rows
+
+
+class ApplyOperations:
+    """Performs APPLY; `table` has it by its number."""
+
+    def __init__(self, engine: Engine, access: WorkspaceAccess, appliers: Appliers) -> None:
+        self._engine = engine
+        self._access = access
+        self._appliers = appliers
+        self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {APPLY: self._apply}
+        )
+
+    async def _apply(self, asked: OperationAsked) -> OperationAnswer:
+        """Apply the documents of `data` in one transaction, which `dry_run` undoes."""
+        fields = asked.document
+        documents, dry_run = fields.get("documents"), fields.get("dry_run", False)
+        if not isinstance(documents, list) or not isinstance(dry_run, bool) or fields.keys() - {"documents", "dry_run"}:
+            raise OperationError('data is {"documents": [DOCUMENT, ...], "dry_run": BOOL}')
+        owner = asked.session.identity.text
+        try:
+            found = self._appliers.read(documents, asked.workspace)
+            for workspace in dict.fromkeys(one for definition in found for one in workspaces_of(definition)):
+                await self._access.need(asked.session, workspace)
+
+            def program(context: Context) -> Program[tuple[TaskTransaction, list[AppliedRow]]]:
+                tx = TaskTransaction(context)
+                return tx, (yield from self._appliers.apply(tx, found, owner, dry_run=dry_run))
+
+            _, rows = await self._engine.run_program(program, lambda result: result[0])
+        except DefinitionErrors as error:
+            raise OperationError(str(error)) from None
+        except DryRunDone as done:
+            rows = done.rows
+        warnings = [warning for row in rows for warning in row.warnings]
+        return OperationAnswer({"applied": [row.document() for row in rows], "warnings": warnings}, total=len(rows))
+
+
+def in_workspace(document: Any, workspace: str) -> Any:
+    """Return a document in this workspace, unless it names one or is of no map."""
+    if not workspace or not isinstance(document, dict):
+        return document
+    inner = next((value for key, value in document.items() if fold(str(key)) == "definition"), None)
+    for one in (document, inner):
+        if isinstance(one, dict) and any(fold(str(key)) == "workspace" for key in one):
+            return document
+    return {**document, "workspace": workspace}
+
+
+def workspaces_of(definition: Definition) -> list[str]:
+    """Return the workspaces in which a definition acts: its, and those of its actions."""
+    _, workspace, _ = identity_of(definition)
+    actions = [one.workspace for one in _actions_of(definition) if one.workspace]
+    return list(dict.fromkeys((workspace, *actions)))
+
+
+def _actions_of(definition: Definition) -> Iterator[Action]:
+    if isinstance(definition, Graph):
+        for step in definition.steps.values():
+            yield from (one for one in (step.work, step.compensate) if isinstance(one, Action))
+        return
+    action = getattr(definition, "action", None)
+    if isinstance(action, Action):
+        yield action
+
+
+def put_workflow(tx: TaskTransaction, graph: Graph, owner: str) -> Program[AppliedRow]:
+    """Write a new version of a workflow unless its newest one has the same content."""
+    place = graph.workspace, graph.id
+    digest = bytes.fromhex(graph.digest)
+    active = yield from definitions.newest_active(*place)
+    highest = yield from definitions.highest_version(*place)
+    change = CREATED if active is None else UPDATED
+    warnings = tuple((yield from _unknown_workflows(graph)))
+    version = highest + 1
+    if "version" in graph.source:
+        version = graph.version
+        known = yield from definitions.load(*place, version)
+        if known is not None:
+            if known.digest != digest:
+                raise ConflictError(
+                    f"version {version} exists with other content: leave version out, or give one above {highest}"
+                )
+            if not known.active:
+                yield from definitions.activate(*place, version, owner, tx.context.now_ms)
+            return AppliedRow(WORKFLOW, *place, version, UNCHANGED if known.active else change, warnings)
+        if active is not None and version < active.version:
+            warnings += (f"workflow {graph.id}: version {version} is not run, as version {active.version} is newer",)
+    elif active is not None and active.digest == digest:
+        return AppliedRow(WORKFLOW, *place, active.version, UNCHANGED, warnings)
+    now_ms = tx.context.now_ms
+    document = write_json(graph.source)
+    yield from definitions.insert(StoredDefinition(*place, version, document, digest, owner, True, now_ms, now_ms))
+    return AppliedRow(WORKFLOW, *place, version, change, warnings)
+
+
+def _unknown_workflows(graph: Graph) -> Program[list[str]]:
+    """Warn of the workflows that steps call, and which are not there yet."""
+    called: Iterable[tuple[str, str]] = (
+        (step.id, step.work.workflow)
+        for step in graph.steps.values()
+        if isinstance(step.work, CallWorkflow | ContinueAs) and step.work.workflow not in ("", graph.id)
+    )
+    if graph.workspace == EVERYWHERE:
+        return []
+    found: list[str] = []
+    for step, name in called:
+        if (yield from definitions.newest(graph.workspace, name)) is None:
+            found.append(
+                f"workflow {graph.id}: step {step} calls workflow {name}, which is not in workspace {graph.workspace}"
+            )
+    return found
+
+
+def _label(number: int, kind: str, document: Any) -> str:
+    """Return which document is meant: its number, and its kind and name as far as given."""
+    found: dict[str, Any] = document if isinstance(document, dict) else {}
+    given = (found.get(key) for key in ("id", "name", "rule_name"))
+    name = next((one for one in given if isinstance(one, str) and one), "")
+    return f"document {number}" + (f" ({kind} {shown(name)})" if name and kind in KINDS else "")

@@ -1,0 +1,231 @@
+"""Shows an execution with its steps: what each has done, and what it waits for.
+
+A step is shown as a whole first, in the order of the document, then its items or rounds as far as
+they were begun. Rows of the database say what has happened to a place, the execution's state says
+what has no row: steps that were not begun, and counts of items.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+from aether_trio.model.tasks import StoredStatus, TaskRow
+from aether_trio.model.tasks.form import FORM
+from aether_trio.model.workflows.happenings import NO_ITEM, StepPlace
+from aether_trio.model.workflows.state import DELAYED, WORDS, GraphState, StepProgress, StepTimer
+from aether_trio.services.tasks.transaction import results, task_rows
+from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StepRow
+from aether_trio.storage.base import Program
+
+STEPS_SHOWN: Final = 1_000
+"""Rows of steps and items in one answer."""
+DATA_SHOWN: Final = 100
+"""Steps in one answer whose input and result are shown."""
+TASKS_SHOWN: Final = 50
+"""Tasks of open steps that one answer looks up."""
+_QUEUED: Final = (StoredStatus.PENDING, StoredStatus.ASSIGNED, StoredStatus.STARTING)
+KINDS: Final = ("action", "workflow", "wait", "ask", "fail", "continue_as")
+"""What a step may be, as the key of its document says; without one it is `compute`."""
+
+
+def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[dict[str, Any]]:
+    """Return an execution with all its steps, or with the step or item `only`."""
+    current = (yield from execution_rows.load(row.execution_id)) or row
+    stored = yield from definitions.load(current.defined_in, current.workflow_id, current.version)
+    documents = {} if stored is None else _step_documents(stored.document)
+    state = GraphState.from_json(json.loads(current.state)) if current.state else GraphState.new()
+    rows = yield from execution_rows.steps(current.execution_id, STEPS_SHOWN, only=only)
+    wanted = [StepPlace(one.step, one.item) for one in rows if only is not None or one.item == NO_ITEM]
+    data = yield from execution_rows.inputs_and_results(current.execution_id, wanted[:DATA_SHOWN])
+    tasks: dict[str, TaskRow] = {}
+    for one in rows:
+        if one.task_id and not one.completed_ms and len(tasks) < TASKS_SHOWN:
+            task = yield from task_rows.load(one.task_id)
+            if task is not None:
+                tasks[one.task_id] = task
+    shown = shown_execution(current)
+    if current.status == "completed":
+        task = yield from task_rows.load(current.execution_id)
+        result = None if task is None else (yield from results.load(task))
+        shown["Result"] = None if result is None else _json(result.data)
+    view = _View(current, documents, state, data, tasks)
+    return {"execution": shown, "steps": view.steps(rows, only)}
+
+
+class _View:
+    """Puts together what rows, state, documents and tasks say of the steps."""
+
+    def __init__(
+        self,
+        row: ExecutionRow,
+        documents: Mapping[str, Mapping[str, Any]],
+        state: GraphState,
+        data: Mapping[StepPlace, tuple[bytes | None, bytes | None]],
+        tasks: Mapping[str, TaskRow],
+    ) -> None:
+        self._row = row
+        self._documents = documents
+        self._state = state
+        self._data = data
+        self._tasks = tasks
+
+    def steps(self, rows: Sequence[StepRow], only: StepPlace | None) -> list[dict[str, Any]]:
+        """Return all steps in the document's order, each followed by its items."""
+        by_step: dict[str, list[StepRow]] = {}
+        for one in rows:
+            by_step.setdefault(one.step, []).append(one)
+        names = list(self._documents) if only is None else [only.step]
+        names += [name for name in by_step if name not in names and name.removesuffix(UNDO) not in names]
+        found: list[dict[str, Any]] = []
+        for name in names:
+            whole = [one for one in by_step.get(name, ()) if one.item == NO_ITEM]
+            if only is None or only.item == NO_ITEM:
+                found += [self._shown(whole[0])] if whole else self._unbegun(name)
+            found += [self._shown(one) for one in by_step.get(name, ()) if one.item != NO_ITEM]
+            found += [self._shown(one) for one in by_step.get(name + UNDO, ())]
+        return found
+
+    def _unbegun(self, name: str) -> list[dict[str, Any]]:
+        """Show a step that has no row as a whole, as the state knows it."""
+        if name not in self._documents and name not in self._state.steps:
+            return []
+        status = self._state.step_status(StepPlace(name))
+        return [self._shown(StepRow(name, NO_ITEM, status, self._state.attempt(StepPlace(name)), "", 0, 0, "", ""))]
+
+    def _shown(self, row: StepRow) -> dict[str, Any]:
+        place = StepPlace(row.step, row.item)
+        given, result = self._data.get(place, (None, None))
+        name = row.step.removesuffix(UNDO)
+        progress = self._state.steps.get(row.step)
+        task = self._tasks.get(row.task_id)
+        found = shown_step(self._row.execution_id, row, given, result)
+        found["Kind"] = kind_of_step(self._documents.get(name, {}))
+        if task is not None and task.status is StoredStatus.RUNNING:
+            found["Worker"] = task.assigned_to
+        if row.item == NO_ITEM and progress is not None and (counts := item_counts(progress)):
+            found["Items"] = counts
+        if not self._row.completed_ms and not row.completed_ms and row.step == name:
+            waits = self._waits_for(row, found["Kind"], progress, task)
+            if waits:
+                found["WaitsFor"] = waits
+        return found
+
+    def _waits_for(
+        self, row: StepRow, kind: str, progress: StepProgress | None, task: TaskRow | None
+    ) -> dict[str, Any]:
+        """Return what a step that has not ended waits for; {} for nothing to name."""
+        timers = [
+            one
+            for one in self._state.timers.get(row.step, ())
+            if row.item == NO_ITEM or one.first <= row.item <= one.last
+        ]
+        if progress is not None and progress.items is None and progress.code == DELAYED:
+            return {"for": "retry", **_until(timers, "retry")}
+        if task is not None and task.waits_for is not None and (match := task.waits_for.input_match.get(FORM)):
+            form = _json(match.encode()) or {}
+            return {"for": "answer", **form, "of": task.waits_for.expected_principal, **_until(timers, "timeout")}
+        if task is not None and task.next_retry_ms and task.status is StoredStatus.FAILED:
+            return {"for": "retry", "until": go_time(task.next_retry_ms), "error": task.error}
+        if task is not None and task.status in _QUEUED:
+            return {"for": "worker", "pool": task.target_implementation}
+        if row.status not in ("running", "waiting") or (row.item == NO_ITEM and self._has_items(row.step)):
+            return {}
+        if kind == "workflow" and row.task_id:
+            return {"for": "execution", "execution_id": row.task_id}
+        if kind != "wait" or row.status != "waiting":
+            return {}
+        wait = self._documents.get(row.step, {}).get("wait")
+        wait = wait if isinstance(wait, dict) else {}
+        for name in ("signal", "event"):
+            if isinstance(wait.get(name), str):
+                return {"for": name, name: wait[name], **_until(timers, "timeout")}
+        return {"for": "time", **_until(timers, "over")}
+
+    def _has_items(self, step: str) -> bool:
+        document = self._documents.get(step, {})
+        return "for_each" in document or "while" in document
+
+
+def kind_of_step(document: Mapping[str, Any]) -> str:
+    """Return what a step of a document is, as one of KINDS or `compute`."""
+    return next((kind for kind in KINDS if document.get(kind) is not None), "compute")
+
+
+def item_counts(progress: StepProgress) -> dict[str, int]:
+    """Count the items of a step by their status; {} for a step without items."""
+    if progress.items is None:
+        return {}
+    counts: Counter[str] = Counter()
+    for code, number in Counter(progress.items.codes).items():
+        counts[WORDS[code]] += number
+    return dict(counts)
+
+
+def _until(timers: Sequence[StepTimer], kind: str) -> dict[str, str]:
+    due = [one.due_ms for one in timers if one.kind == kind]
+    return {"until": go_time(min(due))} if due else {}
+
+
+def _step_documents(document: bytes) -> dict[str, dict[str, Any]]:
+    """Return the documents of a workflow's steps by id, with their keys in lower case."""
+    found: dict[str, dict[str, Any]] = {}
+    for step in json.loads(document).get("steps") or ():
+        lowered = {str(key).lower(): value for key, value in step.items()} if isinstance(step, dict) else {}
+        if isinstance(lowered.get("id"), str):
+            found[lowered["id"]] = lowered
+    return found
+
+
+def go_time(at_ms: int) -> str:
+    """Return a moment (Unix ms) as Go prints it in JSON, in UTC."""
+    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
+    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
+    return f"{text}.{at_ms % 1000:03d}".rstrip("0").rstrip(".") + "Z"
+
+
+def shown_execution(row: ExecutionRow) -> dict[str, Any]:
+    """Return an execution with the names of the reference."""
+    return {
+        "ExecutionID": row.execution_id,
+        "WorkflowID": row.workflow_id,
+        "WorkflowVersion": row.version,
+        "Workspace": row.workspace,
+        "Status": row.status,
+        "TriggerData": json.loads(row.trigger_data),
+        "StartedAt": go_time(row.started_ms),
+        "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
+        "ErrorMessage": row.error,
+        "Metadata": {"owner": row.owner, "parent": row.parent_id, "entries": row.entries},
+    }
+
+
+def shown_step(execution_id: str, row: StepRow, given: bytes | None, result: bytes | None) -> dict[str, Any]:
+    """Return a step or item with the names of the reference."""
+    found = {
+        "ExecutionID": execution_id,
+        "StepID": row.step,
+        "Status": row.status,
+        "StartedAt": go_time(row.started_ms) if row.started_ms else None,
+        "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
+        "InputData": None if given is None else _json(given),
+        "OutputData": None if result is None else _json(result),
+        "ErrorMessage": row.error,
+        "ErrorType": row.error_type,
+        "Attempt": row.attempt,
+        "TaskID": row.task_id,
+    }
+    if row.item != NO_ITEM:
+        found["Item"] = row.item
+    return found
+
+
+def _json(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:
+        return None
