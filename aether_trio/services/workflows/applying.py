@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.compiling import Tools
@@ -53,12 +53,19 @@ class AppliedRow:
     id: str
     version: int
     change: str
-    warnings: tuple[str, ...] = ()
+    warning: str = ""
 
     def document(self) -> dict[str, Any]:
         """Return it as an answer shows it."""
         names = ("kind", "workspace", "id", "version", "change")
         return {name: getattr(self, name) for name in names}
+
+
+class AppliedRows(NamedTuple):
+    """What applying documents has done, in their order, and what to look at."""
+
+    rows: list[AppliedRow]
+    warnings: list[str]
 
 
 PutDefinition: TypeAlias = Callable[[TaskTransaction, Any, str], Program[AppliedRow]]
@@ -68,9 +75,9 @@ PutDefinition: TypeAlias = Callable[[TaskTransaction, Any, str], Program[Applied
 class DryRunDone(Exception):
     """Undoes the transaction of a dry run, and carries its result."""
 
-    def __init__(self, rows: list[AppliedRow]) -> None:
+    def __init__(self, applied: AppliedRows) -> None:
         super().__init__()
-        self.rows = rows
+        self.applied = applied
 
 
 class Appliers:
@@ -118,7 +125,7 @@ class Appliers:
 
     def apply(
         self, tx: TaskTransaction, found: Sequence[Definition], owner: str, *, dry_run: bool
-    ) -> Program[list[AppliedRow]]:
+    ) -> Program[AppliedRows]:
         """Apply definitions in a transaction, which is undone when this raises.
 
         Raises DefinitionErrors with every conflict, and DryRunDone.
@@ -135,9 +142,14 @@ class Appliers:
                 problems.append(f"{kind} {name}: {error}")
         if problems:
             raise DefinitionErrors(problems)
+        warnings = [row.warning for row in rows if row.warning]
+        for one in found:
+            if isinstance(one, Graph):
+                warnings += yield from _unknown_workflows(one)
+        applied = AppliedRows(rows, warnings)
         if dry_run:
-            raise DryRunDone(rows)
-        return rows
+            raise DryRunDone(applied)
+        return applied
 
 
 class ApplyOperations:
@@ -163,17 +175,17 @@ class ApplyOperations:
             for workspace in dict.fromkeys(one for definition in found for one in workspaces_of(definition)):
                 await self._access.need(asked.session, workspace)
 
-            def program(context: Context) -> Program[tuple[TaskTransaction, list[AppliedRow]]]:
+            def program(context: Context) -> Program[tuple[TaskTransaction, AppliedRows]]:
                 tx = TaskTransaction(context)
                 return tx, (yield from self._appliers.apply(tx, found, owner, dry_run=dry_run))
 
-            _, rows = await self._engine.run_program(program, lambda result: result[0])
+            _, applied = await self._engine.run_program(program, lambda result: result[0])
         except DefinitionErrors as error:
             raise OperationError(str(error)) from None
         except DryRunDone as done:
-            rows = done.rows
-        warnings = [warning for row in rows for warning in row.warnings]
-        return OperationAnswer({"applied": [row.document() for row in rows], "warnings": warnings}, total=len(rows))
+            applied = done.applied
+        rows = [row.document() for row in applied.rows]
+        return OperationAnswer({"applied": rows, "warnings": applied.warnings}, total=len(rows))
 
 
 def in_workspace(document: Any, workspace: str) -> Any:
@@ -211,7 +223,7 @@ def put_workflow(tx: TaskTransaction, graph: Graph, owner: str) -> Program[Appli
     active = yield from definitions.newest_active(*place)
     highest = yield from definitions.highest_version(*place)
     change = CREATED if active is None else UPDATED
-    warnings = tuple((yield from _unknown_workflows(graph)))
+    warning = ""
     version = highest + 1
     if "version" in graph.source:
         version = graph.version
@@ -223,15 +235,15 @@ def put_workflow(tx: TaskTransaction, graph: Graph, owner: str) -> Program[Appli
                 )
             if not known.active:
                 yield from definitions.activate(*place, version, owner, tx.context.now_ms)
-            return AppliedRow(WORKFLOW, *place, version, UNCHANGED if known.active else change, warnings)
+            return AppliedRow(WORKFLOW, *place, version, UNCHANGED if known.active else change)
         if active is not None and version < active.version:
-            warnings += (f"workflow {graph.id}: version {version} is not run, as version {active.version} is newer",)
+            warning = f"workflow {graph.id}: version {version} is not run, as version {active.version} is newer"
     elif active is not None and active.digest == digest:
-        return AppliedRow(WORKFLOW, *place, active.version, UNCHANGED, warnings)
+        return AppliedRow(WORKFLOW, *place, active.version, UNCHANGED)
     now_ms = tx.context.now_ms
     document = write_json(graph.source)
     yield from definitions.insert(StoredDefinition(*place, version, document, digest, owner, True, now_ms, now_ms))
-    return AppliedRow(WORKFLOW, *place, version, change, warnings)
+    return AppliedRow(WORKFLOW, *place, version, change, warning)
 
 
 def _unknown_workflows(graph: Graph) -> Program[list[str]]:
@@ -256,5 +268,5 @@ def _label(number: int, kind: str, document: Any) -> str:
     """Return which document is meant: its number, and its kind and name as far as given."""
     found: dict[str, Any] = document if isinstance(document, dict) else {}
     given = (found.get(key) for key in ("id", "name", "rule_name"))
-    name = next((one for one in given if isinstance(one, str) and one), "")
-    return f"document {number}" + (f" ({kind} {shown(name)})" if name and kind in KINDS else "")
+    names = [one for one in given if isinstance(one, str) and one]
+    return f"document {number}" + (f" ({kind} {shown(names[0])})" if names and kind in KINDS else "")
