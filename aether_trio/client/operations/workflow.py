@@ -188,7 +188,7 @@ class Workflow(Namespace):
         await self._do(ANSWER, execution_id, step, data=json_text(answer, "the data of an answer").encode())
 
     async def retry(self, execution_id: str) -> None:
-        """Let a failed or cancelled execution go on with the steps that were not completed."""
+        """Let an execution go on that has failed, or was cancelled."""
         await self._do(RETRY, execution_id)
 
     async def pause(self, execution_id: str, reason: str = "") -> None:

@@ -1,4 +1,4 @@
-"""Applies documents of workflows and of what belongs to them: all of them, or none.
+"""Applies documents of workflows and what belongs to them: all or none.
 
     documents ──▶ read: every error of every document ──▶ one transaction: an applier for each kind
 
@@ -81,7 +81,7 @@ class DryRunDone(Exception):
 
 
 class Appliers:
-    """Reads documents and applies them; `others` are the appliers of kinds but workflows."""
+    """Reads and applies documents; `others` apply kinds but workflows."""
 
     def __init__(self, others: Mapping[str, PutDefinition] | None = None, tools: Tools = TOOLS) -> None:
         self._tools = tools
@@ -265,7 +265,7 @@ def _unknown_workflows(graph: Graph) -> Program[list[str]]:
 
 
 def _label(number: int, kind: str, document: Any) -> str:
-    """Return which document is meant: its number, and its kind and name as far as given."""
+    """Return which document is meant: its number, kind and name."""
     found: dict[str, Any] = document if isinstance(document, dict) else {}
     given = (found.get(key) for key in ("id", "name", "rule_name"))
     names = [one for one in given if isinstance(one, str) and one]

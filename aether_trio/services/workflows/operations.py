@@ -246,7 +246,7 @@ class WorkflowOperations:
         return row
 
     async def _get_execution(self, request: OperationAsked) -> OperationAnswer:
-        """Show an execution; with `secondary_id` only the step STEP, or the item STEP[ITEM]."""
+        """Show an execution; `secondary_id`: only STEP, or its item STEP[ITEM]."""
         row = await self._execution(request, AccessLevel.READ)
         only = place_from(request.secondary_id) if request.secondary_id else None
         found = await self._engine.database.read(lambda: execution_view(row, only))

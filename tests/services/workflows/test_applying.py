@@ -1,4 +1,4 @@
-"""Documents that are applied: all of them or none, by content, on both storage engines."""
+"""Documents that are applied: all or none, by content, on both engines."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def flow(name: str, *steps: dict[str, Any], **more: Any) -> dict[str, Any]:
 
 
 async def apply(boss: Client, *documents: Any, **more: Any) -> tuple[list[tuple[str, int, str]], list[str]]:
-    """Apply documents to workspace w; return (id, version, change) of each, and warnings."""
+    """Apply documents to w; return (id, version, change) of each, and warnings."""
     found = await boss.do(APPLY, data={"documents": list(documents), **more}, workspace="w")
     assert {(one["kind"], one["workspace"]) for one in found["applied"]} == {("workflow", "w")}
     return [(one["id"], one["version"], one["change"]) for one in found["applied"]], found["warnings"]
