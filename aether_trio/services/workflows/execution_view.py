@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from aether_trio.model.tasks import StoredStatus, TaskRow
 from aether_trio.model.tasks.form import FORM
+from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import NO_ITEM, StepPlace
 from aether_trio.model.workflows.state import DELAYED, WORDS, GraphState, StepProgress, StepTimer
 from aether_trio.services.tasks.transaction import results, task_rows
@@ -179,13 +179,6 @@ def _step_documents(document: bytes) -> dict[str, dict[str, Any]]:
         if isinstance(lowered.get("id"), str):
             found[lowered["id"]] = lowered
     return found
-
-
-def go_time(at_ms: int) -> str:
-    """Return a moment (Unix ms) as Go prints it in JSON, in UTC."""
-    moment = datetime.fromtimestamp(at_ms / 1000, UTC)
-    text = moment.strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{at_ms % 1000:03d}".rstrip("0").rstrip(".") + "Z"
 
 
 def shown_execution(row: ExecutionRow) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from aether_trio.services.workflows.actions import take_key
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
-from aether_trio.services.workflows.execution_view import execution_view, go_time, shown_execution
+from aether_trio.services.workflows.execution_view import execution_view, shown_execution
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.session.session import Session
