@@ -237,7 +237,19 @@ def steps(execution_id: str, limit: int, only: StepPlace | None = None) -> Progr
     return [StepRow(*row) for row in rows]
 
 
-def inputs_and_results(
+def inputs_and_results(execution_id: str, names: Sequence[str]) -> Program[dict[str, tuple[Any, Any]]]:
+    """Read what these steps were given and gave, for those that do their work once."""
+    if not names:
+        return {}
+    rows: list[Row] = yield Fetch(
+        f"SELECT step, input, result FROM workflow_steps WHERE execution_id = $1 AND item = {NO_ITEM} "  # noqa: S608
+        f"AND step IN ({placeholders(len(names), 2)})",
+        (execution_id, *names),
+    )
+    return {step: (given, result) for step, given, result in rows}
+
+
+def data_of_places(
     execution_id: str, places: Sequence[StepPlace]
 ) -> Program[dict[StepPlace, tuple[bytes | None, bytes | None]]]:
     """Read what these steps and items were given and gave."""

@@ -41,7 +41,7 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
     state = GraphState.from_json(json.loads(current.state)) if current.state else GraphState.new()
     rows = yield from execution_rows.steps(current.execution_id, STEPS_SHOWN, only=only)
     wanted = [StepPlace(one.step, one.item) for one in rows if only is not None or one.item == NO_ITEM]
-    data = yield from execution_rows.inputs_and_results(current.execution_id, wanted[:DATA_SHOWN])
+    data = yield from execution_rows.data_of_places(current.execution_id, wanted[:DATA_SHOWN])
     tasks: dict[str, TaskRow] = {}
     for one in rows:
         if one.task_id and not one.completed_ms and len(tasks) < TASKS_SHOWN:
