@@ -16,6 +16,7 @@ from aether_trio.services.tasks.transaction.interface import LargeError, Transac
 from aether_trio.services.workflows import execution_rows, schedule_rows
 from aether_trio.services.workflows.executions import TIMER, Executions
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
+from aether_trio.services.workflows.schedules import SET_BACK_MS
 from aether_trio.storage.base import Fetch, Program, Row
 
 T = TypeVar("T")
@@ -53,6 +54,10 @@ def contained(program: Generator[Any, Any, T], kind: str, key: str) -> Generator
         value = yield statement
 
 
+def _contained_schedule(program: Program[int], key: str) -> Program[int]:
+    return contained(program, schedule_rows.TIMER, key)
+
+
 class WorkflowHook:
     """The TaskWorkflows of a gateway: executions, and other kinds of timers."""
 
@@ -62,6 +67,8 @@ class WorkflowHook:
         self._timers: Final = {TIMER: executions.time_passed, **timers}
         self._put_off: set[tuple[str, str]] = set()
         """Things whose handlers have raised, to be put off in the next transaction."""
+        self._now_ms = self._latest_ms = 0
+        """The moment of the latest page, and of the latest that was committed."""
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""
@@ -83,11 +90,15 @@ class WorkflowHook:
 
     def find_unfinished(self, tx: Transaction) -> Program[None]:
         """Find what an ended process has left, such as items that were not taken in."""
-        return self._executions.find_unfinished(tx)
+        yield from self._executions.find_unfinished(tx)
+        yield from self._schedules.find_set_back(tx)
 
     def fire(self, tx: Transaction) -> Program[int]:
         """Handle a page of due moments; return how many there were."""
         now_ms = tx.context.now_ms
+        if now_ms < self._latest_ms - SET_BACK_MS:
+            yield from self._schedules.find_set_back(tx)
+        self._now_ms = now_ms
         for kind, key in sorted(self._put_off):
             yield from execution_rows.set_timer(kind, key, now_ms + DEFECT_MS)
         locked = " FOR UPDATE SKIP LOCKED" if tx.context.shared else ""
@@ -96,7 +107,7 @@ class WorkflowHook:
             (now_ms, FIRE_PAGE),
         )
         if any(kind == schedule_rows.TIMER for kind, _ in found):
-            yield from contained(self._schedules.fire(tx), schedule_rows.TIMER, "")
+            yield from self._schedules.fire(tx, _contained_schedule)
         for kind, key in found:
             if kind == schedule_rows.TIMER:
                 continue
@@ -115,6 +126,7 @@ class WorkflowHook:
         """
         if error is None:
             self._put_off.clear()
+            self._latest_ms = self._now_ms
         elif isinstance(error, DefectError):
             self._put_off.add((error.kind, error.key))
             report(error.__cause__ or error, f"the due moment of a workflow's {error.kind} {error.key}")

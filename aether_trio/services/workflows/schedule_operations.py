@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from types import MappingProxyType
@@ -25,11 +25,13 @@ from aether_trio.services.workflows import definitions, schedule_rows
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
 from aether_trio.services.workflows.schedules import (
     Firing,
     FiringRefused,
+    GuardFiring,
     ScheduleError,
     Schedules,
     answer_of,
@@ -58,10 +60,38 @@ class ScheduleStarter:
         self._executions = executions
         self._compiled: OrderedDict[str, ScheduleDefinition] = OrderedDict()
 
-    def fire(self, tx: Transaction) -> Program[int]:
-        """Fire a page of the schedules that are due."""
+    def fire(self, tx: Transaction, guard: GuardFiring) -> Program[int]:
+        """Fire a page of the schedules that are due; `guard` runs the program of each."""
         start = partial(self._start, tx)
-        return (yield from self._schedules.fire(tx.context.now_ms, start, shared=tx.context.shared))
+        return (yield from self._schedules.fire(tx.context.now_ms, start, shared=tx.context.shared, guard=guard))
+
+    def find_set_back(self, tx: Transaction) -> Program[None]:
+        """Have schedules looked at whose slots are decided ahead of time."""
+        if (yield from self._schedules.find_set_back(tx.context.now_ms)):
+            tx.effects.due_ms = tx.context.now_ms
+
+    def events_taken(self, tx: Transaction, events: Sequence[TakenEvent]) -> Program[None]:
+        """Plan what fires a while after these events."""
+        good = [event for event in events if not event.reason]
+        waited = yield from self._schedules.names_waited_for(name for event in good for name in event.names)
+        if not waited:
+            return
+        for event in good:
+            allowed = partial(self._may_see, event.workspace, tx.context.now_ms)
+            for name in event.names:
+                if name in waited:
+                    source = {
+                        "agent": event.agent, "workspace": event.workspace, "event": name, "principal": event.principal,
+                    }  # fmt: skip
+                    due_ms = yield from self._schedules.event_arrived(
+                        name, event.workspace, str(event.offset), event.at_ms, {"data": event.data, "source": source},
+                        allowed,
+                    )  # fmt: skip
+                    if due_ms and not 0 < tx.effects.due_ms <= due_ms:
+                        tx.effects.due_ms = due_ms
+
+    def _may_see(self, workspace: str, now_ms: int, stored: StoredSchedule) -> bool:
+        return not self._actions.allowed(stored.owner, workspace, AccessLevel.READ, now_ms)
 
     def run_ended(self, tx: Transaction, run_id: str) -> Program[None]:
         """Let the schedule of a run that has ended fire what waits for that."""

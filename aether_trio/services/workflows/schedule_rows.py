@@ -13,10 +13,11 @@ from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.workflows.schedules import FiringState, PlannedFiring
-from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, placeholders
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
 TIMER: Final = "schedule"
 PLANNED_PAGE: Final = 100
+NAMES_PAGE: Final = 100
 EVERYWHERE: Final = "*"
 
 
@@ -201,10 +202,18 @@ def of_event(event: str, workspace: str) -> Program[list[StoredSchedule]]:
     return list(map(_stored, rows))
 
 
-def event_names() -> Program[frozenset[str]]:
-    """Read the names of all events that plan firings."""
-    rows: list[Row] = yield Fetch("SELECT DISTINCT event FROM workflow_schedules WHERE event <> ''")
-    return frozenset(name for (name,) in rows)
+def names_waited_for(names: Iterable[str]) -> Program[frozenset[str]]:
+    """Return the names, of these, of events that plan firings."""
+    wanted = tuple(dict.fromkeys(names))
+    found: set[str] = set()
+    for begin in range(0, len(wanted), NAMES_PAGE):
+        page = rounded_up(wanted[begin : begin + NAMES_PAGE], 10)
+        rows: list[Row] = yield Fetch(
+            f"SELECT DISTINCT event FROM workflow_schedules WHERE event <> '' AND event IN ({placeholders(len(page))})",  # noqa: S608
+            page,
+        )
+        found.update(name for (name,) in rows)
+    return frozenset(found)
 
 
 def delete(workspace: str, id: str) -> Program[bool]:  # noqa: A002
@@ -226,14 +235,14 @@ def due(now_ms: int, page: int, *, shared: bool) -> Program[list[tuple[str, str]
     return [(workspace, id) for workspace, _, id in (key.partition(" ") for (key,) in rows)]  # noqa: A001
 
 
-def decided_after(moment_ms: int, page: int) -> Program[list[tuple[str, str]]]:
-    """Find (workspace, id) of active schedules with slots decided after a moment."""
+def decided_after(moment_ms: int) -> Program[list[StoredSchedule]]:
+    """Load the active schedules with slots that are decided after a moment."""
     rows: list[Row] = yield Fetch(
-        "SELECT workspace, id FROM workflow_schedules WHERE decided_ms > $1 AND enabled = 1 AND paused = 0 "
-        "ORDER BY decided_ms LIMIT $2",
-        (moment_ms, page),
+        f"SELECT {_FIELDS} FROM workflow_schedules WHERE decided_ms > $1 AND enabled = 1 AND paused = 0 "  # noqa: S608
+        "ORDER BY workspace, id",
+        (moment_ms,),
     )
-    return [(workspace, id) for workspace, id in rows]  # noqa: A001
+    return list(map(_stored, rows))
 
 
 # -- planned firings -------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ tried again; the schedules beside it fire meanwhile.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Final, TypeAlias
@@ -75,6 +75,14 @@ StartFiring: TypeAlias = Callable[[StoredSchedule, Firing], Program[str]]
 "" stands for what does not run, such as an event. Raises FiringRefused before it has written
 anything.
 """
+
+
+GuardFiring: TypeAlias = Callable[[Program[int], str], Program[int]]
+
+
+def unguarded(program: Program[int], key: str) -> Program[int]:
+    """Run the program of a schedule as it is."""
+    return program
 
 
 def go_time(moment_ms: int) -> str | None:
@@ -261,18 +269,27 @@ class Schedules:
 
     # -- events ------------------------------------------------------------------------------------
 
-    def event_names(self) -> Program[frozenset[str]]:
-        """Read the names of the events for which some schedule waits."""
-        return (yield from schedule_rows.event_names())
+    def names_waited_for(self, names: Iterable[str]) -> Program[frozenset[str]]:
+        """Return the names, of these, of the events for which some schedule waits."""
+        return (yield from schedule_rows.names_waited_for(names))
 
-    def event_arrived(self, name: str, workspace: str, key: str, at_ms: int, event: Json) -> Program[int]:
+    def event_arrived(
+        self,
+        name: str,
+        workspace: str,
+        key: str,
+        at_ms: int,
+        event: Mapping[str, Json],
+        allowed: Callable[[StoredSchedule], bool] = lambda stored: True,
+    ) -> Program[int]:
         """Plan the firings that an event causes; return when the first is due, or 0.
 
         `key` tells the event apart: the same one plans one firing. `event` is kept for the firing
-        as {name, workspace, **event}. Slots count from `at_ms`, when the event was sent.
+        as {name, workspace, **event}. Slots count from `at_ms`, when the event was sent. A schedule
+        whose owner may not see the event is not `allowed` it.
         """
         moments = []
-        for found in (yield from schedule_rows.of_event(name, workspace)):
+        for found in filter(allowed, (yield from schedule_rows.of_event(name, workspace))):
             table = self._terms(found).timetable
             if not isinstance(table, NoSlots):
                 continue
@@ -286,7 +303,7 @@ class Schedules:
             slot_ms = at_ms + table.delay_ms
             late_ms = model.jitter_of(f"{found.workspace}/{found.id}/{key}", slot_ms, found.jitter_ms)
             firing = PlannedFiring(EVENT, key, slot_ms, slot_ms + late_ms)
-            kept = {"name": name, "workspace": workspace, **(event if isinstance(event, dict) else {"data": event})}
+            kept = {"name": name, "workspace": workspace, **event}
             if (yield from schedule_rows.plan_event(found.workspace, found.id, firing, kept)):
                 next_ms = min(found.next_fire_ms or firing.due_ms, firing.due_ms)
                 yield from schedule_rows.move(replace(found, planned=found.planned + 1, next_fire_ms=next_ms))
@@ -295,21 +312,33 @@ class Schedules:
 
     # -- time --------------------------------------------------------------------------------------
 
-    def fire(self, now_ms: int, start: StartFiring, *, shared: bool, page: int = PAGE) -> Program[int]:
+    def fire(
+        self, now_ms: int, start: StartFiring, *, shared: bool, page: int = PAGE, guard: GuardFiring = unguarded
+    ) -> Program[int]:
         """Fire a page of the schedules that are due; return how many were looked at.
 
-        Also looks at schedules whose slots are decided in the future: the clock was set back.
+        `guard` runs the program of each, by its key in `workflow_timers`.
         """
         found = yield from schedule_rows.due(now_ms, page, shared=shared)
-        set_back = yield from schedule_rows.decided_after(now_ms + SET_BACK_MS, page)
         budget = MOST_FIRINGS
         looked = 0
-        for workspace, id in dict.fromkeys((*found, *set_back)):  # noqa: A001
+        for workspace, id in found:  # noqa: A001
             if budget <= 0:
                 break
             looked += 1
-            budget -= yield from self._fire_one(workspace, id, now_ms, start, shared=shared)
+            program = self._fire_one(workspace, id, now_ms, start, shared=shared)
+            budget -= yield from guard(program, schedule_rows.timer_key(workspace, id))
         return looked
+
+    def find_set_back(self, now_ms: int) -> Program[int]:
+        """Have schedules looked at whose slots are decided ahead of time; count them.
+
+        To be called when a gateway starts, and when its clock was set back.
+        """
+        found = yield from schedule_rows.decided_after(now_ms + SET_BACK_MS)
+        for stored in found:
+            yield from schedule_rows.due_now(stored, now_ms)
+        return len(found)
 
     def run_ended(self, run_id: str, now_ms: int) -> Program[int]:
         """Have the schedule of a run that has ended start what waits for that.

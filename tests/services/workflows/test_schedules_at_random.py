@@ -135,6 +135,8 @@ class Scene:
         match name, args:
             case "fire" | "undo", (jump_ms,):
                 self.now_ms = max(now_ms + jump_ms, BEGIN - 1000 * HOUR)
+                if jump_ms < 0:
+                    self.drive(lambda: schedules.find_set_back(self.now_ms))
                 self.fire(undo=name == "undo")
             case "walk", (minutes,):
                 for _ in range(minutes):

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import cast
 
 import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.workflows.events import TakenEvent
+from aether_trio.services.workflows.hook import WorkflowHook
+from aether_trio.services.workflows.schedule_operations import ScheduleStarter
+from aether_trio.services.workflows.schedule_rows import StoredSchedule
+from aether_trio.services.workflows.schedules import Firing
+from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
+from tests.services.agents.cast import SetClock
 from tests.services.workflows.helpers import client, worker
 
 Op = pb.WorkflowOperation
@@ -86,3 +97,95 @@ async def test_a_schedule_acts_only_as_its_owner_may(core: Core) -> None:
         found = [one for one in await boss.do(Op.LIST_SCHEDULES) if one["id"] == "all"]
         assert found[0]["last_error"]
         assert found[0]["fired"] == 0
+
+
+async def test_a_schedule_whose_code_raises_holds_up_no_other(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = ScheduleStarter._start
+
+    def poisoned(self: ScheduleStarter, tx: Transaction, stored: StoredSchedule, firing: Firing) -> Program[str]:
+        if stored.id == "poison":
+            raise ZeroDivisionError
+        return (yield from start(self, tx, stored, firing))
+
+    monkeypatch.setattr(ScheduleStarter, "_start", poisoned)
+    action = {"type": "emit_event", "event_name": "tick"}
+    async with client(core) as boss:
+        for name in ("poison", "sound"):
+            schedule = {
+                "id": name, "schedule_type": "interval", "schedule_expr": "10s", "action": action, "workspace": "w",
+            }  # fmt: skip
+            await boss.do(Op.CREATE_SCHEDULE, data=schedule)
+        await trio.sleep(65)
+        found = {one["id"]: one["fired"] for one in await boss.do(Op.LIST_SCHEDULES)}
+    assert found == {"poison": 0, "sound": 6}
+
+
+YEAR_MS = 365 * 86_400_000
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+async def test_after_a_clock_was_a_year_ahead_slots_go_on(world: World, restarts: bool) -> None:
+    clock = SetClock(trio.current_time)
+    schedule = {
+        "id": "s", "schedule_type": "interval", "schedule_expr": "1m", "workspace": "w",
+        "action": {"type": "emit_event", "event_name": "tick"},
+    }  # fmt: skip
+
+    async def fired(core: Core) -> int:
+        async with client(core) as boss:
+            [found] = await boss.do(Op.LIST_SCHEDULES)
+            count: int = found["fired"]
+            return count
+
+    async with AsyncExitStack() as stack:
+        await stack.enter_async_context(deadlock_is_an_error())
+        gateways = AsyncExitStack()
+        stack.push_async_exit(gateways)
+        core = await gateways.enter_async_context(world.open(clock=clock, workflow={"engine": "embedded"}))
+        async with client(core) as boss:
+            await boss.do(Op.CREATE_SCHEDULE, data=schedule)
+        await trio.sleep(65)
+        clock.ahead_ms = YEAR_MS
+        await trio.sleep(65)
+        ahead = await fired(core)
+        assert ahead > 1
+        if restarts:
+            await gateways.aclose()
+        clock.ahead_ms = 0
+        if restarts:
+            core = await gateways.enter_async_context(world.open(clock=clock, workflow={"engine": "embedded"}))
+        await trio.sleep(185)
+        assert await fired(core) == ahead + 3
+
+
+async def test_an_event_is_followed_by_what_its_schedule_starts(core: Core) -> None:
+    definition = {"name": "flow", "steps": [{"id": "say", "output": {"$expr": "trigger.event.data.n"}}]}
+    schedule = {
+        "id": "remind", "schedule_type": "event_delayed", "schedule_expr": "5m", "event": "ordered",
+        "workflow_id": "flow", "workspace": "w",
+    }  # fmt: skip
+
+    now_ms = core.tasks.engine.clock.now_ms()
+
+    def taken(number: int, workspace: str, *names: str) -> TakenEvent:
+        return TakenEvent(number, "event::receiver0", "ag::w::x::1", workspace, "x", names, {"n": number}, b"", now_ms)
+
+    def page(tx: TaskTransaction) -> Program[None]:
+        starter = cast("WorkflowHook", tx.context.workflows)._schedules
+        yield from starter.events_taken(
+            tx, [taken(1, "w", "other", "ordered"), taken(2, "v", "ordered"), taken(3, "w", "ordered")]
+        )
+
+    async with client(core) as boss:
+        await boss.create(definition)
+        await boss.do(Op.CREATE_SCHEDULE, data=schedule)
+        await core.tasks.engine.result(page)
+        await trio.sleep(299)
+        [found] = await boss.do(Op.LIST_SCHEDULES)
+        assert (found["planned"], found["fired"]) == (2, 0)
+        await trio.sleep(2)
+        executions = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
+        assert sorted(one["TriggerData"]["event"]["data"]["n"] for one in executions) == [1, 3]
+        assert executions[0]["TriggerData"]["event"]["source"]["principal"] == "ag::w::x::1"
+        [found] = await boss.do(Op.LIST_SCHEDULES)
+        assert (found["planned"], found["fired"], found["next_fire_at"]) == (0, 2, None)
