@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final
+from typing import Final, NamedTuple
 
 from aether_trio.model.workflows.definition import (
     NO_RETRY,
@@ -125,8 +125,18 @@ _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 SchemaCheck = Callable[[Json], Iterable[tuple[Path, str]]]
 """Yields what is wrong with a JSON Schema, with the path within it."""
-ScheduleCheck = Callable[[str, str, str], str]
-"""Returns what is wrong with a schedule's type, expression and timezone, "" for nothing."""
+
+
+class ScheduleProblem(NamedTuple):
+    """What is wrong with a schedule, in which field, and at which column of it from 1."""
+
+    message: str
+    field: str = "schedule_expr"
+    column: int = 1
+
+
+ScheduleCheck = Callable[[str, str, str], ScheduleProblem | None]
+"""Returns what is wrong with a schedule's type, expression and timezone."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -262,8 +262,9 @@ def compile_schedule(compiler: Compiler, value: Json, path: Path) -> ScheduleDef
         fields.text("schedule_type", required=True)
     elif kind and expression:
         problem = compiler.tools.check_schedule(kind, expression, timezone)
-        if problem:
-            fields.error("schedule_expr", f"{fields.what}: {problem}")
+        if problem is not None:
+            at = fields.at(problem.field)
+            compiler.findings.error(at, f"{fields.what}: {problem.message}", line=1, column=problem.column)
     action = None
     given = fields.get("action")
     if isinstance(given, str):

@@ -12,6 +12,7 @@ from datetime import datetime
 
 from cronsim import CronSim, CronSimError
 
+from aether_trio.model.workflows.compiling import ScheduleProblem
 from aether_trio.model.workflows.timetables import TimetableError, read_timetable
 
 
@@ -30,10 +31,10 @@ def cron_matches(fields: str, after: datetime) -> Iterator[datetime]:
         return
 
 
-def check_schedule(schedule_type: str, expression: str, timezone: str) -> str:
-    """Return what is wrong with a schedule's expression, and where; "" for nothing."""
+def check_schedule(schedule_type: str, expression: str, timezone: str) -> ScheduleProblem | None:
+    """Return what is wrong with a schedule's type, expression and timezone."""
     try:
         read_timetable(schedule_type, expression, timezone=timezone, matches=cron_matches)
     except TimetableError as error:
-        return f"{error.field}, character {error.column}: {error}"
-    return ""
+        return ScheduleProblem(str(error), error.field, error.column)
+    return None

@@ -8,9 +8,8 @@ from typing import Final
 from aether_trio.model.expressions import compile_expression
 from aether_trio.model.templates import compile_template
 from aether_trio.model.workflows.compiling import Tools
-from aether_trio.model.workflows.timetables import TimetableError, read_timetable
 from aether_trio.model.workflows.values import CompiledExpression, CompiledTemplate
-from aether_trio.services.workflows.cron import cron_matches
+from aether_trio.services.workflows.cron import check_schedule
 from aether_trio.services.workflows.regex import compile_regex
 from aether_trio.services.workflows.schemas import check_schema
 from aether_trio.services.workflows.yaml_reader import read_yaml
@@ -24,15 +23,6 @@ class _DocumentLanguages:
 
     def template(self, source: str) -> CompiledTemplate:
         return compile_template(source)
-
-
-def check_schedule(schedule_type: str, expression: str, timezone: str) -> str:
-    """Return what is wrong with a schedule's type, expression and timezone, or ""."""
-    try:
-        read_timetable(schedule_type, expression, timezone=timezone, matches=cron_matches)
-    except TimetableError as exc:
-        return str(exc)
-    return ""
 
 
 TOOLS: Final = Tools(

@@ -494,7 +494,7 @@ def test_a_schedule() -> None:
         ({"schedule_type": "cron", "schedule_expr": "* * * *"}, "/schedule_expr: schedule 's': "),
         (
             {"schedule_type": "cron", "schedule_expr": "* * * * *", "timezone": "Europe/Berln"},
-            "/schedule_expr: schedule 's': the timezone",
+            "/timezone: schedule 's': the timezone 'Europe/Berln' is unknown: did you mean Europe/Berlin? (line 1, column 1)",
         ),
         ({"workflow_id": None}, "/: schedule 's' needs an action or a workflow_id"),
         (
@@ -514,6 +514,12 @@ def test_a_schedule() -> None:
 def test_schedules_that_are_wrong(fields: dict[str, Any], says: str) -> None:
     (problem,) = operation("schedule", schedule(**fields))
     assert problem.startswith(says)
+
+
+def test_a_column_of_a_schedules_expression_is_a_position() -> None:
+    text = "id: s\nschedule_type: cron\nschedule_expr: 0 25 * * *\nworkflow_id: w\n"
+    (problem,) = errors(text)
+    assert problem.startswith("a.yaml:3:18: schedule 's': ")
 
 
 def test_a_schedule_that_never_fires_is_warned_of() -> None:
