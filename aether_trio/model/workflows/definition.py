@@ -411,7 +411,7 @@ class ScheduleDefinition:
     workflow_id: str = ""
     input: Value | None = None
     enabled: bool = True
-    miss_policy: str = "skip"  # skip, fire_once or fire_all
+    miss_policy: str = "skip"  # skip, fire_once or fire_all; of a document event_delayed: fire_all
     max_concurrent: int = 0
     timezone: str = ""  # an IANA name; "": the gateway's
     jitter_ms: int = 0

@@ -295,7 +295,8 @@ def compile_schedule(compiler: Compiler, value: Json, path: Path) -> ScheduleDef
         workflow_id=workflow,
         input=compiler.field_tree(fields, "input", _SCHEDULE_SCOPE),
         enabled=fields.flag("enabled", True),
-        miss_policy=fields.choice("miss_policy", MISS_POLICIES, "skip"),
+        # What an event has planned is not lost for an outage, unless the document says so.
+        miss_policy=fields.choice("miss_policy", MISS_POLICIES, "fire_all" if kind == "event_delayed" else "skip"),
         max_concurrent=fields.whole("max_concurrent", 0),
         timezone=timezone,
         jitter_ms=compiler.duration(fields, "jitter"),

@@ -183,6 +183,7 @@ async def test_an_event_is_followed_by_what_its_schedule_starts(core: Core) -> N
         await trio.sleep(299)
         [found] = await boss.do(Op.LIST_SCHEDULES)
         assert (found["planned"], found["fired"]) == (2, 0)
+        assert found["miss_policy"] == "fire_all"
         await trio.sleep(2)
         executions = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
         assert sorted(one["TriggerData"]["event"]["data"]["n"] for one in executions) == [1, 3]
