@@ -247,6 +247,8 @@ def test_deactivating_drops_all_that_has_not_begun() -> None:
     assert got.dropped == {f"i{number}": "deactivated" for number in range(2, 9)}
     assert got.items == {}
     assert got.running() == ["i0"]
+    assert got.states == {(1, "x"): FlowState(running=("i0",)), (2, "x"): FlowState(begun=((0, 1),))}
+    assert got.timers == {(2, "x"): 1_000}
     got.finish("i0")
     got.until(5_000)
     assert got.states == {}
@@ -267,6 +269,17 @@ def test_a_gate_of_an_earlier_document_is_forgotten() -> None:
     got.arrive("a", "x", "x")
     got.flow = FlowControl(gates=(concurrency(1),))
     got.until(100)
+    assert list(got.states) == [(0, "x")]
+
+
+def test_deactivating_forgets_gates_that_are_no_more() -> None:
+    got = Tables(FlowControl(gates=(concurrency(1), throttle(1, 10))))
+    got.arrive("a", "x", "x")
+    got.flow = FlowControl(gates=(concurrency(1),))
+    got.deactivate()
+    assert list(got.states) == [(0, "x")]
+    assert got.timers == {}
+    got._do(flow_chain.deactivated(got.flow, [(0, "y")], 0))
     assert list(got.states) == [(0, "x")]
 
 

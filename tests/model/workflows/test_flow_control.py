@@ -340,6 +340,15 @@ def test_a_run_that_was_dropped_later_gives_back_its_slot_and_the_next_is_due() 
     assert starts(gate)[1:] == [(2, "b")]
 
 
+def test_a_run_that_waits_may_be_taken_away() -> None:
+    gate = limited(1, "replace")
+    gate.arrive("a", 1)
+    gate.arrive("b", 1)
+    step = flow_control.release(gate.gate, gate.state, "b", 2)
+    assert step.state == FlowState(running=("a",), cancelling=("a",))
+    assert flow_control.release(gate.gate, step.state, "b", 2).state == step.state
+
+
 def test_a_limit_that_is_raised_lets_more_begin_page_by_page() -> None:
     gate = limited(1)
     for number in range(40):
