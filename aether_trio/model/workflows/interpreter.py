@@ -8,6 +8,21 @@ Order. Of the steps that can begin, the first of the document begins first; a st
 one happening brings count before anything follows from them. The first failure that no handler
 takes is that of the execution.
 
+Maps and loops. One happening begins at most ITEMS_PAGE items and rounds; the others follow at the
+next TimePassed, which is due at once. Output and result schema are those of each item or round.
+
+Failure. No further step begins, what is open is cancelled, and the execution waits for the ends of
+cancelled sub-executions. Then what was completed is compensated, one step after the other, the last
+one first; of a map or loop each completed item or round, also if the step has failed. A step whose
+result is that of an error handler has not done its work, so it is not compensated.
+
+Retry. What failed without a handler, was cancelled or was compensated begins again, and so do steps
+that were skipped and depend on one of those. Attempts are counted on, so none comes twice.
+
+Pause. Nothing begins, and a failure has no consequence until the execution goes on. Timers of waits
+and questions go off. A pause takes no time of the execution's timeout, nor does a moment at which
+all that is open are waits and questions.
+
 A happening that is late, comes again, or does not fit the present state changes nothing.
 """
 
