@@ -195,7 +195,8 @@ class _Advance:
         self._queue: list[int] = []  # numbers of steps to look at, as a heap
         self._queued: set[int] = set()
         self._page = ITEMS_PAGE  # items and rounds that may still be begun
-        self._known: dict[StepPlace, Json] = {}  # results: made in this advance, or asked for
+        self._known: dict[StepPlace, Json] = {}  # results that were asked for, or as if they were
+        self._made: dict[StepPlace, Json] = {}  # results of this advance
         self._errors: dict[StepPlace, tuple[str, str]] = {}  # of items that failed in this advance
         self._taking = True
         self._failing: dict[str, tuple[str, str]] = {}  # steps that fail once all ends are taken in
@@ -454,7 +455,7 @@ class _Advance:
         if step.work.condition is not None:
             source = {"agent": "", "workspace": self._state.workspace, "event": step.work.signal, "principal": by}
             try:
-                extra = {"input": data, "source": source}
+                extra = {"input": _as_read(data), "source": source}
                 if not (yield from self._holds(step, place, step.work.condition, extra)):
                     return False
             except EvaluationError as failed:
@@ -686,7 +687,7 @@ class _Advance:
 
     def _collect(self, step: Step, items: MapProgress) -> Needing[None]:
         """Make the result of a `for_each` of those of its items."""
-        known, errors = self._known, self._errors
+        known, errors = {**self._known, **self._made}, self._errors
         places = [StepPlace(step.id, item) for item in range(len(items.codes))]
         rows: dict[int, Json] = {}
         if not all(place in known or place in errors for place in places):
@@ -882,7 +883,8 @@ class _Advance:
             if value is _UNKNOWN and (checks or step.output is not None):
                 value = yield from self._result(place)
             if step.output is not None:
-                value = yield from self._value(step, place, step.output, {"result": value})
+                given = value if raw is _UNKNOWN else _as_read(value)
+                value = yield from self._value(step, place, step.output, {"result": given})
         except EvaluationError as failed:
             yield from self._fail(step, place, str(failed), EXPRESSION)
             return
@@ -1238,20 +1240,22 @@ class _Advance:
 
     def _result(self, place: StepPlace) -> Needing[Json]:
         if place not in self._known:
-            self._known[place] = yield NeedResult(place)
+            made = place in self._made
+            self._known[place] = _as_read(self._made[place]) if made else (yield NeedResult(place))
         return self._known[place]
 
     def _ask_for(self, steps: list[str]) -> Needing[None]:
         """Ask for the results of completed steps that are not known, at once."""
-        unknown = [step for step in steps if StepPlace(step) not in self._known]
-        if len(unknown) == 1:
-            yield from self._result(StepPlace(unknown[0]))
-        elif unknown:
+        unknown = [step for step in steps if StepPlace(step) not in self._known and StepPlace(step) not in self._made]
+        if len(unknown) > 1:
             found = yield NeedResults(tuple(unknown))
             self._known.update({StepPlace(step): found[step] for step in unknown})
+        for step in steps:
+            yield from self._result(StepPlace(step))
 
     def _keep(self, place: StepPlace, result: Json) -> None:
-        self._known[place] = result
+        self._made[place] = result
+        self._known.pop(place, None)
         self.commands.append(KeepResult(place=place, result=result))
 
     def _problem(self, value: Json, schema: Mapping[str, Json] | None = None) -> tuple[str, str]:
@@ -1347,6 +1351,14 @@ def _fits(pattern: str, error: str, kind: str) -> bool:
 
 def _encoded(value: Json) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _as_read(value: Json) -> Json:
+    """Return a value as expressions see it that was kept: with all numbers as floats."""
+    try:
+        return json.loads(_encoded(value), parse_int=float)
+    except (ValueError, TypeError, RecursionError) as failed:
+        raise EvaluationError(f"this is not JSON: {failed}") from None
 
 
 def _text(value: Json) -> str:

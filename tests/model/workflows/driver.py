@@ -75,6 +75,11 @@ class Of:
             raise EvaluationError(f"cannot compute: {failed!r}") from failed
 
 
+def as_read(value: Json) -> Json:
+    """Return a value as it is read from where it was kept: all numbers are floats."""
+    return json.loads(json.dumps(value), parse_int=float)
+
+
 def lit(value: Json) -> Value:
     """Return a literal."""
     return Of(lambda env: copy.deepcopy(value))
@@ -181,7 +186,7 @@ class Execution:
                 commands: list[Command] = stop.value
                 break
             self.needs.append(need)
-            answer = copy.deepcopy(self._answer(need))
+            answer = as_read(self._answer(need))
             answers.append(answer)
         self.state = state.to_json()
         self.history.append((happening, commands, answers))

@@ -41,6 +41,7 @@ from aether_trio.model.workflows.happenings import (
     TimePassed,
 )
 from aether_trio.model.workflows.interpreter import EXPRESSION, LIMIT, STOPPED, TIMEOUT
+from tests.model.workflows.driver import as_read
 
 OVER = ("completed", "failed", "skipped", "cancelled", "compensated")
 OPEN = ("task", "call", "ask", "signal", "event", "time", "delay")
@@ -711,7 +712,8 @@ class Naive:
         return env
 
     def _value(self, step: Step | None, place: StepPlace, value: Any, extra: Json = None) -> Json:
-        env = self._env(step, place) | (extra or {})
+        env = as_read(self._env(step, place) | (extra or {}))
+        env |= {name: int(env[name]) for name in ("index", "round") if name in env}
         return value.evaluate(env, now=lambda: datetime.fromtimestamp(self.at / 1000, UTC))
 
     def _values(self, step: Step, place: StepPlace, action: Action, extra: Json) -> dict[str, Json]:

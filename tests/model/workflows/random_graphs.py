@@ -78,7 +78,11 @@ def number_of(value: Json) -> int:
     match value:
         case None:
             return 1
-        case bool() | int():
+        case bool():
+            return int(value)
+        case int():
+            return 2 * value + 1
+        case float():
             return int(value)
         case str():
             return sum(map(ord, value))

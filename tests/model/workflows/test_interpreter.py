@@ -114,6 +114,25 @@ class TestOrder:
         run = started(step("a"), step("b"), step("c", agent(payload=everything), depends_on="a"))
         assert only(run.complete("a", "x"), DoAction).values == {"payload": ["a"]}
 
+    def test_a_result_is_read_the_same_whether_it_was_made_now_or_before(self) -> None:
+        kind = Of(lambda env: type(env["steps"]["a"]["result"]["n"]).__name__, "steps.a.result.n")
+        run = started(
+            compute({"n": 1}, name="a"),
+            step("b", agent(payload=kind), depends_on="a"),
+            step("c", agent(payload=kind), depends_on="b"),
+        )
+        now = run.open[StepPlace("b")]
+        later = only(run.complete("b"), DoAction)
+        assert isinstance(now, DoAction)
+        assert now.values == later.values == {"payload": "float"}
+        items = step(
+            "m",
+            Compute(),
+            output=Of(lambda env: type(env["item"]).__name__, "item"),
+            for_each=ForEach(items=lit([1, 2])),
+        )
+        assert started(items).result("m") == ["float", "float"]
+
     def test_several_results_are_asked_for_at_once(self) -> None:
         run = started(step("a"), step("b"), step("c"))
         for name in "abc":
@@ -425,7 +444,7 @@ class TestResults:
         assert run.status == "completed"
         run = started(steps[0], validate=validate)
         run.complete("a", 2)
-        assert run.end == EndExecution(status="failed", error="step a: 2 is not 1", error_type="RESULT_SCHEMA")
+        assert run.end == EndExecution(status="failed", error="step a: 2.0 is not 1", error_type="RESULT_SCHEMA")
         run = started(steps[1], validate=validate)
         assert run.end == EndExecution(status="failed", error="step b: 2 is not 3", error_type="RESULT_SCHEMA")
         run = started(steps[0])
@@ -595,7 +614,7 @@ class TestMaps:
         run = started(self.steps(work=Compute(), output=output, mode=MapMode.SETTLED), trigger=[1, 0])
         assert run.result("m")[1] == {
             "status": "failed",
-            "error": "cannot compute: ZeroDivisionError('integer division or modulo by zero')",
+            "error": "cannot compute: ZeroDivisionError('float floor division by zero')",
             "error_type": "EXPRESSION",
         }
 

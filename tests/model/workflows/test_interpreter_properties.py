@@ -120,7 +120,7 @@ class World:
             return SignalReceived(at_ms=now, name=name, data=data, by="us::ada")
         if choice < 30 and run.waits:
             place = rng.choice(sorted(run.waits))
-            return EventReceived(at_ms=now, place=place, data=rng.randrange(100), source={})
+            return EventReceived(at_ms=now, place=place, data=float(rng.randrange(100)), source={})
         if choice < 42 and run.due_ms:
             run.now_ms = max(now, run.due_ms)
             return TimePassed(at_ms=run.now_ms)
@@ -164,7 +164,7 @@ class World:
         if run.status == "paused":
             return ResumeAsked(at_ms=now)
         if run.waits and rng.random() < 0.5:
-            return EventReceived(at_ms=now, place=rng.choice(sorted(run.waits)), data=rng.randrange(100))
+            return EventReceived(at_ms=now, place=rng.choice(sorted(run.waits)), data=float(rng.randrange(100)))
         if run.due_ms and rng.random() < 0.7:
             run.now_ms = max(now, run.due_ms)
             return TimePassed(at_ms=run.now_ms)
