@@ -332,12 +332,16 @@ class _NoAuthor:
 # -- take-over -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gate", ["before_write", "after_write"])
-async def test_an_external_engine_takes_over_amid_a_page(world: World, effects: Effects, gate: str) -> None:
+@pytest.mark.parametrize(
+    ("database", "gate"), [("log", "after_read"), ("tasks", "before_write"), ("tasks", "after_write")]
+)
+async def test_an_external_engine_takes_over_amid_a_page(
+    world: World, effects: Effects, database: str, gate: str
+) -> None:
     async with gateway(world, effects, "auto") as core, connect(core, agent("w", "a", "0")):
         await publish(core, 1)
         await all_taken(core)
-        held = getattr(world.databases["tasks"], gate)
+        held = getattr(world.databases[database], gate)
         held.close()
         async with trio.open_nursery() as nursery:
             engine = MemoryLink()
@@ -389,3 +393,38 @@ async def test_engines_take_turns_and_no_event_is_missed_or_twice(world: World, 
     assert set(counts.values()) == {1}
     assert sorted(counts) == sent(world) == list(range(45))
     assert len(external) == 15
+
+
+async def cut_life(world: World, effects: Effects, step: int, external: list[int]) -> bool:
+    """End the engine's session at a step, for an external one. False: it had fewer."""
+    async with gateway(world, effects, "auto") as core, connect(core, agent("w", "b", "1")) as a:
+        while not core.workflows.embedded.connected:
+            await trio.sleep(1)
+
+        def cut() -> None:
+            session = core.registry.holder(ENGINE)
+            assert session is not None
+            session.disconnect("by an operator")
+
+        instrument = KillAt(step, cut)
+        trio.lowlevel.add_instrument(instrument)
+        try:
+            a.send(*map(event, range(step * 10, step * 10 + 3)))
+            await barrier(a)
+            while instrument.steps < step and (await core.workflows.intake.progress()).lag:
+                await trio.sleep(0.001)
+        finally:
+            trio.lowlevel.remove_instrument(instrument)
+        async with connect(core, workflow_engine()) as engine:
+            external += await taken_by(engine, core)
+    return instrument.steps >= step
+
+
+async def test_ended_at_each_await_an_external_engine_gets_what_is_left(world: World, effects: Effects) -> None:
+    external: list[int] = []
+    step = 1
+    while await cut_life(world, effects, step, external):
+        step += 1
+    assert step > 5
+    assert external
+    assert sorted(external + effects.numbers) == sent(world)
