@@ -250,6 +250,7 @@ async def open_core(
             authorizer,
             task_nodes,
             nursery,
+            handle=workflow_engine.events(engine).handle,
             operations=workflow_engine.operations(engine, ids),
         )
 

@@ -44,11 +44,12 @@ class WorkflowPart(enum.IntFlag):
     RUN = 2  # an execution of a graph: no worker has it, the gateway moves it on
     QUESTION = 4  # a step that is a question to a person: no worker has it
     FIRED = 8  # started by a schedule, which is told of its end
+    EVENT = 16  # a dead letter of an event, which acts again when it is retried
 
     __hash__ = int.__hash__
 
 
-NO_WORKER: Final = WorkflowPart.RUN | WorkflowPart.QUESTION
+NO_WORKER: Final = WorkflowPart.RUN | WorkflowPart.QUESTION | WorkflowPart.EVENT
 """Of these parts of workflows a task is assigned to no worker."""
 
 

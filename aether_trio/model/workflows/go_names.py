@@ -7,10 +7,11 @@ What only this gateway knows, as the owner, has a name in the same form.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from aether_trio.model.workflows.definition import RuleDefinition
+from aether_trio.model.workflows.definition import Json
 
 
 def go_time(at_ms: int) -> str:
@@ -21,25 +22,25 @@ def go_time(at_ms: int) -> str:
 
 
 def rule_answer(
-    rule: RuleDefinition, *, number: int, owner: str, created_ms: int, updated_ms: int, active: bool | None = None
+    document: Mapping[str, Json], *, number: int, owner: str, created_ms: int, updated_ms: int, active: bool
 ) -> dict[str, Any]:
-    """Return a rule as operations answer it; `number` is its id.
+    """Return a rule as operations answer it.
 
+    `document` is its canonical one, `number` its id.
     A destination that is a map, which the reference does not have, is answered as one.
     """
-    document = rule.source
     condition = document.get("trigger_condition", "")
     return {
         "ID": number,
-        "RuleName": rule.name,
-        "SourceAgent": rule.source_agent,
-        "SourceEvent": rule.source_event,
+        "RuleName": document["rule_name"],
+        "SourceAgent": document.get("source_agent") or "*",
+        "SourceEvent": document["source_event"],
         "TriggerCondition": str(condition).lower() if isinstance(condition, bool) else condition,
-        "TransformationStyle": rule.style,
-        "DestinationTemplate": document.get("destination_template", ""),
-        "Workspace": rule.workspace,
-        "Priority": rule.priority,
-        "Active": rule.active if active is None else active,
+        "TransformationStyle": document.get("transformation_style") or "template-yaml",
+        "DestinationTemplate": document["destination_template"],
+        "Workspace": document["workspace"],
+        "Priority": document.get("priority", 0),
+        "Active": active,
         "CreatedAt": go_time(created_ms),
         "UpdatedAt": go_time(updated_ms),
         "Owner": owner,

@@ -30,6 +30,7 @@ from aether_trio.services.tasks.handlers.create import KEY_MS, check_size, key_h
 from aether_trio.services.tasks.transaction import results, startup
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
 from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.events import HOPS
 from aether_trio.services.workflows.json_values import JsonError, write_json
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -40,8 +41,6 @@ STEP_TYPE: Final = "workflow"
 ENGINE: Final = Identity(Kind.WORKFLOW_ENGINE).text
 SOURCE_AGENT: Final = "workflow-engine"
 """The `source_agent` of events that are emitted."""
-HOPS: Final = "_hops"
-"""Metadata of tasks, and a field of events: what has led to them, for `model/workflows/hops.py`."""
 COMPUTED: Final = ("arguments", "metadata", "payload", "idempotency_key", "correlation_id")
 """The fields of an action that are computed."""
 
@@ -197,7 +196,7 @@ class Actions:
             "workspace": workspace,
             "event_names": [name],
             "data": data,
-            "id": dated_id(tx.context.now_ms, cause.key),
+            "event_id": dated_id(tx.context.now_ms, cause.key),  # the log may have it twice
         }
         if cause.hops:
             event[HOPS] = list(cause.hops)

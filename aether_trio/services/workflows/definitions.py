@@ -13,6 +13,7 @@ from typing import Final
 
 from aether_trio.model.workflows.definition import Graph
 from aether_trio.services.tasks.transaction.interface import LargeError
+from aether_trio.services.workflows import changes
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 KEPT_GRAPHS: Final = 2048
@@ -118,10 +119,11 @@ def highest_version(workspace: str, id: str) -> Program[int]:  # noqa: A002
 
 def activate(workspace: str, id: str, version: int, owner: str, now_ms: int) -> Program[None]:  # noqa: A002
     """Activate a version again, for a new owner."""
+    changed = yield from changes.begin(changes.WORKFLOW)
     yield Execute(
-        "UPDATE workflow_definitions SET active = 1, owner = $4, updated_ms = $5 "
+        "UPDATE workflow_definitions SET active = 1, owner = $4, updated_ms = $5, changed = $6 "
         "WHERE workspace = $1 AND id = $2 AND version = $3",
-        (workspace, id, version, owner, now_ms),
+        (workspace, id, version, owner, now_ms, changed),
     )
 
 
@@ -140,12 +142,13 @@ def newest_of_workspaces(workspaces: tuple[str, ...]) -> Program[list[StoredDefi
 
 def insert(stored: StoredDefinition) -> Program[bool]:
     """Insert a version; return False if there is one with this number."""
+    changed = yield from changes.begin(changes.WORKFLOW)
     count: int = yield Execute(
-        f"INSERT INTO workflow_definitions ({_FIELDS}) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) "  # noqa: S608
+        f"INSERT INTO workflow_definitions ({_FIELDS}, changed) VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) "  # noqa: S608
         "ON CONFLICT (workspace, id, version) DO NOTHING",
         (
             stored.workspace, stored.id, stored.version, stored.document, stored.digest, stored.owner,
-            int(stored.active), stored.created_ms, stored.updated_ms,
+            int(stored.active), stored.created_ms, stored.updated_ms, changed,
         ),
     )  # fmt: skip
     return bool(count)
@@ -153,8 +156,18 @@ def insert(stored: StoredDefinition) -> Program[bool]:
 
 def deactivate(workspace: str, id: str, now_ms: int) -> Program[int]:  # noqa: A002
     """Deactivate all versions of a workflow; return how many were active."""
+    changed = yield from changes.begin(changes.WORKFLOW)
     count: int = yield Execute(
-        "UPDATE workflow_definitions SET active = 0, updated_ms = $3 WHERE workspace = $1 AND id = $2 AND active = 1",
-        (workspace, id, now_ms),
+        "UPDATE workflow_definitions SET active = 0, updated_ms = $3, changed = $4 "
+        "WHERE workspace = $1 AND id = $2 AND active = 1",
+        (workspace, id, now_ms, changed),
     )
     return count
+
+
+def changed_since(version: int) -> Program[list[tuple[str, str]]]:
+    """List (workspace, id) of the workflows that were changed after a version."""
+    rows: list[Row] = yield Fetch(
+        "SELECT DISTINCT workspace, id FROM workflow_definitions WHERE changed > $1", (version,)
+    )
+    return [(row[0], row[1]) for row in rows]

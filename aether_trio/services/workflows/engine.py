@@ -6,18 +6,23 @@ The hook is handed to the task engine when that is made; the operations are made
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.workflows import unfinished_events
 from aether_trio.services.workflows.actions import Actions
 from aether_trio.services.workflows.applying import Appliers, ApplyOperations
 from aether_trio.services.workflows.asked import WorkspaceAccess
 from aether_trio.services.workflows.definitions import Definitions
+from aether_trio.services.workflows.event_handler import EventHandler
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.hook import WorkflowHook
 from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
+from aether_trio.services.workflows.reactions import EventReactions
+from aether_trio.services.workflows.rules import RuleOperations
 from aether_trio.services.workflows.schedule_operations import ScheduleOperations, ScheduleStarter
 from aether_trio.services.workflows.schedules import Schedules
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
@@ -32,7 +37,18 @@ class WorkflowEngine:
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
         self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem)
         self.schedules = Schedules()
-        self.hook = WorkflowHook(self.executions, ScheduleStarter(self.schedules, self.actions, self.executions), {})
+        self.reactions = EventReactions(self.actions, self.executions)
+        starter = ScheduleStarter(self.schedules, self.actions, self.executions)
+        self.hook = WorkflowHook(
+            self.executions,
+            starter,
+            self.reactions,
+            {unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions)},
+        )
+
+    def events(self, engine: Engine) -> EventHandler:
+        """Make what handles events, with the task engine that has the hook."""
+        return EventHandler(engine, self.reactions)
 
     def operations(self, engine: Engine, ids: IdFactory) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""
@@ -44,5 +60,6 @@ class WorkflowEngine:
             compiled_for_storage,
             ApplyOperations(engine, self._access, Appliers()),
             ScheduleOperations(engine, self.schedules, self._access),
+            RuleOperations(engine, self._access),
             strict=self._strict,
         )

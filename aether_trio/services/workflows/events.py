@@ -21,9 +21,12 @@ from aether_trio.model.identity import Identity, IdentityError, Kind
 from aether_trio.model.limits import MIB
 from aether_trio.model.text import encodable
 from aether_trio.model.topics import EVENT_INTAKE
+from aether_trio.model.workflows.hops import Hops, decode
 from aether_trio.wire.pb import aether_pb2 as pb
 
 ENGINE: Final = Identity(Kind.WORKFLOW_ENGINE).text
+HOPS: Final = "_hops"
+"""The chain of causes: a member of events, and metadata of tasks."""
 
 MAX_EVENT_BYTES: Final = 1 * MIB
 MAX_DEPTH: Final = 64
@@ -60,9 +63,16 @@ class TakenEvent:
     claimed_workspace: str = ""
     claimed_agent: str = ""
     event_id: str = ""
-    """The id of an event of a task, of which the topic may have copies; "" for other events."""
+    """The id of an event that the gateway has written: the topic may have copies of it."""
     subject: tuple[str, str] = ("", "")
     """The principal (type, id) in whose name it was sent; ("", "") for the sender's own."""
+    hops: Hops = ()
+    """Which rules and workflows have led to it, as it says."""
+
+    @property
+    def source_topic(self) -> str:
+        """The source of its message."""
+        return EVENT_INTAKE if self.principal == ENGINE else self.principal
 
 
 class _PoisonError(ValueError):
@@ -78,11 +88,13 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
     subject = message.on_behalf_subject
     names: Sequence[str] = ()
     data, reason, claimed_workspace, claimed_agent, event_id = None, "", "", "", ""
+    hops: Hops = ()
     try:
         found = _parse(message.payload)
         claimed_workspace, claimed_agent = _text(found, "workspace"), _text(found, "source_agent")
         names, data = _names(found), found.get("data")
-        event_id = _text(found, "event_id") if principal.startswith(_TASKS) else ""
+        event_id = _text(found, "event_id") if trusted else ""
+        hops = _hops(found, message.source_topic)
     except _PoisonError as error:
         reason = str(error)
     workspace = message.workspace
@@ -103,6 +115,7 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
         claimed_agent,
         event_id,
         (subject.principal_type, subject.principal_id),
+        hops,
     )
 
 
@@ -195,6 +208,15 @@ def _text(found: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > NAME_BYTES:
         raise _PoisonError(f"its {key} is no text of at most {NAME_BYTES} characters")
     return value
+
+
+def _hops(found: dict[str, Any], source_topic: str) -> Hops:
+    """Read the chain of causes, of the event or of the task that it tells of."""
+    if HOPS in found or not source_topic.startswith(_TASKS):
+        return decode(found.get(HOPS))
+    data = found.get("data")
+    metadata = data.get("metadata") if isinstance(data, dict) else None
+    return decode(metadata.get(HOPS)) if isinstance(metadata, dict) else ()
 
 
 def _names(found: dict[str, Any]) -> list[str]:

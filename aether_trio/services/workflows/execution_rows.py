@@ -37,6 +37,7 @@ class ExecutionRow:
     started_ms: int = 0
     completed_ms: int = 0
     error: str = ""
+    hops: str = ""  # what has led to it (model/workflows/hops.py)
 
 
 @dataclass(frozen=True, slots=True)

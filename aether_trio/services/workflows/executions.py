@@ -30,7 +30,7 @@ from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
 from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.model.tasks.task import WorkflowPart
-from aether_trio.model.workflows.definition import Graph, Json
+from aether_trio.model.workflows.definition import Action, ActionType, Graph, Json
 from aether_trio.model.workflows.happenings import (
     ITEMS_PAGE,
     NO_ITEM,
@@ -59,6 +59,7 @@ from aether_trio.model.workflows.happenings import (
     StepPlace,
     TimePassed,
 )
+from aether_trio.model.workflows.hops import Hops, decode, encode, extend
 from aether_trio.model.workflows.interpreter import advance
 from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
@@ -127,6 +128,7 @@ class Begin:
     creator: str
     correlation_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
+    hops: Hops = ()  # what has led to it, and its workflow; () if it was started by a client
 
 
 class StartRefused(Exception):
@@ -275,6 +277,7 @@ class Executions:
             correlation_id=task.correlation_id,
             depth=depth,
             started_ms=now_ms,
+            hops=encode(begin.hops),
         )
         turn = _turn_of(tx)
         row.state = write_json(State.new().to_json())
@@ -429,7 +432,7 @@ class Executions:
         row, place = loaded.row, _stored_place(command)
         is_item = place.item >= 0 and graph.steps[command.place.step].for_each is not None
         metadata = place_metadata(row.execution_id, command, is_item=is_item)
-        cause = Cause(_key_of(row, place, command.attempt), row.owner, row.workspace)
+        cause = Cause(_key_of(row, place, command.attempt), row.owner, row.workspace, _hops(row, command.action))
         child = Child(row.execution_id, row.root_id, row.correlation_id, metadata, command.timeout_ms)
         try:
             task = yield from self._actions.perform(tx, command.action, command.values, cause, child)
@@ -462,7 +465,7 @@ class Executions:
                 tx,
                 stored,
                 row.workspace,
-                Begin(command.input, row.owner),
+                Begin(command.input, row.owner, hops=decode(row.hops)),
                 task_id=task_id,
                 parent=row,
                 part=WorkflowPart.STEP,
@@ -598,7 +601,9 @@ class Executions:
             )
             return
         next_id = _child_id(tx.context.now_ms, row, StepPlace("continue_as"), row.generation)
-        begin = Begin(command.input, task.creator, task.correlation_id, {"continues": row.execution_id})
+        begin = Begin(
+            command.input, task.creator, task.correlation_id, {"continues": row.execution_id}, decode(row.hops)
+        )
         try:
             yield from self.start(tx, stored, row.workspace, begin, task_id=next_id)
         except StartRefused as error:
@@ -719,6 +724,13 @@ def _item(item: int, status: str, error: str, error_type: str, result: bytes | N
     if status != "completed":
         found |= {"error": error, "error_type": error_type}
     return found
+
+
+def _hops(row: ExecutionRow, action: Action) -> Hops:
+    """Return the chain that an action carries; tasks of clients' executions need none."""
+    if not row.hops and (action.type is ActionType.EMIT_EVENT or action.completion_event.enabled):
+        return extend((), "workflow", row.workflow_id)
+    return decode(row.hops)
 
 
 def _stored_place(command: DoAction) -> StepPlace:

@@ -15,6 +15,7 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
 from aether_trio.services.workflows import execution_rows, schedule_rows
 from aether_trio.services.workflows.executions import TIMER, Executions
+from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.services.workflows.schedules import SET_BACK_MS
 from aether_trio.storage.base import Fetch, Program, Row
@@ -61,8 +62,15 @@ def _contained_schedule(program: Program[int], key: str) -> Program[int]:
 class WorkflowHook:
     """The TaskWorkflows of a gateway: executions, and other kinds of timers."""
 
-    def __init__(self, executions: Executions, schedules: ScheduleStarter, timers: Mapping[str, TimerHandler]) -> None:
+    def __init__(
+        self,
+        executions: Executions,
+        schedules: ScheduleStarter,
+        reactions: EventReactions,
+        timers: Mapping[str, TimerHandler],
+    ) -> None:
         self._executions = executions
+        self._reactions = reactions
         self._schedules = schedules
         self._timers: Final = {TIMER: executions.time_passed, **timers}
         self._put_off: set[tuple[str, str]] = set()
@@ -72,12 +80,16 @@ class WorkflowHook:
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""
+        if task.workflow & WorkflowPart.EVENT:
+            return
         yield from self._executions.ended(tx, task)
         if task.workflow & WorkflowPart.FIRED:
             yield from self._schedules.run_ended(tx, task.task_id)
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with a part that no worker has, and whose row has become PENDING."""
+        if after.workflow & WorkflowPart.EVENT:
+            return self._reactions.retry(tx, after)
         return self._executions.reopened(tx, before, after)
 
     def forgotten(self, task: TaskRow) -> Program[None]:

@@ -25,7 +25,17 @@ future only after the clock was set back. `waits` is 1 while a slot waits for th
 `workflow_timers` has one due moment of each execution, schedule and other thing that time moves;
 `kind` says what `key` names. `workflow_cursors` says up to which message a topic was handled.
 
-`workflow_event_ids` has the ids of handled events of tasks, of which the log may have copies.
+`workflow_event_ids` has the ids of handled events that the gateway itself has written: the log may
+have copies of them.
+
+`workflow_rules` has what follows events. Its ids are versions of `workflow_changes`, so none is
+given twice. A deleted rule leaves its id until LATEST_DELETED later ones are deleted
+(rule_rows.py). `changed` is the version that has last changed a row; `workflow_changes.version`
+counts the changes of a kind of definitions, and what is in memory of the kind is of a version. A
+node whose version is below `floor` has missed deletions, and reads all rows.
+
+`workflow_unfinished_events` has events that start more than one transaction does, with what is
+left: JSON of [kind, name, key] (services/workflows/unfinished_events.py).
 
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
@@ -46,9 +56,11 @@ STATEMENTS: Final = (
         active INTEGER NOT NULL,
         created_ms {bigint} NOT NULL,
         updated_ms {bigint} NOT NULL,
+        changed {bigint} NOT NULL,
         PRIMARY KEY (workspace, id, version)
     )""",
     "CREATE INDEX workflow_definitions_by_id ON workflow_definitions (id, version)",
+    "CREATE INDEX workflow_definitions_changed ON workflow_definitions (changed)",
     """CREATE TABLE workflow_executions (
         execution_id TEXT {byte_order} PRIMARY KEY,
         workspace TEXT {byte_order} NOT NULL,
@@ -69,7 +81,8 @@ STATEMENTS: Final = (
         due_ms {bigint} NOT NULL,
         started_ms {bigint} NOT NULL,
         completed_ms {bigint} NOT NULL,
-        error TEXT NOT NULL
+        error TEXT NOT NULL,
+        hops TEXT NOT NULL
     )""",
     "CREATE INDEX workflow_executions_listed ON workflow_executions (workspace, started_ms DESC, execution_id DESC)",
     """CREATE INDEX workflow_executions_open ON workflow_executions (workspace, workflow_id, started_ms)
@@ -162,6 +175,33 @@ STATEMENTS: Final = (
         schedule_id TEXT {byte_order} NOT NULL
     ) {clustered}""",
     "CREATE INDEX workflow_schedule_runs_of ON workflow_schedule_runs (workspace, schedule_id)",
+    """CREATE TABLE workflow_rules (
+        id {bigint} PRIMARY KEY,
+        workspace TEXT {byte_order} NOT NULL,
+        name TEXT {byte_order} NOT NULL,
+        document {blob} NOT NULL,
+        digest TEXT NOT NULL,
+        active INTEGER NOT NULL,
+        owner TEXT NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        changed {bigint} NOT NULL,
+        deleted INTEGER NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX workflow_rules_named ON workflow_rules (workspace, name) WHERE deleted = 0",
+    "CREATE INDEX workflow_rules_changed ON workflow_rules (changed)",
+    "CREATE INDEX workflow_rules_deleted ON workflow_rules (changed) WHERE deleted = 1",
+    """CREATE TABLE workflow_changes (
+        kind TEXT PRIMARY KEY,
+        version {bigint} NOT NULL,
+        floor {bigint} NOT NULL
+    ) {clustered}""",
+    """CREATE TABLE workflow_unfinished_events (
+        key TEXT {byte_order} PRIMARY KEY,
+        event TEXT NOT NULL,
+        payload {blob} NOT NULL,
+        pending TEXT NOT NULL
+    )""",
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
     "CREATE TABLE workflow_event_ids (id TEXT {byte_order} PRIMARY KEY, at_ms {bigint} NOT NULL) {clustered}",
     "CREATE INDEX workflow_event_ids_by_age ON workflow_event_ids (at_ms)",

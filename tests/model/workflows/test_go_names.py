@@ -38,7 +38,7 @@ def test_a_rule_is_a_document_again(destination: object, condition: object) -> N
         },
     )
     assert isinstance(rule, RuleDefinition)
-    answer = rule_answer(rule, number=7, owner="us::me::1", created_ms=1_000, updated_ms=2_000)
+    answer = rule_answer(rule.source, number=7, owner="us::me::1", created_ms=1_000, updated_ms=2_000, active=True)
     assert answer == {
         "ID": 7,
         "RuleName": "r",

@@ -11,9 +11,12 @@ from typing import Any
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.testing.memory import MemoryLink
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.rules import Rule
+from aether_trio.services.access.records import rule_value
+from aether_trio.testing.memory import MemoryLink, message_to
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import agent, connect
+from tests.helpers.core import World, agent, barrier, connect
 
 Op = pb.WorkflowOperation
 TaskOp = pb.TaskOperation
@@ -79,6 +82,18 @@ class Client:
         self.link.send(pb.UpstreamMessage(task_op=TaskOp(op=op, task_id=task_id, request_id=request_id)))  # type: ignore[arg-type]
         return (await self.link.next("task_op")).task_op
 
+    async def emit(self, *names: str, data: Any = None, to: str = "event::*", **more: Any) -> None:
+        """Send an event."""
+        payload = json.dumps({"event_names": names, "data": data, **more}).encode()
+        self.link.send(message_to(to, payload, pb.EVENT))
+        await barrier(self.link)
+
+    async def tasks(self, **filters: Any) -> list[pb.TaskInfo]:
+        """List tasks."""
+        query = pb.TaskQuery(op=pb.TaskQuery.LIST, filter=pb.TaskFilter(**filters))
+        self.link.send(pb.UpstreamMessage(task_query=query))
+        return list((await self.link.next("task_query")).task_query.tasks)
+
     async def task(self, task_id: str) -> pb.TaskInfo:
         """Get a task."""
         self.link.send(pb.UpstreamMessage(task_query=pb.TaskQuery(op=pb.TaskQuery.GET, task_id=task_id)))
@@ -90,6 +105,34 @@ async def client(core: Core, name: str = "boss") -> AsyncIterator[Client]:
     """Connect an agent of workspace w."""
     async with connect(core, agent("w", name, "1")) as link:
         yield Client(link)
+
+
+def let_agents(core: Core, level: AccessLevel) -> None:
+    """Give agents this level in all workspaces, where no rule says more."""
+    core.authorizer._fallbacks_changed([("agent_workspace", level)], False)
+
+
+def let_only(core: Core, level: AccessLevel = AccessLevel.READWRITE, **workspaces: str) -> None:
+    """Let agents, by implementation, only use these workspaces, theirs among them."""
+    let_agents(core, AccessLevel.NONE)
+    rules = [
+        Rule(f"{name} {where}", "agent", f"ag::{own}::{name}::1", "workspace", where, level)
+        for name, wheres in workspaces.items()
+        for own in wheres.split()[:1]
+        for where in wheres.split()
+    ]
+    core.authorizer._rules_changed([(one.rule_id, rule_value(one)) for one in rules], False)
+
+
+async def all_taken(core: Core, world: World) -> None:
+    """Wait until the engine has handled all events, and those that they have caused."""
+    query = world.databases["tasks"].query
+    while True:
+        outbox = query("SELECT task_id FROM task_outbox")
+        rest = query("SELECT key FROM workflow_unfinished_events")
+        if not outbox and not rest and not (await core.workflows.intake.progress()).lag:
+            return
+        await trio.sleep(0.05)
 
 
 Handler = Callable[[pb.TaskAssignment], Any]

@@ -1,0 +1,201 @@
+"""Rules and triggers of workflows in memory, found by the events that they take.
+
+    transaction: version in the table == version in memory?  ─▶ candidates(event)
+                              │ no: rows that were changed since
+
+Invariants: `refresh` runs in the transaction that uses the index, so what it finds is what was
+committed before, on any node. A transaction that has changed the index and was not committed for
+certain (`confirm`) makes the next one read all rows: it may have read what was undone with it.
+Compiled rows are kept beside, so that this costs no compilation. Not for concurrent use.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Final, Generic, TypeVar
+
+import structlog
+import trio
+
+from aether_trio.model.workflows.definition import Condition, Environment, RuleDefinition, Trigger
+from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
+from aether_trio.services.workflows import changes, definitions, rule_rows
+from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.rule_rows import StoredRule
+from aether_trio.services.workflows.rules import compile_rule
+from aether_trio.services.workflows.stored_graphs import compile_stored
+from aether_trio.storage.base import Database, Program
+
+logger = structlog.get_logger("aether.workflows")
+
+K = TypeVar("K")
+S = TypeVar("S")
+V = TypeVar("V")
+
+COMPILED_WITHIN: Final = 20
+"""How many changed rows a transaction compiles; more are compiled before it."""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownRule:
+    """A rule that is active, and for whom it acts."""
+
+    id: int
+    owner: str
+    definition: RuleDefinition
+
+
+@dataclass(frozen=True, slots=True)
+class KnownTrigger:
+    """The trigger of a workflow's newest active version."""
+
+    stored: StoredDefinition
+    trigger: Trigger
+
+
+class NotCompiledError(Exception):
+    """Many rows were changed: `known.compile` is to be called outside the transaction."""
+
+    def __init__(self, known: KnownDefinitions[Any, Any, Any]) -> None:
+        super().__init__()
+        self.known = known
+
+
+class KnownDefinitions(Generic[K, S, V]):
+    """Definitions of one kind in memory: keys K, rows S, compiled ones V.
+
+    Subclasses say which rows were changed, and compile them.
+    """
+
+    kind: str
+
+    def __init__(self) -> None:
+        self.index: RuleIndex[Any, V] = RuleIndex()
+        self._rows: dict[K, tuple[S, tuple[EventFilter, V] | None]] = {}
+        self._version = 0
+        self._sure = True
+
+    def _changed_since(self, version: int) -> Program[list[tuple[K, S | None]]]:
+        """Read the keys that were changed after a version, and their rows; None: deleted."""
+        raise NotImplementedError
+
+    def _compiled(self, row: S) -> tuple[EventFilter, V] | None:
+        """Compile a row; None if no event matters to it."""
+        raise NotImplementedError
+
+    def candidates(self, name: str, agent: str, workspace: str, env: Environment) -> list[V]:
+        """Return what an event may start, in order; the conditions are to be evaluated."""
+        return self.index.candidates(name, agent, workspace, env)
+
+    def refresh(self) -> Program[None]:
+        """Compare memory with the table, in the transaction that uses it.
+
+        Raises NotCompiledError.
+        """
+        now = yield from changes.current(self.kind)
+        if self._sure and now.version == self._version:
+            return
+        whole = not self._sure or self._version < now.floor or self._version > now.version
+        found = yield from self._changed_since(0 if whole else self._version)
+        if sum(1 for key, row in found if row is not None and not self._is_known(key, row)) > COMPILED_WITHIN:
+            raise NotCompiledError(self)
+        self._sure = False
+        if whole:
+            self.index = RuleIndex()
+            gone = self._rows.keys() - {key for key, _ in found}
+            for key in gone:
+                del self._rows[key]
+        for key, row in found:
+            self._set(key, row)
+        self._version = now.version
+
+    def confirm(self) -> None:
+        """Note that the transaction of the last `refresh` is committed."""
+        self._sure = True
+
+    async def compile(self, database: Database) -> None:
+        """Compile what was changed, while other tasks run. Raises StorageUnavailable."""
+        since = self._version if self._sure else 0
+        for key, row in await database.read(lambda: self._changed_since(since)):
+            if row is not None and not self._is_known(key, row):
+                self._rows[key] = row, self._try(key, row)
+                await trio.lowlevel.checkpoint()
+
+    def _is_known(self, key: K, row: S) -> bool:
+        known = self._rows.get(key)
+        return known is not None and known[0] == row
+
+    def _set(self, key: K, row: S | None) -> None:
+        self.index.remove(key)
+        if row is None:
+            self._rows.pop(key, None)
+            return
+        if not self._is_known(key, row):
+            self._rows[key] = row, self._try(key, row)
+        compiled = self._rows[key][1]
+        if compiled is not None:
+            self.index.add(key, *compiled)
+
+    def _try(self, key: K, row: S) -> tuple[EventFilter, V] | None:
+        try:
+            return self._compiled(row)
+        except ValueError as error:  # it was right when it was stored, by another release
+            logger.warning("a stored definition is not understood", kind=self.kind, key=key, reason=str(error))
+            return None
+
+
+class KnownRules(KnownDefinitions[int, StoredRule, KnownRule]):
+    """The active rules."""
+
+    kind = changes.RULE
+
+    def _changed_since(self, version: int) -> Program[list[tuple[int, StoredRule | None]]]:
+        found = yield from rule_rows.changed_since(version)
+        return [(row.id, row if row.document else None) for row in found]
+
+    def _compiled(self, row: StoredRule) -> tuple[EventFilter, KnownRule] | None:
+        if not row.active:
+            return None
+        rule = compile_rule(row)
+        takes = EventFilter(
+            event=rule.source_event,
+            agent=rule.source_agent or ANY,
+            workspace=rule.workspace or ANY,
+            equalities=tuple(equalities_of(rule.condition)),
+            priority=rule.priority,
+        )
+        return takes, KnownRule(row.id, row.owner, rule)
+
+
+class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTrigger]):
+    """The triggers of the newest active versions of workflows."""
+
+    kind = changes.WORKFLOW
+
+    def _changed_since(self, version: int) -> Program[list[tuple[tuple[str, str], StoredDefinition | None]]]:
+        found: list[tuple[tuple[str, str], StoredDefinition | None]] = []
+        for workspace, id in (yield from definitions.changed_since(version)):  # noqa: A001
+            found.append(((workspace, id), (yield from definitions.newest_active(workspace, id))))
+        return found
+
+    def _compiled(self, row: StoredDefinition) -> tuple[EventFilter, KnownTrigger] | None:
+        if not json.loads(row.document).get("trigger"):
+            return None
+        trigger = compile_stored(row).trigger
+        if trigger is None or not trigger.event:
+            return None
+        takes = EventFilter(
+            event=trigger.event,
+            agent=trigger.source_agent or ANY,
+            workspace=row.workspace,
+            equalities=tuple(equalities_of(trigger.condition)),
+        )
+        return takes, KnownTrigger(row, trigger)
+
+
+def equalities_of(condition: Condition | None) -> Iterable[Any]:
+    """Return what must be equal for a condition to hold, as far as it is known."""
+    find = getattr(condition, "equalities", None)
+    return () if find is None else find()

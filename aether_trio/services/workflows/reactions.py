@@ -1,0 +1,312 @@
+"""What follows events: actions of rules, starts of workflows.
+
+For each name of an event, independently: rules by priority, then triggers of workflows. What cannot
+be done is a dead letter, and the others go on. Everything happens in the transaction that moves the
+cursor behind the event (event_handler.py), or in one that goes on with an event that starts much.
+
+A rule or workflow of workspace * takes events of the workspaces that its owner may read. One of a
+certain workspace takes the events of that one; if its owner may not read it any more, the event is
+a dead letter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Final, NamedTuple
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.tasks import TaskRow
+from aether_trio.model.workflows.definition import ActionType, Condition, EvaluationError, Json
+from aether_trio.model.workflows.hops import TooManyHops, extend
+from aether_trio.model.workflows.records import read_action
+from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.workflows import definitions, event_dead_letters, rule_rows
+from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
+from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.event_dead_letters import EVENT_FAILED, RULE_FAILED, TRIGGER_FAILED, FailedReaction
+from aether_trio.services.workflows.events import TakenEvent
+from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.known import KnownRule, KnownRules, KnownTrigger, KnownTriggers
+from aether_trio.services.workflows.rules import compile_rule
+from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.storage.base import Program
+
+CONDITION_COST: Final = 1
+ACTION_COST: Final = 10
+TURN_COST: Final = 1_000
+"""What a transaction does at most: 100 actions, or 1,000 conditions that do not hold."""
+TIMER_COST: Final = TURN_COST // 10
+"""What one timer does: many of them share a transaction."""
+
+
+class ReactionRefused(Exception):
+    """A rule or trigger cannot act; the text says why.
+
+    `error_type` is a word for programs. `hidden`: its owner may not read the event.
+    """
+
+    def __init__(self, message: str, error_type: str, *, hidden: bool = False) -> None:
+        super().__init__(message)
+        self.error_type = error_type
+        self.hidden = hidden
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one transaction has done for events, and what it knows of owners."""
+
+    budget: int
+    cost: int = 0
+    problems: dict[tuple[str, str], str] = field(default_factory=dict)
+    """Why an owner may not read a workspace, by owner and workspace."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the rest is for another transaction."""
+        return self.cost >= self.budget
+
+
+class PendingReaction(NamedTuple):
+    """What is left for an event: a rule by its id, a workflow by workspace/id."""
+
+    kind: str  # rule or workflow
+    name: str
+    key: str
+
+
+class EventReactions:
+    """Does what follows events; all methods but the constructor are programs."""
+
+    def __init__(self, actions: Actions, executions: Executions) -> None:
+        self._actions = actions
+        self._executions = executions
+        self.rules: Final = KnownRules()
+        self.triggers: Final = KnownTriggers()
+
+    def refresh(self) -> Program[None]:
+        """Compare what is in memory with the tables. Raises NotCompiledError."""
+        yield from self.rules.refresh()
+        yield from self.triggers.refresh()
+
+    def confirm(self) -> None:
+        """Note that the transaction of the last `refresh` is committed."""
+        self.rules.confirm()
+        self.triggers.confirm()
+
+    def react(self, tx: Transaction, event: TakenEvent, turn: Turn) -> Program[list[PendingReaction]]:
+        """Do what follows an event; return what is left when the turn is over."""
+        left: list[PendingReaction] = []
+        for name in event.names:
+            env = environment_of(event, name)
+            for rule in self.rules.candidates(name, event.agent, event.workspace, env):
+                if turn.is_over:
+                    left.append(PendingReaction("rule", name, str(rule.id)))
+                else:
+                    yield from self._try_rule(tx, event, name, env, rule, turn)
+            for known in self.triggers.candidates(name, event.agent, event.workspace, env):
+                if turn.is_over:
+                    left.append(PendingReaction("workflow", name, f"{known.stored.workspace}/{known.stored.id}"))
+                else:
+                    yield from self._try_trigger(tx, event, name, env, known, turn)
+        return left
+
+    def go_on(
+        self, tx: Transaction, event: TakenEvent, left: Sequence[PendingReaction], turn: Turn
+    ) -> Program[Sequence[PendingReaction]]:
+        """Do what is left for an event; return what is left then.
+
+        What is deleted by then is passed over.
+        """
+        for number, (kind, name, key) in enumerate(left):
+            if number and turn.is_over:
+                return left[number:]
+            env = environment_of(event, name)
+            if kind == "rule":
+                rule = yield from self._load_rule(int(key), event)
+                if isinstance(rule, KnownRule):
+                    yield from self._try_rule(tx, event, name, env, rule, turn)
+            else:
+                known = yield from self._load_trigger(tx, name, key)
+                if isinstance(known, KnownTrigger):
+                    yield from self._try_trigger(tx, event, name, env, known, turn)
+        return ()
+
+    def poison(self, tx: Transaction, event: TakenEvent) -> Program[None]:
+        """Make a dead letter of an event that cannot be handled."""
+        yield from event_dead_letters.bury(tx, event, FailedReaction(EVENT_FAILED, "", event.reason, "BAD_EVENT"))
+
+    def retry(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Act again for a dead letter, which is PENDING."""
+        event, name, key = yield from event_dead_letters.read(task)
+        problem, error_type = event.reason, "BAD_EVENT"
+        if not problem:
+            try:
+                yield from self._again(tx, event, name, key, task)
+            except ReactionRefused as error:
+                problem, error_type = str(error), error.error_type
+        yield from event_dead_letters.settle(tx, task, problem, error_type)
+
+    def _again(self, tx: Transaction, event: TakenEvent, name: str, key: str, task: TaskRow) -> Program[None]:
+        env, turn, again = environment_of(event, name), Turn(TURN_COST), f"{task.task_id} {task.events}"
+        if task.task_type == RULE_FAILED:
+            rule = yield from self._load_rule(int(key), event)
+            if isinstance(rule, str):
+                raise ReactionRefused(rule, "NOT_FOUND")
+            yield from self._act(tx, event, name, env, rule, turn, again)
+        elif task.task_type == TRIGGER_FAILED:
+            known = yield from self._load_trigger(tx, name, key)
+            if isinstance(known, str):
+                raise ReactionRefused(known, "NOT_FOUND")
+            yield from self._start(tx, event, name, env, known, turn, again)
+        else:
+            yield from event_dead_letters.append_again(tx, event, task)
+
+    # -- rules -------------------------------------------------------------------------------------
+
+    def _try_rule(
+        self, tx: Transaction, event: TakenEvent, name: str, env: dict[str, Json], rule: KnownRule, turn: Turn
+    ) -> Program[None]:
+        try:
+            yield from self._act(tx, event, name, env, rule, turn)
+        except ReactionRefused as error:
+            owner = "" if error.hidden else rule.owner
+            title = rule.definition.name
+            failed = FailedReaction(RULE_FAILED, name, str(error), error.error_type, str(rule.id), title, owner)
+            yield from event_dead_letters.bury(tx, event, failed)
+
+    def _act(
+        self,
+        tx: Transaction,
+        event: TakenEvent,
+        name: str,
+        env: dict[str, Json],
+        rule: KnownRule,
+        turn: Turn,
+        again: str = "",
+    ) -> Program[None]:
+        """Do the action of a rule if its condition holds. Raises ReactionRefused."""
+        definition, now_ms = rule.definition, tx.context.now_ms
+        if not self._takes(tx, turn, definition.workspace, rule.owner, event, again):
+            return
+        moment = datetime.fromtimestamp(now_ms / 1000, UTC)
+        turn.cost += CONDITION_COST
+        try:
+            if not holds(definition.condition, env, moment):
+                return
+            turn.cost += ACTION_COST
+            document = definition.destination.evaluate(env, now=lambda: moment)
+            action = read_action(document, TOOLS, f"rule '{definition.name}'")
+            if action.type is ActionType.JOIN:
+                raise ReactionRefused("this gateway does no joins", "BAD_ACTION")
+            values = values_of(action, {}, now_ms)
+            hops = extend(event.hops, "rule", definition.name)
+        except EvaluationError as error:
+            raise ReactionRefused(str(error), "EXPRESSION") from None
+        except TooManyHops as error:
+            raise ReactionRefused(str(error), "TOO_MANY_HOPS") from None
+        key = "\0".join(("event", event.topic, str(event.offset), name, "rule", str(rule.id), again))
+        try:
+            yield from self._actions.perform(tx, action, values, Cause(key, rule.owner, event.workspace, hops))
+        except ActionRefused as error:
+            raise ReactionRefused(str(error), error.error_type) from None
+
+    def _takes(self, tx: Transaction, turn: Turn, workspace: str, owner: str, event: TakenEvent, again: str) -> bool:
+        """Return whether a definition takes events of a workspace; see above."""
+        where = event.workspace or EVERYWHERE
+        if (owner, where) not in turn.problems:
+            turn.problems[owner, where] = self._actions.allowed(owner, where, AccessLevel.READ, tx.context.now_ms)
+        problem = turn.problems[owner, where]
+        if problem and (workspace != EVERYWHERE or again):
+            raise ReactionRefused(problem, "PERMISSION_DENIED", hidden=True)
+        return not problem
+
+    def _load_rule(self, id: int, event: TakenEvent) -> Program[KnownRule | str]:  # noqa: A002
+        """Load the rule that is to act again; return why it cannot, if so."""
+        stored = yield from rule_rows.load(id)
+        if stored is None:
+            return f"rule {id} is deleted: discard this"
+        if not stored.active:
+            return f"rule {id} is not active: activate it first"
+        if stored.workspace not in (EVERYWHERE, event.workspace):
+            return f"rule {id} is of workspace {stored.workspace} by now: discard this"
+        return KnownRule(id, stored.owner, compile_rule(stored))
+
+    # -- triggers ----------------------------------------------------------------------------------
+
+    def _try_trigger(
+        self, tx: Transaction, event: TakenEvent, name: str, env: dict[str, Json], known: KnownTrigger, turn: Turn
+    ) -> Program[None]:
+        try:
+            yield from self._start(tx, event, name, env, known, turn)
+        except ReactionRefused as error:
+            stored = known.stored
+            failed = FailedReaction(
+                TRIGGER_FAILED,
+                name,
+                str(error),
+                error.error_type,
+                f"{stored.workspace}/{stored.id}",
+                stored.id,
+                "" if error.hidden else stored.owner,
+            )
+            yield from event_dead_letters.bury(tx, event, failed)
+
+    def _start(
+        self,
+        tx: Transaction,
+        event: TakenEvent,
+        name: str,
+        env: dict[str, Json],
+        known: KnownTrigger,
+        turn: Turn,
+        again: str = "",
+    ) -> Program[None]:
+        """Start a workflow if the condition of its trigger holds. Raises ReactionRefused."""
+        stored, now_ms = known.stored, tx.context.now_ms
+        if not self._takes(tx, turn, stored.workspace, stored.owner, event, again):
+            return
+        turn.cost += CONDITION_COST
+        try:
+            if not holds(known.trigger.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC)):
+                return
+            turn.cost += ACTION_COST
+            hops = extend(event.hops, "workflow", stored.id)
+        except EvaluationError as error:
+            raise ReactionRefused(str(error), "EXPRESSION") from None
+        except TooManyHops as error:
+            raise ReactionRefused(str(error), "TOO_MANY_HOPS") from None
+        if not event.workspace:
+            raise ReactionRefused("the event is of no workspace, and an execution needs one", "START_REFUSED")
+        key = "\0".join(("event", event.topic, str(event.offset), name, "workflow", stored.workspace, stored.id, again))
+        begin = Begin(event.data, stored.owner, metadata={"event": name, "source": event.principal}, hops=hops)
+        try:
+            yield from self._executions.start(tx, stored, event.workspace, begin, task_id=dated_id(now_ms, key))
+        except StartRefused as error:
+            raise ReactionRefused(str(error), "START_REFUSED") from None
+
+    def _load_trigger(self, tx: Transaction, name: str, key: str) -> Program[KnownTrigger | str]:
+        """Load the trigger that is to act again; return why it cannot, if so."""
+        workspace, _, id = key.partition("/")  # noqa: A001
+        stored = yield from definitions.newest_active(workspace, id)
+        if stored is None:
+            return f"workflow {id} is not active: define it again, or discard this"
+        graph = yield from self._executions.definitions.graph(workspace, id, stored.version, small=tx.context.small)
+        if graph is None or graph.trigger is None or graph.trigger.event != name:
+            return f"workflow {id} does not start after {name} any more: discard this"
+        return KnownTrigger(stored, graph.trigger)
+
+
+def environment_of(event: TakenEvent, name: str) -> dict[str, Json]:
+    """Return what conditions and destinations are computed over."""
+    source = {"agent": event.agent, "workspace": event.workspace, "event": name, "principal": event.principal}
+    return {"input": event.data, "source": source}
+
+
+def holds(condition: Condition | None, env: dict[str, Json], moment: datetime) -> bool:
+    """Return whether a condition holds; none does. Raises EvaluationError."""
+    if condition is None:
+        return True
+    found: bool = condition.evaluate(env, now=lambda: moment)
+    return found

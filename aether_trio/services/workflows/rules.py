@@ -1,0 +1,195 @@
+"""Operations on rules: what follows an event.
+
+A rule acts for the participant that has written it last. Its name is unique in its workspace; a
+rule of workspace * acts on events of all workspaces that its owner may read.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.text import shown
+from aether_trio.model.workflows.definition import RuleDefinition
+from aether_trio.model.workflows.go_names import rule_answer
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.workflows import changes, rule_rows
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.rule_rows import StoredRule
+from aether_trio.storage.base import Program
+from aether_trio.wire.pb import aether_pb2 as pb
+
+Op = pb.WorkflowOperation
+
+MAX_RULES: Final = 100_000
+MAX_ID: Final = 2**63 - 1
+RULE: Final = "rule"
+
+
+class RuleOperations:
+    """Performs operations on rules; `table` has them by number."""
+
+    def __init__(self, engine: Engine, access: WorkspaceAccess) -> None:
+        self._engine = engine
+        self._access = access
+        self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {
+                Op.LIST_RULES: self._list,
+                Op.GET_RULE: self._get,
+                Op.CREATE_RULE: self._create,
+                Op.UPDATE_RULE: self._update,
+                Op.DELETE_RULE: self._delete,
+            }
+        )
+
+    async def _list(self, asked: OperationAsked) -> OperationAnswer:
+        workspaces = await self._access.visible(asked)
+        found = await self._engine.database.read(lambda: rule_rows.of_workspaces(workspaces))
+        return OperationAnswer([shown_rule(one) for one in found], total=len(found))
+
+    async def _get(self, asked: OperationAsked) -> OperationAnswer:
+        return OperationAnswer(shown_rule(await self._find(asked, rule_id(asked.id))))
+
+    async def _create(self, asked: OperationAsked) -> OperationAnswer:
+        definition, ignored = self._read(asked, {"active": True})
+        await self._access.need(asked.session, definition.workspace)
+        now_ms, owner = self._engine.clock.now_ms(), asked.session.identity.text
+
+        def program() -> Program[tuple[StoredRule, str]]:
+            changed = yield from changes.begin(changes.RULE)
+            made = _stored(definition, changed, owner, now_ms, now_ms, changed)
+            there = yield from rule_rows.named(made.workspace, made.name)
+            if there is not None:
+                same = there.digest == made.digest and there.owner == owner
+                return there, "" if same else _taken(there)
+            if (yield from rule_rows.count()) >= MAX_RULES:
+                return made, f"there are {MAX_RULES} rules already: delete some first"
+            yield from rule_rows.put(made)
+            return made, ""
+
+        return await self._write(program, ignored)
+
+    async def _update(self, asked: OperationAsked) -> OperationAnswer:
+        document = asked.document
+        given = asked.id or next((value for key, value in document.items() if key.lower() == "id"), "")
+        before = await self._find(asked, rule_id(given), AccessLevel.READWRITE)
+        definition, ignored = self._read(asked, {})
+        await self._access.need(asked.session, definition.workspace)
+        now_ms, owner = self._engine.clock.now_ms(), asked.session.identity.text
+
+        def program() -> Program[tuple[StoredRule, str]]:
+            changed = yield from changes.begin(changes.RULE)
+            current = yield from rule_rows.load(before.id)
+            if current is None or current.workspace != before.workspace:
+                return before, f"rule {before.id} was changed meanwhile: ask again"
+            made = _stored(definition, before.id, owner, current.created_ms, now_ms, changed)
+            there = yield from rule_rows.named(made.workspace, made.name)
+            if there is not None and there.id != made.id:
+                return there, _taken(there)
+            yield from rule_rows.put(made)
+            return made, ""
+
+        return await self._write(program, ignored)
+
+    async def _delete(self, asked: OperationAsked) -> OperationAnswer:
+        found = await self._find(asked, rule_id(asked.id), AccessLevel.READWRITE)
+        await self._engine.database.run(lambda: rule_rows.delete(found.id))
+        return OperationAnswer(message=f"rule {found.id} is deleted")
+
+    async def _write(
+        self, program: Callable[[], Program[tuple[StoredRule, str]]], ignored: list[str]
+    ) -> OperationAnswer:
+        stored, problem = await self._engine.database.run(program)
+        if problem:
+            raise OperationError(problem)
+        message = f"rule {stored.id}"
+        if ignored:
+            message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
+        return OperationAnswer(shown_rule(stored), message)
+
+    def _read(self, asked: OperationAsked, forced: Mapping[str, Any]) -> tuple[RuleDefinition, list[str]]:
+        """Compile the document of an operation, with these values. Raises OperationError."""
+        left_out = {*forced, "owner"}  # an answer that is sent back has the owner in it
+        document = {key: value for key, value in asked.document.items() if key.lower() not in left_out}
+        document |= forced
+        if asked.workspace and "workspace" not in {key.lower() for key in document}:
+            document["workspace"] = asked.workspace
+        try:
+            definition, ignored = read_json(RULE, document)
+        except ValueError as error:
+            raise OperationError(str(error)) from None
+        assert isinstance(definition, RuleDefinition)
+        return definition, ignored
+
+    async def _find(self, asked: OperationAsked, id: int, level: AccessLevel = AccessLevel.READ) -> StoredRule:  # noqa: A002
+        """Find a rule that the caller may use at a level. Raises OperationError."""
+        found = await self._engine.database.read_small(lambda: rule_rows.load(id))
+        if found is None or await self._access.problem(asked.session, found.workspace, AccessLevel.READ):
+            raise OperationError(f"rule {id} not found")
+        if level > AccessLevel.READ:
+            await self._access.need(asked.session, found.workspace, level)
+        return found
+
+
+def rule_id(given: object) -> int:
+    """Read the id of a rule: an integer, or its text. Raises OperationError."""
+    if isinstance(given, str) and given.isascii() and given.isdigit() and len(given) < 20:
+        given = int(given)
+    if isinstance(given, bool) or not isinstance(given, int) or not 0 < given <= MAX_ID:
+        raise OperationError(f"the id of a rule is a positive integer, and not {shown(given)}")
+    return given
+
+
+def _taken(there: StoredRule) -> str:
+    where = "of all workspaces" if there.workspace == EVERYWHERE else f"of workspace {there.workspace}"
+    return (
+        f"rule {there.id} {where} is named {shown(there.name)} already: update or delete that one, or take another name"
+    )
+
+
+def _stored(
+    definition: RuleDefinition,
+    id: int,  # noqa: A002
+    owner: str,
+    created_ms: int,
+    now_ms: int,
+    changed: int,
+) -> StoredRule:
+    return StoredRule(
+        id,
+        definition.workspace,
+        definition.name,
+        write_json(definition.source),
+        definition.digest,
+        definition.active,
+        owner,
+        created_ms,
+        now_ms,
+        changed,
+    )
+
+
+def shown_rule(stored: StoredRule) -> dict[str, Any]:
+    """Return a rule with the names of the reference."""
+    return rule_answer(
+        json.loads(stored.document),
+        number=stored.id,
+        owner=stored.owner,
+        created_ms=stored.created_ms,
+        updated_ms=stored.updated_ms,
+        active=stored.active,
+    )
+
+
+def compile_rule(stored: StoredRule) -> RuleDefinition:
+    """Compile the document of a stored rule. Raises DefinitionErrors."""
+    definition, _ = read_json(RULE, json.loads(stored.document))
+    assert isinstance(definition, RuleDefinition)
+    return replace(definition, active=stored.active)
