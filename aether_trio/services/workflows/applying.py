@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -23,6 +24,7 @@ from aether_trio.services.tasks.transaction.interface import Context, LargeError
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import definitions
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.documents import identity_of
 from aether_trio.services.workflows.json_values import write_json
@@ -171,7 +173,7 @@ class ApplyOperations:
             raise OperationError('data is {"documents": [DOCUMENT, ...], "dry_run": BOOL}')
         owner = asked.session.identity.text
         try:
-            found = self._appliers.read(documents, asked.workspace)
+            found = await compile_in_thread(partial(self._appliers.read, documents, asked.workspace), len(asked.data))
             for workspace in dict.fromkeys(one for definition in found for one in workspaces_of(definition)):
                 await self._access.need(asked.session, workspace)
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, Protocol
 
@@ -39,6 +40,7 @@ from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import definitions, execution_rows
 from aether_trio.services.workflows.actions import take_key
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import execution_view, shown_execution
@@ -173,7 +175,10 @@ class WorkflowOperations:
         if request.workspace and "workspace" not in {key.lower() for key in document}:
             document["workspace"] = request.workspace
         try:
-            stored, ignored = self._read_workflow(document, request.session.identity.text, self._engine.clock.now_ms())
+            owner, now_ms = request.session.identity.text, self._engine.clock.now_ms()
+            stored, ignored = await compile_in_thread(
+                partial(self._read_workflow, document, owner, now_ms), len(request.data)
+            )
         except ValueError as error:
             raise OperationError(str(error)) from None
         await self._access.need(request.session, stored.workspace)

@@ -24,6 +24,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.workflows import definitions, schedule_rows
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
@@ -176,7 +177,7 @@ class ScheduleOperations:
         if asked.workspace and "workspace" not in names:
             document["workspace"] = asked.workspace
         try:
-            definition, ignored = read_json(SCHEDULE, document)
+            definition, ignored = await compile_in_thread(partial(read_json, SCHEDULE, document), len(asked.data))
         except ValueError as error:
             raise OperationError(str(error)) from None
         assert isinstance(definition, ScheduleDefinition)
