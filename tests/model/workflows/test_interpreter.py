@@ -1279,6 +1279,23 @@ class TestTimeout:
         run.pass_time()
         assert run.status == "failed"
 
+    def test_a_retried_execution_has_its_whole_time(self) -> None:
+        run = started(step("a"), timeout_ms=HOUR)
+        run.pass_time()
+        run.end = None
+        run.tell(RetryAsked(at_ms=run.now_ms))
+        assert run.due_ms == run.now_ms + HOUR
+
+    def test_a_loop_that_waits_takes_no_time(self) -> None:
+        run = started(step("l", WaitFor(signal="go"), while_=While(condition=lit(True))), timeout_ms=HOUR)
+        assert run.due_ms == 0
+        run = started(step("l", while_=While(condition=lit(True))), timeout_ms=HOUR)
+        assert run.due_ms == START_MS + HOUR
+        run = started(step("m", WaitFor(signal="go"), for_each=ForEach(items=lit([1]))), timeout_ms=HOUR)
+        assert run.due_ms == 0
+        run = started(step("m", for_each=ForEach(items=lit([1]))), timeout_ms=HOUR)
+        assert run.due_ms == START_MS + HOUR
+
     def test_a_wait_beside_work_takes_time(self) -> None:
         run = started(step("a"), step("w", WaitFor(signal="go")), timeout_ms=HOUR)
         assert run.due_ms == START_MS + HOUR
