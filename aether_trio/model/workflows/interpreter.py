@@ -168,6 +168,8 @@ def signal_problem(graph: Graph, state: State, name: str, data: Json) -> str:
     if name not in waiting:
         names = ", ".join(sorted(waiting)) or "none"
         return f"no step of the workflow waits for this signal; the signals of the workflow are: {names}"
+    if any(state.code(step.id) in OPEN for step in waiting[name]):
+        return ""
     return _buffer_problem(state, data)
 
 

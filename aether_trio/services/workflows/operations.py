@@ -32,6 +32,8 @@ from aether_trio.model.workflows.happenings import (
     SignalReceived,
     StepPlace,
 )
+from aether_trio.model.workflows.interpreter import signal_problem
+from aether_trio.model.workflows.state import State
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
@@ -44,7 +46,7 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import execution_view, shown_execution
-from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.executions import Begin, Executions, StartRefused, read_state
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
@@ -361,7 +363,14 @@ class WorkflowOperations:
             current = yield from execution_rows.load(row.execution_id)
             if current is None or current.completed_ms:
                 return tx, f"execution {row.execution_id} has ended"
-            yield from self._executions.happen(tx, row.execution_id, happening(context.now_ms))
+            told = happening(context.now_ms)
+            if isinstance(told, SignalReceived):
+                place = current.defined_in, current.workflow_id, current.version
+                graph = yield from self._executions.definitions.graph(*place, small=context.small)
+                state = State.from_json(read_state(current.state))
+                if graph is not None and (problem := signal_problem(graph, state, told.name, told.data)):
+                    return tx, problem
+            yield from self._executions.happen(tx, row.execution_id, told)
             return tx, ""
 
         _, problem = await self._engine.run_program(program, lambda result: result[0])

@@ -786,6 +786,9 @@ class TestWaits:
             run.signal("go", 1)
         assert len(run.now_state.signals) == 256
         assert signal_problem(run.graph, run.now_state, "go", 1).startswith("256 signals wait")
+        run.complete("a")
+        run = started(step("v", WaitFor(signal="go")), step("a"), step("w", WaitFor(signal="go"), depends_on="a"))
+        assert signal_problem(run.graph, run.now_state, "go", "x" * 70_000) == ""
         run = started(step("a"), step("w", WaitFor(signal="go"), depends_on="a"))
         run.signal("go", "x" * 40_000)
         run.signal("go", "x" * 40_000)

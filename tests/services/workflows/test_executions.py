@@ -211,6 +211,19 @@ async def test_an_execution_sleeps_and_is_signalled(core: Core) -> None:
         assert [one["type"] for one in history] == ["Started", "TimePassed", "SignalReceived"]
 
 
+async def test_a_signal_that_no_step_waits_for_is_refused(core: Core) -> None:
+    steps = [step("one", "x"), {"id": "hear", "wait": {"signal": "go"}, "depends_on": ["one"]}]
+    async with client(core) as boss:
+        await boss.create({"name": "flow", "steps": steps})
+        execution_id = await boss.run()
+        answer = await boss.ask(101, execution_id, "stop")
+        assert answer.error == "no step of the workflow waits for this signal; the signals of the workflow are: go"
+        for _ in range(256):
+            await boss.do(101, execution_id, "go", data=1)
+        answer = await boss.ask(101, execution_id, "go", data=1)
+        assert answer.error == "256 signals wait for a step of the execution already"
+
+
 async def test_a_run_with_a_key_begins_once(core: Core) -> None:
     schema = {"type": "object", "properties": {"n": {"type": "number"}}, "required": ["n"]}
     async with client(core) as boss:
