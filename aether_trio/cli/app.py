@@ -24,6 +24,7 @@ COMMANDS: Final[Mapping[str, tuple[str, str]]] = {
     "tail": ("tail", "Show a topic's messages as they come."),
     "kv": ("kv", "Read and write the key-value store."),
     "tasks": ("tasks", "Create, find, watch, cancel and retry tasks."),
+    "workflows": ("workflows", "Apply workflows, run them, and steer their executions."),
     "dlq": ("dlq", "List, requeue and resolve dead letters."),
     "agents": ("agents", "Show, register and start agents that can be started."),
     "orchestrate": ("orchestrate", "Start agents when they are needed."),

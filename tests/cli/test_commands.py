@@ -66,6 +66,7 @@ def test_a_command_of_a_client_imports_nothing_of_a_gateway(command: str) -> Non
         "kv",
         "sessions",
         "tasks",
+        "workflows",
         "dlq",
         "agents",
         "orchestrate",

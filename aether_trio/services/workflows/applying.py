@@ -18,7 +18,7 @@ from aether_trio.model.text import shown
 from aether_trio.model.workflows.compiling import Tools
 from aether_trio.model.workflows.definition import Action, CallWorkflow, ContinueAs, Definition, Graph
 from aether_trio.model.workflows.documents import KINDS, WORKFLOW, compile_document, kind_of_document
-from aether_trio.model.workflows.reading import DefinitionErrors, fold, pointer
+from aether_trio.model.workflows.reading import DefinitionErrors, pointer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Context, LargeError
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -26,7 +26,7 @@ from aether_trio.services.workflows import definitions
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
-from aether_trio.services.workflows.documents import identity_of
+from aether_trio.services.workflows.documents import identity_of, in_workspace
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.storage.base import Program
@@ -188,17 +188,6 @@ class ApplyOperations:
             applied = done.applied
         rows = [row.document() for row in applied.rows]
         return OperationAnswer({"applied": rows, "warnings": applied.warnings}, total=len(rows))
-
-
-def in_workspace(document: Any, workspace: str) -> Any:
-    """Return a document in this workspace, unless it names one or is of no map."""
-    if not workspace or not isinstance(document, dict):
-        return document
-    inner = next((value for key, value in document.items() if fold(str(key)) == "definition"), None)
-    for one in (document, inner):
-        if isinstance(one, dict) and any(fold(str(key)) == "workspace" for key in one):
-            return document
-    return {**document, "workspace": workspace}
 
 
 def workspaces_of(definition: Definition) -> list[str]:

@@ -38,6 +38,7 @@ from aether_trio.model.workflows.reading import (
     DefinitionErrors,
     Findings,
     Problem,
+    fold,
     parse_json,
     pointer,
     quoted,
@@ -78,9 +79,10 @@ def identity_of(definition: Definition) -> tuple[str, str, str]:
 class _FileReader:
     """Collects the documents of one file, and what is wrong with it."""
 
-    __slots__ = ("definitions", "errors", "name", "places", "seen", "tools", "warnings")
+    __slots__ = ("definitions", "errors", "name", "places", "seen", "tools", "warnings", "workspace")
 
-    def __init__(self, name: str, tools: Tools) -> None:
+    def __init__(self, name: str, tools: Tools, workspace: str = "") -> None:
+        self.workspace = workspace
         self.name = escaped(name, _SHOWN_NAME)
         self.tools = tools
         self.definitions: list[Definition] = []
@@ -138,7 +140,7 @@ class _FileReader:
             hint = f"there are {', '.join(KINDS)}" if kind else f"write kind: and one of {', '.join(KINDS)}"
             self.errors.append(f"{place}: {says}: {hint}")
             return
-        definition, findings = compile_document(kind, tree, self.tools)
+        definition, findings = compile_document(kind, in_workspace(tree, self.workspace), self.tools)
         self.errors += map(located, sorted(findings.errors, key=position))
         if findings.more:
             self.errors.append(f"{place}: there are {findings.more} more errors in this document")
@@ -172,9 +174,21 @@ def read_file(name: str, text: str, tools: Tools = TOOLS) -> Documents:
     return read_files([(name, text)], tools)
 
 
-def read_files(files: Iterable[tuple[str, str]], tools: Tools = TOOLS) -> Documents:
+def in_workspace(document: Json, workspace: str) -> Json:
+    """Return a document in this workspace, unless it names one or is no map."""
+    if not workspace or not isinstance(document, dict):
+        return document
+    inner = next((value for key, value in document.items() if fold(str(key)) == "definition"), None)
+    for one in (document, inner):
+        if isinstance(one, dict) and any(fold(str(key)) == "workspace" for key in one):
+            return document
+    return {**document, "workspace": workspace}
+
+
+def read_files(files: Iterable[tuple[str, str]], tools: Tools = TOOLS, *, workspace: str = "") -> Documents:
     """Read several files, given by name and text, which belong together.
 
+    `workspace` is that of documents that name none, instead of all ("*").
     A definition that is there twice is an error. Rules and workflows that start each other without
     an end are warned of.
     """
@@ -184,7 +198,7 @@ def read_files(files: Iterable[tuple[str, str]], tools: Tools = TOOLS) -> Docume
     warnings: list[str] = []
     seen: dict[tuple[str, str, str], str] = {}
     for name, text in files:
-        reader = _FileReader(name, tools)
+        reader = _FileReader(name, tools, workspace)
         reader.seen = seen
         if name.endswith(".json"):
             reader.read_json(text)

@@ -1,0 +1,101 @@
+"""Reads files of workflow documents for `apply`, `validate` and `aether dev`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from aether_trio.cli import exits
+from aether_trio.cli.output import say
+
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+STDIN: Final = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkflowFiles:
+    """What files have: JSON documents to apply, errors and warnings with positions."""
+
+    documents: tuple[dict[str, Any], ...]
+    labels: tuple[str, ...]
+    """What each document is, as "workflow report"."""
+    errors: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    def checked(self, what: str) -> WorkflowFiles:
+        """Print warnings and errors, and return this. Raises CliError for errors."""
+        for warning in self.warnings:
+            say(f"{warning.replace(': ', ': warning: ', 1)}", err=True)
+        if self.errors:
+            for error in self.errors:
+                say(error, err=True)
+            count = "1 error" if len(self.errors) == 1 else f"{len(self.errors)} errors"
+            raise exits.CliError(f"{count}; {what}")
+        return self
+
+
+def files_of(paths: Iterable[str]) -> list[Path | None]:
+    """Return the files that are meant, those in directories; None for -.
+
+    Directories are searched for YAML and JSON, but for names that begin with a dot. Raises CliError
+    for what is not there.
+    """
+    found: list[Path | None] = []
+    for given in paths:
+        path = Path(given)
+        if given == STDIN:
+            found.append(None)
+        elif path.is_dir():
+            inside = sorted(_inside(path))
+            if not inside:
+                raise exits.CliError(f"{path} has no file that ends with {', '.join(SUFFIXES)}", exits.USAGE)
+            found += inside
+        elif path.exists():
+            found.append(path)
+        else:
+            raise exits.CliError(f"there is no file or directory {path}", exits.USAGE)
+    return list(dict.fromkeys(found))
+
+
+def _inside(directory: Path) -> Iterator[Path]:
+    for path in directory.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
+        if path.suffix in SUFFIXES and not hidden and path.is_file():
+            yield path
+
+
+def read_workflow_files(files: Sequence[Path | None], workspace: str = "") -> WorkflowFiles:
+    """Read and check files; `workspace` is that of documents that name none.
+
+    Raises CliError for a file that cannot be read.
+    """
+    from aether_trio.services.workflows.documents import identity_of, read_files
+
+    texts = [
+        ("standard input", sys.stdin.buffer.read()) if file is None else (str(file), _read(file)) for file in files
+    ]
+    decoded: list[tuple[str, str]] = []
+    errors: list[str] = []
+    for name, data in texts:
+        try:
+            decoded.append((name, data.decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            errors.append(f"{name}: byte {error.start + 1} is not UTF-8: save the file as UTF-8")
+    found = read_files(decoded, workspace=workspace)
+    identities = [identity_of(one) for one in found.definitions]
+    return WorkflowFiles(
+        tuple({"kind": kind, **one.source} for (kind, _, _), one in zip(identities, found.definitions, strict=True)),
+        tuple(f"{kind} {name}" for kind, _, name in identities),
+        (*errors, *found.errors),
+        found.warnings,
+    )
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise exits.CliError(f"cannot read {path}: {error.strerror}") from None
