@@ -76,9 +76,9 @@ def finder(gateway: GatewayProcess, workspace: str) -> Iterator[Any]:
 def found_one(worker: Any) -> dict[str, Any]:
     """Do the next task, and return its arguments."""
     with next(worker.work(timeout=LIMIT_S)) as job:
-        job.complete({"title": TITLE})
         arguments: dict[str, Any] = json.loads(job.payload)["arguments"]
-        return arguments
+        job.complete({"title": TITLE})
+    return arguments
 
 
 def waiting(shell: Shell, execution: str, step: str) -> dict[str, Any]:
@@ -104,7 +104,7 @@ def test_files_are_checked_without_a_gateway(files: Path) -> None:
     done = aether("workflows", "validate", ".", cwd=files)
     assert (done.returncode, done.stdout) == (1, "")
     *errors, last = done.stderr.splitlines()
-    assert last == "Error: 3 errors; nothing else was looked at"
+    assert last == "Error: 4 errors; nothing else was looked at"
     assert "bad.yaml:5:27: step 'two' depends on 'on': did you mean 'one'?" in errors
     assert any(one.startswith("worse.json: /steps: ") for one in errors)
     assert any("bytes.yaml: byte 5 is not UTF-8" in one for one in errors)
@@ -114,25 +114,25 @@ def test_files_are_checked_without_a_gateway(files: Path) -> None:
 
 
 def test_applying_listing_and_showing_a_definition(shell: Shell, files: Path) -> None:
-    place = ("--workspace", "desk")
+    place = ("--workspace", "study")
     assert "`aether workflows apply FILE` brings one" in shell.notice("workflows", "list", *place)
-    would = "workflow report version 1 would be created in desk\n"
+    would = "workflow report version 1 would be created in study\n"
     assert shell.out("workflows", "apply", str(files / "report.yaml"), "--dry-run", *place) == would
     assert shown(shell, "list", *place) == []
     assert shell.out("workflows", "apply", str(files), *place).splitlines() == [
-        f"workflow {name} version 1 is created in desk" for name in ("report", "waits", "asks", "fails")
+        f"workflow {name} version 1 is created in study" for name in ("report", "waits", "asks", "fails")
     ]
     (files / "report.yaml").write_text(REPORT.replace("[now, later]", "[now]"))
     lines = shell.out("workflows", "apply", str(files), *place).splitlines()
-    assert lines[0] == "workflow report version 2 is updated in desk"
-    assert lines[1] == "workflow waits version 1 is unchanged in desk"
+    assert lines[0] == "workflow report version 2 is updated in study"
+    assert lines[1] == "workflow waits version 1 is unchanged in study"
 
     assert {one["id"]: one["version"] for one in shown(shell, "list", *place)} == {
         "report": 2, "waits": 1, "asks": 1, "fails": 1,
     }  # fmt: skip
     head, *rows = shell.out("workflows", "list", *place).splitlines()
     assert head.split()[:4] == ["workflow", "version", "workspace", "steps"]
-    assert [row.split()[:4] for row in rows if row.startswith("report")] == [["report", "2", "desk", "2"]]
+    assert [row.split()[:4] for row in rows if row.startswith("report")] == [["report", "2", "study", "2"]]
     assert "\x1b" not in "".join(rows)
     text = shell.out("workflows", "show", "report", *place)
     assert "topic: string, depth: integer?" in text
