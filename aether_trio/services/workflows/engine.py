@@ -23,7 +23,12 @@ from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.rules import RuleOperations
-from aether_trio.services.workflows.schedule_operations import ScheduleOperations, ScheduleStarter
+from aether_trio.services.workflows.schedule_operations import (
+    SCHEDULE,
+    ScheduleOperations,
+    ScheduleStarter,
+    put_schedule,
+)
 from aether_trio.services.workflows.schedules import Schedules
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
 
@@ -38,17 +43,17 @@ class WorkflowEngine:
         self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem)
         self.schedules = Schedules()
         self.reactions = EventReactions(self.actions, self.executions)
-        starter = ScheduleStarter(self.schedules, self.actions, self.executions)
+        self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,
-            starter,
+            self._starter,
             self.reactions,
             {unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions)},
         )
 
     def events(self, engine: Engine) -> EventHandler:
         """Make what handles events, with the task engine that has the hook."""
-        return EventHandler(engine, self.reactions)
+        return EventHandler(engine, self.reactions, self._starter)
 
     def operations(self, engine: Engine, ids: IdFactory) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""
@@ -58,7 +63,7 @@ class WorkflowEngine:
             self._access,
             ids,
             compiled_for_storage,
-            ApplyOperations(engine, self._access, Appliers()),
+            ApplyOperations(engine, self._access, Appliers({SCHEDULE: partial(put_schedule, self.schedules)})),
             ScheduleOperations(engine, self.schedules, self._access),
             RuleOperations(engine, self._access),
             strict=self._strict,

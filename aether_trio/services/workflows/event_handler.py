@@ -19,15 +19,17 @@ from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.intake import move_cursor
 from aether_trio.services.workflows.known import NotCompiledError
 from aether_trio.services.workflows.reactions import TURN_COST, EventReactions, Turn
+from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.storage.base import Program
 
 
 class EventHandler:
     """Handles pages of events; one at a time, on the node of the engine's session."""
 
-    def __init__(self, engine: Engine, reactions: EventReactions) -> None:
+    def __init__(self, engine: Engine, reactions: EventReactions, schedules: ScheduleStarter) -> None:
         self._engine = engine
         self._reactions = reactions
+        self._schedules = schedules
 
     async def handle(self, events: Sequence[TakenEvent]) -> None:
         """Do what follows events, once. Raises StalePageError and StorageUnavailable.
@@ -53,6 +55,7 @@ class EventHandler:
                 break
             done += 1
             yield from self._handle_one(tx, event, turn)
+        yield from self._schedules.events_taken(tx, events[:done])
         yield from move_cursor(events[:done])
         return done
 

@@ -23,6 +23,7 @@ from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import definitions, schedule_rows
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
+from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.documents import read_json
@@ -143,6 +144,24 @@ class ScheduleStarter:
         begin = Begin(given, stored.owner, metadata={"schedule_id": stored.id})
         yield from self._executions.start(tx, newest, stored.workspace, begin, task_id=task_id, part=WorkflowPart.FIRED)
         return task_id
+
+
+def put_schedule(
+    schedules: Schedules, tx: TaskTransaction, definition: ScheduleDefinition, owner: str
+) -> Program[AppliedRow]:
+    """Apply a schedule for its owner. Raises ConflictError."""
+    stored = yield from schedule_rows.load(definition.workspace, definition.id)
+    change = CREATED if stored is None else UPDATED
+    if stored is not None and stored.digest == definition.digest:
+        change = UNCHANGED
+    else:
+        try:
+            made = yield from schedules.upsert(definition, owner, tx.context.now_ms)
+        except ScheduleError as error:
+            raise ConflictError(str(error)) from None
+        if made.next_fire_ms and not 0 < tx.effects.due_ms <= made.next_fire_ms:
+            tx.effects.due_ms = made.next_fire_ms
+    return AppliedRow(SCHEDULE, definition.workspace, definition.id, 1, change)
 
 
 class ScheduleOperations:

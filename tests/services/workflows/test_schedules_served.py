@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import cast
@@ -19,7 +20,7 @@ from aether_trio.services.workflows.schedule_rows import StoredSchedule
 from aether_trio.services.workflows.schedules import Firing
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, deadlock_is_an_error
+from tests.helpers.core import World, deadlock_is_an_error, message_to
 from tests.services.agents.cast import SetClock
 from tests.services.workflows.helpers import client, worker
 
@@ -190,3 +191,39 @@ async def test_an_event_is_followed_by_what_its_schedule_starts(core: Core) -> N
         assert executions[0]["TriggerData"]["event"]["source"]["principal"] == "ag::w::x::1"
         [found] = await boss.do(Op.LIST_SCHEDULES)
         assert (found["planned"], found["fired"], found["next_fire_at"]) == (0, 2, None)
+
+
+async def test_schedules_are_applied_with_other_documents(core: Core) -> None:
+    flow = {"name": "flow", "steps": [{"id": "say", "output": {"$expr": "trigger.schedule_id"}}]}
+    schedule = {"id": "often", "schedule_type": "interval", "schedule_expr": "10s", "workflow_id": "flow"}
+    async with client(core) as boss:
+        data = {"documents": [flow, schedule]}
+        applied = await boss.do(107, workspace="w", data=data)
+        assert [(one["kind"], one["id"], one["change"]) for one in applied["applied"]] == [
+            ("workflow", "flow", "created"), ("schedule", "often", "created"),
+        ]  # fmt: skip
+        again = await boss.do(107, workspace="w", data=data)
+        assert {one["change"] for one in again["applied"]} == {"unchanged"}
+        await trio.sleep(25)
+        found = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
+        assert [one["Status"] for one in found] == ["completed", "completed"]
+        changed = await boss.do(107, workspace="w", data={"documents": [flow, schedule | {"schedule_expr": "1h"}]})
+        assert [one["change"] for one in changed["applied"]] == ["unchanged", "updated"]
+        await trio.sleep(60)
+        assert len(await boss.do(Op.LIST_EXECUTIONS, status_filter="all")) == 2
+
+
+async def test_an_event_starts_what_is_delayed(core: Core) -> None:
+    flow = {"name": "flow", "steps": [{"id": "say", "output": {"$expr": "trigger.event.data.who"}}]}
+    schedule = {
+        "id": "later", "schedule_type": "event_delayed", "schedule_expr": "10m", "event": "signed.up", "workflow_id": "flow",
+    }  # fmt: skip
+    async with client(core) as boss:
+        await boss.do(107, workspace="w", data={"documents": [flow, schedule]})
+        event = {"source_agent": "x", "workspace": "w", "event_names": ["signed.up"], "data": {"who": "ann"}}
+        boss.link.send(message_to("event::*", json.dumps(event).encode(), pb.EVENT))
+        await trio.sleep(590)
+        assert await boss.do(Op.LIST_EXECUTIONS, status_filter="all") == []
+        await trio.sleep(20)
+        [found] = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
+        assert found["TriggerData"]["event"]["data"] == {"who": "ann"}
