@@ -46,7 +46,7 @@ class NetworkFault(enum.Enum):
     """A few bytes at a time."""
 
 
-class Flow:
+class NetworkFlow:
     """Forwards one direction of a proxied connection, from `source` to `sink`."""
 
     def __init__(

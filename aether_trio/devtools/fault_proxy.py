@@ -29,13 +29,13 @@ from typing import Final
 
 import trio
 
-from aether_trio.devtools.fault_flow import Flow, NetworkFault
+from aether_trio.devtools.fault_flow import NetworkFault, NetworkFlow
 
 __all__ = [
     "FaultProxy",
     "FaultProxyStatistics",
-    "Flow",
     "NetworkFault",
+    "NetworkFlow",
     "ProxiedConnection",
     "Script",
     "Target",
@@ -78,8 +78,8 @@ class ProxiedConnection:
     ) -> None:
         self.number = number
         self.target_address = target_address
-        self.upstream = Flow(client, target, injected)
-        self.downstream = Flow(target, client, injected)
+        self.upstream = NetworkFlow(client, target, injected)
+        self.downstream = NetworkFlow(target, client, injected)
         self._client = client
         self._target = target
         self._injected = injected
@@ -124,7 +124,7 @@ class ProxiedConnection:
             self._target.close()
             self._ended.set()
 
-    async def _run_flow(self, flow: Flow, source: trio.socket.SocketType) -> None:
+    async def _run_flow(self, flow: NetworkFlow, source: trio.socket.SocketType) -> None:
         whole = await flow.run()
         closed_by_us = self._client.fileno() < 0 or self._target.fileno() < 0
         if whole or closed_by_us:

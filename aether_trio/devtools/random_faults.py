@@ -18,7 +18,7 @@ from typing import Final
 
 import trio
 
-from aether_trio.devtools.fault_flow import Flow, NetworkFault
+from aether_trio.devtools.fault_flow import NetworkFault, NetworkFlow
 from aether_trio.devtools.fault_proxy import ProxiedConnection
 
 __all__ = ["EVERY_FAULT", "RandomFaults"]
@@ -75,7 +75,7 @@ class RandomFaults:
             fault = chance.choices(list(self.weights), list(self.weights.values()))[0]
             await self._inject(fault, connection, flow, chance)
 
-    async def _until_time_has_come(self, flow: Flow, chance: random.Random) -> None:
+    async def _until_time_has_come(self, flow: NetworkFlow, chance: random.Random) -> None:
         seconds = chance.expovariate(1 / self.mean_s)
         size = flow.forwarded_bytes + int(chance.expovariate(1 / self.mean_bytes))
         if chance.random() < 0.5:
@@ -86,7 +86,7 @@ class RandomFaults:
                 await flow.until_forwarded(size)
 
     async def _inject(
-        self, fault: NetworkFault, connection: ProxiedConnection, flow: Flow, chance: random.Random
+        self, fault: NetworkFault, connection: ProxiedConnection, flow: NetworkFlow, chance: random.Random
     ) -> None:
         pause = chance.expovariate(1 / self.stall_s)
         ends = chance.choice((connection.cut, connection.end, flow.half_close))

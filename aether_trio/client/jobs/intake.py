@@ -22,9 +22,17 @@ from aether_trio.client.operations.records import read
 from aether_trio.client.operations.task_values import Assignment
 from aether_trio.wire.pb import aether_pb2 as pb
 
+RUN: Final = "workflow_run"
+FUNCTION: Final = "function"
+"""Type and metadata of the task that is the run of a durable function."""
 IDLE_COUNT: Final = 10_000
 IDLE_BYTES: Final = 8 * 1024 * 1024
 """Payload bytes that are kept for a program that takes no tasks, the newest ones."""
+
+
+def is_run(assignment: Assignment | pb.TaskAssignment) -> bool:
+    """Return whether an assignment is the run of a durable function."""
+    return assignment.task_type == RUN and FUNCTION in assignment.metadata
 
 
 class AssignmentIntake(Feed[Assignment]):
@@ -99,10 +107,14 @@ class AssignmentIntake(Feed[Assignment]):
 
     async def __anext__(self) -> Assignment:
         """Wait for an assignment of a task that this worker has not got, and take it."""
+        return await self.take()
+
+    async def take(self, *, runs: bool = False) -> Assignment:
+        """Wait for a task that this worker has not got: a function's run, or another."""
         self.taking = True
         await anyio.lowlevel.checkpoint()
         while True:
             for task_id, message in self._assigned.items():
-                if self._take_task(task_id):
+                if is_run(message) is runs and self._take_task(task_id):
                     return message if isinstance(message, Assignment) else read(Assignment, message)
             await self._wait_for_news()

@@ -30,7 +30,7 @@ from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeou
 from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, ProgressStep
-from aether_trio.client.operations.task_events import StatusChanged, TaskEvent
+from aether_trio.client.operations.task_events import StatusChanged, TaskEvent, TaskProgressed
 from aether_trio.client.operations.task_results import EncodedResult, encoded_result, json_text
 from aether_trio.client.operations.task_values import (
     FORM,
@@ -66,6 +66,8 @@ LATE_PAUSE_S: Final = 5.0
 SHORTEST_S: Final = 0.001
 """The shortest limit of a wait: the wire counts milliseconds."""
 
+NEWS_STATE: Final = "workflow"
+"""The state of progress events that tell a durable function's worker of new entries."""
 STATE: Final = "_task:"
 """What the key of a task's state begins with; its id and the number of the assignment follow."""
 LOST: Final = "this assignment is over"
@@ -182,6 +184,7 @@ class Job:
         self._status = TaskStatus.RUNNING
         self._news = anyio.Event()
         self._waiting = False
+        self._news_of_run: Callable[[], None] | None = None
         self._result = EncodedResult({})
         """What COMPLETE carries."""
         self._has_saved = False
@@ -319,6 +322,17 @@ class Job:
     def _log_untold(self, refused: AetherError) -> None:
         logger.warning("task %s is over for this worker, but the gateway could not be told: %s", self.id, refused)
 
+    def release(self, end: JobEnd) -> None:
+        """Note how the task has ended for this worker, as another request has ended it."""
+        if self.end is None:
+            self._take_away(end, "")
+
+    async def listen(self, news: Callable[[], None]) -> None:
+        """Call `news` for what happens to the run of a durable function, from now on."""
+        self._news_of_run = news
+        await self._keeper.watch(self)
+        news()
+
     def _close(self) -> None:
         """Tell the worker's loop that it has room for one more task."""
         if self._has_place:
@@ -373,6 +387,8 @@ class Job:
     def heard(self, event: TaskEvent) -> None:
         """Take in an event of the task, which may end it. Never waits."""
         change = event.event
+        if self._news_of_run is not None and isinstance(change, TaskProgressed) and change.state == NEWS_STATE:
+            self._news_of_run()
         if not self.is_open or not isinstance(change, StatusChanged):
             return
         self._status = change.to_status
@@ -386,6 +402,8 @@ class Job:
             return
         if task is not None and self._is_ours(task):
             self._status = task.status
+            if self._news_of_run is not None:
+                self._news_of_run()  # events may have been missed
         else:
             self._ended(task)
             self._scope.cancel()

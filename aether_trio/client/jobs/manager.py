@@ -103,10 +103,13 @@ class JobManager:
 
     # -- taking and putting down
 
-    async def take(self, place: JobPlace) -> Job:
-        """Wait for the next task and claim it; `place` is freed when its block ends."""
+    async def take(self, place: JobPlace, *, runs: bool = False) -> Job:
+        """Wait for the next task and claim it; `place` is freed when its block ends.
+
+        `runs`: only runs of durable functions, else only other tasks.
+        """
         while True:
-            assignment = await anext(self.intake)
+            assignment = await self.intake.take(runs=runs)
             try:
                 task = await self._claimed(assignment)
             except (anyio.get_cancelled_exc_class(), KeyboardInterrupt):

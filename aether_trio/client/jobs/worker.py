@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import anyio
@@ -14,6 +15,8 @@ from aether_trio.client.jobs.job import Job
 from aether_trio.client.jobs.manager import JobManager
 from aether_trio.client.jobs.places import Places
 from aether_trio.client.options import ClientOptions, numbered
+from aether_trio.client.workflows.definition import Function
+from aether_trio.client.workflows.serving import FunctionRequests, register, serve_run
 
 if TYPE_CHECKING:
     from aether_trio.client.client import Client as _Client
@@ -22,6 +25,10 @@ else:
 
 logger = logging.getLogger("aether_trio.client")
 
+RUNS: Final = 100
+"""Runs of durable functions that are in one worker at once."""
+HIBERNATE_AFTER_S: Final = 30.0
+CLAIMS: Final = 10
 FORGOTTEN_S: Final = 10.0
 BLOCKED_S: Final = 1.0
 """The pause between two looks at whether a task that waits blocks others."""
@@ -32,10 +39,11 @@ Handler = Callable[[Job], Awaitable[object]]
 class Jobs:
     """An async iterator over a worker's tasks, at most `concurrency` of them at work."""
 
-    def __init__(self, manager: JobManager, concurrency: int) -> None:
+    def __init__(self, manager: JobManager, concurrency: int, *, runs: bool = False) -> None:
         if concurrency < 1:
             raise ValueError(f"concurrency is {concurrency}, so no task could be open; it must be at least 1")
         self._manager = manager
+        self._runs = runs
         self._places = Places(concurrency)
         self._given: weakref.WeakSet[Job] = weakref.WeakSet()
         self._takers = 0
@@ -57,7 +65,7 @@ class Jobs:
     async def _next(self) -> Job:
         await self._wait_for_room()
         try:
-            job = await self._manager.take(self)
+            job = await self._manager.take(self, runs=self._runs)
         except BaseException:
             self._places.give()
             raise
@@ -150,26 +158,63 @@ class WorkerMethods(_Client):
         or until it is cancelled.
         """
         count = self.__concurrency(concurrency)
-        jobs = self.work(concurrency=count)
-        failures: list[AetherError] = []
+        await _run_all(self.work(concurrency=count), partial(_handle, handler), count)
 
-        async def start_handlers() -> None:
-            while True:
-                try:
-                    job = await anext(jobs)
-                except StopAsyncIteration:
-                    return
-                except AetherError as failure:
-                    failures.append(failure)
-                    return
-                group.start_soon(_handle, handler, job)
-                del job  # what is let go of before its block begins must be free
+    async def serve_workflows(
+        self,
+        functions: Sequence[Function],
+        *,
+        workspace: str = "",
+        concurrency: int = RUNS,
+        hibernate_after: float = HIBERNATE_AFTER_S,
+    ) -> None:
+        """Register durable functions, and serve their executions as they are assigned.
 
-        async with anyio.create_task_group() as group:
-            for _ in range(count):  # so many are claimed at the same time
-                group.start_soon(start_handlers)
-        if failures:
-            raise failures[0]
+        At most `concurrency` runs are in this worker at once. One that has only waited for
+        `hibernate_after` seconds leaves it, and any worker goes on with it later. Every worker of
+        this implementation must serve the same functions. Ordinary tasks are taken by `work` and
+        `run_tasks` beside it. Runs until the client is closed or has failed, or until it is
+        cancelled.
+        """
+        self._check_begun()
+        workflow = FunctionRequests(self, timeout_s=None)
+        table = await register(workflow, functions, workspace)
+        manager = self.__manager
+
+        async def serve(job: Job) -> None:
+            await serve_run(job, table, workflow, manager.check_client, hibernate_after)
+
+        await _run_all(Jobs(manager, concurrency, runs=True), partial(_serve, serve), min(concurrency, CLAIMS))
+
+
+async def _run_all(jobs: Jobs, handle: Callable[[Job], Coroutine[Any, Any, None]], count: int) -> None:
+    """Call `handle` for each task, in parallel; claim `count` at the same time."""
+    failures: list[AetherError] = []
+
+    async def start_handlers() -> None:
+        while True:
+            try:
+                job = await anext(jobs)
+            except StopAsyncIteration:
+                return
+            except AetherError as failure:
+                failures.append(failure)
+                return
+            group.start_soon(handle, job)
+            del job  # what is let go of before its block begins must be free
+
+    async with anyio.create_task_group() as group:
+        for _ in range(count):  # so many are claimed at the same time
+            group.start_soon(start_handlers)
+    if failures:
+        raise failures[0]
+
+
+async def _serve(serve: Handler, job: Job) -> None:
+    try:
+        await serve(job)
+    except Exception:
+        logger.exception("run %s of a durable function has failed in this worker", job.id)
 
 
 async def _handle(handler: Handler, job: Job) -> None:

@@ -45,6 +45,8 @@ class WorkflowPart(enum.IntFlag):
     QUESTION = 4  # a step that is a question to a person: no worker has it
     FIRED = 8  # started by a schedule, which is told of its end
     EVENT = 16  # a dead letter of an event, which acts again when it is retried
+    FUNCTION = 32  # an execution of a durable function: a worker moves it on
+    CALLED = 64  # a step of a durable function
 
     __hash__ = int.__hash__
 

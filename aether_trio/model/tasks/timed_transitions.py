@@ -98,7 +98,7 @@ def _of_wait(task: TaskRow) -> Iterator[tuple[int, Due]]:
         yield wait.wake_ms, Due.WAKE
 
 
-_IN_EXECUTIONS: Final = WorkflowPart.STEP | WorkflowPart.RUN | WorkflowPart.QUESTION
+_IN_EXECUTIONS: Final = WorkflowPart.STEP | WorkflowPart.RUN | WorkflowPart.QUESTION | WorkflowPart.FUNCTION
 
 
 def _stale_at_ms(task: TaskRow, limits: TimeLimits) -> int:

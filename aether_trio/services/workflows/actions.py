@@ -242,15 +242,16 @@ class Actions:
         tx.effects.outbox = True
 
 
-def create_task(tx: Transaction, task: TaskRow, payload: bytes) -> Program[None]:
-    """Write a new task; have its pool's agent started if no worker is connected."""
+def create_task(tx: Transaction, task: TaskRow, payload: bytes) -> Program[bool]:
+    """Write a new task, with its pool's agent started; return False if it exists."""
     tx.charge(moved=1)
     if tx.context.small and len(payload) > results.SMALL_BYTES:
         raise LargeError
     assigned = len(tx.effects.assignments)
-    yield from tx.create(task, payload)
+    made = yield from tx.create(task, payload)
     if len(tx.effects.assignments) == assigned:
         tx.effects.absent_targets += yield from startup.absent_agent_of(task)
+    return made
 
 
 def new_row(

@@ -19,7 +19,7 @@ class OperationError(Exception):
 
 
 class OperationAnswer(NamedTuple):
-    """The answer to an operation: a JSON value, or a message alone."""
+    """The answer to an operation: a JSON value (bytes: encoded), or a message alone."""
 
     data: Any = None
     message: str = ""

@@ -18,6 +18,8 @@ from aether_trio.services.workflows.asked import WorkspaceAccess
 from aether_trio.services.workflows.definitions import Definitions
 from aether_trio.services.workflows.event_handler import EventHandler
 from aether_trio.services.workflows.executions import Executions
+from aether_trio.services.workflows.function_operations import FunctionOperations
+from aether_trio.services.workflows.functions import Functions
 from aether_trio.services.workflows.hook import WorkflowHook
 from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
@@ -40,12 +42,14 @@ class WorkflowEngine:
         self._strict = strict
         self._access = WorkspaceAccess(authorizer)
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
-        self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem)
+        self.functions = Functions(self.actions, schema_problem)
+        self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem, self.functions)
         self.schedules = Schedules()
         self.reactions = EventReactions(self.actions, self.executions)
         self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,
+            self.functions,
             self._starter,
             self.reactions,
             {unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions)},
@@ -66,5 +70,6 @@ class WorkflowEngine:
             ApplyOperations(engine, self._access, Appliers({SCHEDULE: partial(put_schedule, self.schedules)})),
             ScheduleOperations(engine, self.schedules, self._access),
             RuleOperations(engine, self._access),
+            FunctionOperations(engine, self.functions, self.executions, self._access),
             strict=self._strict,
         )

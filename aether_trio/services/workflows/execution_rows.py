@@ -38,6 +38,7 @@ class ExecutionRow:
     completed_ms: int = 0
     error: str = ""
     hops: str = ""  # what has led to it (model/workflows/hops.py)
+    kind: str = "graph"  # or function
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,4 +292,5 @@ def delete(execution_id: str) -> Program[None]:
     """Delete an execution with its rows in all tables."""
     for table in ("workflow_steps", "workflow_history", "workflow_arrivals", "workflow_executions"):
         yield Execute(f"DELETE FROM {table} WHERE execution_id = $1", (execution_id,))  # noqa: S608
-    yield from set_timer("execution", execution_id, 0)
+    for kind in ("execution", "function"):
+        yield from set_timer(kind, execution_id, 0)

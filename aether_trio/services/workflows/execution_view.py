@@ -38,7 +38,8 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
     current = (yield from execution_rows.load(row.execution_id)) or row
     stored = yield from definitions.load(current.defined_in, current.workflow_id, current.version)
     documents = {} if stored is None else _step_documents(stored.document)
-    state = GraphState.from_json(json.loads(current.state)) if current.state else GraphState.new()
+    is_graph = current.kind == "graph" and current.state
+    state = GraphState.from_json(json.loads(current.state)) if is_graph else GraphState.new()
     rows = yield from execution_rows.steps(current.execution_id, STEPS_SHOWN, only=only)
     wanted = [StepPlace(one.step, one.item) for one in rows if only is not None or one.item == NO_ITEM]
     data = yield from execution_rows.data_of_places(current.execution_id, wanted[:DATA_SHOWN])

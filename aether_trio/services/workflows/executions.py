@@ -18,7 +18,7 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -118,6 +118,8 @@ class _Turn:
     ending: set[str] = field(default_factory=set)
     """Executions whose tasks end as the interpreter has said."""
     running: bool = False
+    functions: dict[str, object] = field(default_factory=dict)
+    """Runs of functions that the transaction has loaded (functions.py)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,34 @@ class StartRefused(Exception):
     """An execution cannot be started; the text says why."""
 
 
+class FunctionRuns(Protocol):
+    """What executions need of the runs of durable functions (functions.py)."""
+
+    def is_function(self, stored: StoredDefinition) -> bool:
+        """Return whether a stored definition is that of a function."""
+
+    def start(
+        self,
+        tx: Transaction,
+        stored: StoredDefinition,
+        workspace: str,
+        begin: Begin,
+        depth: int,
+        *,
+        task_id: str,
+        parent: ExecutionRow | None = None,
+        part: WorkflowPart = WorkflowPart.NONE,
+        place: dict[str, str] | None = None,
+    ) -> Program[None]:
+        """Start a run of a stored function. Raises StartRefused."""
+
+    def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[bool]:
+        """Let something happen to the run of a function; return False if it is none."""
+
+    def execution_over(self, tx: Transaction, task: TaskRow, ended: EndExecution) -> Program[None]:
+        """Take the end of an execution that a function has begun as a step."""
+
+
 class _DefectError(Exception):
     """The interpreter has raised what no document, worker or event can cause."""
 
@@ -150,8 +180,10 @@ class Executions:
         stored: Definitions,
         actions: Actions,
         validate: Callable[[Any, Json], str],
+        functions: FunctionRuns,
     ) -> None:
         self.definitions = stored
+        self._functions = functions
         self._actions = actions
         self._validate = validate
 
@@ -183,7 +215,7 @@ class Executions:
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
-        if task.workflow & WorkflowPart.RUN:
+        if task.workflow & (WorkflowPart.RUN | WorkflowPart.FUNCTION):
             yield from execution_rows.delete(task.task_id)
 
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
@@ -227,15 +259,28 @@ class Executions:
 
         Raises StartRefused; nothing is written then.
         """
-        graph = yield from self.definitions.graph(stored.workspace, stored.id, stored.version, small=tx.context.small)
-        assert graph is not None
         depth = 0 if parent is None else parent.depth + 1
         if depth >= MAX_DEPTH:
             raise StartRefused(f"workflow {stored.id} would run {depth + 1} deep; at most {MAX_DEPTH} are allowed")
-        if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
-            raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
         if problem := self._actions.allowed(stored.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
             raise StartRefused(problem)
+        if self._functions.is_function(stored):
+            yield from self._functions.start(
+                tx,
+                stored,
+                workspace,
+                begin,
+                depth,
+                task_id=task_id,
+                parent=parent,
+                part=part,
+                place=place,
+            )
+            return
+        graph = yield from self.definitions.graph(stored.workspace, stored.id, stored.version, small=tx.context.small)
+        assert graph is not None
+        if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
+            raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
         try:
             trigger = write_json(begin.input)
         except JsonError as error:
@@ -290,6 +335,8 @@ class Executions:
 
     def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[None]:
         """Let something happen to an execution: a signal, a pause, an event."""
+        if (yield from self._functions.happen(tx, execution_id, happening)):
+            return
         turn = _turn_of(tx)
         turn.queue.append((execution_id, happening))
         yield from self._drive(tx, turn)
@@ -583,7 +630,9 @@ class Executions:
                 facts = tx.facts(ENGINE, reason=command.error, error_type=command.error_type)
                 yield from tx.apply(task, Move.FAIL, facts)
             turn.ending.discard(row.execution_id)
-        if task is not None and task.workflow & WorkflowPart.STEP:
+        if task is not None and task.workflow & WorkflowPart.CALLED:
+            yield from self._functions.execution_over(tx, task, command)
+        elif task is not None and task.workflow & WorkflowPart.STEP:
             outcome = "failed" if command.status == "failed" else command.status
             data = None if result is None else result.data
             yield from self._place_ended(tx, turn, task, outcome, command.error, command.error_type, data)
@@ -679,6 +728,11 @@ def _turn_of(tx: Transaction) -> _Turn:
         tx.workflow = _Turn()
     assert isinstance(tx.workflow, _Turn)
     return tx.workflow
+
+
+def functions_in(tx: Transaction) -> dict[str, object]:
+    """Return the runs of functions that a transaction has loaded."""
+    return _turn_of(tx).functions
 
 
 def read_state(data: bytes) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
 from aether_trio.services.workflows import execution_rows, schedule_rows
 from aether_trio.services.workflows.executions import TIMER, Executions
+from aether_trio.services.workflows.functions import FUNCTION, Functions
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.services.workflows.schedules import SET_BACK_MS
@@ -65,14 +66,16 @@ class WorkflowHook:
     def __init__(
         self,
         executions: Executions,
+        functions: Functions,
         schedules: ScheduleStarter,
         reactions: EventReactions,
         timers: Mapping[str, TimerHandler],
     ) -> None:
         self._executions = executions
+        self._functions = functions
         self._reactions = reactions
         self._schedules = schedules
-        self._timers: Final = {TIMER: executions.time_passed, **timers}
+        self._timers: Final = {TIMER: executions.time_passed, FUNCTION: functions.time_passed, **timers}
         self._put_off: set[tuple[str, str]] = set()
         """Things whose handlers have raised, to be put off in the next transaction."""
         self._now_ms = self._latest_ms = 0
@@ -82,14 +85,21 @@ class WorkflowHook:
         """Move on the execution whose step has ended, or which has ended itself."""
         if task.workflow & WorkflowPart.EVENT:
             return
-        yield from self._executions.ended(tx, task)
+        if task.workflow & WorkflowPart.FUNCTION:
+            yield from self._functions.ended(tx, task)
+        if task.workflow & WorkflowPart.CALLED and not task.workflow & WorkflowPart.RUN:
+            yield from self._functions.step_ended(tx, task)
+        else:
+            yield from self._executions.ended(tx, task)
         if task.workflow & WorkflowPart.FIRED:
             yield from self._schedules.run_ended(tx, task.task_id)
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
-        """Go on with a part that no worker has, and whose row has become PENDING."""
+        """Go on with an execution or a question whose row has become PENDING."""
         if after.workflow & WorkflowPart.EVENT:
             return self._reactions.retry(tx, after)
+        if after.workflow & WorkflowPart.FUNCTION:
+            return self._functions.reopened(tx, before, after)
         return self._executions.reopened(tx, before, after)
 
     def forgotten(self, task: TaskRow) -> Program[None]:

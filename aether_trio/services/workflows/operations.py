@@ -26,6 +26,7 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import (
+    CancelAsked,
     Happening,
     PauseAsked,
     ResumeAsked,
@@ -47,6 +48,7 @@ from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinit
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import execution_view, shown_execution
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused, read_state
+from aether_trio.services.workflows.functions import FUNCTION, CommandError
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
@@ -67,7 +69,7 @@ MAX_DATA_BYTES: Final = 1 * MIB
 PAGE: Final = 100
 HISTORY_PAGE: Final = 500
 MAX_SIGNAL_BYTES: Final = 64 * 1024
-RUNNING: Final = ("running", "paused", "compensating")
+RUNNING: Final = ("running", "paused", "compensating", "cancelling")
 
 
 class OperationFamily(Protocol):
@@ -130,7 +132,9 @@ class WorkflowOperations:
             answer = await self.perform(request)
         except OperationError as error:
             return pb.WorkflowResponse(error=str(error))
-        data = b"" if answer.data is None else write_json(answer.data)
+        data = (
+            answer.data if isinstance(answer.data, bytes) else b"" if answer.data is None else write_json(answer.data)
+        )
         return pb.WorkflowResponse(success=True, data=data, message=answer.message, total_count=answer.total)
 
     async def perform(self, request: OperationAsked) -> OperationAnswer:
@@ -264,6 +268,9 @@ class WorkflowOperations:
     async def _cancel_execution(self, request: OperationAsked) -> OperationAnswer:
         row = await self._execution(request, AccessLevel.READWRITE)
         by = request.session.identity.text
+        if row.kind == FUNCTION:
+            await self._happen(row, lambda at_ms: CancelAsked(at_ms=at_ms, reason=request.secondary_id, by=by))
+            return OperationAnswer(message=f"the function of execution {row.execution_id} is told to end")
         problem = await self._move(row.execution_id, Move.CANCEL, by)
         if problem:
             raise OperationError(problem)
@@ -364,7 +371,7 @@ class WorkflowOperations:
             if current is None or current.completed_ms:
                 return tx, f"execution {row.execution_id} has ended"
             told = happening(context.now_ms)
-            if isinstance(told, SignalReceived):
+            if isinstance(told, SignalReceived) and current.kind != FUNCTION:
                 place = current.defined_in, current.workflow_id, current.version
                 graph = yield from self._executions.definitions.graph(*place, small=context.small)
                 state = State.from_json(read_state(current.state))
@@ -373,7 +380,10 @@ class WorkflowOperations:
             yield from self._executions.happen(tx, row.execution_id, told)
             return tx, ""
 
-        _, problem = await self._engine.run_program(program, lambda result: result[0])
+        try:
+            _, problem = await self._engine.run_program(program, lambda result: result[0])
+        except CommandError as error:
+            raise OperationError(str(error)) from None
         if problem:
             raise OperationError(problem)
 

@@ -7,8 +7,10 @@ Documents, values and results are JSON in UTF-8.
 `workflow_definitions` has every version of every workflow; a version never changes. `owner` is the
 identity for which the definition acts. `workspace` '*' is every workspace that its owner may use.
 
-`workflow_executions.state` is what the interpreter knows (model/workflows/state.py), `entries` and
-`bytes` are the length of the history. `generation` grows with each retry of the ended execution.
+`workflow_executions.kind` is graph or function. `state` is what the interpreter knows of a graph
+(model/workflows/state.py), or what is kept of a function (services/workflows/function_rows.py).
+`entries` and `bytes` are the length of the history, which is all that a function's worker needs.
+`generation` grows with each retry of the ended execution.
 `workflow_steps` has a row for each step or item that was begun; `item` is -1 for a step that does
 its work once. `result` is NULL without one. `workflow_history` has what happened and what followed,
 numbered without gaps in each execution.
@@ -82,7 +84,8 @@ STATEMENTS: Final = (
         started_ms {bigint} NOT NULL,
         completed_ms {bigint} NOT NULL,
         error TEXT NOT NULL,
-        hops TEXT NOT NULL
+        hops TEXT NOT NULL,
+        kind TEXT NOT NULL
     )""",
     "CREATE INDEX workflow_executions_listed ON workflow_executions (workspace, started_ms DESC, execution_id DESC)",
     """CREATE INDEX workflow_executions_open ON workflow_executions (workspace, workflow_id, started_ms)

@@ -54,8 +54,11 @@ def test_every_coroutine_of_every_client_is_reachable() -> None:
         for name, found in inspect.getmembers(kind, inspect.iscoroutinefunction)
         if not name.startswith("_")
     }
-    assert wanted <= public(SyncClient)
+    assert wanted - ASYNC_ONLY <= public(SyncClient)
 
+
+ASYNC_ONLY = {"serve_workflows"}
+"""Durable functions are coroutine functions."""
 
 OF_THE_ASYNC_CLIENT = {
     "assigned_id",
@@ -73,7 +76,7 @@ OF_THE_ASYNC_CLIENT = {
 
 def test_nothing_public_of_a_client_is_missing() -> None:
     missing = {name for kind in KINDS for name in public(kind)} - public(SyncClient)
-    assert missing == OF_THE_ASYNC_CLIENT
+    assert missing == OF_THE_ASYNC_CLIENT | ASYNC_ONLY
 
 
 @pytest.mark.parametrize(

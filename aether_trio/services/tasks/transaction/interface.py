@@ -20,6 +20,7 @@ from aether_trio.services.access.changes import Draft
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.workers import Worker
 from aether_trio.storage.base import Program
+from aether_trio.wire.pb import aether_pb2 as pb
 
 
 class LargeError(Exception):
@@ -81,7 +82,7 @@ class TaskWorkflows(Protocol):
         """Move on the execution whose step has ended, or which has ended itself."""
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
-        """Go on with a part that no worker has, and whose row has become PENDING."""
+        """Go on with an execution or a question whose row has become PENDING."""
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
@@ -259,6 +260,9 @@ class Transaction(Protocol):
 
     def wake(self, task: TaskRow) -> Program[None]:
         """Let a waiting task go on, as what it waited for has happened."""
+
+    def record_event(self, task: TaskRow, event: pb.TaskEvent) -> Program[None]:
+        """Write an event of a task whose row changes in nothing else."""
 
     def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
         """Write events of tasks whose rows count them already.

@@ -21,7 +21,7 @@ from typing import Any, Final
 from aether_trio.model.tasks import Facts, Move, MoveStep, StoredStatus, TaskRow, Wait, decide
 from aether_trio.model.tasks.result import TaskResult
 from aether_trio.model.tasks.status import PAUSED, TERMINAL
-from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, holder_of, keeper_of
+from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, WorkflowPart, holder_of, keeper_of
 from aether_trio.model.tasks.timed_transitions import next_due
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.waiting_queue import queue_of
@@ -48,6 +48,9 @@ WAKE_PAGE: Final = 50
 
 KEPT_EVENTS: Final = 4_096
 """Latest events that are kept of a task at least; at most twice as many are."""
+
+REOPENED: Final = NO_WORKER | WorkflowPart.FUNCTION
+"""Of these parts workflows are told when they become PENDING."""
 
 EVENT_INTAKE: Final = "event::receiver0"
 
@@ -261,7 +264,7 @@ class TaskTransaction:
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
             word = "transitioned" if after.status in PAUSED else "completed"
             yield from child_events.add(self, self._child_event(after, word))
-        if after.workflow & NO_WORKER and after.status is StoredStatus.PENDING:
+        if after.workflow & REOPENED and after.status is StoredStatus.PENDING:
             yield from self.context.workflows.reopened(self, before, after)
 
     def worker_is_present(self, task: TaskRow) -> Program[bool]:

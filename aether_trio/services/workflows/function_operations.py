@@ -1,0 +1,164 @@
+"""Operations of workers with durable functions: REGISTER and ADVANCE_FUNCTION.
+
+docs/wire.md says what a worker sends and gets, so that any language can have such functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.model.identity import IdentityError, Kind, check_token
+from aether_trio.model.text import shown
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
+from aether_trio.services.workflows import definitions
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
+from aether_trio.services.workflows.executions import Executions
+from aether_trio.services.workflows.functions import (
+    FUNCTION,
+    MAX_COMMANDS,
+    Advanced,
+    CommandError,
+    Functions,
+    document_of,
+    is_function,
+)
+from aether_trio.services.workflows.schemas import schema_problems
+from aether_trio.storage.base import Program
+
+REGISTER_FUNCTION: Final = 120
+ADVANCE_FUNCTION: Final = 121
+MAX_NAME_CHARS: Final = 128
+MAX_MS: Final = 24 * 3600 * 1000
+DRAFT: Final = {"type": ["object", "boolean"]}
+
+
+class FunctionOperations:
+    """Performs what workers ask for about their functions."""
+
+    def __init__(self, engine: Engine, functions: Functions, executions: Executions, access: WorkspaceAccess) -> None:
+        self._engine = engine
+        self._functions = functions
+        self._executions = executions
+        self._access = access
+        self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {REGISTER_FUNCTION: self._register, ADVANCE_FUNCTION: self._advance}
+        )
+
+    async def _register(self, request: OperationAsked) -> OperationAnswer:
+        """Store a function of the caller's implementation; `id` is its name."""
+        identity = request.session.identity
+        if identity.kind not in (Kind.AGENT, Kind.SERVICE):
+            raise OperationError("only agents and services have functions: others are assigned no tasks of a pool")
+        workspace, name, given = request.own_workspace, request.id, request.document
+        if workspace == EVERYWHERE:
+            raise OperationError("a function belongs to one workspace: name it")
+        try:
+            check_token(name, "the name of a function")
+        except IdentityError as error:
+            raise OperationError(str(error)) from None
+        await self._access.need(request.session, workspace)
+        unknown = sorted(set(given) - {"input", "grace_ms", "cleanup_ms", "source"})
+        if unknown:
+            raise OperationError(f"unknown keys: {', '.join(map(shown, unknown))}")
+        about: dict[str, Any] = {"worker": identity.implementation}
+        for key in ("grace_ms", "cleanup_ms"):
+            if key in given:
+                number = given[key]
+                if isinstance(number, bool) or not isinstance(number, int) or not 1 <= number <= MAX_MS:
+                    raise OperationError(f"{key} is a whole number of milliseconds from 1 to {MAX_MS}")
+                about[key] = number
+        schema = given.get("input")
+        if schema is not None:
+            if not isinstance(schema, dict):
+                raise OperationError("input is a JSON Schema, an object")
+            try:
+                schema_problems(schema, {})
+            except ValueError as error:
+                raise OperationError(f"input is no JSON Schema: {error}") from None
+            about["input"] = schema
+        document = document_of(name, about)
+        now_ms = self._engine.clock.now_ms()
+        stored = StoredDefinition(
+            workspace,
+            name,
+            1,
+            document,
+            hashlib.sha256(document).digest(),
+            identity.text,
+            True,
+            now_ms,
+            now_ms,
+        )
+        made, problem = await self._engine.database.run(lambda: _register(stored))
+        if problem:
+            raise OperationError(problem)
+        return OperationAnswer({"name": name, "version": made.version}, f"function {name} version {made.version}")
+
+    async def _advance(self, request: OperationAsked) -> OperationAnswer:
+        """Move on a run that the caller has been assigned; `id` is its execution."""
+        given = request.document
+        number, after, commands = given.get("assignment"), given.get("after", 0), given.get("do", [])
+        for name, value in (("assignment", number), ("after", after)):
+            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+                raise OperationError(f"{name} is a whole number of at least 0")
+        if not isinstance(commands, list) or not all(isinstance(one, dict) for one in commands):
+            raise OperationError("do is a list of objects")
+        if len(commands) > MAX_COMMANDS:
+            raise OperationError(f"do has {len(commands)} commands; at most {MAX_COMMANDS} are allowed at once")
+        for one in commands:
+            if not isinstance(one.get("step", ""), str):
+                raise OperationError("step is a text")
+        caller, execution_id = request.session.identity.text, request.id
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, Advanced | str]]:
+            tx = TaskTransaction(context)
+            found = yield from self._functions.advance(
+                tx, caller, execution_id, number or 0, after, commands, self._executions.start
+            )
+            return tx, found
+
+        try:
+            _, found = await self._engine.run_program(program, lambda result: result[0])
+        except CommandError as error:
+            raise OperationError(str(error)) from None
+        if isinstance(found, str):
+            raise OperationError(found)
+        entries = b",".join(b'{"number":%d,"at_ms":%d,"entry":%s}' % one for one in found.entries)
+        more = b"true" if found.more else b"false"
+        data = b'{"status":%s,"more":%s,"entries":[%s]}' % (json.dumps(found.status).encode(), more, entries)
+        return OperationAnswer(data, total=len(found.entries))
+
+
+def _register(stored: StoredDefinition) -> Program[tuple[StoredDefinition, str]]:
+    """Store a function, as a new version if it is new; return it, or the problem."""
+    newest = yield from definitions.newest(stored.workspace, stored.id, also_inactive=True)
+    if newest is None or newest.workspace != stored.workspace:
+        yield from definitions.insert(stored)
+        return stored, ""
+    if not is_function(newest):
+        return stored, f"workflow {stored.id} is a graph: a function needs another name"
+    old, new = (json.loads(one.document)[FUNCTION]["worker"] for one in (newest, stored))
+    if old != new and newest.active:
+        return stored, f"workflow {stored.id} is a function of the workers {old}: give it another name"
+    if newest.digest == stored.digest and newest.active:
+        return newest, ""
+    made = StoredDefinition(
+        stored.workspace,
+        stored.id,
+        newest.version + 1,
+        stored.document,
+        stored.digest,
+        stored.owner,
+        True,
+        stored.created_ms,
+        stored.updated_ms,
+    )
+    yield from definitions.insert(made)
+    return made, ""

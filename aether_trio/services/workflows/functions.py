@@ -1,0 +1,889 @@
+"""Keeps the runs of durable functions: what is done, and what they wait for.
+
+    a worker's ADVANCE ──▶ rows of workflow_steps, workflow_history; child tasks, questions, timers
+    the end of a child, a signal, a moment ──▶ the same history ──▶ the worker is told, or woken
+
+A run is a task of its worker's pool, so any worker of the pool goes on with it; the history says
+what is done. What the worker has done and what has happened meanwhile lie in one history, numbered
+without gaps, so one number says all that a worker knows.
+
+Invariants: a step is known by its key, is begun once in each generation and ends once; what a
+worker asks for again, as an answer was lost, is not done again; a worker whose assignment is over
+changes nothing. A run that no worker has is woken by each entry that it has not written itself,
+unless it is paused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple, Protocol
+
+from aether_trio.model.errors import RequestError
+from aether_trio.model.limits import MIB
+from aether_trio.model.tasks import Move, Reason, RetrySchedule, StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks.form import FORM, FormError, check_match
+from aether_trio.model.tasks.result import MAX_RESULT_BYTES, NO_RESULT, ResultKind, TaskResult
+from aether_trio.model.tasks.retry import Backoff
+from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.text import shown
+from aether_trio.model.workflows.definition import Action, ActionType, RetryRule
+from aether_trio.model.workflows.happenings import (
+    CancelAsked,
+    EndExecution,
+    Happening,
+    PauseAsked,
+    ResumeAsked,
+    SignalReceived,
+    StepPlace,
+)
+from aether_trio.model.workflows.hops import decode, encode
+from aether_trio.services.tasks.transaction import results, task_rows
+from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.workflows import definitions, execution_rows, function_rows
+from aether_trio.services.workflows.actions import (
+    ENGINE,
+    ActionRefused,
+    Actions,
+    Cause,
+    Child,
+    create_task,
+    dated_id,
+    new_row,
+)
+from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.execution_rows import ExecutionRow
+from aether_trio.services.workflows.executions import (
+    MAX_ENTRIES,
+    MAX_HISTORY_BYTES,
+    QUESTION,
+    RUN,
+    Begin,
+    StartRefused,
+    functions_in,
+    result_json,
+)
+from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
+from aether_trio.storage.base import Program
+from aether_trio.wire.pb import aether_pb2 as pb
+
+FUNCTION: Final = "function"
+"""The kind of these executions and of their timers, and the key of their documents."""
+NEWS_STATE: Final = "workflow"
+"""The `state` of the progress event that tells a worker how many entries there are."""
+MAX_COMMANDS: Final = 200
+MAX_OPEN: Final = 1_000
+MAX_KEY_CHARS: Final = 400
+MAX_CODE_CHARS: Final = 300
+MAX_ERROR_CHARS: Final = 4_000
+MAX_SIGNALS: Final = 1_000
+"""Signals that wait for a step, of one run."""
+PAGE: Final = 500
+PAGE_BYTES: Final = 1 * MIB
+CLEANUP_MS: Final = 60_000
+"""Time for a function that is cancelled to undo what it has done."""
+GRACE_MS: Final = 10_000
+"""How long a worker may be away before another one goes on."""
+FAILED: Final = "FUNCTION_FAILED"
+"""The error type of the task of a function that has failed: no attempt follows."""
+CHECKPOINT: Final = "_workflow"
+"""What a hibernated run goes on from: its history."""
+POLICY: Final = RetrySchedule(10, Backoff.EXPONENTIAL, 200, 30_000, 0.1, final_errors=(FAILED,))
+"""For workers that are lost: so many attempts without progress."""
+KINDS: Final = ("call", "run", "sleep", "ask", "wait", "once")
+OUTCOMES: Final = ("completed", "failed", "cancelled")
+_LATER: Final = ""
+"""The key in `FunctionState.due` of a run that a worker has put off."""
+
+
+class CommandError(ValueError):
+    """What a worker asks for is malformed, or beyond a limit; nothing is done."""
+
+
+class StartSub(Protocol):
+    """Starts an execution below another one, as `Executions.start` does."""
+
+    def __call__(
+        self,
+        tx: Transaction,
+        stored: StoredDefinition,
+        workspace: str,
+        begin: Begin,
+        *,
+        task_id: str,
+        parent: ExecutionRow | None = None,
+        part: WorkflowPart = WorkflowPart.NONE,
+        place: dict[str, str] | None = None,
+    ) -> Program[None]: ...
+
+
+class Advanced(NamedTuple):
+    """The answer to a worker: entries (number, Unix ms, JSON) new to it."""
+
+    entries: list[tuple[int, int, bytes]]
+    more: bool
+    """Whether there are further entries."""
+    status: str
+    """running, or what the run is by now: the worker has no part in it any more."""
+
+
+class Functions:
+    """Starts runs of functions and moves them on; `validate` is that of Executions."""
+
+    def __init__(self, actions: Actions, validate: Callable[[Any, Any], str]) -> None:
+        self._actions = actions
+        self._validate = validate
+
+    # -- begin and end -----------------------------------------------------------------------------
+
+    def start(
+        self,
+        tx: Transaction,
+        stored: StoredDefinition,
+        workspace: str,
+        begin: Begin,
+        depth: int,
+        *,
+        task_id: str,
+        parent: ExecutionRow | None = None,
+        part: WorkflowPart = WorkflowPart.NONE,
+        place: dict[str, str] | None = None,
+    ) -> Program[None]:
+        """Start a run of a function whose owner may act there. Raises StartRefused."""
+        about = json.loads(stored.document)[FUNCTION]
+        schema = about.get("input")
+        if schema is not None and (problem := self._validate(schema, begin.input)):
+            raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
+        try:
+            trigger = to_json(begin.input)
+        except CommandError as error:
+            raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
+        metadata = {
+            **begin.metadata,
+            **(place or {}),
+            "workflow_id": stored.id,
+            "version": str(stored.version),
+            FUNCTION: "true",
+        }
+        request = pb.CreateTaskRequest(
+            task_type=RUN,
+            assignment_mode=pb.POOL,
+            target_implementation=about["worker"],
+            correlation_id=begin.correlation_id or ("" if parent is None else parent.correlation_id),
+            root_task_id="" if parent is None else parent.root_id,
+            metadata=metadata,
+            payload=trigger,
+        )
+        parent_id = "" if parent is None else parent.execution_id
+        try:
+            self._actions.check_size(request, workspace)
+            task = new_row(tx, request, task_id, workspace, begin.creator, parent_id)
+        except (RequestError, ValueError) as error:
+            raise StartRefused(str(error)) from None
+        task.workflow = WorkflowPart.FUNCTION | part
+        task.retry_policy, task.max_attempts = POLICY.to_json(), POLICY.attempts
+        task.grace_ms = int(about.get("grace_ms", GRACE_MS))
+        now_ms = tx.context.now_ms
+        row = ExecutionRow(
+            task_id,
+            workspace,
+            stored.workspace,
+            stored.id,
+            stored.version,
+            stored.owner,
+            "running",
+            b"{}",
+            trigger,
+            parent_id=parent_id,
+            root_id=task.root_task_id,
+            correlation_id=task.correlation_id,
+            depth=depth,
+            started_ms=now_ms,
+            hops=encode(begin.hops),
+            kind=FUNCTION,
+        )
+        if not (yield from create_task(tx, task, trigger)):
+            return  # this program has run before, and was committed
+        yield from execution_rows.insert(row)
+        run = functions_in(tx)[task_id] = RunningFunction(row, FunctionState())
+        entry = {"type": "Started", "workflow": stored.id, "execution_id": task_id, "by": begin.creator}
+        yield from self._note(tx, run, {**entry, "input": begin.input})
+        yield from self._save(tx, run)
+
+    def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Write that a run has ended, however it has; cancel what it has left open."""
+        run = yield from self._load(tx, task.task_id)
+        if run is None or run.row.completed_ms:
+            return
+        row, now_ms = run.row, tx.context.now_ms
+        status = {StoredStatus.COMPLETED: "completed", StoredStatus.CANCELLED: "cancelled"}.get(task.status, "failed")
+        entry: dict[str, Any] = {"type": "Ended", "outcome": status}
+        if status == "completed":
+            result = tx.results.get(task.task_id)
+            if result is None and task.result_bytes != NO_RESULT:
+                result = yield from results.load(task)
+            if result is not None:
+                entry["result"] = json.loads(result_json(result))
+        else:
+            entry |= {"error": task.error, "error_type": task.error_type}
+            row.error = task.error
+        row.status, row.completed_ms = status, now_ms
+        run.state = FunctionState()
+        yield from self._note(tx, run, entry)
+        yield from self._save(tx, run)
+        yield from self._close_open(tx, run, "its execution has ended")
+        yield from self._save(tx, run)
+
+    def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
+        """Let an ended run begin again, with the steps that it has completed."""
+        run = yield from self._load(tx, after.task_id)
+        if run is None or not before.is_final:
+            return
+        row = run.row
+        row.generation, row.status, row.completed_ms, row.error = row.generation + 1, "running", 0, ""
+        run.state = FunctionState()
+        yield from self._note(tx, run, {"type": "RetryAsked"})
+        yield from self._save(tx, run)
+
+    # -- what happens ------------------------------------------------------------------------------
+
+    def step_ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Take the end of a task that a function has called."""
+        outcome, data = "failed", b"null"
+        error, error_type = task.error, task.error_type
+        if task.status is StoredStatus.COMPLETED:
+            outcome, error, error_type = "completed", "", ""
+            result = tx.results.get(task.task_id)
+            if result is None and task.result_bytes != NO_RESULT:
+                result = yield from results.load(task)
+            if result is not None:
+                data = result_json(result)
+                if tx.context.small and len(data) > results.SMALL_BYTES:
+                    raise LargeError
+        elif task.status is StoredStatus.CANCELLED:
+            error_type = "CANCELLED"
+        elif task.status is StoredStatus.REJECTED:
+            error_type = "REJECTED"
+        yield from self.step_over(tx, task, StepEnd(outcome, data, error, error_type))
+
+    def step_over(self, tx: Transaction, task: TaskRow, end: StepEnd) -> Program[None]:
+        """Take the end of a task or execution that a function has begun as a step."""
+        run = yield from self._load(tx, task.parent_task_id)
+        if run is None or run.row.completed_ms:
+            return
+        key = pb.CreateTaskRequest.FromString(task.spec).metadata.get("step_id", "")
+        found = yield from function_rows.load_steps(run.row.execution_id, [key])
+        if key not in found or found[key].task_id != task.task_id:
+            return
+        if (yield from self._close(tx, run, key, end)):
+            yield from self._told(tx, run)
+
+    def is_function(self, stored: StoredDefinition) -> bool:
+        """Return whether a stored definition is that of a function."""
+        return is_function(stored)
+
+    def execution_over(self, tx: Transaction, task: TaskRow, ended: EndExecution) -> Program[None]:
+        """Take the end of an execution that a function has begun as a step."""
+        data = to_json(ended.result) if ended.status == "completed" else b"null"
+        outcome = "completed" if ended.status == "completed" else "failed"
+        error_type = ended.error_type or ("CANCELLED" if ended.status == "cancelled" else "")
+        yield from self.step_over(tx, task, StepEnd(outcome, data, ended.error, error_type))
+
+    def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[bool]:
+        """Let a signal come, or a participant pause, resume or cancel a run.
+
+        Return False if it is no run of a function.
+        """
+        run = yield from self._load(tx, execution_id)
+        if run is None:
+            return False
+        if not run.row.completed_ms:
+            yield from self._happened(tx, run, happening)
+        return True
+
+    def _happened(self, tx: Transaction, run: RunningFunction, happening: Happening) -> Program[None]:
+        row, state = run.row, run.state
+        match happening:
+            case SignalReceived():
+                yield from self._signal(tx, run, happening)
+            case PauseAsked():
+                if row.status == "paused":
+                    return
+                row.status, row.error = "paused", happening.reason
+                yield from self._note(tx, run, {"type": "PauseAsked", "reason": happening.reason, "by": happening.by})
+                yield from self._told(tx, run)
+            case ResumeAsked():
+                if row.status != "paused":
+                    return
+                row.status, row.error = "cancelling" if state.cancelled else "running", ""
+                yield from self._note(tx, run, {"type": "ResumeAsked", "by": happening.by})
+                yield from self._told(tx, run)
+            case CancelAsked():
+                yield from self._cancel(tx, run, happening)
+            case _:
+                return
+        yield from self._save(tx, run)
+
+    def _cancel(self, tx: Transaction, run: RunningFunction, asked: CancelAsked) -> Program[None]:
+        """Ask a function to end; end it at once if no worker has begun it."""
+        row, state = run.row, run.state
+        task = yield from task_rows.load(row.execution_id)
+        if task is None or state.cancelled:
+            return
+        if not task.epoch:
+            yield from self._save(tx, run)
+            yield from tx.apply(task, Move.CANCEL, tx.facts(asked.by))
+            return
+        row.status = "cancelling"
+        yield from self._note(tx, run, {"type": "CancelAsked", "reason": asked.reason, "by": asked.by})
+        stored = yield from definitions.load(row.defined_in, row.workflow_id, row.version)
+        about = {} if stored is None else json.loads(stored.document)[FUNCTION]
+        state.cancelled = row.entries
+        state.cancel_ms = tx.context.now_ms + int(about.get("cleanup_ms", CLEANUP_MS))
+        yield from self._close_open(tx, run, f"execution {row.execution_id} is cancelled")
+        yield from self._told(tx, run)
+
+    def _signal(self, tx: Transaction, run: RunningFunction, signal: SignalReceived) -> Program[None]:
+        state = run.state
+        waiting = sum(map(len, state.signals.values()))
+        taker = next((key for key, name in state.waits.items() if name == signal.name), None)
+        if taker is None and waiting >= MAX_SIGNALS:
+            raise CommandError(f"{MAX_SIGNALS} signals wait for a step of execution {run.row.execution_id} already")
+        found = {"type": "SignalReceived", "name": signal.name, "data": signal.data, "by": signal.by}
+        yield from self._note(tx, run, found)
+        if taker is None:
+            state.signals.setdefault(signal.name, []).append(run.row.entries)
+        else:
+            yield from self._close(tx, run, taker, StepEnd("completed", to_json(signal.data)))
+            yield from self._told(tx, run)
+
+    def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let the due moment of a run come."""
+        run = yield from self._load(tx, execution_id)
+        if run is None or run.row.completed_ms:
+            yield from execution_rows.set_timer(FUNCTION, execution_id, 0)
+            return
+        now_ms, state = tx.context.now_ms, run.state
+        for key in sorted(key for key, due_ms in state.due.items() if due_ms <= now_ms):
+            if key == _LATER:
+                del state.due[key]
+                continue
+            found = yield from function_rows.load_steps(execution_id, [key])
+            sleeps = key in found and found[key].status == "waiting" and not found[key].task_id
+            if sleeps and key not in state.waits:
+                yield from self._close(tx, run, key, StepEnd("completed"))
+            else:
+                yield from self._close(
+                    tx, run, key, StepEnd("failed", error="nothing came in time", error_type="TIMEOUT")
+                )
+        if state.cancel_ms and state.cancel_ms <= now_ms:
+            state.cancel_ms = 0
+            yield from self._save(tx, run)
+            task = yield from task_rows.load(execution_id)
+            if task is not None and not task.is_final:
+                yield from tx.apply(task, Move.CANCEL, tx.facts(reason="the cancelled function has not ended in time"))
+            return
+        yield from self._told(tx, run)
+        yield from self._save(tx, run)
+        if run.row.due_ms == 0:
+            yield from execution_rows.set_timer(FUNCTION, execution_id, 0)
+
+    # -- what a worker asks for --------------------------------------------------------------------
+
+    def advance(
+        self,
+        tx: Transaction,
+        caller: str,
+        execution_id: str,
+        number: int,
+        after: int,
+        commands: Sequence[Mapping[str, Any]],
+        start: StartSub,
+    ) -> Program[Advanced | str]:
+        """Do what a worker asks for; return what is new to it, or why it is refused.
+
+        `number` is that of its assignment, `after` of the last entry that it knows. Raises
+        CommandError; nothing may be committed then.
+        """
+        run = yield from self._load(tx, execution_id)
+        task = yield from task_rows.load(execution_id)
+        if run is None or task is None:
+            return f"execution {shown(execution_id)} is no run of a function"
+        if task.assigned_to != caller or task.epoch != number:
+            return f"this assignment is over: assignment {number} of {caller} is not the current one, which is {task.epoch}"
+        if task.status is not StoredStatus.RUNNING:
+            return Advanced([], False, "paused" if run.row.status == "paused" else task.status.value)
+        run.by_worker = True
+        known = run.row.entries
+        steps = yield from function_rows.load_steps(execution_id, [one["step"] for one in commands if "step" in one])
+        status = "running"
+        for command in commands:
+            status = yield from self._do(tx, run, task, steps, command, after, start)
+            if status != "running":
+                break
+        if status == "running" and run.written:
+            if run.row.entries > MAX_ENTRIES or run.row.bytes > MAX_HISTORY_BYTES:
+                text = f"the history has {run.row.entries} entries of {run.row.bytes} bytes; it is too long"
+                yield from self._save(tx, run)
+                yield from tx.apply(task, Move.FAIL, tx.facts(ENGINE, reason=text, error_type=FAILED))
+                return Advanced([], False, "failed")
+            if task.retry_count:
+                yield from tx.write(task, task.changed({"retry_count": 0}), "")
+        yield from self._save(tx, run)
+        run.by_worker = False
+        old: list[tuple[int, int, bytes]] = []
+        if after < known:
+            old = yield from execution_rows.history(execution_id, after, PAGE + 1)
+            old = [one for one in old if one[0] <= known]
+        if tx.context.small and sum(len(one[2]) for one in old) > results.SMALL_BYTES:
+            raise LargeError
+        entries, more = _page([*old, *run.written] if after + len(old) >= known else old)
+        return Advanced(entries, more or after + len(entries) < run.row.entries, status)
+
+    def _do(
+        self,
+        tx: Transaction,
+        run: RunningFunction,
+        task: TaskRow,
+        steps: dict[str, FunctionStep],
+        command: Mapping[str, Any],
+        after: int,
+        start: StartSub,
+    ) -> Program[str]:
+        """Do one command; return "running", or what the run is afterwards."""
+        match command.get("do"):
+            case "open":
+                yield from self._open(tx, run, task, steps, command, after, start)
+            case "close":
+                yield from self._record(tx, run, steps, command)
+            case "tried":
+                yield from self._tried(tx, run, steps, command)
+            case "end":
+                return (yield from self._end(tx, run, task, command))
+            case "suspend":
+                return (yield from self._suspend(tx, run, task, command, after))
+            case "pause":
+                return (yield from self._pause(tx, run, task, command))
+            case other:
+                raise CommandError(f"unknown command {shown(str(other))}: see docs/wire.md")
+        return "running"
+
+    def _open(
+        self,
+        tx: Transaction,
+        run: RunningFunction,
+        task: TaskRow,
+        steps: dict[str, FunctionStep],
+        command: Mapping[str, Any],
+        after: int,
+        start: StartSub,
+    ) -> Program[None]:
+        """Begin a step that ends later: call, run, sleep, ask, wait, or work done once."""
+        row, state, now_ms = run.row, run.state, tx.context.now_ms
+        key, kind = _key(command), command.get("kind")
+        if kind not in KINDS:
+            raise CommandError(f"kind is one of {', '.join(KINDS)}")
+        found = steps.get(key)
+        attempt = row.generation
+        if (
+            found is not None
+            and (found.status == "completed" or found.attempt >= attempt)
+            and not (kind == "once" and found.is_open and command.get("again"))
+        ):
+            return
+        if state.opened >= MAX_OPEN:
+            raise CommandError(f"{MAX_OPEN} steps of the function are open; wait for some before others begin")
+        entry: dict[str, Any] = {
+            "type": "StepOpened", "step": key, "kind": kind, "code": _text(command, "code", MAX_CODE_CHARS),
+            "assignment": task.epoch,
+        }  # fmt: skip
+        if about := _text(command, "about", MAX_KEY_CHARS):
+            entry["about"] = about
+        given = {
+            name: value
+            for name, value in command.items()
+            if name not in ("do", "step", "kind", "code", "about", "again")
+        }
+        entry |= {"given": given}
+        yield from self._note(tx, run, entry)
+        reopened = found is not None and found.is_open
+        step = FunctionStep("running" if kind in ("call", "run", "once") else "waiting", attempt, "", now_ms)
+        state.opened += not reopened
+        end: StepEnd | None = None
+        if state.cancelled > after and kind != "once":
+            end = StepEnd("cancelled", error="the function was cancelled")  # unknown to its worker
+        elif kind in ("call", "run"):
+            step, end = yield from self._begin_child(tx, run, key, step, command, start)
+        elif kind == "ask":
+            step, end = yield from self._ask(tx, run, key, step, command)
+        elif kind == "sleep":
+            until_ms = command.get("until_ms")
+            for_ms = _number(command, "for_ms")
+            state.due[key] = int(until_ms) if isinstance(until_ms, (int, float)) else now_ms + for_ms
+        elif kind == "wait":
+            name = _text(command, "signal", MAX_KEY_CHARS)
+            kept = state.signals.get(name)
+            if kept:
+                number = kept.pop(0)
+                if not kept:
+                    del state.signals[name]
+                signals = yield from execution_rows.history(row.execution_id, number - 1, 1)
+                end = StepEnd("completed", to_json(json.loads(signals[0][2])["data"]))
+            else:
+                state.waits[key] = name
+        if kind in ("ask", "wait") and (timeout_ms := _number(command, "timeout_ms")) and end is None:
+            state.due[key] = now_ms + timeout_ms
+        yield from function_rows.put_open(row.execution_id, key, step, to_json(given))
+        steps[key] = step
+        if end is not None:
+            yield from self._close(tx, run, key, end)
+            steps[key] = step._replace(status=end.outcome)
+
+    def _begin_child(
+        self,
+        tx: Transaction,
+        run: RunningFunction,
+        key: str,
+        step: FunctionStep,
+        command: Mapping[str, Any],
+        start: StartSub,
+    ) -> Program[tuple[FunctionStep, StepEnd | None]]:
+        """Create the task or execution of a step; it has ended if that is refused."""
+        row, now_ms = run.row, tx.context.now_ms
+        made_of = f"{row.execution_id}\0{key}\0{step.attempt}\0{row.entries}"
+        metadata = {"workflow": "true", "execution_id": row.execution_id, "step_id": key}
+        part = WorkflowPart.STEP | WorkflowPart.CALLED
+        if command["kind"] == "run":
+            name = _text(command, "workflow", MAX_KEY_CHARS)
+            stored = yield from definitions.newest(row.workspace, name)
+            if stored is None:
+                text = f"there is no workflow {shown(name)} in workspace {row.workspace}"
+                return step, StepEnd("failed", error=text, error_type="UNKNOWN_WORKFLOW")
+            task_id = dated_id(now_ms, made_of)
+            try:
+                yield from start(
+                    tx,
+                    stored,
+                    row.workspace,
+                    Begin(command.get("input"), row.owner, hops=decode(row.hops)),
+                    task_id=task_id,
+                    parent=row,
+                    part=part,
+                    place=metadata,
+                )
+            except StartRefused as error:
+                return step, StepEnd("failed", error=str(error), error_type="START_REFUSED")
+            return step._replace(task_id=task_id), None
+        action = Action(
+            type=ActionType.MESSAGE,
+            agent=_text(command, "agent", MAX_KEY_CHARS),
+            tool_name=_text(command, "tool", MAX_KEY_CHARS),
+            workspace=_text(command, "workspace", MAX_KEY_CHARS),
+            retry=_retry(command.get("retry")),
+        )
+        given = command.get("metadata")
+        values = {"arguments": command.get("arguments"), "metadata": given if isinstance(given, dict) else {}}
+        child = Child(row.execution_id, row.root_id, row.correlation_id, metadata, _number(command, "timeout_ms"), part)
+        try:
+            task = yield from self._actions.perform(
+                tx, action, values, Cause(made_of, row.owner, row.workspace, decode(row.hops)), child
+            )
+        except ActionRefused as error:
+            return step, StepEnd("failed", error=str(error), error_type=error.error_type)
+        assert task is not None
+        return step._replace(task_id=task.task_id), None
+
+    def _ask(
+        self, tx: Transaction, run: RunningFunction, key: str, step: FunctionStep, command: Mapping[str, Any]
+    ) -> Program[tuple[FunctionStep, StepEnd | None]]:
+        """Put a question to a person, as a child that no worker has."""
+        row, now_ms = run.row, tx.context.now_ms
+        form = {name: command[name] for name in ("question", "choices", "text", "form") if command.get(name)}
+        match = {FORM: json.dumps(form, separators=(",", ":"))}
+        try:
+            check_match(match)
+        except FormError as error:
+            return step, StepEnd("failed", error=str(error), error_type="BAD_QUESTION")
+        wait = Wait(expected_principal=_text(command, "of", MAX_KEY_CHARS), input_match=match)
+        request = pb.CreateTaskRequest(
+            task_type=QUESTION,
+            assignment_mode=pb.POOL,
+            target_implementation=row.workflow_id,
+            workspace=row.workspace,
+            root_task_id=row.root_id,
+            correlation_id=row.correlation_id,
+            metadata={"workflow": "true", "execution_id": row.execution_id, "step_id": key},
+        )
+        task_id = dated_id(now_ms, f"{row.execution_id}\0{key}\0{step.attempt}\0{row.entries}")
+        task = new_row(tx, request, task_id, row.workspace, row.owner, row.execution_id)
+        task.status, task.paused_ms = StoredStatus.WAITING_INPUT, now_ms
+        task.wait = wait.named(0, task_id).to_json()
+        task.workflow = WorkflowPart.STEP | WorkflowPart.CALLED | WorkflowPart.QUESTION
+        yield from create_task(tx, task, b"")
+        return step._replace(task_id=task_id), None
+
+    def _record(
+        self, tx: Transaction, run: RunningFunction, steps: dict[str, FunctionStep], command: Mapping[str, Any]
+    ) -> Program[None]:
+        """Write the end of a step that the worker has done, or does not wait for any more."""
+        row, now_ms = run.row, tx.context.now_ms
+        key, outcome = _key(command), command.get("outcome")
+        if outcome not in OUTCOMES:
+            raise CommandError(f"outcome is one of {', '.join(OUTCOMES)}")
+        data = to_json(command.get("result"))
+        if len(data) > MAX_RESULT_BYTES:
+            raise CommandError(
+                f"the result of step {key} has {len(data)} bytes; at most {MAX_RESULT_BYTES} are allowed"
+            )
+        if tx.context.small and len(data) > results.SMALL_BYTES:
+            raise LargeError
+        error_type = _text(command, "error_type", MAX_KEY_CHARS)
+        end = StepEnd(outcome, data, _text(command, "error", MAX_ERROR_CHARS), error_type)
+        found = steps.get(key)
+        if found is not None and found.is_open and found.attempt >= row.generation and found.status != "tried":
+            yield from self._close(tx, run, key, end)
+        elif (
+            found is None or found.status == "tried" or (found.status != "completed" and found.attempt < row.generation)
+        ):
+            entry = {"kind": _text(command, "kind", 40), "code": _text(command, "code", MAX_CODE_CHARS)}
+            began_ms = now_ms if found is None else found.started_ms
+            yield from function_rows.put_ended(row.execution_id, key, row.generation, began_ms, now_ms, end)
+            yield from self._note_end(tx, run, key, end, entry)
+        else:
+            return
+        steps[key] = FunctionStep(outcome, row.generation, "", now_ms)
+
+    def _tried(
+        self, tx: Transaction, run: RunningFunction, steps: dict[str, FunctionStep], command: Mapping[str, Any]
+    ) -> Program[None]:
+        """Write that a worker's attempt at a step has failed, and another follows."""
+        row, now_ms = run.row, tx.context.now_ms
+        key, attempt = _key(command), _number(command, "attempt")
+        found = steps.get(key)
+        if found is not None and found.status != "tried" and found.attempt >= row.generation:
+            return
+        entry = {
+            "type": "StepTried",
+            "step": key,
+            "attempt": attempt,
+            "kind": _text(command, "kind", 40),
+            "code": _text(command, "code", MAX_CODE_CHARS),
+            "error": _text(command, "error", MAX_ERROR_CHARS),
+            "error_type": _text(command, "error_type", MAX_KEY_CHARS),
+            "next_ms": now_ms + _number(command, "wait_ms"),
+        }
+        yield from self._note(tx, run, entry)
+        step = FunctionStep("tried", row.generation, "", now_ms if found is None else found.started_ms)
+        yield from function_rows.put_open(row.execution_id, key, step, None)
+        steps[key] = step
+
+    def _end(self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any]) -> Program[str]:
+        """End the run as its function has ended."""
+        outcome = command.get("outcome")
+        if outcome not in OUTCOMES:
+            raise CommandError(f"outcome is one of {', '.join(OUTCOMES)}")
+        yield from self._save(tx, run)
+        if outcome == "completed":
+            data = to_json(command.get("result"))
+            if len(data) > MAX_RESULT_BYTES:
+                raise CommandError(f"the result has {len(data)} bytes; at most {MAX_RESULT_BYTES} are allowed")
+            result = TaskResult(ResultKind.JSON, data)
+            tx.results[task.task_id] = result
+            yield from tx.apply(task, Move.COMPLETE, tx.facts(task.assigned_to, result_bytes=len(data)))
+            yield from results.write(task.task_id, result, small=tx.context.small)
+        elif outcome == "cancelled":
+            yield from tx.apply(task, Move.CANCEL, tx.facts(reason="the function was cancelled"))
+        else:
+            text = _text(command, "error", MAX_ERROR_CHARS) or "the function has failed"
+            yield from tx.apply(task, Move.FAIL, tx.facts(task.assigned_to, reason=text, error_type=FAILED))
+        return str(outcome)
+
+    def _suspend(
+        self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any], after: int
+    ) -> Program[str]:
+        """Let the run sleep until there is news that the worker does not know.
+
+        With `for_ms` the run is also woken then: 0 gives it to another worker at once.
+        """
+        if run.row.status != "paused" and run.row.entries > after:
+            return "running"
+        if "for_ms" in command:
+            run.state.due[_LATER] = tx.context.now_ms + _number(command, "for_ms")
+        yield from self._save(tx, run)
+        yield from self._hibernate(tx, task)
+        if command.get("for_ms") == 0 and run.row.status != "paused":
+            run.by_worker = False
+            del run.state.due[_LATER]
+            yield from self._told(tx, run)
+        return "hibernated"
+
+    def _pause(self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any]) -> Program[str]:
+        """Pause the run: its code does not fit its history, or cannot go on."""
+        reason = _text(command, "reason", MAX_ERROR_CHARS)
+        run.row.status, run.row.error = "paused", reason
+        yield from self._note(tx, run, {"type": "PauseAsked", "reason": reason, "by": task.assigned_to})
+        yield from self._save(tx, run)
+        yield from self._hibernate(tx, task)
+        return "paused"
+
+    def _hibernate(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        wait = Wait(reason=Reason.HIBERNATION, checkpoint_key=CHECKPOINT)
+        current = (yield from task_rows.load(task.task_id)) or task
+        facts = tx.facts(task.assigned_to, caller_epoch=task.epoch, wait=wait)
+        yield from tx.apply(current, Move.PAUSE, facts)
+
+    # -- shared ------------------------------------------------------------------------------------
+
+    def _load(self, tx: Transaction, execution_id: str) -> Program[RunningFunction | None]:
+        found = functions_in(tx).get(execution_id)
+        if found is None:
+            row = yield from execution_rows.load(execution_id)
+            if row is None or row.kind != FUNCTION:
+                return None
+            found = functions_in(tx)[execution_id] = RunningFunction(row, FunctionState.from_json(row.state))
+        assert isinstance(found, RunningFunction)
+        return found
+
+    def _save(self, tx: Transaction, run: RunningFunction) -> Program[None]:
+        row, state = run.row, run.state
+        row.state = state.to_json()
+        due_ms = 0 if row.completed_ms else state.due_ms
+        if due_ms != row.due_ms:
+            row.due_ms = due_ms
+            yield from execution_rows.set_timer(FUNCTION, row.execution_id, due_ms)
+        if due_ms and not 0 < tx.effects.due_ms <= due_ms:
+            tx.effects.due_ms = due_ms
+        yield from execution_rows.save(row)
+
+    def _note(self, tx: Transaction, run: RunningFunction, entry: Mapping[str, Any]) -> Program[None]:
+        """Append an entry to the history."""
+        data, now_ms = to_json(entry), tx.context.now_ms
+        if tx.context.small and len(data) > 2 * results.SMALL_BYTES:
+            raise LargeError
+        yield from execution_rows.record(run.row, now_ms, data)
+        run.written.append((run.row.entries, now_ms, data))
+
+    def _note_end(
+        self, tx: Transaction, run: RunningFunction, key: str, end: StepEnd, more: Mapping[str, Any]
+    ) -> Program[None]:
+        entry: dict[str, Any] = {"type": "StepClosed", "step": key, "outcome": end.outcome, **more}
+        if end.outcome == "completed":
+            entry["result"] = json.loads(end.result)
+        else:
+            entry |= {"error": end.error, "error_type": end.error_type}
+        yield from self._note(tx, run, entry)
+
+    def _close(self, tx: Transaction, run: RunningFunction, key: str, end: StepEnd) -> Program[bool]:
+        """Write the end of a step, and cancel its task; return False if it has ended."""
+        row, state = run.row, run.state
+        task_id = yield from execution_rows.task_of(row.execution_id, StepPlace(key))
+        if not (yield from function_rows.close(row.execution_id, key, tx.context.now_ms, end)):
+            return False
+        state.due.pop(key, None)
+        state.waits.pop(key, None)
+        state.opened = max(state.opened - 1, 0)
+        yield from self._note_end(tx, run, key, end, {})
+        yield from self._save(tx, run)
+        child = (yield from task_rows.load(task_id)) if task_id else None
+        if child is not None and not child.is_final:
+            tx.charge(moved=1)
+            facts = tx.facts(reason=f"execution {row.execution_id} has cancelled it")
+            yield from tx.apply(child, Move.CANCEL, facts)
+        return True
+
+    def _close_open(self, tx: Transaction, run: RunningFunction, why: str) -> Program[None]:
+        """End all open steps as cancelled, but work in the worker, which the worker ends."""
+        for key, task_id in (yield from function_rows.open_steps(run.row.execution_id)):
+            if task_id or key in run.state.due or key in run.state.waits or run.row.completed_ms:
+                yield from self._close(tx, run, key, StepEnd("cancelled", error=why))
+
+    def _told(self, tx: Transaction, run: RunningFunction) -> Program[None]:
+        """Tell the worker of the run that there is news, or let a worker have the run."""
+        if run.by_worker:
+            return
+        yield from self._save(tx, run)
+        task = yield from task_rows.load(run.row.execution_id)
+        if task is None:
+            return
+        if task.status is StoredStatus.HIBERNATED and run.row.status != "paused":
+            run.state.due.pop(_LATER, None)
+            yield from self._save(tx, run)
+            yield from tx.wake(task)
+        elif task.status is StoredStatus.RUNNING:
+            news = pb.TaskProgressEvent(state=NEWS_STATE, progress=-1, message=str(run.row.entries))
+            yield from tx.record_event(
+                task,
+                pb.TaskEvent(
+                    task_id=task.task_id,
+                    workspace=task.workspace,
+                    parent_task_id=task.parent_task_id,
+                    emitted_at_unix_ms=tx.context.now_ms,
+                    progress=news,
+                ),
+            )
+
+
+def is_function(stored: StoredDefinition) -> bool:
+    """Return whether a stored definition is that of a function."""
+    return stored.document.startswith(b'{"function":')
+
+
+def document_of(name: str, about: Mapping[str, Any]) -> bytes:
+    """Return the stored document of a function; `about` has `worker` and options."""
+    return to_json({FUNCTION: dict(about), "name": name})
+
+
+def to_json(value: Any) -> bytes:
+    """Write a value as compact JSON, with numbers as they are. Raises CommandError."""
+    try:
+        return json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError, UnicodeEncodeError) as error:
+        raise CommandError(f"this is not JSON: {error}") from None
+
+
+def _page(entries: Iterable[tuple[int, int, bytes]]) -> tuple[list[tuple[int, int, bytes]], bool]:
+    """Return the first entries that fit into an answer, and whether there are more."""
+    page: list[tuple[int, int, bytes]] = []
+    size = 0
+    for one in entries:
+        size += len(one[2])
+        if page and (size > PAGE_BYTES or len(page) >= PAGE):
+            return page, True
+        page.append(one)
+    return page, False
+
+
+def _text(command: Mapping[str, Any], name: str, limit: int) -> str:
+    """Return a text of a command, cut at a limit. Raises CommandError."""
+    found = command.get(name, "")
+    if not isinstance(found, str) or "\0" in found:
+        raise CommandError(f"{name} is a text without zero bytes")
+    return found if len(found) <= limit else found[: limit - 1] + "…"
+
+
+def _key(command: Mapping[str, Any]) -> str:
+    key = command.get("step")
+    if not isinstance(key, str) or not key or "\0" in key or len(key) > MAX_KEY_CHARS:
+        raise CommandError(f"step is a text of 1 to {MAX_KEY_CHARS} characters without zero bytes")
+    return key
+
+
+def _number(command: Mapping[str, Any], name: str) -> int:
+    found = command.get(name, 0)
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < 2**53:
+        raise CommandError(f"{name} is a number of at least 0")
+    return int(found)
+
+
+def _retry(found: Any) -> RetryRule:
+    """Read how often a call is tried: attempts, backoff, initial_ms, max_ms, final."""
+    if not isinstance(found, Mapping):
+        return RetryRule()
+    final = found.get("final", [])
+    return RetryRule(
+        max_attempts=_number(found, "max_attempts") or 1,
+        backoff=_text(found, "backoff", 20) or "exponential",
+        initial_ms=_number(found, "initial_ms") or 1_000,
+        max_ms=_number(found, "max_ms"),
+        final=tuple(one for one in final if isinstance(one, str)) if isinstance(final, list) else (),
+    )
