@@ -56,6 +56,7 @@ class Documents:
     definitions: tuple[Definition, ...]
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    places: tuple[str, ...] = ()  # of the definitions: FILE:LINE:COLUMN
 
     def checked(self) -> tuple[Definition, ...]:
         """Return the definitions; raises DefinitionErrors if anything is wrong."""
@@ -211,7 +212,7 @@ def read_files(files: Iterable[tuple[str, str]], tools: Tools = TOOLS, *, worksp
     if not errors:
         for circle, text in feeding_circles(definitions):
             warnings.append(f"{places[circle]}: {escaped(text, 600)}")
-    return Documents(tuple(definitions), tuple(errors), tuple(warnings))
+    return Documents(tuple(definitions), tuple(errors), tuple(warnings), tuple(places))
 
 
 def read_json(kind: str, data: Json | bytes, tools: Tools = TOOLS) -> tuple[Definition, list[str]]:

@@ -1,14 +1,16 @@
 """JSON Schemas of documents: checked when they are written, and when values come.
 
-The dialect is draft 2020-12, within one document: no reference leads out of it. Patterns are those
-of RE2, so that neither a schema nor a value can make a check slow. Formats are not checked, as the
-dialect has them as annotations.
+The dialect is draft 2020-12 without its unevaluated keywords, within one document: no reference
+leads out of it. Patterns are those of RE2, and the steps of a check are counted, so neither a
+schema nor a value can make a check slow. Formats are not checked, as the dialect has them as
+annotations.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any, Final
 
 import jsonschema
@@ -24,6 +26,11 @@ from aether_trio.services.workflows.regex import RegexError, compile_regex
 
 MAX_PROBLEMS: Final = 20
 """What is wrong with a value is said up to this number."""
+MAX_STEPS: Final = 20_000
+"""Keywords that are compared with values in one check, which takes a second then."""
+MAX_COMMON_STEPS: Final = 2_000_000
+"""The same for schemas of common keywords, which are checked much faster."""
+_NAMES_OF_A_STEP: Final = 8  # of a long `enum`, `required` or `properties`
 _DIALECTS: Final = frozenset(
     {"https://json-schema.org/draft/2020-12/schema", "http://json-schema.org/draft-07/schema#"}
 )
@@ -124,6 +131,9 @@ def _check_part(part: Json, schema: Json) -> Iterator[tuple[Path, str]]:
         for error in _META.iter_errors({key: value}):
             yield tuple(error.absolute_path), _message(error)
             break
+    for key in ("unevaluatedItems", "unevaluatedProperties"):
+        if key in part:  # jsonschema's search for what is evaluated has no bound
+            yield (key,), f"{key} is not supported; use items or additionalProperties"
     dialect = part.get("$schema")
     if isinstance(dialect, str) and dialect not in _DIALECTS:
         yield ("$schema",), f"the dialect {escaped(dialect, 80)!r} is not known; it is draft 2020-12"
@@ -163,7 +173,10 @@ def _check_reference(target: str, schema: Json, path: Path) -> Iterator[tuple[Pa
 
 def schema_problems(schema: Mapping[str, Json], value: Json) -> list[str]:
     """Return what is wrong with a value, each with its place; [] for nothing."""
+    if _fits(schema, value, [MAX_COMMON_STEPS]):
+        return []
     problems = []
+    _steps_left.set([MAX_STEPS])
     try:
         for error in _Validator(schema, registry=Registry()).iter_errors(value):
             place = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in error.absolute_path)
@@ -175,7 +188,62 @@ def schema_problems(schema: Mapping[str, Json], value: Json) -> list[str]:
         problems.append(f"the schema has a reference that leads nowhere: {escaped(str(exc), 200)}")
     except RecursionError:
         problems.append("the schema refers to itself without an end")
+    except _TooManySteps:
+        problems.append(f"the check takes more than {MAX_STEPS} steps: use a simpler schema or a smaller value")
     return problems
+
+
+_SCALARS: Final = (str, int, float, bool, type(None))
+_NO_CHECKS: Final = frozenset(
+    ("$comment", "$defs", "$schema", "default", "definitions", "deprecated", "description", "examples", "format")
+) | frozenset(("readOnly", "title", "writeOnly"))
+_OF_TYPE: Final[dict[str, Callable[[Json], bool]]] = {
+    "array": _is_list,
+    "boolean": _is_bool,
+    "integer": lambda value: _is_number(value) and value == value // 1,
+    "null": lambda value: value is None,
+    "number": _is_number,
+    "object": _is_map,
+    "string": _is_text,
+}
+
+
+def _weight(wanted: Json) -> int:
+    return 1 + len(wanted) // _NAMES_OF_A_STEP if isinstance(wanted, list | dict) else 1
+
+
+def _fits(schema: Json, value: Json, left: list[int]) -> bool:
+    """Return whether a value is right by a schema of common keywords.
+
+    False means that it is wrong, that the schema has others, or that no steps are left: then
+    jsonschema is asked, which takes twenty times as long.
+    """
+    if not isinstance(schema, dict):
+        return schema is True
+    for key, wanted in schema.items():
+        left[0] -= _weight(wanted)
+        if left[0] < 0:
+            return False
+        if key == "type":
+            kinds = wanted if isinstance(wanted, list) else (wanted,)
+            fits = any(kind in _OF_TYPE and _OF_TYPE[kind](value) for kind in kinds)
+        elif key == "properties":
+            fits = not isinstance(value, dict) or all(
+                _fits(part, value[name], left) for name, part in wanted.items() if name in value
+            )
+        elif key == "required":
+            fits = not isinstance(value, dict) or all(name in value for name in wanted)
+        elif key == "items":
+            fits = not isinstance(value, list) or all(_fits(wanted, one, left) for one in value)
+        elif key == "enum":
+            fits = isinstance(value, _SCALARS) and any(
+                one == value and isinstance(one, bool) is isinstance(value, bool) for one in wanted
+            )
+        else:
+            fits = key in _NO_CHECKS
+        if not fits:
+            return False
+    return True
 
 
 def _message(error: jsonschema.ValidationError) -> str:
@@ -244,13 +312,36 @@ def _matches(pattern: str, text: str) -> bool:
         return False
 
 
+class _TooManySteps(Exception):
+    """A check has taken MAX_STEPS: references can double its work at each level."""
+
+
+_steps_left: Final[ContextVar[list[int]]] = ContextVar("steps that a check of a value may still take")
+
+
+def _counted(keyword: Any) -> Any:
+    """Return the check of a keyword, which takes a step of the budget each time."""
+
+    def check(validator: Any, wanted: Any, instance: Any, schema: Any) -> Iterator[jsonschema.ValidationError]:
+        left = _steps_left.get()
+        left[0] -= _weight(wanted)
+        if keyword is _pattern_properties and isinstance(instance, dict):
+            left[0] -= len(instance) * len(wanted)
+        if left[0] < 0:
+            raise _TooManySteps
+        yield from keyword(validator, wanted, instance, schema) or ()
+
+    return check
+
+
+_OURS: Final[dict[str, Any]] = {
+    "pattern": _pattern,
+    "patternProperties": _pattern_properties,
+    "additionalProperties": _additional_properties,
+    "uniqueItems": _unique_items,
+}
+_KEYWORDS: Final[dict[str, Any]] = {**jsonschema.Draft202012Validator.VALIDATORS, **_OURS}
 _extend: Final[Any] = validators.extend  # without types
 _Validator: Final = _extend(
-    jsonschema.Draft202012Validator,
-    {
-        "pattern": _pattern,
-        "patternProperties": _pattern_properties,
-        "additionalProperties": _additional_properties,
-        "uniqueItems": _unique_items,
-    },
+    jsonschema.Draft202012Validator, {name: _counted(keyword) for name, keyword in _KEYWORDS.items()}
 )

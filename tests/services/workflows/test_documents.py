@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import UTC, datetime
 from typing import Any
 
@@ -16,6 +17,7 @@ from aether_trio.model.workflows.definition import (
     RuleDefinition,
     ScheduleDefinition,
 )
+from aether_trio.model.workflows.documents import kind_of_document
 from aether_trio.model.workflows.reading import DefinitionErrors
 from aether_trio.model.workflows.records import read_action
 from aether_trio.services.workflows.documents import Documents, read_file, read_files, read_json
@@ -145,7 +147,13 @@ states:
         MachineDefinition,
     ]
     assert found.checked() == found.definitions
+    assert found.places == ("all.yaml:1:1", "all.yaml:4:1", "all.yaml:11:1", "all.yaml:17:1")
     assert len({each.digest for each in found.definitions}) == 4
+    for definition in found.definitions:  # what is stored and answered is the same document again
+        source = json.loads(json.dumps(definition.source))
+        kind = kind_of_document(source)
+        again, ignored = read_json(kind, source)
+        assert (type(again), again.digest, ignored) == (type(definition), definition.digest, [])
 
 
 def test_one_file_has_its_right_documents_though_others_are_wrong() -> None:

@@ -36,6 +36,7 @@ def test_right_schemas(schema: Any) -> None:
         ({"$ref": "http://example.com/x"}, ("$ref",), "leads out of the document"),
         ({"$ref": "file:///etc/passwd"}, ("$ref",), "leads out of the document"),
         ({"$ref": "#/$defs/none"}, ("$ref",), "leads nowhere"),
+        ({"unevaluatedProperties": False}, ("unevaluatedProperties",), "is not supported; use items or additional"),
         ({"$schema": "http://example.com/own"}, ("$schema",), "is not known"),
     ],
 )
@@ -62,6 +63,10 @@ def test_wrong_schemas(schema: Any, place: tuple[str, ...], says: str) -> None:
         ({"additionalProperties": {"type": "null"}}, {"y": 2}, ["y: 2 is not of type 'null'"]),
         ({"uniqueItems": True}, [1, 1.0], ["the list has an item twice"]),
         ({"uniqueItems": True}, [1, True, "1", {"a": 1}, {"a": 2}], []),
+        ({"enum": [1, "a"]}, True, ["True is not one of [1, 'a']"]),
+        ({"enum": [[1], {"a": 1}]}, {"a": 1.0}, []),
+        ({"type": ["integer", "null"]}, 2.0, []),
+        ({"type": ["integer", "null"]}, 2.5, ["2.5 is not of type 'integer', 'null'"]),
         ({"$ref": "#"}, 1, ["the schema refers to itself without an end"]),
         ({"type": "string"}, "\u202e\x1b", []),
         ({"type": "number"}, "\u202e\x1b", ["'\\u202e\\x1b' is not of type 'number'"]),
@@ -77,6 +82,43 @@ def test_problems_are_bounded_and_nothing_is_slow() -> None:
     assert schema_problems({"uniqueItems": True}, [{"n": index} for index in range(20_000)]) == []
     assert schema_problems({"pattern": "(a+)+$"}, "a" * 50_000 + "b") == [f"{'a' * 80!r} does not match '(a+)+$'"]
     assert time.process_time() - began < 30
+
+
+def test_a_schema_whose_work_doubles_at_each_level_ends() -> None:
+    levels = {
+        f"d{level}": {"anyOf": [{"$ref": f"#/$defs/d{level + 1}"}, {"$ref": f"#/$defs/d{level + 1}"}]}
+        for level in range(60)
+    }
+    schema = {"$ref": "#/$defs/d0", "$defs": {**levels, "d60": {"type": "null"}}}
+    assert list(check_schema(schema)) == []
+    assert schema_problems(schema, 1) == [
+        "the check takes more than 20000 steps: use a simpler schema or a smaller value"
+    ]
+    assert schema_problems({"minimum": 2}, 1) == ["1 is less than the minimum of 2"]
+
+
+@pytest.mark.parametrize(
+    "item",
+    [
+        {"enum": [f"v{number}" for number in range(20_000)]},
+        {"required": [f"v{number}" for number in range(20_000)]},
+        {"properties": {f"v{number}": {} for number in range(10_000)}},
+        {"patternProperties": {f"v{number}": {} for number in range(2_000)}},
+    ],
+)
+def test_a_long_schema_and_a_long_value_end(item: Any) -> None:
+    value = [{"a": 1, "b": 2}] * 50_000
+    (problem, *_) = schema_problems({"items": item}, value)
+    assert "steps" in problem or "is not one of" in problem or "is a required property" in problem
+
+
+def test_a_large_value_of_a_common_schema_is_checked_whole() -> None:
+    schema = {"type": "array", "items": {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"]}}
+    rows = [{"n": float(number), "more": None} for number in range(50_000)]
+    assert schema_problems(schema, rows) == []
+    assert schema_problems({**schema, "maxItems": 60_000}, rows) == [
+        "the check takes more than 20000 steps: use a simpler schema or a smaller value"
+    ]
 
 
 def test_regular_expressions() -> None:
