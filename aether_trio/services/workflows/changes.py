@@ -14,6 +14,8 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 RULE: Final = "rule"
 WORKFLOW: Final = "workflow"
+KEPT_EVENT: Final = "kept_event"
+"""Numbers of events that are kept for waits."""
 
 
 class ChangeVersion(NamedTuple):

@@ -24,7 +24,7 @@ from aether_trio.services.workflows.hook import WorkflowHook
 from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
 from aether_trio.services.workflows.reactions import EventReactions
-from aether_trio.services.workflows.rules import RuleOperations
+from aether_trio.services.workflows.rules import RULE, RuleOperations, put_rule
 from aether_trio.services.workflows.schedule_operations import (
     SCHEDULE,
     ScheduleOperations,
@@ -67,7 +67,11 @@ class WorkflowEngine:
             self._access,
             ids,
             compiled_for_storage,
-            ApplyOperations(engine, self._access, Appliers({SCHEDULE: partial(put_schedule, self.schedules)})),
+            ApplyOperations(
+                engine,
+                self._access,
+                Appliers({RULE: put_rule, SCHEDULE: partial(put_schedule, self.schedules)}),
+            ),
             ScheduleOperations(engine, self.schedules, self._access),
             RuleOperations(engine, self._access),
             FunctionOperations(engine, self.functions, self.executions, self._access),

@@ -60,6 +60,10 @@ COLUMNS: Final = tuple(one.name for one in fields(ExecutionRow))
 STEP_COLUMNS: Final = tuple(one.name for one in fields(StepRow))
 FIELDS: Final = ", ".join(COLUMNS)
 STEP_FIELDS: Final = ", ".join(STEP_COLUMNS)
+_OF_AN_EXECUTION: Final = (
+    "workflow_steps", "workflow_history", "workflow_arrivals", "workflow_waits", "workflow_interests",
+    "workflow_taken_events", "workflow_executions",
+)  # fmt: skip
 _LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
 _INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placeholders(len(COLUMNS))})"  # noqa: S608
 _CHANGING: Final = ("status", "state", "generation", "entries", "bytes", "due_ms", "completed_ms", "error")
@@ -290,7 +294,7 @@ def take_arrivals(execution_id: str, limit: int) -> Program[list[bytes]]:
 
 def delete(execution_id: str) -> Program[None]:
     """Delete an execution with its rows in all tables."""
-    for table in ("workflow_steps", "workflow_history", "workflow_arrivals", "workflow_executions"):
+    for table in _OF_AN_EXECUTION:
         yield Execute(f"DELETE FROM {table} WHERE execution_id = $1", (execution_id,))  # noqa: S608
     for kind in ("execution", "function"):
         yield from set_timer(kind, execution_id, 0)

@@ -43,6 +43,7 @@ from aether_trio.model.workflows.happenings import (
     ContinueExecution,
     DoAction,
     EndExecution,
+    EventReceived,
     Happening,
     ItemsEnded,
     KeepResult,
@@ -79,6 +80,7 @@ from aether_trio.services.workflows.definitions import Definitions, StoredDefini
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow
 from aether_trio.services.workflows.history_entries import decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
+from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, taker_of
 from aether_trio.storage.base import Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -117,6 +119,8 @@ class _Turn:
     loaded: dict[str, _Loaded] = field(default_factory=dict)
     ending: set[str] = field(default_factory=set)
     """Executions whose tasks end as the interpreter has said."""
+    kept: dict[tuple[str, StepPlace], tuple[str, int]] = field(default_factory=dict)
+    """Waits whose events are in the queue: (taker, number of the event)."""
     running: bool = False
     functions: dict[str, object] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
@@ -186,6 +190,7 @@ class Executions:
         self._functions = functions
         self._actions = actions
         self._validate = validate
+        self.waits: Final = Waits()
 
     # -- from the transactions of tasks ------------------------------------------------------------
 
@@ -327,6 +332,7 @@ class Executions:
         turn = _turn_of(tx)
         row.state = write_json(State.new().to_json())
         yield from execution_rows.insert(row)
+        yield from self.waits.begin(task_id, workspace, graph)
         turn.loaded[task_id] = _Loaded(row, State.new())
         turn.queue.append(
             (task_id, Started(at_ms=now_ms, trigger=begin.input, execution_id=task_id, workspace=workspace))
@@ -341,6 +347,12 @@ class Executions:
         turn.queue.append((execution_id, happening))
         yield from self._drive(tx, turn)
 
+    def event_arrived(self, tx: Transaction, wait: OpenedWait, kept: KeptEvent) -> Program[None]:
+        """Let an event that is kept reach an open wait, which may leave it."""
+        turn = _turn_of(tx)
+        self._give_kept(turn, wait.execution_id, wait.place, wait.taker, kept, tx.context.now_ms)
+        yield from self._drive(tx, turn)
+
     # -- the interpreter's turn --------------------------------------------------------------------
 
     def _drive(self, tx: Transaction, turn: _Turn) -> Program[None]:
@@ -353,6 +365,8 @@ class Executions:
             loaded = yield from self._load(turn, execution_id)
             if loaded is not None:
                 yield from self._advance(tx, turn, loaded, happening)
+                if isinstance(happening, EventReceived):
+                    yield from self._left_open(turn, execution_id, happening.place, tx.context.now_ms)
         for loaded in turn.loaded.values():
             if loaded.changed:
                 yield from self._save(tx, loaded)
@@ -404,6 +418,7 @@ class Executions:
         loaded.changed, row.state = True, encoded
         if isinstance(happening, RetryAsked):
             row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
+            yield from self.waits.begin(row.execution_id, row.workspace, graph)
         yield from execution_rows.record(row, happening.at_ms, entry)
         for command in commands:
             yield from self._do(tx, turn, loaded, graph, command)
@@ -472,8 +487,10 @@ class Executions:
                 yield from self._continue(tx, turn, loaded, command)
             case PauseExecution():
                 row.error = command.reason
-            case OpenWait() | CloseWait():
-                yield from self._wait(row, command)
+            case OpenWait():
+                yield from self._open_wait(turn, row, graph, command, now_ms)
+            case CloseWait():
+                yield from self._close_wait(turn, row, command.place)
 
     def _act(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: DoAction) -> Program[None]:
         row, place = loaded.row, _stored_place(command)
@@ -608,13 +625,39 @@ class Executions:
             tx.charge(moved=1)
             yield from tx.apply(task, Move.CANCEL, tx.facts(reason=f"execution {row.execution_id} has cancelled it"))
 
-    def _wait(self, row: ExecutionRow, command: OpenWait | CloseWait) -> Program[None]:
-        yield from ()
+    def _open_wait(self, turn: _Turn, row: ExecutionRow, graph: Graph, command: OpenWait, now_ms: int) -> Program[None]:
+        """Let a step wait for an event; one that came since the execution began counts."""
+        yield from execution_rows.mark_step(row.execution_id, command.place, now_ms, "waiting", "", "")
+        taker = taker_of(graph, command.place)
+        kept = yield from self.waits.open(row.execution_id, row.workspace, command, taker)
+        self._give_kept(turn, row.execution_id, command.place, taker, kept, now_ms)
+
+    def _give_kept(
+        self, turn: _Turn, execution_id: str, place: StepPlace, taker: str, kept: KeptEvent | None, now_ms: int
+    ) -> None:
+        if kept is not None:
+            turn.kept[execution_id, place] = taker, kept.number
+            received = EventReceived(at_ms=now_ms, place=place, data=kept.data, source=kept.source)
+            turn.queue.append((execution_id, received))
+
+    def _close_wait(self, turn: _Turn, row: ExecutionRow, place: StepPlace) -> Program[None]:
+        taker, number = turn.kept.pop((row.execution_id, place), ("", 0))
+        if number:
+            yield from self.waits.take(row.execution_id, taker, number)
+        yield from self.waits.close(row.execution_id, place)
+
+    def _left_open(self, turn: _Turn, execution_id: str, place: StepPlace, now_ms: int) -> Program[None]:
+        """Give a wait that has not taken an event the next one that is kept."""
+        taker, number = turn.kept.pop((execution_id, place), ("", 0))
+        if number:
+            kept = yield from self.waits.next_kept(execution_id, place, number)
+            self._give_kept(turn, execution_id, place, taker, kept, now_ms)
 
     def _end(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: EndExecution) -> Program[None]:
         row = loaded.row
         task = yield from task_rows.load(row.execution_id)
         row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, command.error
+        yield from self.waits.end(row.execution_id)
         result: TaskResult | None = None
         if command.status == "completed":
             result = TaskResult(ResultKind.JSON, write_json(command.result))

@@ -1,6 +1,7 @@
-"""What follows events: actions of rules, starts of workflows.
+"""What follows events: actions of rules, starts of workflows, ends of waits.
 
-For each name of an event, independently: rules by priority, then triggers of workflows. What cannot
+For each name of an event, independently: rules by priority, then triggers of workflows, then waits
+of executions. What cannot
 be done is a dead letter, and the others go on. Everything happens in the transaction that moves the
 cursor behind the event (event_handler.py), or in one that goes on with an event that starts much.
 
@@ -20,6 +21,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.workflows.definition import ActionType, Condition, EvaluationError, Json
 from aether_trio.model.workflows.hops import TooManyHops, extend
+from aether_trio.model.workflows.reading import DefinitionErrors
 from aether_trio.model.workflows.records import read_action
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import definitions, event_dead_letters, rule_rows
@@ -29,8 +31,8 @@ from aether_trio.services.workflows.event_dead_letters import EVENT_FAILED, RULE
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
 from aether_trio.services.workflows.known import KnownRule, KnownRules, KnownTrigger, KnownTriggers
-from aether_trio.services.workflows.rules import compile_rule
 from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.services.workflows.waits import WaitPosition
 from aether_trio.storage.base import Program
 
 CONDITION_COST: Final = 1
@@ -61,6 +63,8 @@ class Turn:
     cost: int = 0
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """Why an owner may not read a workspace, by owner and workspace."""
+    keys: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
+    """The keys by which executions wait, by workspace and event (waits.py)."""
 
     @property
     def is_over(self) -> bool:
@@ -69,9 +73,12 @@ class Turn:
 
 
 class PendingReaction(NamedTuple):
-    """What is left for an event: a rule by its id, a workflow by workspace/id."""
+    """What is left for an event: a rule by its id, a workflow by workspace/id.
 
-    kind: str  # rule or workflow
+    Of waits, the key is the number of the kept event, and behind which wait they are.
+    """
+
+    kind: str  # rule, workflow or wait
     name: str
     key: str
 
@@ -100,6 +107,7 @@ class EventReactions:
         left: list[PendingReaction] = []
         for name in event.names:
             env = environment_of(event, name)
+            number = yield from self._keep(event, name, env, turn, tx.context.now_ms)
             for rule in self.rules.candidates(name, event.agent, event.workspace, env):
                 if turn.is_over:
                     left.append(PendingReaction("rule", name, str(rule.id)))
@@ -110,6 +118,10 @@ class EventReactions:
                     left.append(PendingReaction("workflow", name, f"{known.stored.workspace}/{known.stored.id}"))
                 else:
                     yield from self._try_trigger(tx, event, name, env, known, turn)
+            if number:
+                waiting = yield from self._deliver(tx, number, WaitPosition(), turn)
+                if waiting is not None:
+                    left.append(PendingReaction("wait", name, f"{number}/{waiting.key}/{waiting.number}"))
         return left
 
     def go_on(
@@ -127,11 +139,51 @@ class EventReactions:
                 rule = yield from self._load_rule(int(key), event)
                 if isinstance(rule, KnownRule):
                     yield from self._try_rule(tx, event, name, env, rule, turn)
+            elif kind == "wait":
+                kept, of, last = key.split("/")
+                waiting = yield from self._deliver(tx, int(kept), WaitPosition(of, int(last)), turn)
+                if waiting is not None:
+                    return (
+                        PendingReaction("wait", name, f"{kept}/{waiting.key}/{waiting.number}"),
+                        *left[number + 1 :],
+                    )
             else:
                 known = yield from self._load_trigger(tx, name, key)
                 if isinstance(known, KnownTrigger):
                     yield from self._try_trigger(tx, event, name, env, known, turn)
         return ()
+
+    def _keep(self, event: TakenEvent, name: str, env: dict[str, Json], turn: Turn, now_ms: int) -> Program[int]:
+        """Keep an event for executions that may wait for it; return its number, or 0."""
+        place = event.workspace, name
+        if place not in turn.keys:
+            turn.keys[place] = yield from self._executions.waits.keys(*place)
+        keys = turn.keys[place]
+        if not keys:
+            return 0
+        turn.cost += len(keys) * CONDITION_COST
+        return (yield from self._executions.waits.keep(event.workspace, name, env, keys, now_ms))
+
+    def _deliver(
+        self, tx: Transaction, number: int, position: WaitPosition, turn: Turn
+    ) -> Program[WaitPosition | None]:
+        """Let a kept event reach open waits; return behind which the others are, if any."""
+        kept = yield from self._executions.waits.kept(number)
+        if kept is None:
+            return None
+        while True:
+            limit = max((turn.budget - turn.cost) // ACTION_COST, 1)
+            found = yield from self._executions.waits.waiting(number, position, limit)
+            for _, wait in found:
+                turn.cost += ACTION_COST
+                yield from self._executions.event_arrived(tx, wait, kept)
+            if found:
+                turn.keys.clear()  # what goes on may have started others
+            if len(found) < limit:
+                return None
+            position = found[-1][0]
+            if turn.is_over:
+                return position
 
     def poison(self, tx: Transaction, event: TakenEvent) -> Program[None]:
         """Make a dead letter of an event that cannot be handled."""
@@ -172,8 +224,7 @@ class EventReactions:
             yield from self._act(tx, event, name, env, rule, turn)
         except ReactionRefused as error:
             owner = "" if error.hidden else rule.owner
-            title = rule.definition.name
-            failed = FailedReaction(RULE_FAILED, name, str(error), error.error_type, str(rule.id), title, owner)
+            failed = FailedReaction(RULE_FAILED, name, str(error), error.error_type, str(rule.id), rule.name, owner)
             yield from event_dead_letters.bury(tx, event, failed)
 
     def _act(
@@ -187,7 +238,10 @@ class EventReactions:
         again: str = "",
     ) -> Program[None]:
         """Do the action of a rule if its condition holds. Raises ReactionRefused."""
-        definition, now_ms = rule.definition, tx.context.now_ms
+        try:
+            definition, now_ms = rule.definition, tx.context.now_ms
+        except DefinitionErrors as error:
+            raise ReactionRefused(f"this release does not understand the rule: {error}", "BAD_DEFINITION") from None
         if not self._takes(tx, turn, definition.workspace, rule.owner, event, again):
             return
         moment = datetime.fromtimestamp(now_ms / 1000, UTC)
@@ -231,7 +285,7 @@ class EventReactions:
             return f"rule {id} is not active: activate it first"
         if stored.workspace not in (EVERYWHERE, event.workspace):
             return f"rule {id} is of workspace {stored.workspace} by now: discard this"
-        return KnownRule(id, stored.owner, compile_rule(stored))
+        return KnownRule(stored)
 
     # -- triggers ----------------------------------------------------------------------------------
 
@@ -282,6 +336,7 @@ class EventReactions:
         key = "\0".join(("event", event.topic, str(event.offset), name, "workflow", stored.workspace, stored.id, again))
         begin = Begin(event.data, stored.owner, metadata={"event": name, "source": event.principal}, hops=hops)
         try:
+            turn.keys.clear()
             yield from self._executions.start(tx, stored, event.workspace, begin, task_id=dated_id(now_ms, key))
         except StartRefused as error:
             raise ReactionRefused(str(error), "START_REFUSED") from None

@@ -17,7 +17,9 @@ from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import RuleDefinition
 from aether_trio.model.workflows.go_names import rule_answer
 from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import changes, rule_rows
+from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
@@ -186,6 +188,21 @@ def shown_rule(stored: StoredRule) -> dict[str, Any]:
         updated_ms=stored.updated_ms,
         active=stored.active,
     )
+
+
+def put_rule(tx: TaskTransaction, definition: RuleDefinition, owner: str) -> Program[AppliedRow]:
+    """Write a rule that is applied, in the place of the one with its name."""
+    place = definition.workspace, definition.name
+    there = yield from rule_rows.named(*place)
+    if there is not None and there.digest == definition.digest:
+        return AppliedRow(RULE, *place, 0, UNCHANGED)
+    if there is None and (yield from rule_rows.count()) >= MAX_RULES:
+        raise ConflictError(f"there are {MAX_RULES} rules already: delete some first")
+    now_ms = tx.context.now_ms
+    changed = yield from changes.begin(changes.RULE)
+    id, created_ms = (changed, now_ms) if there is None else (there.id, there.created_ms)  # noqa: A001
+    yield from rule_rows.put(_stored(definition, id, owner, created_ms, now_ms, changed))
+    return AppliedRow(RULE, *place, 0, CREATED if there is None else UPDATED)
 
 
 def compile_rule(stored: StoredRule) -> RuleDefinition:

@@ -36,6 +36,11 @@ given twice. A deleted rule leaves its id until LATEST_DELETED later ones are de
 counts the changes of a kind of definitions, and what is in memory of the kind is of a version. A
 node whose version is below `floor` has missed deletions, and reads all rows.
 
+`workflow_waits` are the steps of executions that wait for events, `workflow_interests` the events
+for which an execution may wait while it runs, `workflow_kept_events` those that came meanwhile, by
+the values of their keys in `workflow_kept_keys`. A key and its value are hashes, "" for any event.
+`workflow_taken_events` has what a step has taken: it takes no event twice (waits.py).
+
 `workflow_unfinished_events` has events that start more than one transaction does, with what is
 left: JSON of [kind, name, key] (services/workflows/unfinished_events.py).
 
@@ -198,6 +203,54 @@ STATEMENTS: Final = (
         kind TEXT PRIMARY KEY,
         version {bigint} NOT NULL,
         floor {bigint} NOT NULL
+    ) {clustered}""",
+    """CREATE TABLE workflow_waits (
+        number {row_id},
+        execution_id TEXT {byte_order} NOT NULL,
+        step TEXT {byte_order} NOT NULL,
+        item {bigint} NOT NULL,
+        taker TEXT {byte_order} NOT NULL,
+        workspace TEXT {byte_order} NOT NULL,
+        event TEXT {byte_order} NOT NULL,
+        key_hash TEXT {byte_order} NOT NULL,
+        value_hash TEXT {byte_order} NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX workflow_waits_of ON workflow_waits (execution_id, step, item)",
+    "CREATE INDEX workflow_waits_found ON workflow_waits (workspace, event, key_hash, value_hash, number)",
+    """CREATE TABLE workflow_interests (
+        execution_id TEXT {byte_order} NOT NULL,
+        workspace TEXT {byte_order} NOT NULL,
+        event TEXT {byte_order} NOT NULL,
+        key_hash TEXT {byte_order} NOT NULL,
+        key_source TEXT NOT NULL,
+        after_number {bigint} NOT NULL,
+        PRIMARY KEY (execution_id, event, key_hash)
+    ) {clustered}""",
+    "CREATE INDEX workflow_interests_keys ON workflow_interests (workspace, event, key_hash)",
+    "CREATE INDEX workflow_interests_oldest ON workflow_interests (workspace, event, after_number)",
+    """CREATE TABLE workflow_kept_events (
+        number {bigint} PRIMARY KEY,
+        workspace TEXT {byte_order} NOT NULL,
+        event TEXT {byte_order} NOT NULL,
+        at_ms {bigint} NOT NULL,
+        source {blob} NOT NULL,
+        data {blob} NOT NULL
+    )""",
+    "CREATE INDEX workflow_kept_events_named ON workflow_kept_events (workspace, event, number)",
+    """CREATE TABLE workflow_kept_keys (
+        workspace TEXT {byte_order} NOT NULL,
+        event TEXT {byte_order} NOT NULL,
+        key_hash TEXT {byte_order} NOT NULL,
+        value_hash TEXT {byte_order} NOT NULL,
+        number {bigint} NOT NULL,
+        PRIMARY KEY (workspace, event, key_hash, value_hash, number)
+    ) {clustered}""",
+    "CREATE INDEX workflow_kept_keys_of ON workflow_kept_keys (number, key_hash)",
+    """CREATE TABLE workflow_taken_events (
+        execution_id TEXT {byte_order} NOT NULL,
+        taker TEXT {byte_order} NOT NULL,
+        number {bigint} NOT NULL,
+        PRIMARY KEY (execution_id, taker, number)
     ) {clustered}""",
     """CREATE TABLE workflow_unfinished_events (
         key TEXT {byte_order} PRIMARY KEY,

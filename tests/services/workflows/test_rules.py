@@ -170,3 +170,21 @@ async def test_ids_of_old_deletions_are_forgotten(core: Core, monkeypatch: pytes
     assert len(world.databases["tasks"].query("SELECT id FROM workflow_rules")) == 2
     [[floor]] = world.databases["tasks"].query("SELECT floor FROM workflow_changes WHERE kind = 'rule'")
     assert floor == 6
+
+
+async def test_rules_are_applied_with_what_belongs_to_them(core: Core, world: World) -> None:
+    flow = {"name": "flow", "workspace": "w", "steps": [{"id": "say", "output": {"$expr": "1"}}]}
+
+    async def apply(*documents: Any, **more: Any) -> list[str]:
+        answer = await boss.do(107, data={"documents": documents, **more})
+        return [f"{one['kind']} {one['workspace']}/{one['id']} {one['change']}" for one in answer["applied"]]
+
+    async with client(core) as boss:
+        assert await apply(flow, rule(), dry_run=True) == ["workflow w/flow created", "rule w/first created"]
+        assert await boss.do(Op.LIST_RULES) == []
+        assert await apply(flow, rule()) == ["workflow w/flow created", "rule w/first created"]
+        assert await apply(flow, rule()) == ["workflow w/flow unchanged", "rule w/first unchanged"]
+        [made] = await boss.do(Op.LIST_RULES)
+        assert await apply(rule(active=False)) == ["rule w/first updated"]
+        [changed] = await boss.do(Op.LIST_RULES)
+        assert (changed["ID"], changed["Active"]) == (made["ID"], False)

@@ -1,0 +1,227 @@
+"""Executions wait for events: each reaches a wait once, also if it came before."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.gateway.core import Core
+from aether_trio.services.workflows import event_handler, unfinished_events, waits
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, agent, connect, deadlock_is_an_error
+from tests.services.workflows.helpers import Client, all_taken, client
+
+Op = pb.WorkflowOperation
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[Core]:
+    """A core whose workflow engine is the embedded one."""
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as opened:
+        yield opened
+
+
+def waiting(event: str = "paid", **more: Any) -> dict[str, Any]:
+    """Return a step that waits for an event of the execution's order."""
+    wait = {"event": event, "key": "input.order", "equals": "trigger.order", **more}
+    return {key: one for key, one in wait.items() if one is not None}
+
+
+def flow(*steps: dict[str, Any], **outputs: Any) -> dict[str, Any]:
+    """Return a workflow."""
+    return {"name": "flow", "steps": list(steps), "outputs": outputs}
+
+
+async def result(boss: Client, execution_id: str) -> str:
+    """Wait for an execution's end; return its result."""
+    found = await boss.ended(execution_id)
+    assert found["execution"]["Status"] == "completed", found
+    return (await boss.task(execution_id)).metadata["_result"]
+
+
+async def running(boss: Client) -> set[str]:
+    """Return the executions that have not ended."""
+    return {one["ExecutionID"] for one in await boss.do(Op.LIST_EXECUTIONS)}
+
+
+def rows(world: World, *tables: str) -> list[str]:
+    """Return which of the tables of waits have rows."""
+    every = ("waits", "interests", "kept_events", "kept_keys", "taken_events")
+    query = world.databases["tasks"].query
+    return [one for one in tables or every if query(f"SELECT 1 FROM workflow_{one}")]
+
+
+async def test_an_event_reaches_the_execution_with_its_key(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create(flow({"id": "pay", "wait": waiting()}, sum={"$expr": "steps.pay.result.sum"}))
+        first, second = await boss.run({"order": "a"}), await boss.run({"order": 5})
+        await boss.emit("paid", data={"order": "b", "sum": 1})
+        await boss.emit("paid", data={"sum": 1})
+        await boss.emit("paid", data={"order": "5", "sum": 1})
+        await boss.emit("sent", data={"order": "a", "sum": 1})
+        await all_taken(core, world)
+        assert await running(boss) == {first, second}
+        [step] = (await boss.execution(first))["steps"]
+        assert (step["Status"], step["WaitsFor"]["event"]) == ("waiting", "paid")
+        await boss.emit("paid", data={"order": 5.0, "sum": 2})
+        assert await result(boss, second) == '{"sum":2}'
+        await boss.emit("paid", data={"order": "a", "sum": 3})
+        assert await result(boss, first) == '{"sum":3}'
+        assert rows(world) == [], "nothing is kept for executions that have ended"
+
+
+async def test_an_event_since_the_begin_counts(core: Core, world: World) -> None:
+    steps = [
+        {"id": "sleep", "wait": {"duration": "1m"}},
+        {"id": "pay", "wait": waiting(condition="input.sum > 1"), "depends_on": ["sleep"]},
+    ]
+    async with client(core) as boss:
+        await boss.create(flow(*steps, sum={"$expr": "steps.pay.result.sum"}))
+        other = await boss.run({"order": "b"})
+        await boss.emit("paid", data={"order": "a", "sum": 7})  # before it begins
+        await all_taken(core, world)
+        execution_id = await boss.run({"order": "a"})
+        for number in (1, 2, 3):
+            await boss.emit("paid", data={"order": "a", "sum": number})
+        await all_taken(core, world)
+        assert await result(boss, execution_id) == '{"sum":2}', "the first that fits"
+        assert await running(boss) == {other}
+        assert len(world.databases["tasks"].query("SELECT number FROM workflow_kept_events")) == 4
+
+
+async def test_rounds_and_items_take_each_event_once(core: Core, world: World) -> None:
+    rounds = {
+        "id": "each", "while": {"condition": "round < 3"}, "wait": {"event": "tick"}, "depends_on": ["sleep"],
+    }  # fmt: skip
+    items = {
+        "id": "all", "for_each": {"items": {"$expr": "['x', 'y']"}}, "depends_on": ["sleep"],
+        "wait": {"event": "done", "key": "input.item", "equals": "item"},
+    }  # fmt: skip
+    late = {"id": "late", "wait": {"event": "tick"}, "depends_on": ["each"]}
+    steps = [{"id": "sleep", "wait": {"duration": "1m"}}, rounds, items, late]
+    outputs = {
+        "each": {"$expr": "steps.each.result.n"}, "all": {"$expr": "map(steps.all.result, .n)"},
+        "late": {"$expr": "steps.late.result.n"},
+    }  # fmt: skip
+    async with client(core) as boss:
+        await boss.create(flow(*steps, **outputs))
+        execution_id = await boss.run()
+        await boss.emit("tick", data={"n": 1})
+        await boss.emit("done", data={"item": "y", "n": 10})
+        await boss.emit("tick", data={"n": 2})
+        await all_taken(core, world)
+        await trio.sleep(61)
+        await boss.emit("done", data={"item": "x", "n": 20})
+        await all_taken(core, world)
+        assert await running(boss) == {execution_id}, "the third round waits"
+        await boss.emit("tick", data={"n": 3})
+        assert await result(boss, execution_id) == '{"each":3,"all":[20,10],"late":1}'
+        assert rows(world) == []
+
+
+async def test_a_trigger_is_not_what_its_execution_waits_for(core: Core, world: World) -> None:
+    definition = flow({"id": "again", "wait": {"event": "made"}}, n={"$expr": "steps.again.result.n"})
+    async with client(core) as boss:
+        await boss.create({**definition, "trigger": {"event": "made"}})
+        for number in range(3):
+            await boss.emit("made", data={"n": number})
+        await all_taken(core, world)
+        runs = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
+        results = {
+            run["TriggerData"]["n"]: (await boss.task(run["ExecutionID"])).metadata.get("_result") for run in runs
+        }
+        assert results == {0: '{"n":1}', 1: '{"n":2}', 2: None}
+
+
+async def test_events_of_other_workspaces_reach_no_wait(core: Core, world: World) -> None:
+    async with client(core) as boss, connect(core, agent("x", "liar", "1")) as x:
+        await boss.create(flow({"id": "pay", "wait": waiting()}))
+        execution_id = await boss.run({"order": "a"})
+        await Client(x).emit("paid", data={"order": "a"}, workspace="w")
+        await all_taken(core, world)
+        assert await running(boss) == {execution_id}
+        assert rows(world) == ["waits", "interests"]
+
+
+async def test_a_wait_that_is_over_takes_nothing(core: Core, world: World) -> None:
+    steps = [
+        {"id": "pay", "wait": waiting(default={"sum": 0}), "timeout": "1m"},
+        {"id": "sleep", "wait": {"duration": "1h"}, "depends_on": ["pay"]},
+    ]
+    async with client(core) as boss:
+        await boss.create(flow(*steps, sum={"$expr": "steps.pay.result.sum"}))
+        execution_id, cancelled = await boss.run({"order": "a"}), await boss.run({"order": "b"})
+        await trio.sleep(61)
+        assert rows(world) == ["interests"]
+        await boss.emit("paid", data={"order": "a", "sum": 5})
+        await boss.do(Op.CANCEL_EXECUTION, cancelled)
+        await all_taken(core, world)
+        await trio.sleep(3600)
+        assert await result(boss, execution_id) == '{"sum":0}'
+        assert rows(world) == []
+
+
+async def test_a_retried_execution_waits_again(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create(flow({"id": "pay", "wait": waiting(), "timeout": "1m"}, n={"$expr": "steps.pay.result.n"}))
+        execution_id = await boss.run({"order": "a"})
+        assert (await boss.ended(execution_id))["execution"]["Status"] == "failed"
+        assert rows(world) == []
+        await boss.do(104, execution_id)
+        await boss.emit("paid", data={"order": "a", "n": 2})
+        assert await result(boss, execution_id) == '{"n":2}'
+
+
+async def test_many_waits_for_one_event_take_several_transactions(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_handler, "TURN_COST", 50)
+    monkeypatch.setattr(unfinished_events, "TIMER_COST", 30)
+    async with client(core) as boss:
+        await boss.create(flow({"id": "go", "wait": {"event": "go"}}, n={"$expr": "steps.go.result.n"}))
+        ids = [await boss.run() for _ in range(30)]
+        await boss.emit("go", data={"n": 1})
+        late = await boss.run()
+        await boss.emit("other")
+        await all_taken(core, world)
+        assert await running(boss) in ({late}, set())
+        for one in ids:
+            assert await result(boss, one) == '{"n":1}'
+
+
+async def test_the_latest_events_are_kept(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "KEPT_EVENTS", 3)
+    monkeypatch.setattr(waits, "PRUNE_EVERY", 1)
+    steps = [
+        {"id": "sleep", "wait": {"duration": "1m"}},
+        {"id": "pay", "wait": {"event": "paid"}, "depends_on": ["sleep"]},
+    ]
+    async with client(core) as boss:
+        await boss.create(flow(*steps, n={"$expr": "steps.pay.result.n"}))
+        execution_id = await boss.run()
+        for number in range(6):
+            await boss.emit("paid", data={"n": number})
+        await all_taken(core, world)
+        assert world.databases["tasks"].query("SELECT COUNT(*) FROM workflow_kept_events") == [(3,)]
+        assert await result(boss, execution_id) == '{"n":3}'
+
+
+async def test_a_restart_loses_no_wait_and_no_event(world: World) -> None:
+    steps = [
+        {"id": "sleep", "wait": {"duration": "1m"}},
+        {"id": "pay", "wait": waiting(), "depends_on": ["sleep"]},
+        {"id": "ship", "wait": waiting("shipped")},
+    ]
+    settings = {"workflow": {"engine": "embedded"}}
+    async with deadlock_is_an_error():
+        async with world.open(**settings) as core, client(core) as boss:  # type: ignore[arg-type]
+            await boss.create(flow(*steps, n={"$expr": "steps.pay.result.n + steps.ship.result.n"}))
+            execution_id = await boss.run({"order": "a"})
+            await boss.emit("paid", data={"order": "a", "n": 1})
+            await all_taken(core, world)
+        async with world.open(**settings) as core, client(core) as boss:  # type: ignore[arg-type]
+            await boss.emit("shipped", data={"order": "a", "n": 2})
+            assert await result(boss, execution_id) == '{"n":3}'
