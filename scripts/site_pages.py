@@ -29,7 +29,7 @@ ROOT_PAGES: Final[Mapping[str, str]] = {
 OPERATION_MODULES: Final = (
     "kv", "checkpoints", "tasks", "task_values", "task_results", "task_events", "topics", "progress", "agents", "sessions", "requests", "grants",
     "grant_values", "grant_cache", "access_checks", "access_explanation", "access_rules", "groups", "principals", "audit",
-    "tokens", "workspaces", "gateway", "workflow", "proxy", "proxy_service", "tunnels", "enums",
+    "tokens", "workspaces", "gateway", "workflow", "workflow_values", "proxy", "proxy_service", "tunnels", "enums",
 )  # fmt: skip
 
 API_PAGES: Final[Mapping[str, tuple[str, str, Mapping[str, Sequence[str]]]]] = {
