@@ -16,7 +16,14 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.compiling import Tools
-from aether_trio.model.workflows.definition import Action, CallWorkflow, ContinueAs, Definition, Graph
+from aether_trio.model.workflows.definition import (
+    Action,
+    CallWorkflow,
+    ContinueAs,
+    Definition,
+    Graph,
+    MachineDefinition,
+)
 from aether_trio.model.workflows.documents import KINDS, WORKFLOW, compile_document, kind_of_document
 from aether_trio.model.workflows.reading import DefinitionErrors, pointer
 from aether_trio.services.tasks.engine import Engine
@@ -201,6 +208,11 @@ def _actions_of(definition: Definition) -> Iterator[Action]:
     if isinstance(definition, Graph):
         for step in definition.steps.values():
             yield from (one for one in (step.work, step.compensate) if isinstance(one, Action))
+        return
+    if isinstance(definition, MachineDefinition):
+        for state in definition.states.values():
+            taken = (one.action for transitions in state.on.values() for one in transitions)
+            yield from (one for one in (state.entry_action, state.exit_action, *taken) if one is not None)
         return
     action = getattr(definition, "action", None)
     if isinstance(action, Action):

@@ -1,9 +1,9 @@
 """Versions of kinds of definitions, so that memory is compared with the tables.
 
-A change of rules or workflows raises the version of its kind in its transaction (`begin`), and the
-rows that it writes name that version. What a node has in memory is of a version: the transaction
-that uses it reads the version first, and the rows that were changed since. So each change counts
-from its commit on, on all nodes, without a broadcast.
+A change of rules, workflows or machines raises the version of its kind in its transaction
+(`begin`), and the rows that it writes name that version. What a node has in memory is of a version:
+the transaction that uses it reads the version first, and the rows that were changed since. So each
+change counts from its commit on, on all nodes, without a broadcast.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 RULE: Final = "rule"
 WORKFLOW: Final = "workflow"
+MACHINE: Final = "machine"
 KEPT_EVENT: Final = "kept_event"
 """Numbers of events that are kept for waits."""
 

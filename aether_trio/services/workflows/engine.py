@@ -11,7 +11,8 @@ from functools import partial
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.workflows import unfinished_events
+from aether_trio.services.workflows import action_dead_letters, machine_rows, unfinished_events
+from aether_trio.services.workflows.action_dead_letters import ACTION_FAILED
 from aether_trio.services.workflows.actions import Actions
 from aether_trio.services.workflows.applying import Appliers, ApplyOperations
 from aether_trio.services.workflows.asked import WorkspaceAccess
@@ -21,6 +22,8 @@ from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.function_operations import FunctionOperations
 from aether_trio.services.workflows.functions import Functions
 from aether_trio.services.workflows.hook import WorkflowHook
+from aether_trio.services.workflows.machine_operations import MachineOperations, put_machine
+from aether_trio.services.workflows.machines import MACHINE, Machines
 from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
 from aether_trio.services.workflows.reactions import EventReactions
@@ -45,14 +48,19 @@ class WorkflowEngine:
         self.functions = Functions(self.actions, schema_problem)
         self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem, self.functions)
         self.schedules = Schedules()
-        self.reactions = EventReactions(self.actions, self.executions)
+        self.machines = Machines(self.actions)
+        self.reactions = EventReactions(self.actions, self.executions, self.machines)
         self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,
             self.functions,
             self._starter,
             self.reactions,
-            {unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions)},
+            {
+                unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions),
+                machine_rows.TIMER: self.machines.time_passed,
+            },
+            {ACTION_FAILED: partial(action_dead_letters.retry, {MACHINE: self.machines.act_again})},
         )
 
     def events(self, engine: Engine) -> EventHandler:
@@ -70,10 +78,17 @@ class WorkflowEngine:
             ApplyOperations(
                 engine,
                 self._access,
-                Appliers({RULE: put_rule, SCHEDULE: partial(put_schedule, self.schedules)}),
+                Appliers(
+                    {
+                        RULE: put_rule,
+                        SCHEDULE: partial(put_schedule, self.schedules),
+                        MACHINE: partial(put_machine, self.machines),
+                    }
+                ),
             ),
             ScheduleOperations(engine, self.schedules, self._access),
             RuleOperations(engine, self._access),
             FunctionOperations(engine, self.functions, self.executions, self._access),
+            MachineOperations(engine, self.machines, self._access, ids),
             strict=self._strict,
         )

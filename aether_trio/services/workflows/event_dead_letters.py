@@ -4,6 +4,7 @@
 |---|---|---|
 | workflow_rule | a rule, for an event | that rule acts on that event again, as it is by then |
 | workflow_trigger | the start of a workflow by an event | its newest active version is started |
+| workflow_machine | a machine, for an event | the machine takes that event again, as it is by then |
 | workflow_event | the whole event, by a defect or its content | all that follows it is done again |
 
 The payload is that of the event; its reason is the task's error. No worker is ever given one. Its
@@ -31,10 +32,12 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 RULE_FAILED: Final = "workflow_rule"
 TRIGGER_FAILED: Final = "workflow_trigger"
+MACHINE_FAILED: Final = "workflow_machine"
 EVENT_FAILED: Final = "workflow_event"
 """The types of the tasks."""
 CATEGORY: Final = "workflow_event"
 REASON_CHARACTERS: Final = 3_500
+_KINDS: Final = {RULE_FAILED: "rule", TRIGGER_FAILED: "workflow", MACHINE_FAILED: "machine"}
 _ENVELOPE: Final = "envelope"
 """A launch parameter, which is never shown: the event but for its payload."""
 
@@ -57,25 +60,55 @@ class FailedReaction:
     owner: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewDeadLetter:
+    """A dead letter as it is written; `key` makes its id, `envelope` is never shown."""
+
+    key: str
+    task_type: str
+    workspace: str
+    owner: str
+    reason: str
+    error_type: str
+    metadata: Mapping[str, str]
+    envelope: Mapping[str, Any]
+    payload: bytes
+
+
 def bury(tx: Transaction, event: TakenEvent, failed: FailedReaction) -> Program[None]:
     """Write the dead letter of an event."""
-    now_ms = tx.context.now_ms
-    parts = ("dead", event.topic, str(event.offset), failed.task_type, failed.event, failed.key)
-    reason = line(encodable(failed.reason), REASON_CHARACTERS)
-    envelope = {**encode_event(event), "name": failed.event, "key": failed.key}
-    metadata = {"event": failed.event, "reason": reason, "source": event.principal}
+    metadata = {"event": failed.event, "source": event.principal}
     if failed.key:
-        metadata["rule" if failed.task_type == RULE_FAILED else "workflow"] = failed.key
+        metadata[_KINDS[failed.task_type]] = failed.key
     if failed.title:
         metadata["name"] = failed.title
-    spec = pb.CreateTaskRequest(launch_param_overrides={_ENVELOPE: json.dumps(envelope)}, metadata=metadata)
+    letter = NewDeadLetter(
+        key="\0".join(("dead", event.topic, str(event.offset), failed.task_type, failed.event, failed.key)),
+        task_type=failed.task_type,
+        workspace=event.workspace,
+        owner=failed.owner,
+        reason=failed.reason,
+        error_type=failed.error_type,
+        metadata=metadata,
+        envelope={**encode_event(event), "name": failed.event, "key": failed.key},
+        payload=event.payload,
+    )
+    yield from write(tx, letter)
+
+
+def write(tx: Transaction, letter: NewDeadLetter) -> Program[None]:
+    """Write a dead letter, unless there is one with its id."""
+    now_ms = tx.context.now_ms
+    reason = line(encodable(letter.reason), REASON_CHARACTERS)
+    overrides = {_ENVELOPE: json.dumps(letter.envelope)}
+    spec = pb.CreateTaskRequest(launch_param_overrides=overrides, metadata={**letter.metadata, "reason": reason})
     task = TaskRow(
-        dated_id(now_ms, "\0".join(parts)),
-        failed.task_type,
-        event.workspace if event.workspace != EVERYWHERE else "",
+        dated_id(now_ms, letter.key),
+        letter.task_type,
+        letter.workspace if letter.workspace != EVERYWHERE else "",
         mode=Mode.POOL,
         category=CATEGORY,
-        creator=failed.owner,
+        creator=letter.owner,
         spec=spec.SerializeToString(),
         order_us=now_ms * 1000,
         created_ms=now_ms,
@@ -83,21 +116,27 @@ def bury(tx: Transaction, event: TakenEvent, failed: FailedReaction) -> Program[
         failed_ms=now_ms,
         status=StoredStatus.DLQ,
         error=reason,
-        error_type=failed.error_type,
+        error_type=letter.error_type,
         workflow=WorkflowPart.EVENT,
     )
     task.root_task_id = task.task_id
-    if (yield from task_rows.insert(task, event.payload)):
+    if (yield from task_rows.insert(task, letter.payload)):
         yield Execute(
             "INSERT INTO task_dead_letters (task_id, workspace, reason, error_type, attempts, buried_ms) "
             "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (task_id) DO NOTHING",
-            (task.task_id, task.workspace, reason, failed.error_type, 1, now_ms),
+            (task.task_id, task.workspace, reason, letter.error_type, 1, now_ms),
         )
+
+
+def envelope_of(task: TaskRow) -> dict[str, Any]:
+    """Return the envelope of a dead letter."""
+    found: dict[str, Any] = json.loads(startup.launch_params(task)[_ENVELOPE])
+    return found
 
 
 def read(task: TaskRow) -> Program[tuple[TakenEvent, str, str]]:
     """Read the event of a dead letter, the name that has matched, and the failed key."""
-    envelope = json.loads(startup.launch_params(task)[_ENVELOPE])
+    envelope = envelope_of(task)
     payload = yield from payloads.load(task.task_id)
     return decode_event(envelope, payload), envelope["name"], envelope["key"]
 

@@ -30,6 +30,9 @@ DEFECT_MS: Final = 60_000
 TimerHandler = Callable[[Transaction, str], Program[None]]
 """Handles the due moment of one thing, by its key; sets the next moment or deletes the row."""
 
+LetterHandler = Callable[[Transaction, TaskRow], Program[None]]
+"""Tries again what a dead letter of its type is about, and settles it."""
+
 
 class DefectError(Exception):
     """The code of a handler has raised; its transaction is to be undone."""
@@ -61,7 +64,10 @@ def _contained_schedule(program: Program[int], key: str) -> Program[int]:
 
 
 class WorkflowHook:
-    """The TaskWorkflows of a gateway: executions, and other kinds of timers."""
+    """The TaskWorkflows of a gateway: executions, and other kinds of timers.
+
+    `letters` has dead letters by their types, but for those of events.
+    """
 
     def __init__(
         self,
@@ -70,12 +76,14 @@ class WorkflowHook:
         schedules: ScheduleStarter,
         reactions: EventReactions,
         timers: Mapping[str, TimerHandler],
+        letters: Mapping[str, LetterHandler],
     ) -> None:
         self._executions = executions
         self._functions = functions
         self._reactions = reactions
         self._schedules = schedules
         self._timers: Final = {TIMER: executions.time_passed, FUNCTION: functions.time_passed, **timers}
+        self._letters = letters
         self._put_off: set[tuple[str, str]] = set()
         """Things whose handlers have raised, to be put off in the next transaction."""
         self._now_ms = self._latest_ms = 0
@@ -97,7 +105,7 @@ class WorkflowHook:
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
         if after.workflow & WorkflowPart.EVENT:
-            return self._reactions.retry(tx, after)
+            return self._letters.get(after.task_type, self._reactions.retry)(tx, after)
         if after.workflow & WorkflowPart.FUNCTION:
             return self._functions.reopened(tx, before, after)
         return self._executions.reopened(tx, before, after)

@@ -19,10 +19,12 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 import trio
 
-from aether_trio.model.workflows.definition import Condition, Environment, RuleDefinition, Trigger
+from aether_trio.model.workflows.definition import BusEvent, Condition, Environment, RuleDefinition, Trigger
 from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
-from aether_trio.services.workflows import changes, definitions, rule_rows
+from aether_trio.services.workflows import changes, definitions, machine_rows, rule_rows
 from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.machine_rows import StoredMachine
+from aether_trio.services.workflows.machines import Machines
 from aether_trio.services.workflows.rule_rows import StoredRule
 from aether_trio.services.workflows.rules import compile_rule
 from aether_trio.services.workflows.stored_graphs import compile_stored
@@ -72,6 +74,15 @@ class KnownTrigger:
     trigger: Trigger
 
 
+@dataclass(frozen=True, slots=True)
+class KnownMachine:
+    """An entry of the `bus` of an active machine, by its index."""
+
+    stored: StoredMachine
+    index: int
+    bus: BusEvent
+
+
 class NotCompiledError(Exception):
     """Many rows were changed: `known.compile` is to be called outside the transaction."""
 
@@ -98,7 +109,7 @@ class KnownDefinitions(Generic[K, S, V]):
         """Read the keys that were changed after a version, and their rows; None: deleted."""
         raise NotImplementedError
 
-    def _compiled(self, row: S) -> tuple[EventFilter, V] | None:
+    def _compiled(self, key: K, row: S) -> tuple[EventFilter, V] | None:
         """Compile a row; None if no event matters to it."""
         raise NotImplementedError
 
@@ -157,7 +168,7 @@ class KnownDefinitions(Generic[K, S, V]):
 
     def _try(self, key: K, row: S) -> tuple[EventFilter, V] | None:
         try:
-            return self._compiled(row)
+            return self._compiled(key, row)
         except ValueError as error:  # it was right when it was stored, by another release
             logger.warning("a stored definition is not understood", kind=self.kind, key=key, reason=str(error))
             return None
@@ -172,7 +183,7 @@ class KnownRules(KnownDefinitions[int, StoredRule, KnownRule]):
         found = yield from rule_rows.changed_since(version)
         return [(row.id, row if row.document else None) for row in found]
 
-    def _compiled(self, row: StoredRule) -> tuple[EventFilter, KnownRule] | None:
+    def _compiled(self, key: int, row: StoredRule) -> tuple[EventFilter, KnownRule] | None:
         if not row.active:
             return None
         document = json.loads(row.document)
@@ -201,7 +212,7 @@ class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTri
             found.append(((workspace, id), (yield from definitions.newest_active(workspace, id))))
         return found
 
-    def _compiled(self, row: StoredDefinition) -> tuple[EventFilter, KnownTrigger] | None:
+    def _compiled(self, key: tuple[str, str], row: StoredDefinition) -> tuple[EventFilter, KnownTrigger] | None:
         if not json.loads(row.document).get("trigger"):
             return None
         trigger = compile_stored(row).trigger
@@ -214,6 +225,33 @@ class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTri
             equalities=tuple(equalities_of(trigger.condition)),
         )
         return takes, KnownTrigger(row, trigger)
+
+
+class KnownMachines(KnownDefinitions[tuple[str, str, int], StoredMachine, KnownMachine]):
+    """The events of the bus of active machines."""
+
+    kind = changes.MACHINE
+
+    def __init__(self, machines: Machines) -> None:
+        super().__init__()
+        self._machines = machines
+        self._sizes: dict[tuple[str, str], int] = {}
+        """How many entries the `bus` of a machine had."""
+
+    def _changed_since(self, version: int) -> Program[list[tuple[tuple[str, str, int], StoredMachine | None]]]:
+        found: list[tuple[tuple[str, str, int], StoredMachine | None]] = []
+        for row in (yield from machine_rows.changed_since(version)):
+            bus = json.loads(row.document).get("bus") if row.active else None
+            size = len(bus) if isinstance(bus, list) else int(bool(bus))
+            place = row.workspace, row.id
+            known = self._sizes[place] = max(size, self._sizes.get(place, 0))
+            found += [((*place, index), row if index < size else None) for index in range(known)]
+        return found
+
+    def _compiled(self, key: tuple[str, str, int], row: StoredMachine) -> tuple[EventFilter, KnownMachine] | None:
+        bus = self._machines.definition(row).bus[key[2]]
+        takes = EventFilter(event=bus.event, agent=bus.source_agent or ANY, workspace=row.workspace)
+        return takes, KnownMachine(row, key[2], bus)
 
 
 def equalities_of(condition: Condition | None) -> Iterable[Any]:

@@ -1,13 +1,13 @@
-"""What follows events: actions of rules, starts of workflows, ends of waits.
+"""What follows events: acts of rules, starts of workflows, ends of waits, moves.
 
-For each name of an event, independently: rules by priority, then triggers of workflows, then waits
-of executions. What cannot
-be done is a dead letter, and the others go on. Everything happens in the transaction that moves the
-cursor behind the event (event_handler.py), or in one that goes on with an event that starts much.
+For each name of an event, independently: rules by priority, triggers of workflows, waits of
+executions, then machines with it in their `bus`. What cannot be done is a dead letter, and the
+others go on. Everything happens in the transaction that moves the cursor behind the event
+(event_handler.py), or in one that goes on with an event that starts much.
 
-A rule or workflow of workspace * takes events of the workspaces that its owner may read. One of a
-certain workspace takes the events of that one; if its owner may not read it any more, the event is
-a dead letter.
+A rule, workflow or machine of workspace * takes events of the workspaces that its owner may read.
+One of a certain workspace takes the events of that one; if its owner may not read it any more, the
+event is a dead letter.
 """
 
 from __future__ import annotations
@@ -24,13 +24,27 @@ from aether_trio.model.workflows.hops import TooManyHops, extend
 from aether_trio.model.workflows.reading import DefinitionErrors
 from aether_trio.model.workflows.records import read_action
 from aether_trio.services.tasks.transaction.interface import Transaction
-from aether_trio.services.workflows import definitions, event_dead_letters, rule_rows
+from aether_trio.services.workflows import definitions, event_dead_letters, machine_rows, rule_rows
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
 from aether_trio.services.workflows.definitions import EVERYWHERE
-from aether_trio.services.workflows.event_dead_letters import EVENT_FAILED, RULE_FAILED, TRIGGER_FAILED, FailedReaction
+from aether_trio.services.workflows.event_dead_letters import (
+    EVENT_FAILED,
+    MACHINE_FAILED,
+    RULE_FAILED,
+    TRIGGER_FAILED,
+    FailedReaction,
+)
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
-from aether_trio.services.workflows.known import KnownRule, KnownRules, KnownTrigger, KnownTriggers
+from aether_trio.services.workflows.known import (
+    KnownMachine,
+    KnownMachines,
+    KnownRule,
+    KnownRules,
+    KnownTrigger,
+    KnownTriggers,
+)
+from aether_trio.services.workflows.machines import BusArrival, MachineError, Machines
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.services.workflows.waits import WaitPosition
 from aether_trio.storage.base import Program
@@ -73,12 +87,14 @@ class Turn:
 
 
 class PendingReaction(NamedTuple):
-    """What is left for an event: a rule by its id, a workflow by workspace/id.
+    """What is left for an event.
 
-    Of waits, the key is the number of the kept event, and behind which wait they are.
+    A rule by its id, a workflow by workspace/id, a machine by its workspace, id and the index of
+    its `bus`, with spaces between. Of waits, the key is the number of the kept event, and behind
+    which wait they are.
     """
 
-    kind: str  # rule, workflow or wait
+    kind: str  # rule, workflow, wait or machine
     name: str
     key: str
 
@@ -86,21 +102,25 @@ class PendingReaction(NamedTuple):
 class EventReactions:
     """Does what follows events; all methods but the constructor are programs."""
 
-    def __init__(self, actions: Actions, executions: Executions) -> None:
+    def __init__(self, actions: Actions, executions: Executions, machines: Machines) -> None:
         self._actions = actions
         self._executions = executions
+        self._machines = machines
         self.rules: Final = KnownRules()
         self.triggers: Final = KnownTriggers()
+        self.machines: Final = KnownMachines(machines)
 
     def refresh(self) -> Program[None]:
         """Compare what is in memory with the tables. Raises NotCompiledError."""
         yield from self.rules.refresh()
         yield from self.triggers.refresh()
+        yield from self.machines.refresh()
 
     def confirm(self) -> None:
         """Note that the transaction of the last `refresh` is committed."""
         self.rules.confirm()
         self.triggers.confirm()
+        self.machines.confirm()
 
     def react(self, tx: Transaction, event: TakenEvent, turn: Turn) -> Program[list[PendingReaction]]:
         """Do what follows an event; return what is left when the turn is over."""
@@ -122,6 +142,11 @@ class EventReactions:
                 waiting = yield from self._deliver(tx, number, WaitPosition(), turn)
                 if waiting is not None:
                     left.append(PendingReaction("wait", name, f"{number}/{waiting.key}/{waiting.number}"))
+            for machine in self.machines.candidates(name, event.agent, event.workspace, env):
+                if turn.is_over:
+                    left.append(PendingReaction("machine", name, _key_of(machine)))
+                else:
+                    yield from self._try_machine(tx, event, name, env, machine, turn)
         return left
 
     def go_on(
@@ -147,6 +172,10 @@ class EventReactions:
                         PendingReaction("wait", name, f"{kept}/{waiting.key}/{waiting.number}"),
                         *left[number + 1 :],
                     )
+            elif kind == "machine":
+                machine = yield from self._load_machine(name, key)
+                if isinstance(machine, KnownMachine):
+                    yield from self._try_machine(tx, event, name, env, machine, turn)
             else:
                 known = yield from self._load_trigger(tx, name, key)
                 if isinstance(known, KnownTrigger):
@@ -212,6 +241,11 @@ class EventReactions:
             if isinstance(known, str):
                 raise ReactionRefused(known, "NOT_FOUND")
             yield from self._start(tx, event, name, env, known, turn, again)
+        elif task.task_type == MACHINE_FAILED:
+            machine = yield from self._load_machine(name, key)
+            if isinstance(machine, str):
+                raise ReactionRefused(machine, "NOT_FOUND")
+            yield from self._move(tx, event, env, machine, turn, again)
         else:
             yield from event_dead_letters.append_again(tx, event, task)
 
@@ -351,6 +385,58 @@ class EventReactions:
         if graph is None or graph.trigger is None or graph.trigger.event != name:
             return f"workflow {id} does not start after {name} any more: discard this"
         return KnownTrigger(stored, graph.trigger)
+
+    # -- machines ----------------------------------------------------------------------------------
+
+    def _try_machine(
+        self, tx: Transaction, event: TakenEvent, name: str, env: dict[str, Json], known: KnownMachine, turn: Turn
+    ) -> Program[None]:
+        try:
+            yield from self._move(tx, event, env, known, turn)
+        except ReactionRefused as error:
+            owner = "" if error.hidden else known.stored.owner
+            failed = FailedReaction(
+                MACHINE_FAILED, name, str(error), error.error_type, _key_of(known), known.stored.id, owner
+            )
+            yield from event_dead_letters.bury(tx, event, failed)
+
+    def _move(
+        self,
+        tx: Transaction,
+        event: TakenEvent,
+        env: dict[str, Json],
+        known: KnownMachine,
+        turn: Turn,
+        again: str = "",
+    ) -> Program[None]:
+        """Let an event act on an instance of a machine. Raises ReactionRefused."""
+        stored = known.stored
+        if not self._takes(tx, turn, stored.workspace, stored.owner, event, again):
+            return
+        turn.cost += CONDITION_COST
+        arrival = BusArrival(index=known.index, workspace=event.workspace, env=env, hops=event.hops)
+        try:
+            if (yield from self._machines.receive(tx, stored, arrival)):
+                turn.cost += ACTION_COST
+        except MachineError as error:
+            raise ReactionRefused(str(error), error.error_type) from None
+
+    def _load_machine(self, name: str, key: str) -> Program[KnownMachine | str]:
+        """Load the machine that is to take an event; return why it cannot, if so."""
+        workspace, id, index = key.split()  # noqa: A001
+        stored = yield from machine_rows.load(workspace, id)
+        if stored is None or not stored.active:
+            return f"state machine {id} is not active: create it again, or discard this"
+        bus = self._machines.definition(stored).bus
+        found = [(number, one) for number, one in enumerate(bus) if one.event == name]
+        if not found:
+            return f"state machine {id} does not take {name} any more: discard this"
+        number, one = next((each for each in found if each[0] == int(index)), found[0])
+        return KnownMachine(stored, number, one)
+
+
+def _key_of(known: KnownMachine) -> str:
+    return f"{known.stored.workspace} {known.stored.id} {known.index}"
 
 
 def environment_of(event: TakenEvent, name: str) -> dict[str, Json]:

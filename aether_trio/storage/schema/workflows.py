@@ -41,6 +41,12 @@ for which an execution may wait while it runs, `workflow_kept_events` those that
 the values of their keys in `workflow_kept_keys`. A key and its value are hashes, "" for any event.
 `workflow_taken_events` has what a step has taken: it takes no event twice (waits.py).
 
+`workflow_machines` has one row for each state machine; `changed` is as in `workflow_rules`. Of
+`workflow_instances`, `transitions` counts the changes of state, of which the ids of actions are
+made; `recent` has the ids of the latest operations, with spaces between, so that one whose commit
+was in doubt is not done twice. `timeout_ms` is the moment of the timeout, 0 for none; its row in
+`workflow_timers` rests while the machine is not active.
+
 `workflow_unfinished_events` has events that start more than one transaction does, with what is
 left: JSON of [kind, name, key] (services/workflows/unfinished_events.py).
 
@@ -252,6 +258,37 @@ STATEMENTS: Final = (
         number {bigint} NOT NULL,
         PRIMARY KEY (execution_id, taker, number)
     ) {clustered}""",
+    """CREATE TABLE workflow_machines (
+        workspace TEXT {byte_order} NOT NULL,
+        id TEXT {byte_order} NOT NULL,
+        document {blob} NOT NULL,
+        digest TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        active INTEGER NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        changed {bigint} NOT NULL,
+        PRIMARY KEY (workspace, id)
+    )""",
+    "CREATE INDEX workflow_machines_changed ON workflow_machines (changed)",
+    """CREATE TABLE workflow_instances (
+        workspace TEXT {byte_order} NOT NULL,
+        defined_in TEXT {byte_order} NOT NULL,
+        machine_id TEXT {byte_order} NOT NULL,
+        instance_id TEXT {byte_order} NOT NULL,
+        state TEXT NOT NULL,
+        data {blob} NOT NULL,
+        transitions {bigint} NOT NULL,
+        recent TEXT NOT NULL,
+        timeout_ms {bigint} NOT NULL,
+        completed_ms {bigint} NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        PRIMARY KEY (workspace, defined_in, machine_id, instance_id)
+    )""",
+    "CREATE INDEX workflow_instances_by_id ON workflow_instances (workspace, instance_id)",
+    "CREATE INDEX workflow_instances_of ON workflow_instances (defined_in, machine_id, completed_ms)",
+    "CREATE INDEX workflow_instances_listed ON workflow_instances (workspace, machine_id, updated_ms)",
     """CREATE TABLE workflow_unfinished_events (
         key TEXT {byte_order} PRIMARY KEY,
         event TEXT NOT NULL,

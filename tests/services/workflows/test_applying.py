@@ -91,7 +91,7 @@ async def test_all_errors_of_all_documents_are_told_at_once(core: Core) -> None:
         assert "document 2 (workflow 'b'): /: " in told or "document 2 (workflow 'b'): /retires: " in told
         assert "document 4 (workflow 'c'): document 3 is the same workflow" in problems
         assert "document 5: it is not clear what this is; write kind: and one of workflow" in told
-        assert "document 6 (machine 'e'): a machine cannot be applied" in told
+        assert "document 6 (machine 'e'): /states: " in told
         assert "document 7: it is not clear what this is" in told
         assert await names(boss) == []
 
