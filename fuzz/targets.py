@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from fuzz import codecs, credentials, first_bytes, framing, grpc_messages, http1, http2, init, tls, websocket
+from fuzz import (
+    codecs,
+    credentials,
+    first_bytes,
+    framing,
+    grpc_messages,
+    http1,
+    http2,
+    init,
+    tls,
+    websocket,
+    workflow_documents,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +44,7 @@ TARGETS: Final[Mapping[str, Target]] = MappingProxyType(
         "codecs": Target(codecs.check, codecs.seeds),
         "init": Target(init.check, init.seeds, 4096),
         "credentials": Target(credentials.check, credentials.seeds, 4096),
+        "workflow-documents": Target(workflow_documents.check, workflow_documents.seeds, 4096),
     }
 )
 
