@@ -23,6 +23,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.workflows import machine_rows
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, workspaces_of
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.machine_rows import InstanceRow, StoredMachine
@@ -91,7 +92,7 @@ class MachineOperations:
         if asked.workspace and "workspace" not in names:
             document["workspace"] = asked.workspace
         try:
-            definition, ignored = read_json(MACHINE, document)
+            definition, ignored = await compile_in_thread(partial(read_json, MACHINE, document), len(asked.data))
         except ValueError as error:
             raise OperationError(str(error)) from None
         assert isinstance(definition, MachineDefinition)

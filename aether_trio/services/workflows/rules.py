@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -21,6 +22,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.workflows import changes, rule_rows
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.json_values import write_json
@@ -60,7 +62,7 @@ class RuleOperations:
         return OperationAnswer(shown_rule(await self._find(asked, rule_id(asked.id))))
 
     async def _create(self, asked: OperationAsked) -> OperationAnswer:
-        definition, ignored = self._read(asked, {"active": True})
+        definition, ignored = await self._read(asked, {"active": True})
         await self._access.need(asked.session, definition.workspace)
         now_ms, owner = self._engine.clock.now_ms(), asked.session.identity.text
 
@@ -82,7 +84,7 @@ class RuleOperations:
         document = asked.document
         given = asked.id or next((value for key, value in document.items() if key.lower() == "id"), "")
         before = await self._find(asked, rule_id(given), AccessLevel.READWRITE)
-        definition, ignored = self._read(asked, {})
+        definition, ignored = await self._read(asked, {})
         await self._access.need(asked.session, definition.workspace)
         now_ms, owner = self._engine.clock.now_ms(), asked.session.identity.text
 
@@ -116,7 +118,7 @@ class RuleOperations:
             message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
         return OperationAnswer(shown_rule(stored), message)
 
-    def _read(self, asked: OperationAsked, forced: Mapping[str, Any]) -> tuple[RuleDefinition, list[str]]:
+    async def _read(self, asked: OperationAsked, forced: Mapping[str, Any]) -> tuple[RuleDefinition, list[str]]:
         """Compile the document of an operation, with these values. Raises OperationError."""
         left_out = {*forced, "owner"}  # an answer that is sent back has the owner in it
         document = {key: value for key, value in asked.document.items() if key.lower() not in left_out}
@@ -124,7 +126,7 @@ class RuleOperations:
         if asked.workspace and "workspace" not in {key.lower() for key in document}:
             document["workspace"] = asked.workspace
         try:
-            definition, ignored = read_json(RULE, document)
+            definition, ignored = await compile_in_thread(partial(read_json, RULE, document), len(asked.data))
         except ValueError as error:
             raise OperationError(str(error)) from None
         assert isinstance(definition, RuleDefinition)
