@@ -87,7 +87,7 @@ Examples:
   aether workflows validate - < report.yaml
 """
 )
-@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR|-...")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE|DIR|-...")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object with documents, errors and warnings.")
 def validate(paths: tuple[str, ...], as_object: bool) -> None:
     """Check files without a gateway: all errors at once, with their positions.
@@ -116,7 +116,7 @@ Examples:
   generate | aether workflows apply -
 """
 )
-@click.argument("paths", nargs=-1, required=True, metavar="FILE|DIR|-...")
+@click.argument("paths", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE|DIR|-...")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object with what was applied, and warnings.")
 @workspace_option

@@ -48,6 +48,9 @@ NEEDED: Final = {
     "bench": ("--pairs", "1", "--seconds", "0.2"),
 }
 POLICY: Final = "version: 1\nrules: []\n"
+WORKFLOW: Final = "id: one\nsteps: [{id: a, output: 1}]\n"
+FILES: Final = {"orchestrate": "agents.yaml", "workflows": "workflow.yaml"}
+"""Which file is given, by the first word of a command."""
 AGENTS: Final = "agents:\n  echo:\n    command: [cat]\n"
 
 
@@ -72,7 +75,7 @@ def words_of(path: str, directory: Path) -> list[str]:
     for one in command_of(path).params:
         if isinstance(one, click.Argument):
             if isinstance(one.type, click.Path) and one.required:
-                file = directory / ("agents.yaml" if path == "orchestrate" else "policy.yaml")
+                file = directory / FILES.get(path.split()[0], "policy.yaml")
                 words.append(str(file))
             elif isinstance(one.type, click.Choice):
                 words.append(str(one.type.choices[0]))
@@ -88,6 +91,7 @@ def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("exits")
     (made / "policy.yaml").write_text(POLICY)
     (made / "agents.yaml").write_text(AGENTS)
+    (made / "workflow.yaml").write_text(WORKFLOW)
     return made
 
 
@@ -125,7 +129,7 @@ def test_the_walk_has_all_commands() -> None:
     local = set(EVERY) - {*WITH_GATEWAY, *WITH_OPS, *WITH_SETTINGS}
     assert local == {
         "access test", "config default", "context delete", "context list", "context save", "context show", "context use",
-        "errors", "init", "keys new", "version",
+        "errors", "init", "keys new", "version", "workflows validate",
     }  # fmt: skip
 
 
@@ -173,7 +177,8 @@ MISSING: Final = (
     "tasks show", "tasks cancel", "tasks retry", "tasks resume", "tasks watch", "grants show", "grants revoke",
     "requests approve", "requests deny", "tokens show", "tokens revoke", "tokens delete", "topics show",
     "topics purge", "access revoke", "access unlock", "workspaces show", "workspaces delete", "kv get", "dlq show",
-    "dlq requeue",
+    "dlq requeue", "workflows show", "workflows run", "workflows delete", "workflows cancel", "workflows retry",
+    "workflows pause", "workflows signal", "workflows answer", "workflows watch", "workflows history",
 )  # fmt: skip
 
 
