@@ -75,7 +75,7 @@ def words_of(path: str, directory: Path) -> list[str]:
     for one in command_of(path).params:
         if isinstance(one, click.Argument):
             if isinstance(one.type, click.Path) and one.required:
-                file = directory / FILES.get(path.split()[0], "policy.yaml")
+                file = directory / FILES.get(path.split(maxsplit=1)[0], "policy.yaml")
                 words.append(str(file))
             elif isinstance(one.type, click.Choice):
                 words.append(str(one.type.choices[0]))
