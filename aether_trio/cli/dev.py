@@ -6,6 +6,7 @@ import click
 
 from aether_trio.cli.options import ServingOptions, serving_options
 from aether_trio.cli.running import run_gateway
+from aether_trio.cli.sidecar_process import Sidecar, together
 
 
 @click.command(
@@ -18,6 +19,7 @@ Examples:
   aether dev --port 0 --ready-file ready.json   for scripts: a free port, told in a file
   aether dev --nodes 3                          a cluster with a PostgreSQL that it starts
   aether dev --agents agents.yaml               agents start when they are sent a message
+  aether dev --workflows workflows/             workflows are applied when their files change
   aether dev --set log.retention_age_s=60
 """,
 )
@@ -35,8 +37,15 @@ Examples:
     metavar="AGENTS.YAML",
     help="Start the agents of this file when a message or a task needs them; `aether orchestrate --help` says what is in it.",
 )
+@click.option(
+    "--workflows",
+    "workflows_directory",
+    type=click.Path(file_okay=False),
+    metavar="DIR",
+    help="Apply the workflows of this directory, and again whenever a file changes.",
+)
 @serving_options
-def command(nodes: int | None, agents_file: str | None, given: ServingOptions) -> None:
+def command(nodes: int | None, agents_file: str | None, workflows_directory: str | None, given: ServingOptions) -> None:
     """Start a gateway for development.
 
     It listens on 127.0.0.1 only, asks for no credentials and limits no message rates. Ctrl-C drains
@@ -49,11 +58,16 @@ def command(nodes: int | None, agents_file: str | None, given: ServingOptions) -
     if given.flags["ops.port"] is None and given.flags["gateway.port"] == 0:
         given = given.with_flags({"ops.port": 0})
     settings = given.load()
-    sidecar = None
+    sidecars: list[Sidecar] = []
     if agents_file is not None:
         from aether_trio.cli.dev_agents import sidecar_for
 
-        sidecar = sidecar_for(agents_file, settings)
+        sidecars.append(sidecar_for(agents_file, settings))
+    if workflows_directory is not None:
+        from aether_trio.cli.dev_workflows import workflows_sidecar
+
+        sidecars.append(workflows_sidecar(workflows_directory, settings))
+    sidecar = together(*sidecars) if sidecars else None
     if nodes is None:
         run_gateway(settings, ready_file=given.ready_file, until_stdin_ends=given.until_stdin_ends, sidecar=sidecar)
         return

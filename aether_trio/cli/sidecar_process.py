@@ -17,6 +17,21 @@ class Served(Protocol):
     def addresses(self) -> Mapping[str, str]: ...
 
 
+def together(*sidecars: Sidecar) -> Sidecar:
+    """Make one sidecar of several, which run side by side."""
+
+    async def main(gateway: Served) -> None:
+        async with trio.open_nursery() as nursery:
+            for one in sidecars:
+                nursery.start_soon(one.run, gateway)
+
+    def kill() -> None:
+        for one in sidecars:
+            one.kill()
+
+    return Sidecar(main, kill)
+
+
 class Sidecar:
     """An async function that runs beside a gateway, such as an orchestrator."""
 

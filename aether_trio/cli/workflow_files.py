@@ -25,10 +25,15 @@ class WorkflowFiles:
     errors: tuple[str, ...]
     warnings: tuple[str, ...]
 
+    @property
+    def marked_warnings(self) -> tuple[str, ...]:
+        """The warnings with that word behind their positions."""
+        return tuple(one.replace(": ", ": warning: ", 1) for one in self.warnings)
+
     def checked(self, what: str) -> WorkflowFiles:
         """Print warnings and errors, and return this. Raises CliError for errors."""
-        for warning in self.warnings:
-            say(f"{warning.replace(': ', ': warning: ', 1)}", err=True)
+        for warning in self.marked_warnings:
+            say(warning, err=True)
         if self.errors:
             for error in self.errors:
                 say(error, err=True)
@@ -49,7 +54,7 @@ def files_of(paths: Iterable[str]) -> list[Path | None]:
         if given == STDIN:
             found.append(None)
         elif path.is_dir():
-            inside = sorted(_inside(path))
+            inside = sorted(workflow_files_in(path))
             if not inside:
                 raise exits.CliError(f"{path} has no file that ends with {', '.join(SUFFIXES)}", exits.USAGE)
             found += inside
@@ -60,7 +65,8 @@ def files_of(paths: Iterable[str]) -> list[Path | None]:
     return list(dict.fromkeys(found))
 
 
-def _inside(directory: Path) -> Iterator[Path]:
+def workflow_files_in(directory: Path) -> Iterator[Path]:
+    """Yield the YAML and JSON files of a directory, but hidden ones, in any order."""
     for path in directory.rglob("*"):
         hidden = any(part.startswith(".") for part in path.relative_to(directory).parts)
         if path.suffix in SUFFIXES and not hidden and path.is_file():

@@ -61,7 +61,7 @@ steps:
 
 
 class QuickShell(Shell):
-    """A shell that runs its commands in this process, without a start of Python for each."""
+    """A shell whose commands run in this process: no start of Python for each."""
 
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
         env: dict[str, str | None] = {name: None for name in os.environ if name.startswith("AETHER_")}
