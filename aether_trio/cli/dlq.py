@@ -43,11 +43,12 @@ Examples:
 """,
 )
 def command() -> None:
-    """List, requeue, discard and resolve dead letters: tasks and messages.
+    """List, requeue, discard and resolve dead letters: tasks, messages, rules.
 
     A task is one when it has used up its attempts, or is past its last deadline. A failure that a
     worker has reported is none: `aether tasks list --status failed` shows those. A message is one
-    when it has crashed its agent again and again; its type is dead_message.
+    when it has crashed its agent again and again; its type is dead_message. A rule that could not
+    act on an event is one of type workflow_rule, which acts again when it is requeued.
     """
 
 

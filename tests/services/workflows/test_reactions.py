@@ -11,6 +11,7 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.access import AccessLevel
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import event_handler, unfinished_events
 from aether_trio.services.workflows.event_dead_letters import EVENT_FAILED, RULE_FAILED, TRIGGER_FAILED
@@ -515,3 +516,48 @@ async def test_an_event_whose_handling_fails_holds_up_no_other(
         boss.link.send(pb.UpstreamMessage(task_op=TaskOp(op=TaskOp.RETRY, task_id=dead.task_id, request_id="r")))
         assert (await boss.link.next("task_op")).task_op.task.status == pb.TASK_STATUS_COMPLETED
         assert [one["arguments"]["input"] for one in await told(hand, core, world)] == [13]
+
+
+async def test_texts_that_no_database_stores_harm_their_rule_alone(core: Core, world: World) -> None:
+    task = {
+        "type": "create_task", "task_type": "job", "target_implementation": "hand",
+        "correlation_id": {"$expr": "input.text"}, "idempotency_key": {"$expr": "input.text"},
+        "metadata": {"text": {"$expr": "input.text"}}, "payload": {"$expr": "input"},
+    }  # fmt: skip
+    flow = {
+        "name": "flow",
+        "trigger": {"event": "made"},
+        "steps": [{"id": "w", "wait": {"event": "made", "key": "input.text", "equals": "trigger.text"}}],
+    }
+    async with client(core) as boss, connect(core, agent("w", "hand", "default")) as hand:
+        await boss.do(Op.CREATE_RULE, data=rule(task))
+        await boss.do(Op.CREATE_RULE, data=rule(tell("{{.input.text}}"), "second"))
+        await boss.do(Op.CREATE_RULE, data=rule(tell("good"), "third"))
+        await boss.do(Op.CREATE_RULE, data=rule("agent: hand\ntool_name: {{.input.text.x}}", "fourth"))
+        await boss.create(flow)
+        for text in ("a\0b", "\ud800", "\x1b[31m", "\u202e"):
+            await boss.emit("made", data={"text": text})
+        assert [one["tool_name"] for one in await told(hand, core, world)].count("good") == 4
+        kinds = {one.task_type for one in await dead_letters(boss, limit=100)}
+        assert kinds == {"workflow_rule"}
+        assert all("\0" not in one.error and "\x1b" not in one.error for one in await dead_letters(boss, limit=100))
+
+
+async def test_an_operator_requeues_discards_and_resolves(core: Core, world: World) -> None:
+    async with client(core) as boss, connect(core, agent("w", "hand", "default")) as hand:
+        made = await boss.do(Op.CREATE_RULE, data=rule("agent: hand\ntool_name: {{.input.a.b}}"))
+        for _ in range(3):
+            await boss.emit("made", data=5)
+        await all_taken(core, world)
+        letters = DeadLetters(core.tasks.engine)
+        first, second, third = await letters.page("w")
+        assert (first.error_type, first.workspace) == ("EXPRESSION", "w")
+        assert await letters.requeue(first.task_id, "operator")
+        assert len(await letters.page("w")) == 3, "it has failed again"
+        await boss.do(Op.UPDATE_RULE, str(made["ID"]), data=rule(tell("x")))
+        assert await letters.requeue(first.task_id, "operator")
+        assert await letters.resolve(second.task_id, "operator")
+        boss.link.send(pb.UpstreamMessage(task_op=TaskOp(op=TaskOp.CANCEL, task_id=third.task_id, request_id="r")))
+        assert (await boss.link.next("task_op")).task_op.task.status == pb.TASK_STATUS_CANCELLED
+        assert await letters.page("w") == []
+        assert len(await told(hand, core, world)) == 1

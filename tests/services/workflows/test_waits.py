@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from random import Random
 from typing import Any
 
 import pytest
@@ -225,3 +226,52 @@ async def test_a_restart_loses_no_wait_and_no_event(world: World) -> None:
         async with world.open(**settings) as core, client(core) as boss:  # type: ignore[arg-type]
             await boss.emit("shipped", data={"order": "a", "n": 2})
             assert await result(boss, execution_id) == '{"n":3}'
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_random_events_reach_the_waits_that_they_should(world: World, seed: int) -> None:
+    """Executions take the first event that fits since their begin."""
+    random = Random(seed)
+    steps = [
+        {"id": "sleep", "wait": {"duration": "{{.trigger.nap}}s"}},
+        {
+            "id": "pay", "depends_on": ["sleep"],
+            "wait": waiting(condition="int(input.n) % 2 == int(trigger.odd)"),
+        },
+        {"id": "ship", "depends_on": ["pay"], "wait": {"event": "shipped", "key": "input.order", "equals": "trigger.order"}},
+    ]  # fmt: skip
+    outputs = {"paid": {"$expr": "steps.pay.result.n"}, "shipped": {"$expr": "steps.ship.result.n"}}
+    started: dict[str, tuple[int, dict[str, Any]]] = {}
+    events: list[tuple[str, str]] = []
+    async with deadlock_is_an_error():
+        for life in range(3):
+            async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+                if not life:
+                    await boss.create(flow(*steps, **outputs))
+                for _ in range(20):
+                    order = random.choice("abc")
+                    match random.randrange(5):
+                        case 0 | 1:
+                            given = {"order": order, "nap": random.choice((1, 20, 200)), "odd": random.randrange(2)}
+                            started[await boss.run(given)] = len(events), given
+                        case 2:
+                            await trio.sleep(random.choice((1, 30)))
+                        case _:
+                            name = random.choice(("paid", "shipped"))
+                            await boss.emit(name, data={"order": order, "n": len(events)})
+                            events.append((name, order))
+                            await all_taken(core, world)
+        async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+            await trio.sleep(300)
+            wanted: dict[str, str | None] = {}
+            for execution_id, (begin, given) in started.items():
+                mine = [(n, name) for n, (name, order) in enumerate(events) if n >= begin and order == given["order"]]
+                paid = next((n for n, name in mine if name == "paid" and n % 2 == given["odd"]), None)
+                shipped = next((n for n, name in mine if name == "shipped"), None)
+                both = paid is not None and shipped is not None
+                wanted[execution_id] = f'{{"paid":{paid},"shipped":{shipped}}}' if both else None
+            found = {one: (await boss.task(one)).metadata.get("_result") for one in started}
+            assert found == wanted
+            for execution_id in await running(boss):
+                await boss.do(Op.CANCEL_EXECUTION, execution_id)
+            assert rows(world) == []
