@@ -11,7 +11,7 @@ from functools import partial
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.workflows import action_dead_letters, machine_rows, unfinished_events
+from aether_trio.services.workflows import action_dead_letters, join_rows, machine_rows, unfinished_events
 from aether_trio.services.workflows.action_dead_letters import ACTION_FAILED
 from aether_trio.services.workflows.actions import Actions
 from aether_trio.services.workflows.applying import Appliers, ApplyOperations
@@ -22,6 +22,8 @@ from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.function_operations import FunctionOperations
 from aether_trio.services.workflows.functions import Functions
 from aether_trio.services.workflows.hook import WorkflowHook
+from aether_trio.services.workflows.join_operations import JoinOperations
+from aether_trio.services.workflows.joins import JOIN, Joins
 from aether_trio.services.workflows.machine_operations import MachineOperations, put_machine
 from aether_trio.services.workflows.machines import MACHINE, Machines
 from aether_trio.services.workflows.operations import WorkflowOperations
@@ -49,7 +51,8 @@ class WorkflowEngine:
         self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem, self.functions)
         self.schedules = Schedules()
         self.machines = Machines(self.actions)
-        self.reactions = EventReactions(self.actions, self.executions, self.machines)
+        self.joins = Joins(self.actions, strict=strict)
+        self.reactions = EventReactions(self.actions, self.executions, self.machines, self.joins)
         self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,
@@ -59,8 +62,14 @@ class WorkflowEngine:
             {
                 unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions),
                 machine_rows.TIMER: self.machines.time_passed,
+                join_rows.TIMER: self.joins.time_passed,
+                join_rows.ACTION_TIMER: self.joins.action_due,
             },
-            {ACTION_FAILED: partial(action_dead_letters.retry, {MACHINE: self.machines.act_again})},
+            {
+                ACTION_FAILED: partial(
+                    action_dead_letters.retry, {MACHINE: self.machines.act_again, JOIN: self.joins.act_again}
+                )
+            },
         )
 
     def events(self, engine: Engine) -> EventHandler:
@@ -90,5 +99,6 @@ class WorkflowEngine:
             RuleOperations(engine, self._access),
             FunctionOperations(engine, self.functions, self.executions, self._access),
             MachineOperations(engine, self.machines, self._access, ids),
+            JoinOperations(engine, self.joins, self._access),
             strict=self._strict,
         )

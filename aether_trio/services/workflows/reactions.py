@@ -36,6 +36,7 @@ from aether_trio.services.workflows.event_dead_letters import (
 )
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.joins import JoinArrival, JoinRefused, Joins
 from aether_trio.services.workflows.known import (
     KnownMachine,
     KnownMachines,
@@ -102,10 +103,11 @@ class PendingReaction(NamedTuple):
 class EventReactions:
     """Does what follows events; all methods but the constructor are programs."""
 
-    def __init__(self, actions: Actions, executions: Executions, machines: Machines) -> None:
+    def __init__(self, actions: Actions, executions: Executions, machines: Machines, joins: Joins) -> None:
         self._actions = actions
         self._executions = executions
         self._machines = machines
+        self._joins = joins
         self.rules: Final = KnownRules()
         self.triggers: Final = KnownTriggers()
         self.machines: Final = KnownMachines(machines)
@@ -287,14 +289,26 @@ class EventReactions:
             document = definition.destination.evaluate(env, now=lambda: moment)
             action = read_action(document, TOOLS, f"rule '{definition.name}'")
             if action.type is ActionType.JOIN:
-                raise ReactionRefused("this gateway does no joins", "BAD_ACTION")
+                assert action.join is not None
+                arrival = JoinArrival(
+                    owner=rule.owner,
+                    workspace=action.workspace or event.workspace,
+                    event=name,
+                    env=env,
+                    hops=extend(event.hops, "rule", definition.name),
+                    key=_rule_key(event, name, rule, again),
+                )
+                yield from self._joins.arrived(tx, action.join, arrival)
+                return
             values = values_of(action, {}, now_ms)
             hops = extend(event.hops, "rule", definition.name)
         except EvaluationError as error:
             raise ReactionRefused(str(error), "EXPRESSION") from None
         except TooManyHops as error:
             raise ReactionRefused(str(error), "TOO_MANY_HOPS") from None
-        key = "\0".join(("event", event.topic, str(event.offset), name, "rule", str(rule.id), again))
+        except JoinRefused as error:
+            raise ReactionRefused(str(error), error.error_type) from None
+        key = _rule_key(event, name, rule, again)
         try:
             yield from self._actions.perform(tx, action, values, Cause(key, rule.owner, event.workspace, hops))
         except ActionRefused as error:
@@ -433,6 +447,10 @@ class EventReactions:
             return f"state machine {id} does not take {name} any more: discard this"
         number, one = next((each for each in found if each[0] == int(index)), found[0])
         return KnownMachine(stored, number, one)
+
+
+def _rule_key(event: TakenEvent, name: str, rule: KnownRule, again: str) -> str:
+    return "\0".join(("event", event.topic, str(event.offset), name, "rule", str(rule.id), again))
 
 
 def _key_of(known: KnownMachine) -> str:

@@ -47,6 +47,11 @@ made; `recent` has the ids of the latest operations, with spaces between, so tha
 was in doubt is not done twice. `timeout_ms` is the moment of the timeout, 0 for none; its row in
 `workflow_timers` rests while the machine is not active.
 
+`workflow_joins` has the instances of joins, by the hash of their workspace, name and correlation
+key. `state` is JSON of JoinState, of which other columns are a mirror; `kept` is what rules have
+declared. `workflow_join_members` has hashes of the ids that have arrived, of the members of a set
+and of those expected. `workflow_join_actions` has refused actions that are tried again.
+
 `workflow_unfinished_events` has events that start more than one transaction does, with what is
 left: JSON of [kind, name, key] (services/workflows/unfinished_events.py).
 
@@ -289,6 +294,41 @@ STATEMENTS: Final = (
     "CREATE INDEX workflow_instances_by_id ON workflow_instances (workspace, instance_id)",
     "CREATE INDEX workflow_instances_of ON workflow_instances (defined_in, machine_id, completed_ms)",
     "CREATE INDEX workflow_instances_listed ON workflow_instances (workspace, machine_id, updated_ms)",
+    """CREATE TABLE workflow_joins (
+        join_id TEXT {byte_order} PRIMARY KEY,
+        workspace TEXT {byte_order} NOT NULL,
+        join_name TEXT {byte_order} NOT NULL,
+        correlation_key TEXT {byte_order} NOT NULL,
+        mode TEXT NOT NULL,
+        arrived {bigint} NOT NULL,
+        expected {bigint} NOT NULL,
+        dirty INTEGER NOT NULL,
+        status TEXT NOT NULL,
+        deadline_ms {bigint} NOT NULL,
+        linger_until_ms {bigint} NOT NULL,
+        due_ms {bigint} NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        state {blob} NOT NULL,
+        kept {blob} NOT NULL
+    )""",
+    "CREATE INDEX workflow_joins_listed ON workflow_joins (workspace, updated_ms)",
+    """CREATE TABLE workflow_join_members (
+        join_id TEXT {byte_order} NOT NULL,
+        kind TEXT NOT NULL,
+        member TEXT {byte_order} NOT NULL,
+        PRIMARY KEY (join_id, kind, member)
+    ) {clustered}""",
+    """CREATE TABLE workflow_join_actions (
+        id TEXT {byte_order} PRIMARY KEY,
+        workspace TEXT NOT NULL,
+        join_name TEXT NOT NULL,
+        correlation_key TEXT NOT NULL,
+        owner TEXT NOT NULL,
+        hops TEXT NOT NULL,
+        action {blob} NOT NULL,
+        refusals {bigint} NOT NULL
+    )""",
     """CREATE TABLE workflow_unfinished_events (
         key TEXT {byte_order} PRIMARY KEY,
         event TEXT NOT NULL,

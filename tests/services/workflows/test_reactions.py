@@ -184,7 +184,7 @@ async def test_what_a_rule_cannot_do_is_a_dead_letter_and_others_go_on(core: Cor
             "yaml": rule("agent: hand\n{{if .input.text}}arguments: [{{end}}", "yaml"),
             "action": rule("type: create_task", "action"),
             "workspace": rule({**tell("x"), "workspace": "elsewhere"}, "workspace"),
-            "join": rule({"type": "join", "join": {"name": "j", "correlation_key": "input.n"}}, "join"),
+            "join": rule({"type": "join", "join": {"name": "j", "correlation_key": "input.none"}}, "join"),
         }
         for one in bad.values():
             answer = await boss.ask(Op.CREATE_RULE, data=one)
