@@ -40,7 +40,7 @@ async def core(world: World) -> AsyncIterator[Core]:
 
 
 def job(name: str = "all", **more: Any) -> dict[str, Any]:
-    """Return an action: a task of this type without a worker, with what the event says."""
+    """Return an action: a task of this type without a worker, of the event's data."""
     payload = {"$expr": "input"}
     return {"type": "create_task", "task_type": name, "target_implementation": "none", "payload": payload, **more}
 
