@@ -379,6 +379,7 @@ class Flow:
         key, code = self._run.place(branch, kind, _plain(name))
         if self._run.diverged is not None:
             await anyio.sleep_forever()
+        await self._run.stop_at_end(key)
         if key not in self._run.records.steps:
             await self._run.until_resumed()
         return key, code

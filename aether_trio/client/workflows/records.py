@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, NamedTuple
 
 
@@ -69,7 +70,10 @@ class Records:
         """Read a whole history: entries as HISTORY or `run_in_memory` gives them."""
         made = cls()
         for number, one in enumerate(entries, 1):
-            made.add(RunEntry(int(one.get("number", number)), int(one.get("at_ms", 0)), one))
+            at_ms = one.get("at_ms")
+            if at_ms is None:
+                at_ms = datetime.fromisoformat(one["at"]).timestamp() * 1000 if "at" in one else 0
+            made.add(RunEntry(int(one.get("number", number)), round(at_ms), one))
         return made
 
     def add(self, one: RunEntry) -> str:

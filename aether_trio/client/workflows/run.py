@@ -59,8 +59,12 @@ class Ledger(Protocol):
 class Run:
     """One run of a function in this process."""
 
-    def __init__(self, ledger: Ledger, records: Records, *, hibernate_after: float | None = None) -> None:
+    def __init__(
+        self, ledger: Ledger, records: Records, *, hibernate_after: float | None = None, only_replays: bool = False
+    ) -> None:
+        """`only_replays`: each branch stops where the history ends, and nothing is done."""
         self.records = records
+        self.only_replays = only_replays
         self.root = Branch("", records.started_ms)
         self.status = "running"
         """running, or how the run has ended for this worker."""
@@ -268,6 +272,12 @@ class Run:
         """Return whether the answer to a command that is on its way will tell of a step."""
         found = self.records.steps.get(key)
         return found is None or found.kind in ("", "step", "once", "patch")
+
+    async def stop_at_end(self, key: str) -> None:
+        """Wait for ever if the run only replays, and the history has no end of a step."""
+        found = self.records.steps.get(key)
+        if self.only_replays and (found is None or not found.outcome):
+            await anyio.sleep_forever()
 
     async def ended(self, branch: Branch, key: str) -> StepRecord:
         """Wait until a step has ended."""
