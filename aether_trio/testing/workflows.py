@@ -22,7 +22,7 @@ from anyio import wait_all_tasks_blocked
 from aether_trio.client.workflows.definition import Function
 from aether_trio.client.workflows.errors import AssignmentOver
 from aether_trio.client.workflows.records import Records, RunEntry
-from aether_trio.client.workflows.run import Advance, Command, Run
+from aether_trio.client.workflows.run import Advance, Command, Ledger, Run
 
 BEGIN_MS: Final = 1_700_000_000_000
 EXECUTION: Final = "00000000-0000-7000-8000-000000000000"
@@ -107,6 +107,8 @@ class MemoryHistory:
             case "end":
                 self._note({"type": "Ended", **{name: value for name, value in command.items() if name != "do"}})
                 self.ended = command["outcome"]
+            case "suspend":
+                return "hibernated" if len(self.entries) == after else "running"
             case "pause":
                 self._note({"type": "PauseAsked", "reason": command["reason"], "by": ""})
                 self.ended = "paused"
@@ -264,9 +266,11 @@ async def run_in_memory(
     return outcome_of(history)
 
 
-async def move_on(function: Function, history: MemoryHistory, ledger: Any = None) -> None:
-    """Let a worker take a run as far as it comes; again after a crash."""
-    run = Run(ledger or history.assign(), Records.of([]), hibernate_after=None)
+async def move_on(
+    function: Function, history: MemoryHistory, ledger: Ledger | None = None, hibernate_after: float | None = None
+) -> str:
+    """Let a worker take a run as far as it comes; return the status of the run."""
+    run = Run(ledger or history.assign(), Records.of([]), hibernate_after=hibernate_after)
     for entry in history.entries:
         run.records.add(entry)
     run.root.now_ms = run.records.started_ms
@@ -274,6 +278,7 @@ async def move_on(function: Function, history: MemoryHistory, ledger: Any = None
         await run.drive(lambda: function.perform(run))
     except BaseExceptionGroup as group:
         raise _only(group) from None
+    return run.status
 
 
 def outcome_of(history: MemoryHistory) -> FunctionOutcome:

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any, Final, Generic, ParamSpec, TypeVar
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from aether_trio.client.workflows.branches import Branch
@@ -204,7 +205,11 @@ class Flow:
             if kind == "once" and not await self._begin_once(branch, key, code):
                 return
             if failures and (found := run.records.steps.get(key)) is not None and found.next_ms:
-                await anyio.sleep(min(max(found.next_ms - run.now_ms(), 0) / 1000, retry.max_s))
+                run.begin_local()
+                try:
+                    await anyio.sleep(min(max(found.next_ms - run.now_ms(), 0) / 1000, retry.max_s))
+                finally:
+                    run.end_local()
             command, error = await self._attempt(branch, key, body)
             command |= {"do": "close", "step": key, "kind": kind, "code": code}
             if error is None or failures + 1 >= retry.attempts or kind == "once" or branch.pending:
@@ -376,6 +381,9 @@ class Flow:
             return self._outcome(branch, await self._run.ended(branch, key))
 
     async def _place(self, branch: Branch, kind: str, name: str) -> tuple[str, str]:
+        await anyio.lowlevel.checkpoint()  # a run that this worker stops does nothing more
+        if self._run.stopped:
+            raise Cancelled("this worker has stopped the run")
         key, code = self._run.place(branch, kind, _plain(name))
         if self._run.diverged is not None:
             await anyio.sleep_forever()

@@ -80,7 +80,9 @@ class Run:
         self._changes: dict[str, anyio.Event] = {}
         self._locals = 0
         self._listens = False
-        self._activity = 0
+        self._activity = 1
+        self._rests = 0
+        """The count of activities at which the run wants to sleep, 0 for not at all."""
         self._scope = anyio.CancelScope()
         self._group: Any = None
         self._branches: dict[str, Branch] = {"": self.root}
@@ -111,6 +113,11 @@ class Run:
                 )
                 self.status = answer.status
 
+    @property
+    def stopped(self) -> bool:
+        """Whether this worker has no part in the run any more."""
+        return self._scope.cancel_called
+
     def send(self, command: Command) -> None:
         """Put a command into the outbox."""
         self._outbox.append(command)
@@ -127,12 +134,17 @@ class Run:
 
     async def _send(self) -> None:
         while self.status == "running":
-            if not (self._outbox or self._read):
+            if not (self._outbox or self._read or self._rests):
                 self._wanted = anyio.Event()
                 await self._wanted.wait()
                 await anyio.lowlevel.checkpoint()  # other branches of the same moment
             batch = self._take_batch()
-            self._read, self._sending = False, True
+            if self._rests and not batch and not self._read and self._may_rest():
+                batch = [{"do": "suspend"}]
+            elif not batch and not self._read:
+                self._rests = 0
+                continue
+            self._rests, self._read, self._sending = 0, False, True
             try:
                 answer = await self._advance(batch)
             finally:
@@ -176,8 +188,8 @@ class Run:
             self._resumed.set()
         elif self.records.paused and not was_paused:
             self._resumed = anyio.Event()
-        if self.records.paused and not self._locals and not self._outbox and self.status == "running":
-            self.send({"do": "suspend"})
+        if self.records.paused:
+            self._rests = self._activity
         self._spread_cancel()
 
     def _spread_cancel(self) -> None:
@@ -210,9 +222,14 @@ class Run:
             seen = self._activity
             await anyio.sleep(after_s)
             if self._is_idle and seen == self._activity:
-                self.send({"do": "suspend"})
+                self._rests = self._activity
+                self._wanted.set()
 
     # -- steps
+
+    def _may_rest(self) -> bool:
+        """Return whether the run may sleep: only then nothing that it does is lost."""
+        return not self._locals and (self.records.paused or self._rests == self._activity)
 
     def branch(self, parent: Branch, path: str, code: str) -> Branch:
         """Make a branch below another one."""
@@ -303,6 +320,8 @@ class Run:
         """Note that this worker has done a step."""
         self._locals -= 1
         self._activity += 1
+        if self.records.paused:
+            self.look()
 
     def now_ms(self) -> int:
         """Return the time in Unix ms."""

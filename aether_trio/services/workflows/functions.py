@@ -415,7 +415,7 @@ class Functions:
             return Advanced([], False, "paused" if run.row.status == "paused" else task.status.value)
         run.by_worker = True
         known = run.row.entries
-        steps = yield from function_rows.load_steps(execution_id, [one["step"] for one in commands if "step" in one])
+        steps = yield from function_rows.load_steps(execution_id, [_key(one) for one in commands if "step" in one])
         status = "running"
         for command in commands:
             status = yield from self._do(tx, run, task, steps, command, after, start)

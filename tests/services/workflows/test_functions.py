@@ -7,7 +7,7 @@ import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,13 @@ from typing import Any
 import anyio
 import pytest
 
-from aether_trio.client import AgentClient, Job
+from aether_trio.client import AetherError, AgentClient, Job, Jobs
+from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.workflow import Workflow
-from aether_trio.client.workflows import Flow, workflow
+from aether_trio.client.workflows import Flow, StepFailed, workflow
+from aether_trio.client.workflows.serving import FunctionRequests
 from aether_trio.gateway import Gateway
+from aether_trio.testing.workflows import replay
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import BACKENDS, QUICK, open_test_gateway, run_on
 from tests.helpers.engines import Engine, PostgresEngine
@@ -65,6 +68,17 @@ class Boss:
                 if "not found" not in str(error):
                     raise
                 await anyio.sleep(0.02)
+
+    async def refusal(self, op: int, about: str, second: str = "", data: Any = None) -> str:
+        with pytest.raises(AetherError) as caught:
+            await self.do(op, about, second, data)
+        return str(caught.value)
+
+    async def until_step(self, execution_id: str, step: str, status: str) -> None:
+        while {one["StepID"]: one["Status"] for one in (await self.execution(execution_id))["steps"]}.get(
+            step
+        ) != status:
+            await anyio.sleep(0.02)
 
     async def execution(self, execution_id: str) -> dict[str, Any]:
         found: dict[str, Any] = await self.do(Op.GET_EXECUTION, execution_id)
@@ -190,3 +204,243 @@ async def test_a_worker_is_killed_at_every_step(gateway: Gateway, tmp_path: Path
         assert sorted(booked) == ["hotel", "train"]
         kinds = Counter(one["type"] for one in await boss.history(execution_id))
         assert kinds == {"Started": 1, "StepOpened": 4, "StepClosed": 7, "SignalReceived": 1, "Ended": 1}
+
+
+async def test_a_function_waits_asks_and_begins_others(gateway: Gateway) -> None:
+    @workflow
+    async def below(flow: Flow, n: int) -> int:
+        await flow.sleep(0.01)
+        return n + 1
+
+    @workflow
+    async def above(flow: Flow) -> list[Any]:
+        found: list[Any] = [await flow.run("below", {"n": 1}), await flow.run("graph")]
+        answer = await flow.ask("Pay?", choices=["now", "later"], form={"type": "object"}, text="why")
+        found += [answer.choice, answer.data, answer.text, answer.by, await flow.wait("paid")]
+        late = partial(flow.wait, "never", timeout=0.01), partial(flow.ask, "Well?", timeout=0.01)
+        for step in (*late, partial(flow.run, "missing")):
+            try:
+                await step()
+            except StepFailed as error:
+                found.append(error.error_type)
+        return found
+
+    address = gateway.address
+    async with boss_of(address) as boss, serving(address, below, above, hibernate_after=0.05):
+        steps = [{"id": "one", "workflow": "below", "input": {"n": {"$expr": "41"}}}]
+        document = {"name": "graph", "steps": steps, "outputs": {"n": {"$expr": "steps.one.result"}}}
+        await boss.run("below", n=3)
+        await boss.do(Op.CREATE_WORKFLOW, data={"ID": "graph", "Version": 1, "Workspace": "w", "Definition": document})
+        execution_id = await boss.run("above")
+        while True:
+            with suppress(Exception):
+                await boss.do(106, execution_id, "ask", {"choice": "now", "data": {"sum": 7}, "text": "due"})
+                break
+            await anyio.sleep(0.05)
+        await boss.do(101, execution_id, "paid", data=[5.0, 3])
+        assert await boss.result(execution_id) == [
+            2, {"n": 42}, "now", {"sum": 7}, "due", "ag::w::boss::1", [5.0, 3], "TIMEOUT", "TIMEOUT", "UNKNOWN_WORKFLOW",
+        ]  # fmt: skip
+        refused = await boss.refusal(100, "below", data={"n": "one", "m": 1})
+        assert "not as declared" in refused
+
+
+async def test_a_cancelled_function_undoes_its_work(gateway: Gateway) -> None:
+    undone: list[str] = []
+
+    async def undo(what: str) -> None:
+        undone.append(what)
+
+    @workflow
+    async def book(flow: Flow) -> None:
+        try:
+            async with flow.nursery() as branches:
+                branches.start(flow.call, "absent", "book", {})
+                branches.start(flow.sleep, hours=1)
+        finally:
+            await flow.step(undo, "hotel")
+
+    @workflow(cleanup_s=0.2)
+    async def endless(flow: Flow) -> None:
+        try:
+            await flow.sleep(hours=1)
+        finally:
+            await flow.sleep(hours=1)
+
+    address = gateway.address
+    async with boss_of(address) as boss, serving(address, book, endless, hibernate_after=0.1):
+        first, second = await boss.run("book"), await boss.run("endless")
+        await boss.until_step(first, "1.1/absent.book", "running")
+        await boss.until_step(second, "sleep", "waiting")
+        child = next(one["TaskID"] for one in (await boss.execution(first))["steps"] if one["TaskID"])
+        for execution_id in (first, second):
+            await boss.do(Op.CANCEL_EXECUTION, execution_id)
+        assert (await boss.ended(first))["execution"]["Status"] == "cancelled"
+        assert undone == ["hotel"]
+        assert (await boss.client.tasks.get(child)).status is TaskStatus.CANCELLED
+        found = (await boss.ended(second))["execution"]
+        assert found["Status"] == "cancelled"
+
+
+async def test_code_that_does_not_fit_pauses_until_it_is_mended(gateway: Gateway) -> None:
+    async def one() -> int:
+        return 1
+
+    async def two() -> int:
+        return 2
+
+    def made(*steps: Any) -> Any:
+        @workflow(name="changing", grace_s=0.1)
+        async def changing(flow: Flow) -> list[int]:
+            found = [await flow.step(steps[0])]
+            await flow.wait("go")
+            return [*found, *[await flow.step(each) for each in steps[1:]]]
+
+        return changing
+
+    address = gateway.address
+    async with boss_of(address) as boss:
+        async with serving(address, made(one), hibernate_after=0.05):
+            execution_id = await boss.run("changing")
+            await boss.until_step(execution_id, "wait:go", "waiting")
+        async with serving(address, made(two), specifier="2"):
+            await boss.do(101, execution_id, "go")
+            found = (await boss.until(execution_id, "paused"))["execution"]
+            assert "recorded step 'one' at test_functions.py:" in found["ErrorMessage"]
+            assert "got step 'two' at test_functions.py:" in found["ErrorMessage"]
+        async with serving(address, made(one, two), specifier="3"):
+            await boss.do(103, execution_id)
+            assert await boss.result(execution_id) == [1, 2]
+        history = await boss.history(execution_id)
+        assert (await replay(made(one, two), history)).outcome == "completed"
+        again = await replay(made(two), history)
+        assert again.outcome == "diverged"
+        assert again.error.startswith("the code does not fit the history: recorded step 'one'")
+
+
+async def test_a_step_of_which_nothing_is_known_is_decided_by_a_person(gateway: Gateway) -> None:
+    hangs: list[anyio.Event] = []
+
+    async def mail() -> str:
+        if not hangs:
+            hangs.append(anyio.Event())
+            await anyio.sleep_forever()
+        return "sent again"
+
+    @workflow(grace_s=0.1)
+    async def mailing(flow: Flow) -> Any:
+        try:
+            return await flow.step(mail, once=True)
+        except StepFailed as error:
+            return [error.error, error.error_type]
+
+    address = gateway.address
+    said = {"done": "by hand", "again": "sent again", "failed": ["by hand", "IN_DOUBT"]}
+    async with boss_of(address) as boss:
+        for number, (choice, result) in enumerate(said.items()):
+            hangs.clear()
+            async with serving(address, mailing, specifier=f"a{number}"):
+                execution_id = await boss.run("mailing")
+                await boss.until_step(execution_id, "mail", "running")
+                while not hangs:
+                    await anyio.sleep(0.01)
+            async with serving(address, mailing, specifier=f"b{number}"):
+                await boss.until_step(execution_id, "mail?1", "waiting")
+                await boss.do(106, execution_id, "mail?1", {"choice": choice, "text": "by hand"})
+                assert await boss.result(execution_id) == result
+
+
+async def test_a_failed_function_is_retried_from_its_failed_step(gateway: Gateway) -> None:
+    luck: list[int] = []
+
+    async def first() -> int:
+        luck.append(1)
+        return 1
+
+    async def second() -> Any:
+        luck.append(2)
+        if luck.count(2) == 1:
+            raise ValueError("no luck")
+        return "x" * 600_000 if luck.count(2) == 2 else object() if luck.count(2) == 3 else 2
+
+    @workflow
+    async def lucky(flow: Flow) -> list[int]:
+        return [await flow.step(first), await flow.step(second)]
+
+    address = gateway.address
+    async with boss_of(address) as boss, serving(address, lucky):
+        execution_id = await boss.run("lucky")
+        texts = ["StepFailed: step second: no luck", "at most 524288 are allowed: keep it elsewhere", "is not JSON"]
+        for text in texts:
+            found = (await boss.ended(execution_id))["execution"]
+            assert found["Status"] == "failed"
+            assert text in found["ErrorMessage"]
+            await boss.do(104, execution_id)
+        assert await boss.result(execution_id) == [1, 2]
+        assert luck == [1, 2, 2, 2, 2]
+        assert (await replay(lucky, await boss.history(execution_id))).outcome == "completed"
+
+
+async def test_a_paused_function_holds_no_worker_and_goes_on(gateway: Gateway) -> None:
+    @workflow
+    async def patient(flow: Flow) -> list[Any]:
+        return [await flow.wait("go"), flow.patched("new"), flow.random(), str(flow.uuid())]
+
+    address = gateway.address
+    async with boss_of(address) as boss, serving(address, patient) as worker:
+        execution_id = await boss.run("patient")
+        await boss.until_step(execution_id, "wait:go", "waiting")
+        await boss.do(102, execution_id, "a rest")
+        assert (await boss.execution(execution_id))["execution"]["Status"] == "paused"
+        while (await boss.client.tasks.get(execution_id)).status is not TaskStatus.HIBERNATED:
+            await anyio.sleep(0.02)
+        await boss.do(101, execution_id, "go", data=1)
+        assert (await boss.execution(execution_id))["execution"]["Status"] == "paused"
+        await boss.do(103, execution_id)
+        assert (await boss.result(execution_id))[:2] == [1, True]
+        # What is no worker of the run, or is not any more, changes nothing.
+        for client, number in ((boss.client, 1), (worker, 1), (worker, 99)):
+            asked = {"assignment": number, "after": 0, "do": [{"do": "end", "outcome": "failed"}]}
+            with pytest.raises(AetherError, match="this assignment is over"):
+                await FunctionRequests(client).advance(execution_id, asked)
+
+
+async def test_what_a_worker_may_not_ask_for_is_refused(gateway: Gateway) -> None:
+    async with boss_of(gateway.address) as boss:
+        requests = FunctionRequests(boss.client)
+        for name, about, text in (
+            ("a b", {}, "name of a function"),
+            ("f", {"input": []}, "JSON Schema"),
+            ("f", {"grace_ms": 0}, "grace_ms"),
+            ("f", {"speed": 1}, "unknown keys: 'speed'"),
+        ):
+            with pytest.raises(AetherError, match=text):
+                await requests.register(name, about, "")
+        await requests.register("f", {}, "")
+        execution_id = await boss.run("f")
+        job = await anext_run(boss.client)
+        async with job:
+            number = int(job.assignment.number)
+            for command, text in (
+                ({"do": "fly"}, "unknown command 'fly'"),
+                ({"do": "open", "step": "", "kind": "sleep"}, "step is a text"),
+                ({"do": "open", "step": "a\0b", "kind": "sleep"}, "zero bytes"),
+                ({"do": "open", "step": "a", "kind": "dance"}, "kind is one of"),
+                ({"do": "open", "step": "a", "kind": "sleep", "for_ms": -1}, "for_ms is a number"),
+                ({"do": "close", "step": "a", "outcome": "odd"}, "outcome is one of"),
+                ({"do": "close", "step": "a", "outcome": "completed", "result": "x" * 600_000}, "at most 524288"),
+            ):
+                with pytest.raises(AetherError, match=text):
+                    await requests.advance(execution_id, {"assignment": number, "do": [command]})
+            command = {"do": "open", "step": "a", "kind": "call", "agent": "x", "tool": "y", "workspace": "no such"}
+            answer = await requests.advance(execution_id, {"assignment": number, "do": [command, command]})
+            entries = [one["entry"]["type"] for one in json.loads(answer.data)["entries"]]
+            assert entries == ["Started", "StepOpened", "StepClosed"]
+            await requests.advance(execution_id, {"assignment": number, "do": [{"do": "end", "outcome": "completed"}]})
+            await requests.advance(execution_id, {"assignment": number, "do": [{"do": "end", "outcome": "completed"}]})
+        assert await boss.result(execution_id) is None
+
+
+async def anext_run(client: AgentClient) -> Job:
+    manager = client._WorkerMethods__manager  # type: ignore[attr-defined]
+    return await anext(Jobs(manager, 1, runs=True))
