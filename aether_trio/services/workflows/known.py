@@ -13,16 +13,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Final, Generic, TypeVar
+from dataclasses import dataclass, replace
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 import trio
 
+from aether_trio.model.limits import KIB
 from aether_trio.model.workflows.definition import BusEvent, Condition, Environment, RuleDefinition, Trigger
 from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
 from aether_trio.services.workflows import changes, definitions, machine_rows, rule_rows
 from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.machine_rows import StoredMachine
 from aether_trio.services.workflows.machines import Machines
 from aether_trio.services.workflows.rule_rows import StoredRule
@@ -34,12 +36,14 @@ from aether_trio.storage.base import Database, Program
 logger = structlog.get_logger("aether.workflows")
 
 K = TypeVar("K")
-S = TypeVar("S")
+S = TypeVar("S", bound="StoredDocument")
 V = TypeVar("V")
 
 _NAMES: Final = frozenset({"input", "source"})
 COMPILED_WITHIN: Final = 20
 """How many changed rows a transaction compiles; more are compiled before it."""
+LARGE_BYTES: Final = 16 * KIB
+"""The size of a document from which on it is compiled in a thread."""
 
 
 class KnownRule:
@@ -81,6 +85,13 @@ class KnownMachine:
     stored: StoredMachine
     index: int
     bus: BusEvent
+
+
+class StoredDocument(Protocol):
+    """A row with a document, as JSON."""
+
+    @property
+    def document(self) -> bytes: ...
 
 
 class NotCompiledError(Exception):
@@ -127,7 +138,8 @@ class KnownDefinitions(Generic[K, S, V]):
             return
         whole = not self._sure or self._version < now.floor or self._version > now.version
         found = yield from self._changed_since(0 if whole else self._version)
-        if sum(1 for key, row in found if row is not None and not self._is_known(key, row)) > COMPILED_WITHIN:
+        new = [row for key, row in found if row is not None and not self._is_known(key, row)]
+        if len(new) > COMPILED_WITHIN or any(len(row.document) > LARGE_BYTES for row in new):
             raise NotCompiledError(self)
         self._sure = False
         if whole:
@@ -148,8 +160,12 @@ class KnownDefinitions(Generic[K, S, V]):
         since = self._version if self._sure else 0
         for key, row in await database.read(lambda: self._changed_since(since)):
             if row is not None and not self._is_known(key, row):
-                self._rows[key] = row, self._try(key, row)
-                await trio.lowlevel.checkpoint()
+                if len(row.document) > LARGE_BYTES:
+                    compiled = await trio.to_thread.run_sync(self._try, key, row)
+                else:
+                    compiled = self._try(key, row)
+                    await trio.lowlevel.checkpoint()
+                self._rows[key] = row, compiled
 
     def _is_known(self, key: K, row: S) -> bool:
         known = self._rows.get(key)
@@ -213,9 +229,11 @@ class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTri
         return found
 
     def _compiled(self, key: tuple[str, str], row: StoredDefinition) -> tuple[EventFilter, KnownTrigger] | None:
-        if not json.loads(row.document).get("trigger"):
+        given = json.loads(row.document).get("trigger")
+        if not given:
             return None
-        trigger = compile_stored(row).trigger
+        alone = write_json({"trigger": given, "steps": [{"id": "step", "output": 1}]})
+        trigger = compile_stored(replace(row, document=alone)).trigger
         if trigger is None or not trigger.event:
             return None
         takes = EventFilter(

@@ -561,3 +561,39 @@ async def test_an_operator_requeues_discards_and_resolves(core: Core, world: Wor
         assert (await boss.link.next("task_op")).task_op.task.status == pb.TASK_STATUS_CANCELLED
         assert await letters.page("w") == []
         assert len(await told(hand, core, world)) == 1
+
+
+async def test_a_copy_of_an_emitted_event_does_nothing(core: Core, world: World) -> None:
+    """A gateway that is killed may append what it had appended from its outbox."""
+    emit = {"type": "emit_event", "event_name": "passed_on"}
+    async with client(core) as boss, connect(core, agent("w", "hand", "default")) as hand:
+        await boss.do(Op.CREATE_RULE, data=rule(emit))
+        await boss.do(Op.CREATE_RULE, data=rule(tell("hear"), "second", source_event="passed_on"))
+        await boss.emit("made")
+        assert len(await told(hand, core, world)) == 1
+        [copy] = world.log.query("SELECT data FROM messages ORDER BY message_key DESC LIMIT 2 OFFSET 1")[:1]
+        events = [one for one in sent(world, pb.EVENT) if b"passed_on" in one.payload]
+        assert pb.DownstreamMessage.FromString(copy[0]).msg.payload == events[0].payload
+        row = ("copy", 0, core.tasks.engine.nodes.node, "event::receiver0", copy[0])
+        sql = "INSERT INTO task_outbox (task_id, number, node, topic, frame) VALUES ($1, $2, $3, $4, $5)"
+        for number in range(2):
+            await world.databases["tasks"].execute(sql, f"copy{number}", *row[1:])
+        core.tasks.engine.outbox_publisher.wake()
+        assert await told(hand, core, world) == []
+        assert len([one for one in sent(world, pb.EVENT) if b"passed_on" in one.payload]) == 3
+
+
+async def test_large_definitions_are_compiled_in_a_thread(core: Core, world: World) -> None:
+    comment = {"description": "x" * 20_000}
+    flow = {
+        "name": "flow",
+        "trigger": {"event": "made", "condition": "input == 1"},
+        "steps": [{"id": "a", "output": 1}],
+    }
+    async with client(core) as boss, connect(core, agent("w", "hand", "default")) as hand:
+        await boss.do(Op.CREATE_RULE, data=rule({**tell("x"), "arguments": {"a": "x" * 20_000}}))
+        await boss.create({**flow, "steps": [{"id": f"a{n}", "output": comment} for n in range(3)]})
+        await boss.emit("made", data=1)
+        await boss.emit("made", data=2)
+        assert len(await told(hand, core, world)) == 2
+        assert len(await boss.do(Op.LIST_EXECUTIONS, status_filter="all")) == 1
