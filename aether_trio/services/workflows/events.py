@@ -145,7 +145,7 @@ def _parse(payload: bytes) -> dict[str, Any]:
         raise _PoisonError(f"its payload is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise _PoisonError(f"its JSON is {_kind(found)} and no object with event_names")
-    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and _is_deep(found):
+    if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and is_deep(found):
         raise too_deep
     if _LARGE.search(payload) and _has_infinity(found):
         raise _PoisonError("its JSON has a number that is too large")
@@ -185,7 +185,8 @@ def _children(level: Sequence[Any]) -> list[Any]:
     return found
 
 
-def _is_deep(document: Any) -> bool:
+def is_deep(document: Any) -> bool:
+    """Return whether a JSON value is nested deeper than MAX_DEPTH levels."""
     level = [document]
     for _ in range(MAX_DEPTH):
         level = _children(level)

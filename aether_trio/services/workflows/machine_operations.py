@@ -26,6 +26,7 @@ from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
 from aether_trio.services.workflows.machine_rows import InstanceRow, StoredMachine
 from aether_trio.services.workflows.machines import MACHINE, MachineError, Machines
 from aether_trio.storage.base import Program
@@ -201,6 +202,8 @@ class MachineOperations:
             event, data = given["event"], given.get("data")
         if not isinstance(event, str) or not event:
             raise OperationError('secondary_id is the event\'s name, or data is {"event": NAME, "data": DATA}')
+        if is_deep(data):
+            raise OperationError(f"data is nested deeper than {MAX_DEPTH} levels")
         row = await self._find_instance(asked, AccessLevel.READWRITE)
         operation = self._ids.unique()
         row = await self._change(lambda tx: self._machines.send(tx, row, event, data, operation))

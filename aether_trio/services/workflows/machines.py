@@ -28,11 +28,13 @@ from aether_trio.model.workflows.definition import (
 from aether_trio.model.workflows.hops import Hops, TooManyHops, decode, extend
 from aether_trio.model.workflows.keys import key_text
 from aether_trio.model.workflows.machines import MachineAction, MachineInstance, MachineProblem, MachineStep
+from aether_trio.model.workflows.reading import DefinitionErrors
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import action_dead_letters, execution_rows, machine_rows
 from aether_trio.services.workflows.action_dead_letters import FailedAction, RepeatedAction
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, values_of
 from aether_trio.services.workflows.documents import read_json as read_document
+from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
 from aether_trio.services.workflows.machine_rows import TIMER, InstanceRow, StoredMachine
 from aether_trio.storage.base import Program
@@ -79,10 +81,21 @@ class Machines:
         if found is None:
             made, _ = read_document(MACHINE, stored.document)
             assert isinstance(made, MachineDefinition)
-            found = self._compiled[stored.digest] = made
-            if len(self._compiled) > KEPT:
-                self._compiled.popitem(last=False)
+            found = self._keep(made)
         return found
+
+    def _keep(self, definition: MachineDefinition) -> MachineDefinition:
+        self._compiled[definition.digest] = definition
+        if len(self._compiled) > KEPT:
+            self._compiled.popitem(last=False)
+        return definition
+
+    def _understood(self, stored: StoredMachine) -> MachineDefinition:
+        """Return a machine, compiled. Raises MachineError."""
+        try:
+            return self.definition(stored)
+        except DefinitionErrors as error:  # it was right when it was stored, by another release
+            raise MachineError(f"this release does not understand the machine: {error}", "BAD_DEFINITION") from None
 
     # -- definitions -------------------------------------------------------------------------------
 
@@ -96,6 +109,7 @@ class Machines:
             definition.workspace, definition.id, document, definition.digest, owner, True, created_ms, now_ms
         )
         yield from machine_rows.put(stored)
+        self._keep(definition)
         if before is not None and not before.active:
             _note_due(tx, (yield from machine_rows.set_timers(stored.workspace, stored.id)))
         return stored
@@ -111,7 +125,7 @@ class Machines:
             if _is_done(known, operation):
                 return known
             raise MachineError(f"machine {stored.id} has an instance {shown(instance_id)} in workspace {workspace}")
-        step = model.create(self.definition(stored), instance_id, workspace, data, tx.context.now_ms)
+        step = model.create(self._understood(stored), instance_id, workspace, data, tx.context.now_ms)
         return (yield from self._follow(tx, stored, None, step, (), operation))
 
     def send(self, tx: Transaction, row: InstanceRow, event: str, data: Json, operation: str) -> Program[InstanceRow]:
@@ -127,7 +141,7 @@ class Machines:
             return current
         if not stored.active:
             raise MachineError(f"machine {stored.id} is not active: its instances rest until it is created again")
-        step = model.send(self.definition(stored), _instance(current), event, data, tx.context.now_ms)
+        step = model.send(self._understood(stored), _instance(current), event, data, tx.context.now_ms)
         return (yield from self._follow(tx, stored, current, step, (), operation))
 
     def receive(self, tx: Transaction, stored: StoredMachine, arrival: BusArrival) -> Program[bool]:
@@ -135,7 +149,8 @@ class Machines:
 
         Return whether it did. Raises MachineError, and has written nothing then.
         """
-        definition, now_ms, env = self.definition(stored), tx.context.now_ms, arrival.env
+        now_ms, env = tx.context.now_ms, arrival.env
+        definition = self._understood(stored)
         bus = definition.bus[arrival.index]
         moment = datetime.fromtimestamp(now_ms / 1000, UTC)
         try:
@@ -238,12 +253,16 @@ class Machines:
 
     def act_again(self, tx: Transaction, again: RepeatedAction) -> Program[None]:
         """Do an action that has failed as the machine has it by now. Raises ActionRefused."""
-        place = again.place
+        place, action = again.place, None
         stored = yield from machine_rows.load(place["defined_in"], place["machine"])
         if stored is None or not stored.active:
             raise ActionRefused(f"machine {place['machine']} is not active: create it again first", "NOT_FOUND")
         env = read_json(again.over)
-        action = None if env is None else _find_action(self.definition(stored), place["place"], place["index"], env)
+        try:
+            if env is not None:
+                action = _find_action(self.definition(stored), place["place"], place["index"], env)
+        except DefinitionErrors as error:
+            raise ActionRefused(f"this release does not understand the machine: {error}", "BAD_DEFINITION") from None
         if action is None:
             raise ActionRefused(f"machine {stored.id} has no such action any more: discard this", "NOT_FOUND")
         yield from self._perform(tx, stored, place["workspace"], action, env, again.key, decode(place["hops"]))
@@ -296,6 +315,8 @@ def _instance(row: InstanceRow) -> MachineInstance:
 def _row(stored: StoredMachine, before: InstanceRow | None, instance: MachineInstance, operation: str) -> InstanceRow:
     """Make the row of an instance. Raises MachineError if its data cannot be kept."""
     try:
+        if is_deep(instance.data):
+            raise JsonError(f"it is nested deeper than {MAX_DEPTH} levels")
         data = write_json(instance.data)
     except JsonError as error:
         raise MachineError(f"the data of instance {shown(instance.id)} cannot be kept: {error}", "BAD_DATA") from None

@@ -441,7 +441,10 @@ class EventReactions:
         stored = yield from machine_rows.load(workspace, id)
         if stored is None or not stored.active:
             return f"state machine {id} is not active: create it again, or discard this"
-        bus = self._machines.definition(stored).bus
+        try:
+            bus = self._machines.definition(stored).bus
+        except DefinitionErrors as error:
+            return f"this release does not understand state machine {id}: {error}"
         found = [(number, one) for number, one in enumerate(bus) if one.event == name]
         if not found:
             return f"state machine {id} does not take {name} any more: discard this"

@@ -231,6 +231,27 @@ async def test_data_that_is_no_json_is_refused(core: Core) -> None:
             answer = await boss.raw(Op.CREATE_SM_INSTANCE, "order", data)
             assert "JSON" in answer.error
         assert await boss.do(Op.LIST_SM_INSTANCES, "order") == []
+        await instance(boss)
+        deep = b"[" * 500 + b"]" * 500
+        for op, about, data in (
+            (Op.CREATE_SM_INSTANCE, "order", b'{"instance_id": "x", "data": ' + deep + b"}"),
+            (Op.SEND_SM_EVENT, "o1", b'{"event": "cancel", "data": ' + deep + b"}"),
+        ):
+            assert "deeper than 64 levels" in (await boss.raw(op, about, data)).error
+        [found] = await boss.do(Op.LIST_SM_INSTANCES, "order")
+        assert found["current_state"] == "open"
+
+
+async def test_data_that_a_transition_nests_deeper_each_time_is_bounded(core: Core) -> None:
+    again = {"to": "a", "assign": {"last": {"$expr": "data"}}}
+    async with client(core) as boss:
+        await define(boss, {"initial_state": "a", "states": {"a": {"on": {"again": again}}}})
+        await instance(boss)
+        answers = [await boss.ask(Op.SEND_SM_EVENT, "o1", "again") for _ in range(70)]
+        done = sum(answer.success for answer in answers)
+        assert 60 < done < 70
+        assert "deeper than 64 levels" in answers[-1].error
+        assert (await boss.do(Op.GET_SM_INSTANCE, "o1"))["transitions"] == done + 1
 
 
 async def test_texts_with_zero_bytes_in_data_are_kept(core: Core) -> None:
