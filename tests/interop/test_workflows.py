@@ -148,3 +148,76 @@ async def test_109_a_schedules_are_kept_and_fire(world: World) -> None:
     answered(await boss.client.delete_schedule("every", world.ws, timeout=30), "delete")
     listed = answered(await boss.client.list_schedules(world.ws, timeout=30), "list")
     assert json.loads(listed.data) == []
+
+
+@in_asyncio
+async def test_a_machine_is_moved_by_operations_events_and_its_timeout(world: World) -> None:
+    boss, hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    action = {"type": "create_task", "task_type": "paid", "target_implementation": world.impl, "payload": {"n": 1}}
+    definition = {
+        "name": "order",
+        "initial_state": "open",
+        "states": {
+            "open": {"on": {"pay": "paid", "cancel": "done"}},
+            "paid": {"entry_action": action, "timeout": "100ms", "timeout_action": "done"},
+            "done": {"terminal": True},
+        },
+        "bus": [{"event": "payment", "key": "input.order", "send": "pay"}],
+    }
+    where = {"workspace": world.ws}
+    await ask(boss, Op.CREATE_STATE_MACHINE, data={"id": "order", **where, "definition": definition})
+    assert [one["id"] for one in await ask(boss, Op.LIST_STATE_MACHINES, **where)] == ["order"]
+    for name in ("o1", "o2"):
+        made = await ask(boss, Op.CREATE_SM_INSTANCE, id="order", **where, data={"instance_id": name, "data": {}})
+        assert made["current_state"] == "open"
+    sent = await ask(boss, Op.SEND_SM_EVENT, id="o1", secondary_id="cancel", **where)
+    assert sent["current_state"] == "done"
+    await boss.client.send_event(json.dumps({"event_names": ["payment"], "data": {"order": "o2"}}).encode())
+    task = await asyncio.wait_for(hand.assignments.get(), LIMIT_S)
+    assert (task.task_type, json.loads(task.payload)) == ("paid", {"n": 1})
+    deadline = time.monotonic() + LIMIT_S
+    while (await ask(boss, Op.GET_SM_INSTANCE, id="o2", **where))["current_state"] != "done":
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    assert len(await ask(boss, Op.LIST_SM_INSTANCES, id="order", **where)) == 2
+    await ask(boss, Op.DELETE_STATE_MACHINE, id="order", **where)
+    assert await ask(boss, Op.LIST_STATE_MACHINES, **where) == []
+
+
+@in_asyncio
+async def test_rules_lead_events_to_a_join(world: World) -> None:
+    boss, hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    where = {"workspace": world.ws}
+    template = f"""
+type: join
+join:
+  name: batch
+  correlation_key: input.job
+  dedup_key: input.item
+  arm_on_event: ingest_done
+  expected_count: input.total
+  timeout: 10m
+  on_complete:
+    type: create_task
+    task_type: all
+    target_implementation: {world.impl}
+    payload: {{job: "{{{{.input.job}}}}"}}
+"""
+    for event in ("decompose_done", "ingest_done"):
+        rule = {"RuleName": event, "SourceEvent": event, "Workspace": world.ws, "DestinationTemplate": template}
+        await ask(boss, Op.CREATE_RULE, data=rule)
+    items = [{"job": "j", "item": number} for number in (0, 1, 1, 2)]
+    for data in (*items, {"job": "other", "item": 0}):
+        payload = {"event_names": ["decompose_done"], "data": data}
+        await boss.client.send_event(json.dumps(payload).encode())
+    total = {"event_names": ["ingest_done"], "data": {"job": "j", "total": 3}}
+    await boss.client.send_event(json.dumps(total).encode())
+    task = await asyncio.wait_for(hand.assignments.get(), LIMIT_S)
+    assert (task.task_type, json.loads(task.payload)) == ("all", {"job": "j"})
+    found = await ask(boss, Op.GET_JOIN, id="batch", secondary_id="j", **where)
+    assert (found["arrived"], found["expected"], found["status"]) == (3, 3, "fired")
+    listed = await ask(boss, Op.LIST_JOINS, **where, status_filter="open")
+    assert [one["correlation_key"] for one in listed] == ["other"]
+    cancelled = await ask(boss, Op.CANCEL_JOIN, id="batch", secondary_id="other", **where)
+    assert cancelled["status"] == "cancelled"
+    assert hand.assignments.empty()
