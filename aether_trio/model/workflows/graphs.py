@@ -566,6 +566,10 @@ class GraphCompiler:
                 fields.error("duration", f"{what}: duration is negative")
             length = self.compiler.field_tree(fields, "duration", scope)
         source = fields.get("key")
+        if isinstance(source, dict):
+            source = source.get(EXPRESSION_KEY)
+        if source is not None and not isinstance(source, str):
+            fields.error("key", f"{what}: key has to be an expression over the event, such as input.order")
         return WaitFor(
             duration=length,
             until=self.compiler.field_text(fields, "until", scope),

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+from aether_trio.model.limits import MIB
 from aether_trio.model.workflows.definition import EvaluationError, Graph, Json, WaitFor
 from aether_trio.model.workflows.happenings import OpenWait, StepPlace
 from aether_trio.model.workflows.values import ExpressionValue
@@ -36,7 +37,10 @@ from aether_trio.storage.base import Execute, Fetch, FetchOne, Program, Row
 
 KEPT_EVENTS: Final = 10_000
 """Latest events of a name that are kept in a workspace."""
+KEPT_BYTES: Final = 64 * MIB
+"""The size of their data; the latest one is kept whatever its size."""
 PRUNE_EVERY: Final = 100
+"""For how many events more than that may be kept."""
 COMPILED_KEYS: Final = 4_096
 NO_KEY: Final = ""
 """The hash of the key of a wait that takes any event, and of its value."""
@@ -45,6 +49,10 @@ _FIRST_KEY: Final = (
     "SELECT key_hash, key_source FROM workflow_interests WHERE workspace = $1 AND event = $2 AND key_hash >= $3 "
     "ORDER BY key_hash LIMIT 1"
 )
+_TOO_OLD: Final = """SELECT MAX(number) FROM (SELECT number, ROW_NUMBER() OVER latest AS place,
+        SUM(LENGTH(data)) OVER latest AS bytes FROM workflow_kept_events WHERE workspace = $1 AND event = $2
+        WINDOW latest AS (ORDER BY number DESC)) AS kept
+    WHERE place > $3 OR (bytes > $4 AND place > 1)"""
 _NEXT_KEY: Final = _FIRST_KEY.replace(">=", ">")
 
 
@@ -174,6 +182,9 @@ class Waits:
         self, workspace: str, event: str, env: dict[str, Json], keys: list[tuple[str, str]], now_ms: int
     ) -> Program[int]:
         """Keep an event for the executions that are interested; return its number."""
+        latest: list[Row] = yield Fetch(
+            "SELECT MAX(number) FROM workflow_kept_events WHERE workspace = $1 AND event = $2", (workspace, event)
+        )
         number = yield from changes.begin(changes.KEPT_EVENT)
         moment = datetime.fromtimestamp(now_ms / 1000, UTC)
         for key, source in keys:
@@ -189,13 +200,10 @@ class Waits:
             "VALUES ($1, $2, $3, $4, $5, $6)",
             (number, workspace, event, now_ms, write_json(env["source"]), write_json(env["input"])),
         )
-        if number % PRUNE_EVERY == 0:
-            rows: list[Row] = yield Fetch(
-                "SELECT number FROM workflow_kept_events WHERE workspace = $1 AND event = $2 "
-                "ORDER BY number DESC LIMIT 1 OFFSET $3",
-                (workspace, event, KEPT_EVENTS),
-            )
-            if rows:
+        # All names share the numbers.
+        if (latest[0][0] or 0) // PRUNE_EVERY != number // PRUNE_EVERY:
+            rows: list[Row] = yield Fetch(_TOO_OLD, (workspace, event, KEPT_EVENTS, KEPT_BYTES))
+            if rows[0][0] is not None:
                 yield from _forget(workspace, event, rows[0][0])
         return number
 

@@ -74,6 +74,19 @@ async def test_an_event_reaches_the_execution_with_its_key(core: Core, world: Wo
         assert rows(world) == [], "nothing is kept for executions that have ended"
 
 
+async def test_a_key_may_be_given_as_an_expression_of_a_tree(core: Core, world: World) -> None:
+    wait = {"event": "paid", "key": {"$expr": "input.order"}, "equals": {"$expr": "trigger.order"}}
+    async with client(core) as boss:
+        await boss.create(flow({"id": "pay", "wait": wait}, n={"$expr": "steps.pay.result.n"}))
+        execution_id = await boss.run({"order": "a"})
+        await boss.emit("paid", data={"order": "b", "n": 1})
+        await boss.emit("paid", data={"order": "a", "n": 2})
+        assert await result(boss, execution_id) == '{"n":2}'
+        wrong = {"name": "flow", "steps": [{"id": "pay", "wait": {"event": "e", "key": 5, "equals": "5"}}]}
+        answer = await boss.ask(Op.CREATE_WORKFLOW, data={"ID": "wrong", "Workspace": "w", "Definition": wrong})
+        assert "key has to be an expression over the event" in answer.error
+
+
 async def test_an_event_since_the_begin_counts(core: Core, world: World) -> None:
     steps = [
         {"id": "sleep", "wait": {"duration": "1m"}},
@@ -208,6 +221,17 @@ async def test_the_latest_events_are_kept(core: Core, world: World, monkeypatch:
         await all_taken(core, world)
         assert world.databases["tasks"].query("SELECT COUNT(*) FROM workflow_kept_events") == [(3,)]
         assert await result(boss, execution_id) == '{"n":3}'
+        monkeypatch.setattr(waits, "KEPT_BYTES", 100)
+        execution_id = await boss.run()
+        for number in range(6):
+            await boss.emit("paid", data={"n": number, "text": "x" * 30})
+        await all_taken(core, world)
+        assert await result(boss, execution_id) == '{"n":4}'
+        execution_id = await boss.run()
+        for number in range(3):
+            await boss.emit("paid", data={"n": number, "text": "x" * 300})
+        await all_taken(core, world)
+        assert await result(boss, execution_id) == '{"n":2}'
 
 
 async def test_a_restart_loses_no_wait_and_no_event(world: World) -> None:
