@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import pytest
 import trio
@@ -21,8 +22,8 @@ LONG_S = 300.0
 
 
 @asynccontextmanager
-async def two_nodes(engine: PostgresEngine) -> AsyncIterator[tuple[Core, Core]]:
-    settings = settings_for_tests(storage={"database": engine.server.dsn(), "schema": engine.schema})
+async def two_nodes(engine: PostgresEngine, **changes: Mapping[str, Any]) -> AsyncIterator[tuple[Core, Core]]:
+    settings = settings_for_tests(storage={"database": engine.server.dsn(), "schema": engine.schema}, **changes)
     with trio.fail_after(LONG_S):
         async with open_core(settings) as one, open_core(settings) as two:
             yield one, two
