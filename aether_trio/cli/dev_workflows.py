@@ -14,6 +14,7 @@ from aether_trio.cli.identities import made_up
 from aether_trio.cli.output import announce
 from aether_trio.cli.sidecar_process import Served, Sidecar
 from aether_trio.cli.workflow_files import SUFFIXES, WorkflowFiles, read_workflow_files, workflow_files_in
+from aether_trio.cli.workflow_texts import applied_name
 from aether_trio.client import AetherError, UserClient
 from aether_trio.config import Settings
 from aether_trio.model.identity import Kind
@@ -102,7 +103,7 @@ class WorkflowsDirectory:
             announce(f"warning: {text}", err=True, level="warning")
         for one in applied.applied:
             if one.change != "unchanged":
-                announce(f"  {one.kind} {one.id} version {one.version} is {one.change} in {one.workspace}")
+                announce(f"  {applied_name(one)} is {one.change} in {one.workspace}")
 
 
 _OLD: Final = "nothing was applied, and what was applied before stays"

@@ -8,7 +8,12 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from aether_trio.cli.output import is_terminal, print_facts, print_table, say
-from aether_trio.client.operations.workflow_values import Execution, ExecutionStep, WorkflowDefinition
+from aether_trio.client.operations.workflow_values import (
+    AppliedDefinition,
+    Execution,
+    ExecutionStep,
+    WorkflowDefinition,
+)
 
 _SHORT: Final = 100
 _ITEMS: Final = 20
@@ -74,6 +79,11 @@ def print_definitions(found: Sequence[WorkflowDefinition], workspace: str) -> No
     ]
     columns = ("workflow", "version", "workspace", "steps", "starts by", "applied", "description")
     print_table(columns, rows, f"no workflow in the workspace {workspace}; `aether workflows apply FILE` brings one")
+
+
+def applied_name(one: AppliedDefinition) -> str:
+    """Return what was applied; only workflows have versions that count."""
+    return f"{one.kind} {one.id}" + (f" version {one.version}" if one.kind == "workflow" else "")
 
 
 def print_definition(one: WorkflowDefinition) -> None:

@@ -26,6 +26,7 @@ from aether_trio.cli.workflow_client import (
 )
 from aether_trio.cli.workflow_files import files_of, read_workflow_files
 from aether_trio.cli.workflow_texts import (
+    applied_name,
     input_properties,
     print_definition,
     print_definitions,
@@ -124,7 +125,7 @@ Examples:
 def apply(
     target: GatewayTarget, who: Identity, workspace: str, paths: tuple[str, ...], dry_run: bool, as_object: bool
 ) -> None:
-    """Apply the workflows of files, all of them or none.
+    """Apply workflows, rules, schedules and machines of files: all or none.
 
     A document that names no workspace goes into --workspace. One whose content has not changed
     is no new version. Executions end on the version with which they began. What is applied acts
@@ -138,7 +139,7 @@ def apply(
     for warning in applied.warnings:
         say(f"warning: {warning}", err=True)
     for one in applied.applied:
-        say(f"{one.kind} {one.id} version {one.version} {_would(one.change, dry_run)} in {one.workspace}")
+        say(f"{applied_name(one)} {_would(one.change, dry_run)} in {one.workspace}")
 
 
 def _would(change: str, dry_run: bool) -> str:
@@ -472,7 +473,7 @@ _add_move(
     "retry",
     Workflow.retry,
     "goes on",
-    "Go on with executions that have failed or were cancelled: completed steps keep their results.",
+    "Go on with executions that have failed or were cancelled, after their completed steps.",
 )
 _add_move("resume", Workflow.resume, "goes on", "Let paused executions go on.")
 
