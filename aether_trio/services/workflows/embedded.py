@@ -228,7 +228,8 @@ class EmbeddedEngine:
             self._external = ended.message == GAVE_WAY
             self.gave_way += self._external
             self._waits = _GIVEN_WAY if self._external else f"its session has ended: {ended.message}"
-            logger.info("the session of the embedded workflow engine has ended", reason=ended.message)
+            if ended.status is not Status.UNAVAILABLE:  # the gateway stops
+                logger.info("the session of the embedded workflow engine has ended", reason=ended.message)
         return ended
 
     def _on_control(self, message: pb.DownstreamMessage) -> None:
