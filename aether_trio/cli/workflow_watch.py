@@ -111,7 +111,9 @@ def entry_lines(entry: HistoryEntry) -> Iterator[tuple[str, str]]:
             if kind not in told:
                 told.add(kind)
                 items = [_item(other) for other in entry.then if _kind(other) == kind]
-                yield kind[1], f"{_followed(one)}, {len(items)} items ({min(items)} to {max(items)})"
+                what, _, rest = _followed(one).partition(":")
+                some = f"{len(items)} items ({min(items)} to {max(items)})"
+                yield kind[1], f"{what} {some}{f', such as:{rest}' if what == 'asks' else rest and f':{rest}'}"
             continue
         place = _place(one)
         if (text := _followed(one)) and (place, text) not in happened:

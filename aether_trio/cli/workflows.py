@@ -25,6 +25,15 @@ from aether_trio.cli.workflow_client import (
     refused_workflow,
 )
 from aether_trio.cli.workflow_files import files_of, read_workflow_files
+from aether_trio.cli.workflow_kinds import (
+    KINDS,
+    Found,
+    delete_other,
+    find_other,
+    list_others,
+    print_other,
+    print_others,
+)
 from aether_trio.cli.workflow_texts import (
     applied_name,
     input_properties,
@@ -42,6 +51,7 @@ from aether_trio.model.identity import Identity, Kind
 
 STATUSES: Final = ("live", "running", "paused", "compensating", "completed", "failed", "cancelled", "all")
 _LIVE: Final = ("running", "paused", "compensating")
+WORKFLOW: Final = "workflow"
 _AGAIN_S: Final = 1.0
 """Before the next connection."""
 
@@ -155,17 +165,39 @@ async def _apply(
         return await client.workflow.apply(documents, workspace=workspace, dry_run=dry_run)
 
 
+kind_option: Final = click.option(
+    "--kind",
+    type=click.Choice([WORKFLOW, *KINDS]),
+    default=WORKFLOW,
+    show_default=True,
+    help="What it is: rules, schedules and state machines are applied by files, too.",
+)
+
+
 @command.command("list")
+@kind_option
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
 @access_options
-def list_workflows(target: GatewayTarget, who: Identity, workspace: str, as_array: bool) -> None:
+def list_workflows(target: GatewayTarget, who: Identity, workspace: str, kind: str, as_array: bool) -> None:
     """Show the workflows of a workspace, and those of all workspaces."""
+    if kind != WORKFLOW:
+        others = run_client(_list_others, target, who, kind, workspace)
+        if as_array:
+            print_json(others, indent=2)
+        else:
+            print_others(others, kind, workspace)
+        return
     found = run_client(_list, target, who, workspace)
     if as_array:
         print_json(plain(found), indent=2)
     else:
         print_definitions(found, workspace)
+
+
+async def _list_others(target: GatewayTarget, who: Identity, kind: str, workspace: str) -> list[Found]:
+    async with open_workflows(target, who) as client:
+        return await list_others(client.workflow, kind, workspace)
 
 
 async def _list(target: GatewayTarget, who: Identity, workspace: str) -> tuple[WorkflowDefinition, ...]:
@@ -175,6 +207,7 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str) -> tuple[W
 
 @command.command()
 @click.argument("name", metavar="WORKFLOW|EXECUTION")
+@kind_option
 @click.option(
     "--step", default="", metavar="STEP", help="Only this step of an execution, or an item such as 'fetch[3]'."
 )
@@ -183,9 +216,23 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str) -> tuple[W
 @workspace_option
 @access_options
 def show(
-    target: GatewayTarget, who: Identity, workspace: str, name: str, step: str, items: bool, as_object: bool
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    name: str,
+    kind: str,
+    step: str,
+    items: bool,
+    as_object: bool,
 ) -> None:
     """Show a workflow with its steps, or an execution and what it waits for."""
+    if kind != WORKFLOW:
+        other = run_client(_show_other, target, who, kind, workspace, name)
+        if as_object:
+            print_json(other, indent=2)
+        else:
+            print_other(other)
+        return
     found = run_client(_show, target, who, workspace, name, step)
     if as_object:
         print_json(plain(found), indent=2)
@@ -195,6 +242,11 @@ def show(
         print_step(found, found.steps[0])
     else:
         print_execution(found, items=items or bool(step))
+
+
+async def _show_other(target: GatewayTarget, who: Identity, kind: str, workspace: str, name: str) -> Found:
+    async with open_workflows(target, who) as client:
+        return await find_other(client.workflow, kind, name, workspace)
 
 
 async def _show(
@@ -220,20 +272,24 @@ async def _show(
 
 @command.command()
 @click.argument("name", metavar="WORKFLOW")
+@kind_option
 @workspace_option
 @access_options
-def delete(target: GatewayTarget, who: Identity, workspace: str, name: str) -> None:
+def delete(target: GatewayTarget, who: Identity, workspace: str, name: str, kind: str) -> None:
     """Delete a workflow in all versions: nothing starts it any more.
 
     Executions that have begun go on. Applied again, it is there again.
     """
-    run_client(_delete, target, who, workspace, name)
-    say(f"workflow {name} is deleted; its executions go on")
+    run_client(_delete, target, who, workspace, name, kind)
+    say(f"{kind} {name} is deleted" + ("; its executions go on" if kind == WORKFLOW else ""))
 
 
-async def _delete(target: GatewayTarget, who: Identity, workspace: str, name: str) -> None:
+async def _delete(target: GatewayTarget, who: Identity, workspace: str, name: str, kind: str) -> None:
     async with open_workflows(target, who) as client:
-        await client.workflow.delete_workflow(name, workspace=workspace)
+        if kind == WORKFLOW:
+            await client.workflow.delete_workflow(name, workspace=workspace)
+        else:
+            await delete_other(client.workflow, kind, name, workspace)
 
 
 # -- executions ------------------------------------------------------------------------------------

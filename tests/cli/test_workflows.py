@@ -311,3 +311,45 @@ def test_ends_that_are_not_well(shell: Shell, files: Path) -> None:
     assert shell.out("workflows", "cancel", lasting) == f"execution {lasting} is cancelled\n"
     shell.fails(1, "`aether workflows show` says how", "workflows", "cancel", lasting)
     shell.fails(1, "`aether workflows executions --all`", "workflows", "cancel", "nothing")
+
+
+OTHERS = """
+id: flow
+steps: [{id: a, output: 1}]
+---
+rule_name: notify
+source_event: done
+destination_template: "{agent: notifier, tool_name: tell, arguments: {who: x}}"
+---
+id: nightly
+schedule_type: cron
+schedule_expr: 0 3 * * *
+workflow_id: flow
+---
+name: door
+initial_state: open
+states:
+  open: {on: {close: {to: shut}}}
+  shut: {on: {open: {to: open}}}
+"""
+
+
+def test_rules_schedules_and_machines_are_applied_listed_and_deleted(shell: Shell, tmp_path: Path) -> None:
+    place = ("--workspace", "kinds")
+    (tmp_path / "all.yaml").write_text(OTHERS)
+    apply = ("workflows", "apply", str(tmp_path), *place)
+    names = {"rule": "notify", "schedule": "nightly", "machine": "door"}
+    assert shell.out(*apply).splitlines() == [
+        "workflow flow version 1 is created in kinds",
+        *(f"{kind} {name} is created in kinds" for kind, name in names.items()),
+    ]
+    assert shell.out(*apply).count("is unchanged in kinds") == 4
+    for kind, name in names.items():
+        those = ("--kind", kind, *place)
+        head, row = shell.out("workflows", "list", *those).splitlines()
+        assert (head.split()[0], row.split()[:2]) == (kind, [name, "kinds"])
+        assert len(shown(shell, "list", *those)) == 1
+        assert name in shell.out("workflows", "show", name, *those)
+        assert shell.out("workflows", "delete", name, *those) == f"{kind} {name} is deleted\n"
+        assert shell.notice("workflows", "list", *those) == f"no {kind} in the workspace kinds\n"
+        shell.fails(1, f"`aether workflows list --kind {kind}`", "workflows", "delete", name, *those)
