@@ -6,9 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from aether_trio.model.limits import MIB
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
 
+PAGE_BYTES: Final = 1 * MIB
+"""Bytes of the entries of a history that are read at once."""
 UNDO: Final = "~"
 """What the name of a compensation's row ends with: no step's id has this character."""
 
@@ -140,11 +143,26 @@ def record(row: ExecutionRow, at_ms: int, entry: bytes) -> Program[None]:
 
 
 def history(execution_id: str, after: int, limit: int) -> Program[list[tuple[int, int, bytes]]]:
-    """Read entries of a history behind a number: (number, Unix ms, entry)."""
+    """Read entries of a history behind a number: (number, Unix ms, entry).
+
+    They have PAGE_BYTES in all, or are one.
+    """
+    sizes: list[Row] = yield Fetch(
+        "SELECT LENGTH(entry) FROM workflow_history WHERE execution_id = $1 AND number > $2 ORDER BY number LIMIT $3",
+        (execution_id, after, limit),
+    )
+    total, fitting = 0, 0
+    for (size,) in sizes:
+        total += size
+        if fitting and total > PAGE_BYTES:
+            break
+        fitting += 1
+    if not fitting:
+        return []
     found: list[Row] = yield Fetch(
         "SELECT number, at_ms, entry FROM workflow_history WHERE execution_id = $1 AND number > $2 "
         "ORDER BY number LIMIT $3",
-        (execution_id, after, limit),
+        (execution_id, after, fitting),
     )
     return [(number, at_ms, bytes(entry)) for number, at_ms, entry in found]
 

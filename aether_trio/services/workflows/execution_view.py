@@ -42,6 +42,8 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
     state = GraphState.from_json(json.loads(current.state)) if is_graph else GraphState.new()
     rows = yield from execution_rows.steps(current.execution_id, STEPS_SHOWN, only=only)
     wanted = [StepPlace(one.step, one.item) for one in rows if only is not None or one.item == NO_ITEM]
+    if current.kind == "function":
+        rows.sort(key=lambda one: one.started_ms)
     data = yield from execution_rows.data_of_places(current.execution_id, wanted[:DATA_SHOWN])
     tasks: dict[str, TaskRow] = {}
     for one in rows:
@@ -105,7 +107,10 @@ class _View:
         progress = self._state.steps.get(row.step)
         task = self._tasks.get(row.task_id)
         found = shown_step(self._row.execution_id, row, given, result)
-        found["Kind"] = kind_of_step(self._documents.get(name, {}))
+        if self._row.kind == "graph":
+            found["Kind"] = kind_of_step(self._documents.get(name, {}))
+        else:
+            found["Kind"] = "step" if given is None else (_json(given) or {}).get("kind", "step")
         if task is not None and task.status is StoredStatus.RUNNING:
             found["Worker"] = task.assigned_to
         if row.item == NO_ITEM and progress is not None and (counts := item_counts(progress)):

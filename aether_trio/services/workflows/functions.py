@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
 from aether_trio.model.errors import RequestError
-from aether_trio.model.limits import MIB
 from aether_trio.model.tasks import Move, Reason, RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import FORM, FormError, check_match
 from aether_trio.model.tasks.result import MAX_RESULT_BYTES, NO_RESULT, ResultKind, TaskResult
@@ -52,7 +51,7 @@ from aether_trio.services.workflows.actions import (
     new_row,
 )
 from aether_trio.services.workflows.definitions import StoredDefinition
-from aether_trio.services.workflows.execution_rows import ExecutionRow
+from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow
 from aether_trio.services.workflows.executions import (
     MAX_ENTRIES,
     MAX_HISTORY_BYTES,
@@ -79,7 +78,6 @@ MAX_ERROR_CHARS: Final = 4_000
 MAX_SIGNALS: Final = 1_000
 """Signals that wait for a step, of one run."""
 PAGE: Final = 500
-PAGE_BYTES: Final = 1 * MIB
 CLEANUP_MS: Final = 60_000
 """Time for a function that is cancelled to undo what it has done."""
 GRACE_MS: Final = 10_000
@@ -533,7 +531,7 @@ class Functions:
                 state.waits[key] = name
         if kind in ("ask", "wait") and (timeout_ms := _number(command, "timeout_ms")) and end is None:
             state.due[key] = now_ms + timeout_ms
-        yield from function_rows.put_open(row.execution_id, key, step, to_json(given))
+        yield from function_rows.put_open(row.execution_id, key, step, to_json({"kind": kind, **given}))
         steps[key] = step
         if end is not None:
             yield from self._close(tx, run, key, end)

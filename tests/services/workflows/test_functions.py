@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import anyio
@@ -20,6 +21,7 @@ from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.workflow import Workflow
 from aether_trio.client.workflows import Flow, StepFailed, workflow
 from aether_trio.client.workflows.serving import FunctionRequests
+from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.gateway import Gateway
 from aether_trio.testing.workflows import replay
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -59,7 +61,7 @@ class Boss:
         answer = await self.workflow._do(op, about, second, data=encoded)  # type: ignore[arg-type]
         return json.loads(answer.data) if answer.data else answer.message
 
-    async def run(self, name: str, **given: Any) -> str:
+    async def run(self, name: str, /, **given: Any) -> str:
         while True:
             try:
                 started: str = (await self.do(100, name, data=given))["execution_id"]
@@ -444,3 +446,107 @@ async def test_what_a_worker_may_not_ask_for_is_refused(gateway: Gateway) -> Non
 async def anext_run(client: AgentClient) -> Job:
     manager = client._WorkerMethods__manager  # type: ignore[attr-defined]
     return await anext(Jobs(manager, 1, runs=True))
+
+
+async def test_cut_connections_repeat_nothing(gateway: Gateway) -> None:
+    done: Counter[str] = Counter()
+    called: Counter[str] = Counter()
+
+    async def effect(name: str) -> str:
+        done[name] += 1
+        await anyio.sleep(0.01)
+        return name
+
+    async def book(payload: Any) -> Any:
+        called[payload["arguments"]["what"]] += 1
+        return payload["arguments"]["what"]
+
+    @workflow
+    async def trip(flow: Flow, name: str) -> list[str]:
+        found = [await flow.step(effect, f"{name} plan")]
+        async with flow.nursery() as branches:
+            parts = [branches.start(flow.call, "booker", "book", {"what": f"{name} {one}"}) for one in range(3)]
+            parts += [branches.start(flow.step, effect, f"{name} {one}") for one in range(3)]
+        await flow.sleep(0.05)
+        return [*found, *[one.result for one in parts], await flow.step(effect, f"{name} end")]
+
+    random = Random(7)
+
+    async def cut(proxy: FaultProxy) -> None:
+        while True:
+            await anyio.sleep(random.uniform(0.02, 0.2))
+            proxy.cut_all()
+
+    async with (
+        boss_of(gateway.address) as boss,
+        answering(gateway.address, "booker", book),
+        open_fault_proxy(gateway.address) as proxy,
+        serving(proxy.address, trip),
+    ):
+        first = await boss.run("trip", name="first")
+        async with anyio.create_task_group() as group:
+            group.start_soon(cut, proxy)
+            runs = {"first": first} | {f"trip{one}": await boss.run("trip", name=f"trip{one}") for one in range(8)}
+            for name, execution_id in runs.items():
+                parts = [f"{name} {one}" for one in range(3)]
+                assert await boss.result(execution_id) == [f"{name} plan", *parts, *parts, f"{name} end"]
+            group.cancel_scope.cancel()
+        assert set(done.values()) == set(called.values()) == {1}
+        assert len(done) == 5 * len(runs)
+        assert len(called) == 3 * len(runs)
+        assert proxy.statistics().connections > 5
+
+
+async def test_a_stopped_worker_gives_its_runs_to_one_on_another_node(postgres_engine: PostgresEngine) -> None:
+    seen: list[str] = []
+
+    def made(name: str) -> Any:
+        async def where() -> str:
+            seen.append(name)
+            return name
+
+        @workflow(grace_s=60.0)
+        async def tour(flow: Flow) -> list[Any]:
+            found = [await flow.step(where), await flow.call("searcher", "search", {"topic": "x"})]
+            return [*found, await flow.wait("go"), await flow.step(where)]
+
+        return tour
+
+    storage = {"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema}
+    changes: dict[str, Any] = {"storage": storage, "gateway": {"ephemeral": False}, "workflow": {"engine": "embedded"}}
+    async with open_test_gateway(**changes) as one, open_test_gateway(**changes) as two:
+        async with boss_of(one.address) as boss, answering(one.address, "searcher", search):
+            async with serving(two.address, made("first")):
+                execution_id = await boss.run("tour")
+                await boss.until_step(execution_id, "wait:go", "waiting")
+            async with serving(one.address, made("second"), specifier="2"):
+                await boss.do(101, execution_id, "go", data=1)
+                assert await boss.result(execution_id) == ["first", "found x", 1, "second"]
+        assert seen == ["first", "second"]
+
+
+async def test_a_long_history_is_read_in_pages(gateway: Gateway) -> None:
+    lives: list[int] = []
+
+    async def large(number: int) -> str:
+        return str(number) * 400_000
+
+    @workflow
+    async def long(flow: Flow) -> list[int]:
+        lives.append(1)
+        found = [await flow.step(large, number) for number in range(5)]
+        await flow.wait("go")
+        return [len(one) for one in found]
+
+    async with boss_of(gateway.address) as boss, serving(gateway.address, long, hibernate_after=0.05):
+        execution_id = await boss.run("long")
+        while (await boss.client.tasks.get(execution_id)).status is not TaskStatus.HIBERNATED:
+            await anyio.sleep(0.02)
+        await boss.do(101, execution_id, "go")
+        assert await boss.result(execution_id) == [400_000] * 5
+        assert len(lives) == 2
+        assert len(await boss.history(execution_id)) == 3
+        found = await boss.execution(execution_id)
+        assert [(one["StepID"], one["Kind"]) for one in found["steps"]] == [
+            *((f"large{f'#{number}' if number > 1 else ''}", "step") for number in range(1, 6)), ("wait:go", "wait"),
+        ]  # fmt: skip
