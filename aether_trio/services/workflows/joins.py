@@ -161,7 +161,8 @@ class Joins:
             is_known = computed.expected_set is not None or (state is not None and state.expected is not None)
             if is_known:
                 is_member = yield from join_rows.has_member(join_id, EXPECTED, computed.member)
-            if is_new and is_member:
+            if is_new:
+                # A further arming event may expect one that is not expected now.
                 is_new = yield from join_rows.add_member(join_id, MEMBER, computed.member)
         if computed.expected_set is not None:
             present = yield from join_rows.count_present(join_id)

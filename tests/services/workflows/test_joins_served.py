@@ -170,10 +170,11 @@ async def test_the_last_arming_event_says_the_set(core: Core, world: World) -> N
         await follow(boss, destination, "parts")
         await boss.emit("done", data={"job": "j1", "part": "a"})
         await boss.emit("parts", data={"job": "j1", "parts": ["a", "b"]})
-        await boss.emit("parts", data={"job": "j1", "parts": ["a", "c"]})
+        await boss.emit("done", data={"job": "j1", "part": "d"})
+        await boss.emit("parts", data={"job": "j1", "parts": ["a", "c", "d"]})
         await boss.emit("done", data={"job": "j1", "part": "b"})
         await all_taken(core, world)
-        assert (await got(boss))["arrived"] == 1
+        assert (await got(boss))["arrived"] == 2
         await boss.emit("done", data={"job": "j1", "part": "c"})
         await all_taken(core, world)
         assert await jobs(boss) == ["all"]
