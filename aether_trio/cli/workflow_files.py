@@ -80,16 +80,7 @@ def read_workflow_files(files: Sequence[Path | None], workspace: str = "") -> Wo
     """
     from aether_trio.services.workflows.documents import identity_of, read_files
 
-    texts = [
-        ("standard input", sys.stdin.buffer.read()) if file is None else (str(file), _read(file)) for file in files
-    ]
-    decoded: list[tuple[str, str]] = []
-    errors: list[str] = []
-    for name, data in texts:
-        try:
-            decoded.append((name, data.decode("utf-8-sig")))
-        except UnicodeDecodeError as error:
-            errors.append(f"{name}: byte {error.start + 1} is not UTF-8: save the file as UTF-8")
+    decoded, errors = decoded_files(files)
     found = read_files(decoded, workspace=workspace)
     identities = [identity_of(one) for one in found.definitions]
     return WorkflowFiles(
@@ -98,6 +89,23 @@ def read_workflow_files(files: Sequence[Path | None], workspace: str = "") -> Wo
         (*errors, *found.errors),
         found.warnings,
     )
+
+
+def decoded_files(files: Sequence[Path | None]) -> tuple[list[tuple[str, str]], list[str]]:
+    """Return the names and texts of files, and an error for each that is not UTF-8.
+
+    Raises CliError for a file that cannot be read.
+    """
+    decoded: list[tuple[str, str]] = []
+    errors: list[str] = []
+    for file in files:
+        name = "standard input" if file is None else str(file)
+        data = sys.stdin.buffer.read() if file is None else _read(file)
+        try:
+            decoded.append((name, data.decode("utf-8-sig")))
+        except UnicodeDecodeError as error:
+            errors.append(f"{name}: byte {error.start + 1} is not UTF-8: save the file as UTF-8")
+    return decoded, errors
 
 
 def _read(path: Path) -> bytes:

@@ -34,6 +34,7 @@ from aether_trio.cli.workflow_kinds import (
     print_other,
     print_others,
 )
+from aether_trio.cli.workflow_tests import test
 from aether_trio.cli.workflow_texts import (
     applied_name,
     input_properties,
@@ -64,6 +65,7 @@ Move: TypeAlias = Callable[[Workflow, str], Awaitable[None]]
 \b
 Examples:
   aether workflows validate report.yaml
+  aether workflows test report.yaml
   aether workflows apply report.yaml
   aether workflows run report topic=rust --wait
   aether workflows executions --status failed
@@ -83,6 +85,7 @@ def command() -> None:
     """
 
 
+command.add_command(test)
 run_options: Final = asking_options(Kind.USER, "Who runs it.  [default: a window of the user admin, an administrator]")
 
 

@@ -261,6 +261,7 @@ class Step:
     compensate: Action | None = None
     output: Value | None = None  # over `result`; None: the result as it is
     result_schema: Mapping[str, Json] | None = None
+    path: Path = ()  # where the document has it
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -353,6 +354,65 @@ NO_FLOW_CONTROL: Final = FlowControl()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutcome:
+    """How a step's work ends in a test case, `after_ms` its begin.
+
+    `answer` is that of a question; a sub-workflow may be run, with outcomes of its `steps`.
+    """
+
+    result: Json = None
+    error: str = ""
+    error_type: str = ""
+    after_ms: int = 0
+    answer: Mapping[str, Json] | None = None
+    steps: StepOutcomes | None = None
+
+
+StepOutcomes: TypeAlias = Mapping[str, tuple[StepOutcome, ...]]
+"""By step: of its items, rounds or attempts; the last one is that of all further ones."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SentSignal:
+    """A signal or event that comes in a test case, `at_ms` after the begin."""
+
+    name: str
+    data: Json = None
+    at_ms: int = 0
+    agent: str = ""  # of an event
+    by: str = ""  # the principal
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CaseEnd:
+    """What a test case expects; None: anything."""
+
+    status: str = "completed"
+    error: str | None = None  # a pattern (*, ?)
+    error_type: str | None = None
+    has_result: bool = False
+    result: Json = None
+    has_continues: bool = False
+    continues: Json = None  # the input of continue_as
+    steps: Mapping[str, Mapping[str, Json]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WorkflowCase:
+    """A case of a workflow's `tests`, which trial.py runs on a virtual clock."""
+
+    name: str
+    path: Path = ()
+    input: Json = None
+    now: str  # RFC 3339
+    outcomes: StepOutcomes = field(default_factory=dict)
+    signals: tuple[SentSignal, ...] = ()
+    events: tuple[SentSignal, ...] = ()
+    cancel_ms: int = -1
+    expect: CaseEnd = CaseEnd()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
     """A checked definition of a graph: `steps` in the document's order."""
 
@@ -369,6 +429,7 @@ class Graph:
     description: str = ""
     max_executions: int = 0  # that run at the same time; further ones wait; 0: no bound
     flow: FlowControl = NO_FLOW_CONTROL  # keys and priority over {trigger, inputs}
+    tests: tuple[WorkflowCase, ...] = ()
     source: Mapping[str, Json] = field(default_factory=dict)  # the document, in canonical form
     digest: str = ""  # of `source`, hexadecimal: equal content has an equal digest
 

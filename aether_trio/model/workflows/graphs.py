@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from aether_trio.model.text import TextError
+from aether_trio.model.workflows.cases import compile_cases
 from aether_trio.model.workflows.compiling import NOTHING, Compiler, ReadScope, digest_of
 from aether_trio.model.workflows.definition import (
     NO_BUDGET,
@@ -209,7 +210,7 @@ class GraphCompiler:
         outputs = None
         if fields.has("outputs"):
             outputs = self.compiler.tree(fields.get("outputs"), fields.at("outputs"), self._scope(None), "outputs")
-        self._check_tests(fields)
+        tests = compile_cases(self.compiler, fields, steps)
         source = {key: value for key, value in fields.values.items() if key not in {"name", "kind"}}
         source |= {"id": identifier, "workspace": workspace}
         if preset.has("version"):
@@ -228,6 +229,7 @@ class GraphCompiler:
             description=description,
             max_executions=fields.whole("max_executions", 0),
             flow=compile_flow(self.compiler, fields, self._flow_scope()),
+            tests=tests,
             source=source,
             digest=digest_of(source) if not self.findings.count else "",
         )
@@ -283,11 +285,6 @@ class GraphCompiler:
             usage=usage,
             runs_per_hour=inner.whole("runs_per_hour", 0, most=MAX_INTEGER),
         )
-
-    def _check_tests(self, fields: Fields) -> None:
-        for one, path in fields.entries("tests", most=1_000):
-            if not isinstance(one, dict):
-                self.findings.error(path, f"a test has to be a map, and is {kind_of(one)}")
 
     # -- how steps hang together -------------------------------------------------------------------
 
@@ -496,6 +493,7 @@ class GraphCompiler:
             compensate=compensate,
             output=compiler.field_tree(fields, "output", inner.having(result=result)),
             result_schema=draft.result_schema,
+            path=fields.path,
         )
 
     def _work(self, draft: _Draft, scope: ReadScope) -> Work:

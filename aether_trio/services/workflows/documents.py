@@ -57,6 +57,8 @@ class Documents:
     errors: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     places: tuple[str, ...] = ()  # of the definitions: FILE:LINE:COLUMN
+    tests: tuple[tuple[str, ...], ...] = ()  # the places of their tests
+    steps: tuple[dict[str, str], ...] = ()  # the places of their steps, by id
 
     def checked(self) -> tuple[Definition, ...]:
         """Return the definitions; raises DefinitionErrors if anything is wrong."""
@@ -80,7 +82,7 @@ def identity_of(definition: Definition) -> tuple[str, str, str]:
 class _FileReader:
     """Collects the documents of one file, and what is wrong with it."""
 
-    __slots__ = ("definitions", "errors", "name", "places", "seen", "tools", "warnings", "workspace")
+    __slots__ = ("definitions", "errors", "name", "places", "seen", "steps", "tests", "tools", "warnings", "workspace")
 
     def __init__(self, name: str, tools: Tools, workspace: str = "") -> None:
         self.workspace = workspace
@@ -88,6 +90,8 @@ class _FileReader:
         self.tools = tools
         self.definitions: list[Definition] = []
         self.places: list[str] = []  # of the definitions
+        self.tests: list[tuple[str, ...]] = []
+        self.steps: list[dict[str, str]] = []
         self.seen: dict[tuple[str, str, str], str] = {}
         self.errors: list[str] = []
         self.warnings: list[str] = []
@@ -157,6 +161,9 @@ class _FileReader:
         self.seen[identity] = place
         self.definitions.append(definition)
         self.places.append(place)
+        tests, steps = (definition.tests, definition.steps) if isinstance(definition, Graph) else ((), {})
+        self.tests.append(tuple(located(Problem(one.path, "")).removesuffix(": ") for one in tests))
+        self.steps.append({one.id: located(Problem(one.path, "")).removesuffix(": ") for one in steps.values()})
 
 
 def _said(problem: Problem) -> str:
@@ -195,6 +202,8 @@ def read_files(files: Iterable[tuple[str, str]], tools: Tools = TOOLS, *, worksp
     """
     definitions: list[Definition] = []
     places: list[str] = []
+    tests: list[tuple[str, ...]] = []
+    steps: list[dict[str, str]] = []
     errors: list[str] = []
     warnings: list[str] = []
     seen: dict[tuple[str, str, str], str] = {}
@@ -207,12 +216,14 @@ def read_files(files: Iterable[tuple[str, str]], tools: Tools = TOOLS, *, worksp
             reader.read_yaml(text)
         definitions += reader.definitions
         places += reader.places
+        tests += reader.tests
+        steps += reader.steps
         errors += reader.errors
         warnings += reader.warnings
     if not errors:
         for circle, text in feeding_circles(definitions):
             warnings.append(f"{places[circle]}: {escaped(text, 600)}")
-    return Documents(tuple(definitions), tuple(errors), tuple(warnings), tuple(places))
+    return Documents(tuple(definitions), tuple(errors), tuple(warnings), tuple(places), tuple(tests), tuple(steps))
 
 
 def read_json(kind: str, data: Json | bytes, tools: Tools = TOOLS) -> tuple[Definition, list[str]]:
