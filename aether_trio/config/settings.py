@@ -474,6 +474,15 @@ class WorkflowSettings(Section, frozen=True):
             "embedded: the gateway's own, others are refused; external: only one that connects; off: no workflows."
         ),
     ] = "auto"
+    history_entries: Annotated[int, about("Entries in the history of an execution, beyond which it fails.", ge=100)] = (
+        50_000
+    )
+    history_bytes: Annotated[int, about("Size of the history of an execution, beyond which it fails.", ge=64 * KIB)] = (
+        50 * MIB
+    )
+    timezone: Annotated[
+        str, about("The time zone of schedules that name none, such as Europe/Berlin.", min_length=1)
+    ] = "UTC"
 
 
 AuditEventType = Literal[

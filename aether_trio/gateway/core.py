@@ -180,7 +180,10 @@ async def open_core(
         autostart_queue = AutostartQueue(clock)
         task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
         workflow_engine = WorkflowEngine(
-            authorizer, lambda workspace: quotas.of(workspace).task_payload_bytes, strict=strict
+            authorizer,
+            lambda workspace: quotas.of(workspace).task_payload_bytes,
+            settings.workflow,
+            strict=strict,
         )
         engine = Engine(
             tasks_database,

@@ -107,6 +107,15 @@ class CancelAsked:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LimitReached:
+    """A bound of the gateway is reached: the execution fails, and is compensated."""
+
+    at_ms: int
+    error: str
+    error_type: str = "LIMIT"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class RetryAsked:
     """A failed or cancelled execution goes on: what has failed is begun again."""
 
@@ -139,6 +148,7 @@ Happening: TypeAlias = (
     | SignalReceived
     | EventReceived
     | CancelAsked
+    | LimitReached
     | RetryAsked
     | PauseAsked
     | ResumeAsked

@@ -72,6 +72,7 @@ from aether_trio.model.workflows.happenings import (
     Happening,
     ItemsEnded,
     KeepResult,
+    LimitReached,
     MarkStep,
     Need,
     NeedItems,
@@ -238,6 +239,11 @@ class _Advance:
                 if not self._going:
                     return False
                 self._begin_ending(Ending(ExecutionStatus.CANCELLED, happening.reason or "cancelled", STOPPED))
+                return True
+            case LimitReached():
+                if not self._going:
+                    return False
+                self._begin_ending(Ending(ExecutionStatus.FAILED, happening.error, happening.error_type))
                 return True
             case RetryAsked():
                 return self._retry()

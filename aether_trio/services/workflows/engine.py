@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+from aether_trio.config.settings import WorkflowSettings
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
@@ -18,7 +19,7 @@ from aether_trio.services.workflows.applying import Appliers, ApplyOperations
 from aether_trio.services.workflows.asked import WorkspaceAccess
 from aether_trio.services.workflows.definitions import Definitions
 from aether_trio.services.workflows.event_handler import EventHandler
-from aether_trio.services.workflows.executions import Executions
+from aether_trio.services.workflows.executions import Executions, HistoryLimit
 from aether_trio.services.workflows.function_operations import FunctionOperations
 from aether_trio.services.workflows.functions import Functions
 from aether_trio.services.workflows.hook import WorkflowHook
@@ -43,13 +44,21 @@ from aether_trio.services.workflows.stored_graphs import compile_stored, compile
 class WorkflowEngine:
     """Makes the parts; `payload_bytes(workspace)` is the largest payload of a task."""
 
-    def __init__(self, authorizer: RuleAuthorizer, payload_bytes: Callable[[str], int], *, strict: bool) -> None:
+    def __init__(
+        self,
+        authorizer: RuleAuthorizer,
+        payload_bytes: Callable[[str], int],
+        settings: WorkflowSettings,
+        *,
+        strict: bool,
+    ) -> None:
         self._strict = strict
         self._access = WorkspaceAccess(authorizer)
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
         self.functions = Functions(self.actions, schema_problem)
-        self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem, self.functions)
-        self.schedules = Schedules()
+        limit = HistoryLimit(settings.history_entries, settings.history_bytes)
+        self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem, self.functions, limit)
+        self.schedules = Schedules(default_zone=settings.timezone)
         self.machines = Machines(self.actions)
         self.joins = Joins(self.actions, strict=strict)
         self.reactions = EventReactions(self.actions, self.executions, self.machines, self.joins)

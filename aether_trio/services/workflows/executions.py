@@ -18,14 +18,14 @@ import json
 from collections import deque
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.containment import report
 from aether_trio.model.errors import RequestError
-from aether_trio.model.limits import KIB, MIB
+from aether_trio.model.limits import MIB
 from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
 from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
@@ -47,6 +47,7 @@ from aether_trio.model.workflows.happenings import (
     Happening,
     ItemsEnded,
     KeepResult,
+    LimitReached,
     MarkStep,
     Need,
     NeedItems,
@@ -94,11 +95,19 @@ TIMER: Final = "execution"
 MAX_DEPTH: Final = 16
 MAX_ENTRIES: Final = 50_000
 MAX_HISTORY_BYTES: Final = 50 * MIB
+WARN_PART: Final = 5
+"""A history is warned of when it has a fifth of its bound."""
 FIND_PAGE: Final = 1_000
 LATER_MS: Final = 1_000
 """The pause after a moment at which the interpreter has done nothing."""
-MAX_INPUT_SHOWN: Final = 64 * KIB
 _OUTCOMES: Final = {StoredStatus.COMPLETED: "completed", StoredStatus.CANCELLED: "cancelled"}
+
+
+class HistoryLimit(NamedTuple):
+    """How long the history of an execution may become before the execution fails."""
+
+    entries: int = MAX_ENTRIES
+    bytes: int = MAX_HISTORY_BYTES
 
 
 @dataclass(slots=True)
@@ -185,8 +194,10 @@ class Executions:
         actions: Actions,
         validate: Callable[[Any, Json], str],
         functions: FunctionRuns,
+        history_limit: HistoryLimit,
     ) -> None:
         self.definitions = stored
+        self._history_limit = history_limit
         self._functions = functions
         self._actions = actions
         self._validate = validate
@@ -420,8 +431,27 @@ class Executions:
             row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
             yield from self.waits.begin(row.execution_id, row.workspace, graph)
         yield from execution_rows.record(row, happening.at_ms, entry)
+        self._check_history(turn, loaded, happening.at_ms, len(entry))
         for command in commands:
             yield from self._do(tx, turn, loaded, graph, command)
+
+    def _check_history(self, turn: _Turn, loaded: _Loaded, at_ms: int, added: int) -> None:
+        """Fail an execution whose history is too long; warn of one that comes near it."""
+        row, limit = loaded.row, self._history_limit
+        if row.entries >= limit.entries or row.bytes >= limit.bytes:
+            if loaded.state.status == ExecutionStatus.RUNNING:
+                text = (
+                    f"the history has {row.entries} entries and {row.bytes} bytes; at most {limit.entries} and "
+                    f"{limit.bytes} are allowed: let a step continue_as, which begins a fresh one"
+                )
+                turn.queue.append((row.execution_id, LimitReached(at_ms=at_ms, error=text)))
+            return
+        entries, size = limit.entries // WARN_PART, limit.bytes // WARN_PART
+        if row.entries == entries or row.bytes - added < size <= row.bytes:
+            logger.warning(
+                "the history of an execution has a fifth of its bound: let a step continue_as",
+                execution=row.execution_id, workflow=row.workflow_id, entries=row.entries, bytes=row.bytes,
+            )  # fmt: skip
 
     def _run(self, loaded: _Loaded, running: Generator[Need, Json, list[Command]]) -> Program[list[Command]]:
         """Run the interpreter, and answer what it asks for."""

@@ -27,6 +27,7 @@ _TYPES: Final[dict[str, type[Any]]] = {
         happenings.SignalReceived,
         happenings.EventReceived,
         happenings.CancelAsked,
+        happenings.LimitReached,
         happenings.RetryAsked,
         happenings.PauseAsked,
         happenings.ResumeAsked,

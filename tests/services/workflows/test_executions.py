@@ -263,3 +263,26 @@ async def test_steps_and_executions_move_only_as_workflows_do(core: Core) -> Non
         assert "retry the execution" in (await boss.operate(tasks["one"], TaskOp.RETRY)).error
         assert (await boss.operate(execution_id, TaskOp.RETRY)).success
         assert (await boss.execution(execution_id))["execution"]["Status"] == "running"
+
+
+async def test_a_history_that_is_too_long_ends_its_execution(world: World) -> None:
+    steps = [
+        {"id": "first", "output": 1, "compensate": {"agent": "hand", "tool_name": "undo"}},
+        {"id": "loop", "depends_on": ["first"], "while": {"condition": "true"}, "wait": {"signal": "go"}},
+    ]
+    engine = {"engine": "embedded", "history_entries": 100}
+    async with (
+        deadlock_is_an_error(),
+        world.open(workflow=engine) as core,
+        client(core) as boss,
+        worker(core, "hand", lambda task: None) as seen,
+    ):
+        await boss.create({"name": "flow", "steps": steps})
+        execution_id = await boss.run()
+        answer = await boss.ask(101, execution_id, "go")
+        while answer.success:
+            answer = await boss.ask(101, execution_id, "go")
+        found = await boss.ended(execution_id)
+        assert found["execution"]["Status"] == "failed"
+        assert "continue_as" in found["execution"]["ErrorMessage"]
+        assert [task.metadata["step_id"] for task in seen] == ["first"]
