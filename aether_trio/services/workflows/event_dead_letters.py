@@ -109,6 +109,7 @@ def write(tx: Transaction, letter: NewDeadLetter) -> Program[None]:
         mode=Mode.POOL,
         category=CATEGORY,
         creator=letter.owner,
+        max_attempts=1,
         spec=spec.SerializeToString(),
         order_us=now_ms * 1000,
         created_ms=now_ms,
