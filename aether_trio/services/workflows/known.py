@@ -229,12 +229,8 @@ class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTri
         return found
 
     def _compiled(self, key: tuple[str, str], row: StoredDefinition) -> tuple[EventFilter, KnownTrigger] | None:
-        given = json.loads(row.document).get("trigger")
-        if not given:
-            return None
-        alone = write_json({"trigger": given, "steps": [{"id": "step", "output": 1}]})
-        trigger = compile_stored(replace(row, document=alone)).trigger
-        if trigger is None or not trigger.event:
+        trigger = trigger_of(row)
+        if trigger is None:
             return None
         takes = EventFilter(
             event=trigger.event,
@@ -270,6 +266,16 @@ class KnownMachines(KnownDefinitions[tuple[str, str, int], StoredMachine, KnownM
         bus = self._machines.definition(row).bus[key[2]]
         takes = EventFilter(event=bus.event, agent=bus.source_agent or ANY, workspace=row.workspace)
         return takes, KnownMachine(row, key[2], bus)
+
+
+def trigger_of(stored: StoredDefinition) -> Trigger | None:
+    """Compile the trigger of a workflow alone; None without one."""
+    given = json.loads(stored.document).get("trigger")
+    if not given:
+        return None
+    alone = write_json({"trigger": given, "steps": [{"id": "step", "output": 1}]})
+    trigger = compile_stored(replace(stored, document=alone)).trigger
+    return trigger if trigger is not None and trigger.event else None
 
 
 def equalities_of(condition: Condition | None) -> Iterable[Any]:

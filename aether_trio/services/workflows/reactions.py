@@ -44,6 +44,7 @@ from aether_trio.services.workflows.known import (
     KnownRules,
     KnownTrigger,
     KnownTriggers,
+    trigger_of,
 )
 from aether_trio.services.workflows.machines import BusArrival, MachineError, Machines
 from aether_trio.services.workflows.tools import TOOLS
@@ -179,7 +180,7 @@ class EventReactions:
                 if isinstance(machine, KnownMachine):
                     yield from self._try_machine(tx, event, name, env, machine, turn)
             else:
-                known = yield from self._load_trigger(tx, name, key)
+                known = yield from self._load_trigger(name, key)
                 if isinstance(known, KnownTrigger):
                     yield from self._try_trigger(tx, event, name, env, known, turn)
         return ()
@@ -239,7 +240,7 @@ class EventReactions:
                 raise ReactionRefused(rule, "NOT_FOUND")
             yield from self._act(tx, event, name, env, rule, turn, again)
         elif task.task_type == TRIGGER_FAILED:
-            known = yield from self._load_trigger(tx, name, key)
+            known = yield from self._load_trigger(name, key)
             if isinstance(known, str):
                 raise ReactionRefused(known, "NOT_FOUND")
             yield from self._start(tx, event, name, env, known, turn, again)
@@ -389,16 +390,16 @@ class EventReactions:
         except StartRefused as error:
             raise ReactionRefused(str(error), "START_REFUSED") from None
 
-    def _load_trigger(self, tx: Transaction, name: str, key: str) -> Program[KnownTrigger | str]:
+    def _load_trigger(self, name: str, key: str) -> Program[KnownTrigger | str]:
         """Load the trigger that is to act again; return why it cannot, if so."""
         workspace, _, id = key.partition("/")  # noqa: A001
         stored = yield from definitions.newest_active(workspace, id)
         if stored is None:
             return f"workflow {id} is not active: define it again, or discard this"
-        graph = yield from self._executions.definitions.graph(workspace, id, stored.version, small=tx.context.small)
-        if graph is None or graph.trigger is None or graph.trigger.event != name:
+        trigger = trigger_of(stored)
+        if trigger is None or trigger.event != name:
             return f"workflow {id} does not start after {name} any more: discard this"
-        return KnownTrigger(stored, graph.trigger)
+        return KnownTrigger(stored, trigger)
 
     # -- machines ----------------------------------------------------------------------------------
 
