@@ -70,7 +70,7 @@ def print_definitions(found: Sequence[WorkflowDefinition], workspace: str) -> No
             one.id,
             str(one.version),
             one.workspace,
-            str(len(steps_of(one.document))),
+            str(len(steps_of(one.document)) or ""),
             trigger_text(one.document),
             when_text(one.updated_at),
             cut(_text(one.document.get("description"))),
@@ -93,15 +93,24 @@ def print_definition(one: WorkflowDefinition) -> None:
         ("workspace", "all (*)" if one.workspace == "*" else one.workspace),
         ("description", _text(one.document.get("description"))),
         ("starts by", trigger_text(one.document)),
+        ("does", f"a function in Python, in workers of {worker}" if (worker := function_worker(one.document)) else ""),
         ("input", input_text(one.document)),
         ("timeout", _text(one.document.get("timeout"))),
         ("owner", one.owner),
         ("applied", when_text(one.updated_at)),
     ]
     print_facts([(name, text) for name, text in facts if text])
+    if function_worker(one.document):
+        return
     say("")
     rows = [(step_id(step), step_does(step), _after(step), _condition(step)) for step in steps_of(one.document)]
     print_table(("step", "does", "after", "when"), rows, "no steps")
+
+
+def function_worker(document: Mapping[str, Any]) -> str:
+    """Return which workers run a durable function; "" for a graph."""
+    function = document.get("function")
+    return _text(function.get("worker")) if isinstance(function, dict) else ""
 
 
 def steps_of(document: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -198,7 +207,8 @@ def input_text(document: Mapping[str, Any]) -> str:
 
 def input_properties(document: Mapping[str, Any]) -> tuple[dict[str, Any], set[str]]:
     """Print an execution with its steps, and how to answer what it asks."""
-    inputs = document.get("inputs")
+    function = document.get("function")
+    inputs = function.get("input") if isinstance(function, dict) else document.get("inputs")
     if not isinstance(inputs, dict):
         return {}, set()
     properties = inputs.get("properties")
@@ -353,10 +363,10 @@ def waits_text(waits: Mapping[str, Any]) -> str:
         case "signal" | "event" as kind:
             return f"{kind} {_text(waits.get(kind))}{until and f', {until}'}"
         case "time":
-            return until.removeprefix("until ") and until
+            return until or "a time"
         case "retry":
             why = cut(_text(waits.get("error")), 100)
-            return f"its next attempt, {until}" + (f": {why}" if why else "")
+            return f"its next attempt{until and f', {until}'}" + (f": {why}" if why else "")
         case "worker":
             return f"a worker of {_text(waits.get('pool'))}"
         case "execution":

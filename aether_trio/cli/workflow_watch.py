@@ -152,10 +152,28 @@ def _happened(kind: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]
             yield "", f"is paused{by}{reason}"
         case "ResumeAsked":
             yield "", f"is resumed{by}"
-        case "TimePassed":
+        case "StepOpened":
+            yield _place(fields), _opened(fields)
+        case "StepClosed":
+            yield _place(fields), _ended(fields)
+        case "TimePassed" | "Ended":  # the end is told with the result
             return
         case _:
             yield _place(fields), kind
+
+
+def _opened(fields: Mapping[str, Any]) -> str:
+    """Return what a step of a durable function begins to do."""
+    kind, given = str(fields.get("kind", "")), fields.get("given")
+    about = given if isinstance(given, dict) else {}
+    match kind:
+        case "ask":
+            return f"asks: {cut(str(about.get('question', '')))}"
+        case "sleep":
+            return "sleeps"
+        case "wait":
+            return f"waits for signal {about.get('signal') or about.get('name') or ''}".rstrip()
+    return f"begins: {kind}"
 
 
 def _ended(fields: Mapping[str, Any]) -> str:
@@ -213,6 +231,8 @@ def _kind(one: Mapping[str, Any]) -> tuple[str, str]:
 
 def _step(fields: Mapping[str, Any]) -> str:
     place = fields.get("place")
+    if place is None:
+        return str(fields.get("step", ""))  # of a durable function
     return str(place[0]) if isinstance(place, list) and place else ""
 
 

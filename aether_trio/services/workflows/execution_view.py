@@ -1,8 +1,9 @@
 """Shows an execution with its steps: what each has done, and what it waits for.
 
-A step is shown as a whole first, in the order of the document, then its items or rounds as far as
-they were begun. Rows of the database say what has happened to a place, the execution's state says
-what has no row: steps that were not begun, and counts of items.
+A step is shown as a whole first, in the order of the document (of a function: in that in which they
+have begun), then its items or rounds as far as they were begun. Rows of the database say what has
+happened to a place, the execution's state says what has no row: steps that were not begun, and
+counts of items.
 """
 
 from __future__ import annotations
@@ -83,7 +84,8 @@ class _View:
         for one in rows:
             by_step.setdefault(one.step, []).append(one)
         names = list(self._documents) if only is None else [only.step]
-        names += [name for name in by_step if name not in names and name.removesuffix(UNDO) not in names]
+        others = [name for name in by_step if name not in names and name.removesuffix(UNDO) not in names]
+        names += sorted(others, key=lambda name: min(row.started_ms for row in by_step[name]))
         found: list[dict[str, Any]] = []
         for name in names:
             whole = [one for one in by_step.get(name, ()) if one.item == NO_ITEM]
