@@ -40,7 +40,7 @@ class EventHandler:
             try:
                 done = await self._engine.result(partial(self._page, events=events))
             except NotCompiledError as error:
-                await error.known.compile(self._engine.database)
+                await error.compile(self._engine.database)
                 continue
             self._reactions.confirm()
             events = events[done:]

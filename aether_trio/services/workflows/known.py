@@ -95,11 +95,16 @@ class StoredDocument(Protocol):
 
 
 class NotCompiledError(Exception):
-    """Many rows were changed: `known.compile` is to be called outside the transaction."""
+    """Many rows were changed: `compile` is to be called outside the transaction."""
 
-    def __init__(self, known: KnownDefinitions[Any, Any, Any]) -> None:
+    def __init__(self, known: KnownDefinitions[Any, Any, Any], since: int) -> None:
         super().__init__()
-        self.known = known
+        self._known = known
+        self._since = since
+
+    async def compile(self, database: Database) -> None:
+        """Compile what was changed, while other tasks run. Raises StorageUnavailable."""
+        await self._known.compile(database, self._since)
 
 
 class KnownDefinitions(Generic[K, S, V]):
@@ -137,10 +142,11 @@ class KnownDefinitions(Generic[K, S, V]):
         if self._sure and now.version == self._version:
             return
         whole = not self._sure or self._version < now.floor or self._version > now.version
-        found = yield from self._changed_since(0 if whole else self._version)
+        since = 0 if whole else self._version
+        found = yield from self._changed_since(since)
         new = [row for key, row in found if row is not None and not self._is_known(key, row)]
         if len(new) > COMPILED_WITHIN or any(len(row.document) > LARGE_BYTES for row in new):
-            raise NotCompiledError(self)
+            raise NotCompiledError(self, since)
         self._sure = False
         if whole:
             self.index = RuleIndex()
@@ -155,9 +161,8 @@ class KnownDefinitions(Generic[K, S, V]):
         """Note that the transaction of the last `refresh` is committed."""
         self._sure = True
 
-    async def compile(self, database: Database) -> None:
-        """Compile what was changed, while other tasks run. Raises StorageUnavailable."""
-        since = self._version if self._sure else 0
+    async def compile(self, database: Database, since: int) -> None:
+        """Compile what was changed after a version. Raises StorageUnavailable."""
         for key, row in await database.read(lambda: self._changed_since(since)):
             if row is not None and not self._is_known(key, row):
                 if len(row.document) > LARGE_BYTES:
