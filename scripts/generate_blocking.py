@@ -83,6 +83,8 @@ PLAIN: Final = {"forget", "statistics"}
 
 BY_HAND: Final = {"receive", "work", "run_tasks", "open_feed", "starts", "from_environment"}
 """Methods of clients whose blocking form has other arguments; blocking/client.py has them."""
+ASYNC_ONLY: Final = {"serve_workflows"}
+"""Methods of clients that a script has no use for: durable functions are coroutine functions."""
 ON_TARGET: Final = {
     "assigned_id", "config", "connections", "negotiated_extensions", "resumed", "server_extensions", "session_id", "state",
 }  # fmt: skip
@@ -262,7 +264,7 @@ def client_members() -> dict[str, tuple[type, Any]]:
     for kind in (Client, *(getattr(principals, name) for name in principals.__all__)):
         for name, member in public(kind):
             found.setdefault(name, (owner_of(kind, name), member))
-    return {name: one for name, one in found.items() if name not in BY_HAND | ON_TARGET}
+    return {name: one for name, one in found.items() if name not in BY_HAND | ASYNC_ONLY | ON_TARGET}
 
 
 def generated() -> str:

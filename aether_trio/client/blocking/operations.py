@@ -22,7 +22,6 @@ from aether_trio.client.connection.outgoing_messages import Publication, SendOut
 from aether_trio.client.connection.reconnect import State
 from aether_trio.client.errors import AetherError
 from aether_trio.client.jobs.job import Job, JobEnd
-from aether_trio.client.jobs.worker import WorkerMethods
 from aether_trio.client.operations.access_checks import Access
 from aether_trio.client.operations.access_rules import Rules
 from aether_trio.client.operations.agents import Registry
@@ -525,7 +524,6 @@ class ClientCalls(Blocking[C], Generic[C]):
     send_to_users = blocking(ToEveryone.send_to_users)
     send_to_window = blocking(ToParticipants.send_to_window)
     send_to_workers = blocking(ToWork.send_to_workers)
-    serve_workflows = blocking(WorkerMethods.serve_workflows)
     send_to_user_everywhere = blocking(ToUsersEverywhere.send_to_user_everywhere)
     say_agents = blocking(OrchestratorClient.say_agents)
     switch_workspace = blocking(UserClient.switch_workspace)
