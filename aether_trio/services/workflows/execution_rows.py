@@ -245,7 +245,8 @@ def task_of(execution_id: str, place: StepPlace) -> Program[str]:
 def steps(execution_id: str, limit: int, only: StepPlace | None = None) -> Program[list[StepRow]]:
     """Read the rows of an execution's steps and items, by name and item.
 
-    `only` is a step with its items and compensations, or one item.
+    Where there are more, whole steps come first, then items that wait or have failed. `only` is a
+    step with its items and compensations, or one item.
     """
     where = ""
     args: tuple[str | int, ...] = ()
@@ -255,10 +256,11 @@ def steps(execution_id: str, limit: int, only: StepPlace | None = None) -> Progr
             where, args = where + " AND item = $5", (*args, only.item)
     rows: list[Row] = yield Fetch(
         f"SELECT {STEP_FIELDS} FROM workflow_steps WHERE execution_id = $1 AND item > {ITEMS}{where} "  # noqa: S608
-        "ORDER BY step, item LIMIT $2",
+        f"ORDER BY CASE WHEN item = {NO_ITEM} THEN 0 WHEN status IN ('waiting', 'failed') THEN 1 ELSE 2 END, "
+        "step, item LIMIT $2",
         (execution_id, limit, *args),
     )
-    return [StepRow(*row) for row in rows]
+    return sorted((StepRow(*row) for row in rows), key=lambda row: (row.step, row.item))
 
 
 def inputs_and_results(execution_id: str, names: Sequence[str]) -> Program[dict[str, tuple[Any, Any]]]:
