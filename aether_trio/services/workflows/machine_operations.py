@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
 
+import trio
+
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.identity import MAX_TOKEN_BYTES, IdentityError, check_token
 from aether_trio.model.ids import IdFactory
-from aether_trio.model.text import TextError, shown
+from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.model.workflows.definition import MachineDefinition
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.keys import key_text
@@ -27,6 +31,7 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
+from aether_trio.services.workflows.known import LARGE_BYTES
 from aether_trio.services.workflows.machine_rows import InstanceRow, StoredMachine
 from aether_trio.services.workflows.machines import MACHINE, MachineError, Machines
 from aether_trio.storage.base import Program
@@ -174,12 +179,16 @@ class MachineOperations:
             raise OperationError("workspace is a text")
         try:
             instance_id = key_text(fields.get("instanceid"), "instance_id")
-        except TextError as error:
+            check_text(machine_id, "machine_id", MAX_TOKEN_BYTES)
+            if workspace != EVERYWHERE:
+                check_token(workspace, "workspace", strict=False)
+        except (TextError, IdentityError) as error:
             raise OperationError(str(error)) from None
         await self._access.need(asked.session, workspace)
         stored = await self._find(asked, machine_id, AccessLevel.READ, workspace)
         if not stored.active:
             raise OperationError(f"state machine {stored.id} is not active: create it again first")
+        await self._compile(stored)
         operation = self._ids.unique()
 
         def program(tx: TaskTransaction) -> Program[InstanceRow]:
@@ -205,9 +214,17 @@ class MachineOperations:
         if is_deep(data):
             raise OperationError(f"data is nested deeper than {MAX_DEPTH} levels")
         row = await self._find_instance(asked, AccessLevel.READWRITE)
+        place = row.defined_in, row.machine_id
+        await self._compile(await self._engine.database.read_small(lambda: machine_rows.load(*place)))
         operation = self._ids.unique()
         row = await self._change(lambda tx: self._machines.send(tx, row, event, data, operation))
         return OperationAnswer(shown_instance(row), f"instance {row.instance_id} is in state {row.state}")
+
+    async def _compile(self, stored: StoredMachine | None) -> None:
+        """Compile a large machine before its transaction, while other tasks run."""
+        if stored is not None and len(stored.document) > LARGE_BYTES and not self._machines.is_compiled(stored):
+            with suppress(ValueError):  # the transaction says what is wrong
+                await trio.to_thread.run_sync(self._machines.definition, stored)
 
     async def _change(self, program: Callable[[TaskTransaction], Program[InstanceRow]]) -> InstanceRow:
         try:

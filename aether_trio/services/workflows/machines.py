@@ -84,6 +84,10 @@ class Machines:
             found = self._keep(made)
         return found
 
+    def is_compiled(self, stored: StoredMachine) -> bool:
+        """Return whether `definition` need not compile."""
+        return stored.digest in self._compiled
+
     def _keep(self, definition: MachineDefinition) -> MachineDefinition:
         self._compiled[definition.digest] = definition
         if len(self._compiled) > KEPT:

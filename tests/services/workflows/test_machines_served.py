@@ -202,6 +202,10 @@ WRONG: list[tuple[int, str, Any, str]] = [
     (Op.CREATE_SM_INSTANCE, "order", {"instance_id": "x", "data": "\ud800"}, "cannot be kept"),
     (Op.CREATE_SM_INSTANCE, "order", {"instance_id": "x", "data": "x" * 600_000}, "bytes"),
     (Op.CREATE_SM_INSTANCE, "order", {"instance_id": "x", "workspace": 7}, "workspace"),
+    (Op.CREATE_SM_INSTANCE, "order", {"instance_id": "x", "workspace": "a\0"}, "workspace"),
+    (Op.CREATE_SM_INSTANCE, "", {"instance_id": "x", "machine_id": "a\0"}, "machine_id"),
+    (Op.CREATE_SM_INSTANCE, "", {"instance_id": "x", "machine_id": "\ud800"}, "machine_id"),
+    (Op.SEND_SM_EVENT, "o1", {"event": "\0\ud800"}, "no transition"),
     (Op.CREATE_SM_INSTANCE, "none", {"instance_id": "x"}, "not found"),
     (Op.CREATE_SM_INSTANCE, "order", [], "object"),
     (Op.SEND_SM_EVENT, "o1", {}, "secondary_id"),
@@ -553,3 +557,14 @@ async def test_an_operation_whose_commit_was_in_doubt_is_done_once(core: Core) -
             made = await core.tasks.engine.result(lambda tx: machines.create(tx, stored, "w", "o2", None, "op-2"))
         assert made.transitions == 1
         assert len(await boss.do(Op.LIST_SM_INSTANCES)) == 2
+
+
+async def test_a_large_machine_is_compiled_beside_the_event_loop(world: World) -> None:
+    wide = {f"s{number}": {"entry_action": job("x", payload="y" * 200)} for number in range(100)}
+    definition = {**ORDER, "states": {**ORDER["states"], **wide}}
+    async with deadlock_is_an_error():
+        async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+            await define(boss, definition)
+        async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+            await instance(boss)
+            assert (await boss.do(Op.SEND_SM_EVENT, "o1", "cancel"))["current_state"] == "cancelled"
