@@ -171,7 +171,8 @@ class WorkerMethods(_Client):
         """Register durable functions, and serve their executions as they are assigned.
 
         At most `concurrency` runs are in this worker at once. One that has only waited for
-        `hibernate_after` seconds leaves it, and any worker goes on with it later. Every worker of
+        `hibernate_after` seconds leaves it, and any worker goes on with it later; at once, when the
+        worker has more than half of the runs that it may have. Every worker of
         this implementation must serve the same functions. Ordinary tasks are taken by `work` and
         `run_tasks` beside it. Runs until the client is closed or has failed, or until it is
         cancelled.
@@ -181,8 +182,17 @@ class WorkerMethods(_Client):
         table = await register(workflow, functions, workspace)
         manager = self.__manager
 
+        open_runs: set[str] = set()
+        crowd = (min(concurrency, self._settings.worker_tasks or RUNS) + 1) // 2
+
         async def serve(job: Job) -> None:
-            await serve_run(job, table, workflow, manager.check_client, hibernate_after)
+            open_runs.add(job.id)
+            try:
+                await serve_run(
+                    job, table, workflow, manager.check_client, hibernate_after, lambda: len(open_runs) > crowd
+                )
+            finally:
+                open_runs.discard(job.id)
 
         await _run_all(Jobs(manager, concurrency, runs=True), partial(_serve, serve), min(concurrency, CLAIMS))
 

@@ -10,6 +10,7 @@ worker is the same run. Commands of parallel branches travel together. `Ledger` 
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,7 +26,8 @@ from aether_trio.client.workflows.records import Records, RunEntry, StepRecord
 RESULT_BYTES: Final = 512 * 1024
 BATCH: Final = 100
 BATCH_BYTES: Final = 700 * 1024
-SETTLE_S: Final = 2.0
+CROWDED_S: Final = 0.25
+"""How long a run must only have waited before it sleeps, however crowded its worker is."""
 _HERE: Final = __file__.rpartition(os.sep)[0]
 _BELOW: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("anyio", "trio", "asyncio"))
 
@@ -60,9 +62,19 @@ class Run:
     """One run of a function in this process."""
 
     def __init__(
-        self, ledger: Ledger, records: Records, *, hibernate_after: float | None = None, only_replays: bool = False
+        self,
+        ledger: Ledger,
+        records: Records,
+        *,
+        hibernate_after: float | None = None,
+        is_crowded: Callable[[], bool] = lambda: False,
+        only_replays: bool = False,
     ) -> None:
-        """`only_replays`: each branch stops where the history ends, and nothing is done."""
+        """Make a run of what `records` say.
+
+        `is_crowded`: whether the worker has so many runs that one sleeps as soon as it only waits.
+        `only_replays`: each branch stops where the history ends, and nothing is done.
+        """
         self.records = records
         self.only_replays = only_replays
         self.root = Branch("", records.started_ms)
@@ -73,6 +85,7 @@ class Run:
         """Steps of `once` that this worker has begun."""
         self._ledger = ledger
         self._hibernate_after = hibernate_after
+        self._is_crowded = is_crowded
         self._outbox: list[Command] = []
         self._wanted = anyio.Event()
         self._read = False
@@ -220,7 +233,11 @@ class Run:
         """Let the run sleep when it has only waited for so long."""
         while True:
             seen = self._activity
-            await anyio.sleep(after_s)
+            for _ in range(math.ceil(after_s / CROWDED_S)):
+                if seen != self._activity or self._is_crowded():
+                    break
+                await anyio.sleep(CROWDED_S)
+            await anyio.sleep(min(CROWDED_S, after_s))
             if self._is_idle and seen == self._activity:
                 self._rests = self._activity
                 self._wanted.set()

@@ -63,6 +63,7 @@ from aether_trio.services.workflows.executions import (
     result_json,
 )
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
+from aether_trio.services.workflows.json_values import plain
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -153,7 +154,8 @@ class Functions:
         if schema is not None and (problem := self._validate(schema, begin.input)):
             raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
         try:
-            trigger = to_json(begin.input)
+            given = plain(begin.input)  # whole numbers are integers
+            trigger = to_json(given)
         except CommandError as error:
             raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
         metadata = {
@@ -205,7 +207,7 @@ class Functions:
         yield from execution_rows.insert(row)
         run = functions_in(tx)[task_id] = RunningFunction(row, FunctionState())
         entry = {"type": "Started", "workflow": stored.id, "execution_id": task_id, "by": begin.creator}
-        yield from self._note(tx, run, {**entry, "input": begin.input})
+        yield from self._note(tx, run, {**entry, "input": given})
         yield from self._save(tx, run)
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
@@ -282,7 +284,7 @@ class Functions:
 
     def execution_over(self, tx: Transaction, task: TaskRow, ended: EndExecution) -> Program[None]:
         """Take the end of an execution that a function has begun as a step."""
-        data = to_json(ended.result) if ended.status == "completed" else b"null"
+        data = to_json(plain(ended.result)) if ended.status == "completed" else b"null"
         outcome = "completed" if ended.status == "completed" else "failed"
         error_type = ended.error_type or ("CANCELLED" if ended.status == "cancelled" else "")
         yield from self.step_over(tx, task, StepEnd(outcome, data, ended.error, error_type))
@@ -347,12 +349,12 @@ class Functions:
         taker = next((key for key, name in state.waits.items() if name == signal.name), None)
         if taker is None and waiting >= MAX_SIGNALS:
             raise CommandError(f"{MAX_SIGNALS} signals wait for a step of execution {run.row.execution_id} already")
-        found = {"type": "SignalReceived", "name": signal.name, "data": signal.data, "by": signal.by}
+        found = {"type": "SignalReceived", "name": signal.name, "data": plain(signal.data), "by": signal.by}
         yield from self._note(tx, run, found)
         if taker is None:
             state.signals.setdefault(signal.name, []).append(run.row.entries)
         else:
-            yield from self._close(tx, run, taker, StepEnd("completed", to_json(signal.data)))
+            yield from self._close(tx, run, taker, StepEnd("completed", to_json(plain(signal.data))))
             yield from self._told(tx, run)
 
     def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
@@ -427,7 +429,8 @@ class Functions:
                 return Advanced([], False, "failed")
             if task.retry_count:
                 yield from tx.write(task, task.changed({"retry_count": 0}), "")
-        yield from self._save(tx, run)
+        if run.written:
+            yield from self._save(tx, run)
         run.by_worker = False
         old: list[tuple[int, int, bytes]] = []
         if after < known:
