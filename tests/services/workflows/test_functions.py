@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 
 from aether_trio.client import AetherError, AgentClient, Job, Jobs
 from aether_trio.client.operations import TaskStatus
@@ -27,6 +28,7 @@ from aether_trio.testing.workflows import replay
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import BACKENDS, QUICK, open_test_gateway, run_on
 from tests.helpers.engines import Engine, PostgresEngine
+from tests.helpers.gateway import open_gateway_process
 
 Op = pb.WorkflowOperation
 LIMIT_S = 120.0
@@ -570,3 +572,40 @@ async def test_many_waiting_runs_leave_their_worker_and_wake(gateway: Gateway) -
         for execution_id in ids[::2]:
             await boss.do(101, execution_id, "go")
         assert [await boss.result(execution_id) for execution_id in ids] == list(range(12))
+
+
+async def test_a_killed_gateway_interrupts_no_function() -> None:
+    done: Counter[str] = Counter()
+    called: Counter[str] = Counter()
+
+    async def effect(name: str) -> str:
+        done[name] += 1
+        return name
+
+    async def book(payload: Any) -> Any:
+        called[payload["arguments"]["what"]] += 1
+        return payload["arguments"]["what"]
+
+    @workflow(grace_s=120.0)
+    async def trip(flow: Flow, name: str) -> list[str]:
+        found = [await flow.step(effect, f"{name} plan")]
+        for number in range(4):
+            async with flow.nursery() as branches:
+                call = branches.start(flow.call, "booker", "book", {"what": f"{name} {number}"})
+                branches.start(flow.sleep, 0.2)
+            found += [call.result, await flow.step(effect, f"{name} {number}")]
+        return found
+
+    async with open_gateway_process(extra_args=["--set", "workflow.engine=embedded"]) as gateway:
+        address = gateway.address
+        async with boss_of(address) as boss, answering(address, "booker", book), serving(address, trip):
+            runs = {f"trip{one}": await boss.run("trip", name=f"trip{one}") for one in range(8)}
+            for _ in range(2):
+                await anyio.sleep(0.3)
+                await trio.to_thread.run_sync(gateway.kill)
+                await trio.to_thread.run_sync(gateway.restart)
+            for name, execution_id in runs.items():
+                parts = [f"{name} {one}" for one in range(4) for _ in range(2)]
+                assert await boss.result(execution_id) == [f"{name} plan", *parts]
+    assert set(done.values()) == {1}
+    assert set(called.values()) == {1}
