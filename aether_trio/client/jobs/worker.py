@@ -183,13 +183,13 @@ class WorkerMethods(_Client):
         manager = self.__manager
 
         open_runs: set[str] = set()
-        crowd = (min(concurrency, self._settings.worker_tasks or RUNS) + 1) // 2
+        half = (min(concurrency, self._settings.worker_tasks or RUNS) + 1) // 2
 
         async def serve(job: Job) -> None:
             open_runs.add(job.id)
             try:
                 await serve_run(
-                    job, table, workflow, manager.check_client, hibernate_after, lambda: len(open_runs) > crowd
+                    job, table, workflow, manager.check_client, hibernate_after, lambda: len(open_runs) > half
                 )
             finally:
                 open_runs.discard(job.id)

@@ -26,8 +26,8 @@ from aether_trio.client.workflows.records import Records, RunEntry, StepRecord
 RESULT_BYTES: Final = 512 * 1024
 BATCH: Final = 100
 BATCH_BYTES: Final = 700 * 1024
-CROWDED_S: Final = 0.25
-"""How long a run must only have waited before it sleeps, however crowded its worker is."""
+FULL_S: Final = 0.25
+"""How long a run must only have waited before it sleeps, however full its worker is."""
 _HERE: Final = __file__.rpartition(os.sep)[0]
 _BELOW: Final = tuple(f"{os.sep}{name}{os.sep}" for name in ("anyio", "trio", "asyncio"))
 
@@ -67,12 +67,12 @@ class Run:
         records: Records,
         *,
         hibernate_after: float | None = None,
-        is_crowded: Callable[[], bool] = lambda: False,
+        is_full: Callable[[], bool] = lambda: False,
         only_replays: bool = False,
     ) -> None:
         """Make a run of what `records` say.
 
-        `is_crowded`: whether the worker has so many runs that one sleeps as soon as it only waits.
+        `is_full`: whether the worker has so many runs that one sleeps as soon as it only waits.
         `only_replays`: each branch stops where the history ends, and nothing is done.
         """
         self.records = records
@@ -85,7 +85,7 @@ class Run:
         """Steps of `once` that this worker has begun."""
         self._ledger = ledger
         self._hibernate_after = hibernate_after
-        self._is_crowded = is_crowded
+        self._is_full = is_full
         self._outbox: list[Command] = []
         self._wanted = anyio.Event()
         self._read = False
@@ -233,11 +233,11 @@ class Run:
         """Let the run sleep when it has only waited for so long."""
         while True:
             seen = self._activity
-            for _ in range(math.ceil(after_s / CROWDED_S)):
-                if seen != self._activity or self._is_crowded():
+            for _ in range(math.ceil(after_s / FULL_S)):
+                if seen != self._activity or self._is_full():
                     break
-                await anyio.sleep(CROWDED_S)
-            await anyio.sleep(min(CROWDED_S, after_s))
+                await anyio.sleep(FULL_S)
+            await anyio.sleep(min(FULL_S, after_s))
             if self._is_idle and seen == self._activity:
                 self._rests = self._activity
                 self._wanted.set()

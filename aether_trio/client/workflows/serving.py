@@ -110,13 +110,13 @@ async def serve_run(
     workflow: FunctionRequests,
     check_client: Callable[[], None],
     hibernate_after: float,
-    is_crowded: Callable[[], bool],
+    is_full: Callable[[], bool],
 ) -> None:
     """Move on the run of a job, in its block."""
     ledger = GatewayLedger(job, workflow, check_client)
     async with job:
         try:
-            status = await _serve(job, functions, ledger, hibernate_after, is_crowded)
+            status = await _serve(job, functions, ledger, hibernate_after, is_full)
         except AssignmentOver:
             status = "lost"
         except anyio.get_cancelled_exc_class():
@@ -132,7 +132,7 @@ async def _serve(
     functions: Mapping[str, Function],
     ledger: GatewayLedger,
     hibernate_after: float,
-    is_crowded: Callable[[], bool],
+    is_full: Callable[[], bool],
 ) -> str:
     records = Records()
     more = True
@@ -148,7 +148,7 @@ async def _serve(
         logger.warning("run %s is of function %r, which this worker does not have", job.id, records.workflow)
         answer = await ledger.advance(records.number, [{"do": "suspend", "for_ms": round(UNKNOWN_S * 1000)}])
         return answer.status
-    run = Run(ledger, records, hibernate_after=hibernate_after, is_crowded=is_crowded)
+    run = Run(ledger, records, hibernate_after=hibernate_after, is_full=is_full)
     await run.drive(lambda: function.perform(run))
     return run.status
 
