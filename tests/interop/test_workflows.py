@@ -221,3 +221,70 @@ join:
     cancelled = await ask(boss, Op.CANCEL_JOIN, id="batch", secondary_id="other", **where)
     assert cancelled["status"] == "cancelled"
     assert hand.assignments.empty()
+
+
+async def send_event(peer: Peer, world: World, name: str, data: Any) -> None:
+    """Send an event as users of the SDK do."""
+    event = {"source_agent": "anything", "workspace": world.ws, "event_names": [name], "data": data}
+    await peer.client.send_event(json.dumps(event).encode())
+
+
+@in_asyncio
+async def test_109_q_rules_are_kept_and_an_event_creates_a_task(world: World) -> None:
+    boss, hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    destination = f"type: create_task\ntask_type: shout\ntarget_implementation: {world.impl}\npayload:\n  who: {{{{.input.who}}}}\n"
+    rule = {
+        "RuleName": f"shout-{world.run}",
+        "SourceEvent": "said",
+        "SourceAgent": "*",
+        "Workspace": world.ws,
+        "TriggerCondition": 'input.who != "ann"',
+        "DestinationTemplate": destination,
+    }
+    made = await ask(boss, Op.CREATE_RULE, data=rule)
+    assert made["RuleName"] == rule["RuleName"]
+    rule_id = str(made["ID"])
+    assert (await ask(boss, Op.GET_RULE, id=rule_id))["DestinationTemplate"] == destination
+    for who in ("ann", "bob: [1]"):
+        await send_event(boss, world, "said", {"who": who})
+    task = await asyncio.wait_for(hand.assignments.get(), LIMIT_S)
+    assert task.task_type == "shout"
+    # msgpack of a map with one entry; what was printed is a text, whatever it looks like.
+    assert b"bob: [1]" in task.payload
+    changed = await ask(boss, Op.UPDATE_RULE, id=rule_id, data=made | {"TriggerCondition": "", "Active": True})
+    assert changed["TriggerCondition"] == ""
+    await send_event(boss, world, "said", {"who": "ann"})
+    task = await asyncio.wait_for(hand.assignments.get(), LIMIT_S)
+    assert b"ann" in task.payload
+    listed = await ask(boss, Op.LIST_RULES, workspace=world.ws)
+    assert [str(one["ID"]) for one in listed if one["Workspace"] == world.ws] == [rule_id]
+    await ask(boss, Op.DELETE_RULE, id=rule_id)
+    declined(await boss.client.workflow_op(Op(op=Op.GET_RULE, id=rule_id), timeout=30), "it is deleted")
+
+
+@in_asyncio
+async def test_an_event_starts_a_graph_and_another_one_wakes_it(world: World) -> None:
+    boss, hand = await world.open(world.agent("boss", impl=f"{world.impl}-boss"), world.agent("hand"))
+    wait = {"event": "paid", "key": "input.order", "equals": "trigger.order"}
+    definition = {
+        "name": "order",
+        "trigger": {"event": "ordered", "condition": "input.sum > 3"},
+        "steps": [
+            {"id": "pay", "wait": wait},
+            {"id": "ship", "action": {"agent": world.impl, "tool_name": "ship"}, "depends_on": ["pay"]},
+        ],
+    }
+    await ask(boss, Op.CREATE_WORKFLOW, data={"ID": "order", "Workspace": world.ws, "Definition": definition})
+    for order, sum_ in ((1, 3), (2, 4), (3, 5)):
+        await send_event(boss, world, "ordered", {"order": order, "sum": sum_})
+    await send_event(boss, world, "paid", {"order": 3})
+    async with working(hand, lambda call: "shipped") as seen:
+        deadline = time.monotonic() + LIMIT_S
+        while True:
+            running = await ask(boss, Op.LIST_EXECUTIONS, workspace=world.ws, status_filter="running")
+            if seen and len(running) == 1:
+                break
+            assert time.monotonic() < deadline, running
+            await asyncio.sleep(0.05)
+    assert [one["TriggerData"] for one in running] == [{"order": 2, "sum": 4}]
+    assert len(seen) == 1
