@@ -132,27 +132,47 @@ Examples:
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE|DIR|-...")
 @click.option("--dry-run", is_flag=True, help="Say what would change, and change nothing.")
+@click.option(
+    "--migrate", is_flag=True, help="Move executions to the new versions, if their whole history replays on them."
+)
 @click.option("--json", "as_object", is_flag=True, help="A JSON object with what was applied, and warnings.")
 @workspace_option
 @access_options
 def apply(
-    target: GatewayTarget, who: Identity, workspace: str, paths: tuple[str, ...], dry_run: bool, as_object: bool
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    paths: tuple[str, ...],
+    dry_run: bool,
+    migrate: bool,
+    as_object: bool,
 ) -> None:
     """Apply workflows, rules, schedules and machines of files: all or none.
 
     A document that names no workspace goes into --workspace. One whose content has not changed
-    is no new version. Executions end on the version with which they began. What is applied acts
-    for the participant that has applied it (--as), which must be allowed what it does.
+    is no new version. Executions end on the version with which they began, unless --migrate moves
+    them. What is applied acts for the participant that has applied it (--as), which must be
+    allowed what it does.
     """
+    if migrate and dry_run:
+        raise click.UsageError("--migrate moves executions, and --dry-run changes nothing.")
     found = read_workflow_files(files_of(paths), workspace).checked("nothing was applied")
     applied = run_client(_apply, target, who, workspace, found.documents, dry_run)
+    moved: list[str] = []
+    stay: list[str] = []
+    if migrate:
+        from aether_trio.cli.workflow_past import migrate_live
+
+        moved, stay = run_client(migrate_live, target, who, workspace, applied.applied)
     if as_object:
-        print_json(plain(applied), indent=2)
+        print_json({**plain(applied), **({"moved": moved, "stay": stay} if migrate else {})}, indent=2)
         return
     for warning in applied.warnings:
         say(f"warning: {warning}", err=True)
     for one in applied.applied:
         say(f"{applied_name(one)} {_would(one.change, dry_run)} in {one.workspace}")
+    for line in (*moved, *stay):
+        say(line)
 
 
 def _would(change: str, dry_run: bool) -> str:
@@ -591,10 +611,23 @@ def watch(target: GatewayTarget, who: Identity, execution: str, start: str, as_l
 @click.option(
     "--after", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Only the entries behind this one."
 )
+@click.option(
+    "--replay",
+    "path",
+    default="",
+    metavar="FILE",
+    type=click.Path(allow_dash=True),
+    help="Replay it on the workflow of this file, and show where they part; the exit code is 1 then.",
+)
 @click.option("--json", "as_lines", is_flag=True, help="One JSON object per line and entry.")
 @access_options
-def history(target: GatewayTarget, who: Identity, execution: str, after: int, as_lines: bool) -> None:
+def history(target: GatewayTarget, who: Identity, execution: str, after: int, path: str, as_lines: bool) -> None:
     """Show the history of an execution: what happened, and what followed from it."""
+    if path:
+        from aether_trio.cli.workflow_past import replay_on_file
+
+        replay_on_file(target, who, execution, path, as_lines)
+        return
     run_client(_history, target, who, execution, after, as_lines)
 
 

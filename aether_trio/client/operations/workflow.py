@@ -28,11 +28,13 @@ from aether_trio.client.operations.workflow_values import (
     Applied,
     Execution,
     HistoryEntry,
+    HistoryReplay,
     WorkflowDefinition,
     applied_of,
     definition_of,
     entry_of,
     execution_of,
+    replayed_of,
 )
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -47,6 +49,7 @@ RETRY: Final = _Kind(104)
 HISTORY: Final = _Kind(105)
 ANSWER: Final = _Kind(106)
 APPLY: Final = _Kind(107)
+REPLAY: Final = _Kind(113)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
 _AGAIN_S: Final = 0.1
@@ -206,6 +209,22 @@ class Workflow(Namespace):
     async def history(self, execution_id: str, *, after: int = 0) -> tuple[HistoryEntry, ...]:
         """Return up to 500 entries of an execution's history, behind the number `after`."""
         return tuple(map(entry_of, _list(await self._do(HISTORY, execution_id, str(after) if after else ""))))
+
+    async def replay(self, execution_id: str, document: Mapping[str, Any]) -> HistoryReplay:
+        """Replay an execution on a workflow's document; nothing is changed.
+
+        Raises Refused for a document that is wrong, and for a history whose results are not kept.
+        """
+        data = json_text({"document": document}, "a workflow").encode()
+        return replayed_of(_object(await self._do(REPLAY, execution_id, data=data)))
+
+    async def migrate(self, execution_id: str, *, dry_run: bool = False) -> HistoryReplay:
+        """Move an execution to the newest version, if its history replays on it.
+
+        Nothing is changed if the answer has a divergence. Raises Refused if it has ended.
+        """
+        data = b'{"dry_run": true}' if dry_run else b""
+        return replayed_of(_object(await self._do(REPLAY, execution_id, data=data)))
 
     # -- the operations of the protocol, with JSON as bytes
 

@@ -114,6 +114,29 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryDivergence:
+    """The first entry of a history from which other commands follow.
+
+    `recorded` and `now` are the commands that differ; None if there is none any more.
+    """
+
+    number: int
+    step: str
+    happening: Mapping[str, Any]
+    recorded: Mapping[str, Any] | None
+    now: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HistoryReplay:
+    """How many entries of a history replay; `version` is 0 for a document."""
+
+    entries: int
+    version: int
+    divergence: HistoryDivergence | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedDefinition:
     """What applying a document did: `change` is created, updated or unchanged."""
 
@@ -209,6 +232,21 @@ def entry_of(found: Mapping[str, Any]) -> HistoryEntry:
         fields={name: value for name, value in found.items() if name not in ("number", "at", "type", "then")},
         then=tuple(found.get("then") or ()),
     )
+
+
+def replayed_of(found: Mapping[str, Any]) -> HistoryReplay:
+    """Read the answer of REPLAY."""
+    part = found.get("divergence")
+    divergence = None
+    if isinstance(part, Mapping):
+        divergence = HistoryDivergence(
+            number=_number(part, "number"),
+            step=_text(part, "step"),
+            happening=part.get("happening") or {},
+            recorded=part.get("recorded"),
+            now=part.get("now"),
+        )
+    return HistoryReplay(entries=_number(found, "entries"), version=_number(found, "version"), divergence=divergence)
 
 
 def applied_of(found: Mapping[str, Any]) -> Applied:

@@ -29,6 +29,7 @@ from aether_trio.services.workflows.machine_operations import MachineOperations,
 from aether_trio.services.workflows.machines import MACHINE, Machines
 from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
+from aether_trio.services.workflows.past_operations import PastOperations
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.rules import RULE, RuleOperations, put_rule
 from aether_trio.services.workflows.schedule_operations import (
@@ -109,5 +110,6 @@ class WorkflowEngine:
             FunctionOperations(engine, self.functions, self.executions, self._access),
             MachineOperations(engine, self.machines, self._access, ids),
             JoinOperations(engine, self.joins, self._access),
+            PastOperations(engine, self.executions, self._access),
             strict=self._strict,
         )

@@ -131,6 +131,14 @@ def save(row: ExecutionRow) -> Program[None]:
     yield Execute(_SAVE, (row.execution_id, *(getattr(row, name) for name in _CHANGING)))
 
 
+def save_version(row: ExecutionRow) -> Program[None]:
+    """Write on which version an execution goes on, and for whom it acts."""
+    yield Execute(
+        "UPDATE workflow_executions SET defined_in = $2, version = $3, owner = $4 WHERE execution_id = $1",
+        (row.execution_id, row.defined_in, row.version, row.owner),
+    )
+
+
 def record(row: ExecutionRow, at_ms: int, entry: bytes) -> Program[None]:
     """Append an entry to the history of an execution, whose row counts it."""
     row.entries += 1
@@ -221,6 +229,15 @@ def result_of(execution_id: str, place: StepPlace) -> Program[bytes | None]:
         "SELECT result FROM workflow_steps WHERE execution_id = $1 AND step = $2 AND item = $3", (execution_id, *place)
     )
     return None if not rows or rows[0][0] is None else bytes(rows[0][0])
+
+
+def attempt_and_result(execution_id: str, place: StepPlace) -> Program[tuple[int, bytes | None] | None]:
+    """Read the attempt of a step or item, and its result; None without a row."""
+    rows: list[Row] = yield Fetch(
+        "SELECT attempt, result FROM workflow_steps WHERE execution_id = $1 AND step = $2 AND item = $3",
+        (execution_id, *place),
+    )
+    return None if not rows else (rows[0][0], _bytes(rows[0][1]))
 
 
 def items_of(execution_id: str, step: str) -> Program[list[tuple[int, str, str, str, bytes | None]]]:

@@ -79,7 +79,7 @@ from aether_trio.services.workflows.actions import (
 )
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow
-from aether_trio.services.workflows.history_entries import decode_happening, encode_entry, encode_happening
+from aether_trio.services.workflows.history_entries import NO_RESULTS, decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, taker_of
 from aether_trio.storage.base import Fetch, Program, Row
@@ -416,7 +416,7 @@ class Executions:
         running = advance(graph, loaded.state, happening, validate=self._validate)
         try:
             commands = yield from self._run(loaded, running)
-            entry = encode_entry(happening, commands)
+            entry = encode_entry(happening, commands, _replaced(loaded, happening, commands))
         except (_DefectError, JsonError) as error:
             report(error, "an execution of a workflow, which is paused")
             yield from self._stop(loaded, f"a defect of the gateway: {error}")
@@ -504,7 +504,7 @@ class Executions:
             case CancelStep():
                 yield from self._cancel_step(tx, row, command.place)
             case KeepResult():
-                loaded.results[command.place] = command.result
+                loaded.results.pop(command.place, None)  # what is read again has floats
                 data = write_json(command.result)
                 yield from execution_rows.keep_result(row.execution_id, command.place, now_ms, data)
             case MarkStep():
@@ -844,6 +844,18 @@ def result_json(result: TaskResult) -> bytes:
         case ResultKind.BYTES:
             return write_json({"base64": result.shown[1]})
     return write_json({"checkpoint": result.data.decode()})
+
+
+def _replaced(loaded: _Loaded, happening: Happening, commands: list[Command]) -> Mapping[StepPlace, Json]:
+    """Return the results of tasks in whose place a step's `output` is kept."""
+    ended: tuple[StepEnded, ...] = (happening,) if isinstance(happening, StepEnded) else ()
+    if isinstance(happening, ItemsEnded):
+        ended = happening.ended
+    places = {one.place for one in ended if one.outcome == "completed" and not one.compensates}
+    if not places:
+        return NO_RESULTS
+    kept = {one.place for one in commands if isinstance(one, KeepResult)}
+    return {place: loaded.results[place] for place in places & kept if place in loaded.results}
 
 
 def _item(item: int, status: str, error: str, error_type: str, result: bytes | None) -> dict[str, Json]:

@@ -2,20 +2,26 @@
 
 An entry is JSON: `{"type": …, …, "then": [{"type": …, …}, …]}`. The types and their fields are
 those of model/workflows/happenings.py; a field with its default is left out. Of an action its
-document's names are kept, with the computed values beside it.
+document's names are kept, with the computed values beside it. `results` has the results of tasks
+that a step's `output` has replaced, as [[STEP, ITEM], result]: a replay needs them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields
+from types import MappingProxyType
 from typing import Any, Final
 
+from aether_trio.model.limits import MIB
 from aether_trio.model.workflows import happenings
 from aether_trio.model.workflows.definition import Action
 from aether_trio.model.workflows.happenings import Command, Happening, StepEnded, StepPlace
 from aether_trio.services.workflows.json_values import read_json, write_json
 
+RESULTS: Final = "results"
+MAX_RESULTS_BYTES: Final = 1 * MIB
+NO_RESULTS: Final[Mapping[StepPlace, Any]] = MappingProxyType({})
 _ACTION: Final = ("type", "agent", "tool_name", "workspace", "task_type", "target_implementation", "event_name")
 _TYPES: Final[dict[str, type[Any]]] = {
     one.__name__: one
@@ -35,9 +41,18 @@ _TYPES: Final[dict[str, type[Any]]] = {
 }
 
 
-def encode_entry(happening: Happening, commands: Sequence[Command]) -> bytes:
-    """Encode a happening with the commands that followed."""
+def encode_entry(
+    happening: Happening, commands: Sequence[Command], results: Mapping[StepPlace, Any] = NO_RESULTS
+) -> bytes:
+    """Encode a happening, what followed, and the results that this replaces.
+
+    Results of more than MAX_RESULTS_BYTES in all are left out.
+    """
     entry = document(happening)
+    if results and len(write_json(kept := [[list(place), result] for place, result in results.items()])) <= (
+        MAX_RESULTS_BYTES
+    ):
+        entry[RESULTS] = kept
     if commands:
         entry["then"] = [document(command) for command in commands]
     return write_json(entry)

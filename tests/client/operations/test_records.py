@@ -195,7 +195,9 @@ def test_every_record_is_in_the_table() -> None:
         "AppliedDefinition",
         "Execution",
         "ExecutionStep",
+        "HistoryDivergence",
         "HistoryEntry",
+        "HistoryReplay",
         "WorkflowDefinition",
     }
     plain |= {"ProxyResponse", "Wire", "_Entry", "_Field", "_Key"}

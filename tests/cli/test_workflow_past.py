@@ -1,0 +1,62 @@
+"""Test replays and migrations of `aether workflows` against a real gateway."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.shell import Shell
+from tests.cli.test_workflows import QuickShell, waiting
+from tests.helpers.gateway import GatewayProcess
+
+FLOW = """
+id: past
+steps:
+  - {id: one, output: {$expr: trigger.n}}
+  - {id: go, wait: {signal: go}, depends_on: [one]}
+  - {id: last, output: {$expr: steps.go.result}, depends_on: [go]}
+"""
+
+
+@pytest.fixture
+def shell(gateway: GatewayProcess) -> Shell:
+    return QuickShell(gateway)
+
+
+def test_a_history_is_replayed_on_a_file_and_moved_to_a_version(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "past.yaml"
+    file.write_text(FLOW)
+    shell.out("workflows", "apply", str(file))
+    execution = shell.out("workflows", "run", "past", "n=3").strip()
+    waiting(shell, execution, "go")
+    said = f"1 entry replays on {file} without a difference\n"
+    assert shell.out("workflows", "history", execution, "--replay", str(file)) == said
+
+    file.write_text(FLOW.replace("trigger.n", "trigger.n + 1"))
+    done = shell.run("workflows", "history", execution, "--replay", str(file))
+    assert done.returncode == 1
+    assert done.stdout.decode().splitlines() == [
+        f"{file}:4:5: step one: entry 1 (Started) parts from the history",
+        '  recorded: KeepResult {"place": ["one", -1], "result": 3}',
+        '  now:      KeepResult {"place": ["one", -1], "result": 4}',
+        "0 entries before it replay",
+    ]
+    done = shell.run("workflows", "history", execution, "--replay", str(file), "--json")
+    found = json.loads(done.stdout)
+    assert (found["place"], found["divergence"]["now"]["result"]) == (f"{file}:4:5", 4)
+    lines = shell.out("workflows", "apply", str(file), "--migrate").splitlines()
+    assert lines == [
+        "workflow past version 2 is updated in default",
+        f"execution {execution} of past stays on version 1: its history parts from version 2 at entry 1, step one",
+    ]
+    file.write_text(FLOW.replace("steps.go.result", "steps.go.result + 1"))
+    lines = shell.out("workflows", "apply", str(file), "--migrate").splitlines()
+    assert lines[1:] == [f"execution {execution} of past goes on with version 3"]
+    shell.out("workflows", "signal", execution, "go", "--data", "7")
+    assert json.loads(shell.out("workflows", "wait", execution))["last"] == 8
+
+    file.write_text(FLOW.replace("id: past", "id: other"))
+    wrong = shell.run("workflows", "history", execution, "--replay", str(file))
+    assert f"is one of workflow past, and {file} has other" in wrong.stderr.decode()
