@@ -138,7 +138,7 @@ class EventReactions:
                     yield from self._try_rule(tx, event, name, env, rule, turn)
             for known in self.triggers.candidates(name, event.agent, event.workspace, env):
                 if turn.is_over:
-                    left.append(PendingReaction("workflow", name, f"{known.stored.workspace}/{known.stored.id}"))
+                    left.append(PendingReaction("workflow", name, f"{known.stored.workspace} {known.stored.id}"))
                 else:
                     yield from self._try_trigger(tx, event, name, env, known, turn)
             if number:
@@ -350,7 +350,7 @@ class EventReactions:
                 name,
                 str(error),
                 error.error_type,
-                f"{stored.workspace}/{stored.id}",
+                f"{stored.workspace} {stored.id}",
                 stored.id,
                 "" if error.hidden else stored.owner,
             )
@@ -392,7 +392,7 @@ class EventReactions:
 
     def _load_trigger(self, name: str, key: str) -> Program[KnownTrigger | str]:
         """Load the trigger that is to act again; return why it cannot, if so."""
-        workspace, _, id = key.partition("/")  # noqa: A001
+        workspace, _, id = key.rpartition(" ")  # noqa: A001
         stored = yield from definitions.newest_active(workspace, id)
         if stored is None:
             return f"workflow {id} is not active: define it again, or discard this"

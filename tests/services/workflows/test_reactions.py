@@ -245,7 +245,7 @@ async def test_a_trigger_that_cannot_start_is_a_dead_letter(core: Core, world: W
         await boss.emit("made", data={"n": 5})
         await all_taken(core, world)
         [dead] = await dead_letters(boss)
-        assert (dead.task_type, dead.metadata["workflow"]) == ("workflow_trigger", "w/flow")
+        assert (dead.task_type, dead.metadata["workflow"]) == ("workflow_trigger", "w flow")
         assert "five" in dead.error
         assert len(await boss.do(Op.LIST_EXECUTIONS, status_filter="all")) == 1
         await boss.create({**flow, "inputs": {"n": "string"}}, version=2)
