@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, overload
 
 from aether_trio.client.workflows.errors import Cancelled
-from aether_trio.client.workflows.flow import Flow, _text_of, enter, result_problem
+from aether_trio.client.workflows.flow import Flow, _text_of, entered, result_problem
 from aether_trio.client.workflows.run import Command, Run
 
 Body = Callable[..., Awaitable[Any]]
@@ -42,10 +42,10 @@ class Function:
 
     async def perform(self, run: Run) -> Command:
         """Run it with the input of a run; return the command that ends the run."""
-        flow = enter(run)
         given = run.records.input
         try:
-            result = await self.body(flow, **(given if isinstance(given, Mapping) else {}))
+            with entered(run) as flow:
+                result = await self.body(flow, **(given if isinstance(given, Mapping) else {}))
         except Cancelled:
             run.check_end(run.root)
             return {"do": "end", "outcome": "cancelled"}

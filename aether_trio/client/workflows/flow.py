@@ -12,8 +12,8 @@ import inspect
 import json
 import math
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -480,10 +480,14 @@ class Flow:
         return hashlib.sha256(f"{self.execution_id}\0{branch.path}\0{branch.draws}".encode()).digest()
 
 
-def enter(run: Run) -> Flow:
-    """Return the flow of a run, for the task that calls this."""
-    _branch.set(run.root)
-    return Flow(run)
+@contextmanager
+def entered(run: Run) -> Iterator[Flow]:
+    """Yield the flow of a run, for the task that runs its function in the block."""
+    token = _branch.set(run.root)
+    try:
+        yield Flow(run)
+    finally:
+        _branch.reset(token)
 
 
 def result_problem(value: Any) -> tuple[str, str]:

@@ -119,6 +119,8 @@ class _View:
             found["Items"] = counts
         if not self._row.completed_ms and not row.completed_ms and row.step == name:
             waits = self._waits_for(row, found["Kind"], progress, task)
+            if self._row.kind == "function" and (not waits or waits["for"] == "time"):
+                waits = _function_waits(row, given)
             if waits:
                 found["WaitsFor"] = waits
         return found
@@ -177,6 +179,20 @@ def item_counts(progress: StepProgress) -> dict[str, int]:
 def _until(timers: Sequence[StepTimer], kind: str) -> dict[str, str]:
     due = [one.due_ms for one in timers if one.kind == kind]
     return {"until": go_time(min(due))} if due else {}
+
+
+def _function_waits(row: StepRow, given: bytes | None) -> dict[str, Any]:
+    """Return what a step of a function that has no task of a worker waits for."""
+    asked = (_json(given) if given else None) or {}
+    match asked.get("kind"):
+        case "wait":
+            until_ms = row.started_ms + asked["timeout_ms"] if asked.get("timeout_ms") else 0
+            return {"for": "signal", "signal": asked["signal"], **({"until": go_time(until_ms)} if until_ms else {})}
+        case "sleep":
+            return {"for": "time", "until": go_time(asked.get("until_ms") or row.started_ms + asked.get("for_ms", 0))}
+        case "run" if row.task_id:
+            return {"for": "execution", "execution_id": row.task_id}
+    return {}
 
 
 def _step_documents(document: bytes) -> dict[str, dict[str, Any]]:

@@ -142,10 +142,10 @@ def _register(stored: StoredDefinition) -> Program[tuple[StoredDefinition, str]]
     if newest is None or newest.workspace != stored.workspace:
         yield from definitions.insert(stored)
         return stored, ""
-    if not is_function(newest):
+    if newest.active and not is_function(newest):
         return stored, f"workflow {stored.id} is a graph: a function needs another name"
-    old, new = (json.loads(one.document)[FUNCTION]["worker"] for one in (newest, stored))
-    if old != new and newest.active:
+    old, new = (json.loads(one.document).get(FUNCTION, {}).get("worker") for one in (newest, stored))
+    if newest.active and old != new:
         return stored, f"workflow {stored.id} is a function of the workers {old}: give it another name"
     if newest.digest == stored.digest and newest.active:
         return newest, ""

@@ -307,6 +307,8 @@ async def test_code_that_does_not_fit_pauses_until_it_is_mended(gateway: Gateway
         async with serving(address, made(one), hibernate_after=0.05):
             execution_id = await boss.run("changing")
             await boss.until_step(execution_id, "wait:go", "waiting")
+            waits = [one.get("WaitsFor") for one in (await boss.execution(execution_id))["steps"]]
+            assert waits == [None, {"for": "signal", "signal": "go"}]
         async with serving(address, made(two), specifier="2"):
             await boss.do(101, execution_id, "go")
             found = (await boss.until(execution_id, "paused"))["execution"]
