@@ -235,6 +235,7 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str) -> tuple[W
     "--step", default="", metavar="STEP", help="Only this step of an execution, or an item such as 'fetch[3]'."
 )
 @click.option("--items", is_flag=True, help="With all items of its steps, up to 1,000.")
+@click.option("--mermaid", is_flag=True, help="A Mermaid flowchart of its steps, with their states.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @workspace_option
 @access_options
@@ -246,9 +247,12 @@ def show(
     kind: str,
     step: str,
     items: bool,
+    mermaid: bool,
     as_object: bool,
 ) -> None:
     """Show a workflow with its steps, or an execution and what it waits for."""
+    if mermaid and (kind != WORKFLOW or step or as_object):
+        raise click.UsageError("--mermaid draws a whole workflow or execution, and nothing else is printed.")
     if kind != WORKFLOW:
         other = run_client(_show_other, target, who, kind, workspace, name)
         if as_object:
@@ -257,7 +261,9 @@ def show(
             print_other(other)
         return
     found = run_client(_show, target, who, workspace, name, step)
-    if as_object:
+    if mermaid:
+        _draw(target, who, found)
+    elif as_object:
         print_json(plain(found), indent=2)
     elif isinstance(found, WorkflowDefinition):
         print_definition(found)
@@ -265,6 +271,25 @@ def show(
         print_step(found, found.steps[0])
     else:
         print_execution(found, items=items or bool(step))
+
+
+def _draw(target: GatewayTarget, who: Identity, found: WorkflowDefinition | Execution) -> None:
+    from aether_trio.cli.workflow_mermaid import mermaid_of
+
+    if isinstance(found, WorkflowDefinition):
+        say(mermaid_of(found.document, {}), lines=True)
+        return
+    definition = run_client(_definition, target, who, found.workspace, found.workflow)
+    states = {one.step: one.status for one in found.steps if one.item is None and not one.compensates}
+    note = (
+        "" if definition.version == found.version else f"version {found.version}, on the graph of {definition.version}"
+    )
+    say(mermaid_of(definition.document, states, note), lines=True)
+
+
+async def _definition(target: GatewayTarget, who: Identity, workspace: str, name: str) -> WorkflowDefinition:
+    async with open_workflows(target, who) as client:
+        return await client.workflow.definition(name, workspace=workspace)
 
 
 async def _show_other(target: GatewayTarget, who: Identity, kind: str, workspace: str, name: str) -> Found:

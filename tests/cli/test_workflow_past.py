@@ -1,4 +1,4 @@
-"""Test replays and migrations of `aether workflows` against a real gateway."""
+"""Test replays, migrations and drawings of `aether workflows` with a real gateway."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from aether_trio.cli.workflow_mermaid import mermaid_of
 from tests.cli.shell import Shell
 from tests.cli.test_workflows import QuickShell, waiting
 from tests.helpers.gateway import GatewayProcess
@@ -60,3 +61,44 @@ def test_a_history_is_replayed_on_a_file_and_moved_to_a_version(shell: Shell, tm
     file.write_text(FLOW.replace("id: past", "id: other"))
     wrong = shell.run("workflows", "history", execution, "--replay", str(file))
     assert f"is one of workflow past, and {file} has other" in wrong.stderr.decode()
+
+
+def test_a_workflow_and_an_execution_are_drawn(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "drawn.yaml"
+    file.write_text(
+        FLOW.replace("id: past", "id: drawn")
+        + "  - {id: other, ask: 'Why?', for_each: [1], depends_on: [one], on_failure: rescue}\n"
+        + "  - {id: rescue, output: 1}\n"
+    )
+    shell.out("workflows", "apply", str(file))
+    graph = [
+        "flowchart TD",
+        '  s0["one"]',
+        '  s1(["go"])',
+        '  s2["last"]',
+        '  s3{{"other (for each)"}}',
+        '  s4["rescue"]',
+        "  s0 --> s1",
+        "  s1 --> s2",
+        "  s0 --> s3",
+        "  s3 -.->|failure| s4",
+    ]
+    assert shell.out("workflows", "show", "drawn", "--mermaid").splitlines() == graph
+    execution = shell.out("workflows", "run", "drawn", "n=3").strip()
+    waiting(shell, execution, "go")
+    assert shell.out("workflows", "show", execution, "--mermaid").splitlines() == [
+        *graph,
+        "  classDef running fill:#cfe8ff",
+        "  class s3 running",
+        "  classDef waiting fill:#fff3bf",
+        "  class s1 waiting",
+        "  classDef completed fill:#d3f9d8",
+        "  class s0 completed",
+    ]
+    wrong = shell.run("workflows", "show", execution, "--mermaid", "--json")
+    assert wrong.returncode == 2
+
+
+def test_names_are_escaped_in_drawings() -> None:
+    document = {"id": "x", "steps": [{"id": 'a"<b', "output": 1}]}
+    assert mermaid_of(document, {}).splitlines()[1] == '  s0["a#34;#60;b"]'

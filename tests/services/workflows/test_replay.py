@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -62,6 +63,15 @@ def rows(world: World) -> dict[str, list[Any]]:
     return {table: sorted(query(f"SELECT * FROM {table}"), key=repr) for table in TABLES}
 
 
+async def rows_at_rest(world: World) -> dict[str, list[Any]]:
+    """Return the rows once workers' confirmations are written, too."""
+    while True:
+        before = rows(world)
+        await trio.sleep(5)
+        if rows(world) == before:
+            return before
+
+
 async def test_an_ended_execution_replays_and_nothing_is_written(core: Core, world: World) -> None:
     async with client(core) as boss, worker(core, "hand", doubled) as seen:
         await boss.create(BELOW, "below")
@@ -71,7 +81,7 @@ async def test_an_ended_execution_replays_and_nothing_is_written(core: Core, wor
         ended = await boss.ended(execution_id)
         assert ended["execution"]["Status"] == "completed"
         assert ended["execution"]["Metadata"]["entries"] > 10
-        before, calls = rows(world), len(seen)
+        before, calls = await rows_at_rest(world), len(seen)
         found = await boss.do(113, execution_id, data={"document": FLOW})
         assert found == {"entries": ended["execution"]["Metadata"]["entries"], "version": 0, "divergence": None}
         dry = await boss.do(113, execution_id, data={"dry_run": True})
@@ -143,7 +153,7 @@ async def test_an_execution_moves_to_a_version_on_which_its_history_replays(core
         mended = copy.deepcopy(FLOW)
         mended["steps"][6]["action"]["tool_name"] = "mended"
         await boss.create(mended, version=3)
-        before = rows(world)
+        before = await rows_at_rest(world)
         assert (await boss.do(113, execution_id, data={"dry_run": True}))["divergence"] is None
         assert rows(world) == before
         moved = await boss.ask(113, execution_id)
