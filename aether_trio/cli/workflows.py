@@ -356,6 +356,13 @@ Examples:
 @click.argument("name", metavar="WORKFLOW")
 @click.argument("fields", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--input", "given", metavar="JSON|@FILE|-", help="The input as JSON; KEY=VALUE is added to it.")
+@click.option(
+    "--idempotency-key",
+    "key",
+    default="",
+    metavar="KEY",
+    help="Start it once: the same key finds the same execution for a day.",
+)
 @click.option("--wait", "waits", is_flag=True, help="Wait for its end, and print its result.")
 @click.option("--json", "as_object", is_flag=True, help="A JSON object; with --wait the whole execution.")
 @workspace_option
@@ -367,6 +374,7 @@ def run(
     name: str,
     fields: tuple[str, ...],
     given: str | None,
+    key: str,
     waits: bool,
     as_object: bool,
 ) -> None:
@@ -380,7 +388,7 @@ def run(
     pairs = [_pair(one) for one in fields]
     if pairs and not isinstance(start, dict | None):
         raise click.UsageError("KEY=VALUE is added to a JSON object, and --input is none.")
-    execution_id = run_client(_run, target, who, workspace, name, start, pairs)
+    execution_id = run_client(_run, target, who, workspace, name, start, pairs, key)
     if not waits:
         if as_object:
             print_json({"execution_id": execution_id})
@@ -423,20 +431,26 @@ def json_argument(given: str, option: str) -> Any:
 
 
 async def _run(
-    target: GatewayTarget, who: Identity, workspace: str, name: str, start: Any, pairs: Sequence[tuple[str, str]]
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    name: str,
+    start: Any,
+    pairs: Sequence[tuple[str, str]],
+    key: str,
 ) -> str:
     async with open_workflows(target, who) as client:
         given = start
         if pairs:
             definition = await client.workflow.definition(name, workspace=workspace)
             properties, _ = input_properties(definition.document)
-            for key, _ in pairs:
-                if properties and key not in properties:
+            for field, _ in pairs:
+                if properties and field not in properties:
                     raise click.UsageError(
-                        f"workflow {name} declares no input {key!r}, but: {', '.join(properties)}; --input takes any JSON."
+                        f"workflow {name} declares no input {field!r}, but: {', '.join(properties)}; --input takes any JSON."
                     )
-            given = {**(start or {}), **{key: _value(text, properties.get(key)) for key, text in pairs}}
-        return await client.workflow.run(name, given, workspace=workspace)
+            given = {**(start or {}), **{field: _value(text, properties.get(field)) for field, text in pairs}}
+        return await client.workflow.run(name, given, workspace=workspace, idempotency_key=key)
 
 
 def _value(text: str, schema: Any) -> Any:

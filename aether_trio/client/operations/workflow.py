@@ -10,6 +10,7 @@ JSON documents as bytes, for any engine. The others are those of the gateway's o
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -108,14 +109,25 @@ class Workflow(Namespace):
 
     # -- executions
 
-    async def run(self, workflow: str, input: Any = None, *, workspace: str = "") -> str:  # noqa: A002
+    async def run(
+        self,
+        workflow: str,
+        input: Any = None,  # noqa: A002
+        *,
+        workspace: str = "",
+        idempotency_key: str = "",
+    ) -> str:
         """Start an execution of a workflow's newest version; return its id.
 
         The input is what JSON can hold, by default an empty object. The id is that of a task:
-        `agent.tasks` follows it. Raises Refused if the input is not as the workflow declares.
+        `agent.tasks` follows it. A second request with the same key finds the first one's execution
+        for a day; without a key one is made up, so that a cut request is sent again. Raises Refused
+        if the input is not as the workflow declares.
         """
         data = b"" if input is None else json_text(input, "the input of a workflow").encode()
-        return str(_object(await self._do(RUN, workflow, data=data, workspace=workspace)).get("execution_id", ""))
+        key = idempotency_key or str(uuid.uuid4())
+        answer = await self._do(RUN, workflow, key, data=data, workspace=workspace)
+        return str(_object(answer).get("execution_id", ""))
 
     async def execution(self, execution_id: str, *, step: str = "") -> Execution:
         """Return an execution with its steps, up to 1,000 of them and their items.

@@ -70,7 +70,8 @@ async def from_definition_to_history(address: str) -> None:
         with pytest.raises(Refused, match="step 'on' depends on 'om'; known are on"):
             await workflow.apply([{"id": "x", "steps": [{"id": "on", "output": 1, "depends_on": ["om"]}]}])
 
-        execution_id = await workflow.run("asks", {"who": "ann"})
+        execution_id = await workflow.run("asks", {"who": "ann"}, idempotency_key="once")
+        assert await workflow.run("asks", {"who": "ann"}, idempotency_key="once") == execution_id
         found = await asking(boss, execution_id, "may")
         assert (found.status, found.workflow, found.input) == ("running", "asks", {"who": "ann"})
         assert found.step("may").waits_for["question"] == "May ann?"
