@@ -31,6 +31,7 @@ from aether_trio.model.workflows.happenings import (
     EventReceived,
     Happening,
     ItemsEnded,
+    LimitReached,
     PauseAsked,
     ResumeAsked,
     RetryAsked,
@@ -114,6 +115,9 @@ class Naive:
                 return self._event(happening)
             case CancelAsked() if going:
                 self._begin_end("cancelled", happening.reason or "cancelled", STOPPED, "")
+                return True
+            case LimitReached() if going:
+                self._begin_end("failed", happening.error, happening.error_type, "")
                 return True
             case PauseAsked() if self.status == "running":
                 self.status = "paused"

@@ -23,6 +23,7 @@ from aether_trio.model.workflows.happenings import (
     EventReceived,
     Happening,
     ItemsEnded,
+    LimitReached,
     MarkStep,
     OpenWait,
     PauseAsked,
@@ -129,7 +130,10 @@ class World:
         if choice < 52 and run.status == "paused":
             return ResumeAsked(at_ms=now)
         if choice < 53:
-            return CancelAsked(at_ms=now, reason=rng.choice(("", "no more")))
+            reason = rng.choice(("", "no more"))
+            # Here, and not in a separate branch: the seeds of earlier failures stay the same.
+            limited = choice == 52 and not reason
+            return LimitReached(at_ms=now, error="too long") if limited else CancelAsked(at_ms=now, reason=reason)
         if choice < 60 and run.now_state.over and self.retries < 2:
             self.retries += 1
             return RetryAsked(at_ms=now)
