@@ -129,7 +129,7 @@ def test_the_walk_has_all_commands() -> None:
     local = set(EVERY) - {*WITH_GATEWAY, *WITH_OPS, *WITH_SETTINGS}
     assert local == {
         "access test", "config default", "context delete", "context list", "context save", "context show", "context use",
-        "errors", "init", "keys new", "version", "workflows validate",
+        "errors", "init", "keys new", "version", "workflows test", "workflows validate",
     }  # fmt: skip
 
 

@@ -176,8 +176,20 @@ def walked(one: Hostile) -> dict[str, tuple[tuple[str, ...], int | None, str | N
             }.items()
         },
         **{name: ((*name.split(), *arguments), lines, None) for name, arguments, lines in about_credentials(one)},
+        **{name: ((*name.split(), *arguments), None, None) for name, arguments in about_workflows()},
         "bench": (("bench", "--workspace", NAME, "--pairs", "1", "--seconds", "0.2", "--rate", "10"), None, None),
     }
+
+
+def about_workflows() -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Yield commands about workflows, and their arguments."""
+    for name in ("list", "executions"):
+        yield f"workflows {name}", PLACE
+    for name in ("show", "delete", "wait", "watch", "history", "cancel", "pause", "resume", "retry"):
+        yield f"workflows {name}", (NAME,)
+    yield "workflows run", (NAME, f"{NAME}={TEXT}")
+    yield "workflows signal", (NAME, NAME)
+    yield "workflows answer", (NAME, NAME, "--approve", "--text", TEXT)
 
 
 def about_credentials(one: Hostile) -> Iterator[tuple[str, tuple[str, ...], int | None]]:
@@ -198,7 +210,9 @@ def about_credentials(one: Hostile) -> Iterator[tuple[str, tuple[str, ...], int 
     yield "tokens create", (f"{NAME}2", "--principal-type", NAME), None
 
 
-FED_BY_FILES = {"orchestrate", "backup", "restore", "access test", "access apply", "access replay"}
+FED_BY_FILES = {"orchestrate", "backup", "restore", "access test", "access apply", "access replay"} | {
+    f"workflows {name}" for name in ("apply", "test", "validate")
+}
 """Have other tests below."""
 OWN_WORDS = {
     "init",

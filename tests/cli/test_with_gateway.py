@@ -238,7 +238,7 @@ class TestRunning:
             text = process.output()
             assert f"transports gRPC; WebSocket and HTTP on {transports['websocket']}\n" in text
             assert f"page  http://{transports['websocket']}/" in text
-            Shell(process).notice("sessions")
+            Shell(process).notice("agents", "list")
 
     def test_a_first_sigterm_drains_and_exits_with_0(self) -> None:
         with start_gateway(ephemeral=True) as process:
