@@ -16,12 +16,12 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 from typing import Final, TypeAlias
 
 from aether_trio.model.text import line
 from aether_trio.model.workflows import schedules as model
 from aether_trio.model.workflows.definition import Json, ScheduleDefinition
+from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.schedules import (
     BACKFILL,
     EVENT,
@@ -85,13 +85,9 @@ def unguarded(program: Program[int], key: str) -> Program[int]:
     return program
 
 
-def go_time(moment_ms: int) -> str | None:
+def moment_of(moment_ms: int) -> str | None:
     """Return a moment as Go's JSON has it (RFC 3339, UTC); None for 0."""
-    if not moment_ms:
-        return None
-    seconds, rest = divmod(moment_ms, 1000)
-    text = datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    return f"{text}.{rest:03}".rstrip("0") + "Z" if rest else f"{text}Z"
+    return go_time(moment_ms) if moment_ms else None
 
 
 def trigger_of(schedule: StoredSchedule, firing: Firing) -> dict[str, Json]:
@@ -99,8 +95,8 @@ def trigger_of(schedule: StoredSchedule, firing: Firing) -> dict[str, Json]:
     trigger: dict[str, Json] = {
         "schedule_id": schedule.id,
         "schedule_name": schedule.name,
-        "fired_at": go_time(firing.fired_ms),
-        "slot": go_time(firing.slot_ms),
+        "fired_at": moment_of(firing.fired_ms),
+        "slot": moment_of(firing.slot_ms),
     }
     if firing.kind == BACKFILL:
         trigger["backfill"] = True
@@ -131,9 +127,9 @@ def answer_of(schedule: StoredSchedule) -> dict[str, Json]:
         "workflow_id": schedule.workflow_id,
         "enabled": schedule.enabled,
         "paused": schedule.paused,
-        "next_fire_at": go_time(schedule.next_fire_ms),
-        "last_fired_at": go_time(schedule.last_fired_ms),
-        "last_slot": go_time(schedule.last_slot_ms),
+        "next_fire_at": moment_of(schedule.next_fire_ms),
+        "last_fired_at": moment_of(schedule.last_fired_ms),
+        "last_slot": moment_of(schedule.last_slot_ms),
         "miss_policy": schedule.miss_policy,
         "max_concurrent": schedule.max_concurrent,
         "active_task_id": schedule.last_run_id,
@@ -143,10 +139,10 @@ def answer_of(schedule: StoredSchedule) -> dict[str, Json]:
         "owed": len(state.owed),
         "planned": schedule.planned,
         "last_error": schedule.last_error,
-        "last_error_at": go_time(schedule.last_error_ms),
-        "retry_at": go_time(state.retry_ms),
-        "created_at": go_time(schedule.created_ms),
-        "updated_at": go_time(schedule.updated_ms),
+        "last_error_at": moment_of(schedule.last_error_ms),
+        "retry_at": moment_of(state.retry_ms),
+        "created_at": moment_of(schedule.created_ms),
+        "updated_at": moment_of(schedule.updated_ms),
     }
 
 

@@ -25,7 +25,7 @@ from aether_trio.services.workflows.schedules import (
     Schedules,
     answer_of,
     environment_of,
-    go_time,
+    moment_of,
     trigger_of,
 )
 from aether_trio.storage.base import Database, Execute, Program
@@ -527,7 +527,7 @@ async def test_planned_firings_are_bounded(node: Node) -> None:
 
 
 def test_times_are_as_go_prints_them() -> None:
-    assert [go_time(ms) for ms in (0, 1_000, 1_250, 1_005)] == [
+    assert [moment_of(ms) for ms in (0, 1_000, 1_250, 1_005)] == [
         None, "1970-01-01T00:00:01Z", "1970-01-01T00:00:01.25Z", "1970-01-01T00:00:01.005Z",
     ]  # fmt: skip
 
