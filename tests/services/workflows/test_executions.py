@@ -116,7 +116,7 @@ async def test_cancelling_reaches_workers_and_compensates(core: Core) -> None:
             "book",
             compensate={"agent": "hand", "tool_name": "unbook", "arguments": {"id": {"$expr": "steps.book.result"}}},
         ),
-        {"id": "wait", "action": {"agent": "nobody", "tool_name": "x"}, "depends_on": ["book"]},
+        {"id": "wait", "action": {"agent": "absent", "tool_name": "x"}, "depends_on": ["book"]},
         {"id": "child", "workflow": "below", "depends_on": ["book"]},
     ]
     async with client(core) as boss, worker(core, "hand", lambda task: 7) as seen:
