@@ -13,8 +13,8 @@ from aether_trio.cli.connect import is_refusal
 from aether_trio.cli.identities import made_up
 from aether_trio.cli.output import announce
 from aether_trio.cli.sidecar_process import Served, Sidecar
-from aether_trio.cli.workflow_files import SUFFIXES, WorkflowFiles, read_workflow_files, workflow_files_in
-from aether_trio.cli.workflow_texts import applied_name
+from aether_trio.cli.workflows.files import SUFFIXES, WorkflowFiles, read_workflow_files, workflow_files_in
+from aether_trio.cli.workflows.texts import applied_name
 from aether_trio.client import AetherError, UserClient
 from aether_trio.config import Settings
 from aether_trio.model.identity import Kind

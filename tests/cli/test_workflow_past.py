@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.cli.workflow_mermaid import mermaid_of
+from aether_trio.cli.workflows.mermaid import mermaid_of
 from tests.cli.shell import Shell
 from tests.cli.test_workflows import QuickShell, waiting
 from tests.helpers.gateway import GatewayProcess

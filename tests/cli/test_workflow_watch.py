@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from aether_trio.cli.workflow_texts import counts_text, input_text, span_text, step_does, waits_text
-from aether_trio.cli.workflow_watch import entry_lines
+from aether_trio.cli.workflows.texts import counts_text, input_text, span_text, step_does, waits_text
+from aether_trio.cli.workflows.watching import entry_lines
 from aether_trio.client.operations.workflow_values import entry_of
 
 

@@ -10,7 +10,7 @@ import click
 
 from aether_trio.cli import exits
 from aether_trio.cli.output import print_json, say
-from aether_trio.cli.workflow_files import decoded_files, files_of
+from aether_trio.cli.workflows.files import decoded_files, files_of
 
 if TYPE_CHECKING:
     from aether_trio.model.workflows.definition import Graph

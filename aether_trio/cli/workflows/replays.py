@@ -9,9 +9,9 @@ from aether_trio.cli import exits
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.records import plain
-from aether_trio.cli.workflow_client import execution_id_of, open_workflows
-from aether_trio.cli.workflow_files import decoded_files, files_of
-from aether_trio.cli.workflow_texts import json_line
+from aether_trio.cli.workflows.connection import execution_id_of, open_workflows
+from aether_trio.cli.workflows.files import decoded_files, files_of
+from aether_trio.cli.workflows.texts import json_line
 from aether_trio.client.operations.workflow_values import AppliedDefinition, Execution, HistoryReplay
 from aether_trio.model.identity import Identity
 

@@ -12,8 +12,8 @@ from aether_trio.cli import exits
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import print_json, say
 from aether_trio.cli.records import plain
-from aether_trio.cli.workflow_client import execution_id_of, open_workflows
-from aether_trio.cli.workflow_texts import clock_text, cut, execution_facts, json_line, took_text
+from aether_trio.cli.workflows.connection import execution_id_of, open_workflows
+from aether_trio.cli.workflows.texts import clock_text, cut, execution_facts, json_line, took_text
 from aether_trio.client.client import Client
 from aether_trio.client.operations.workflow_values import Execution, HistoryEntry
 from aether_trio.model.identity import Identity

@@ -13,8 +13,8 @@ import trio
 from aether_trio.cli import exits
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import say, visible
-from aether_trio.cli.workflow_client import execution_id_of, open_workflows
-from aether_trio.cli.workflow_texts import cut
+from aether_trio.cli.workflows.connection import execution_id_of, open_workflows
+from aether_trio.cli.workflows.texts import cut
 from aether_trio.client.operations.workflow_values import Execution, ExecutionStep
 from aether_trio.model.identity import Identity
 

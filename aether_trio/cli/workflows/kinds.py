@@ -10,8 +10,8 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from aether_trio.cli.output import print_facts, print_table
-from aether_trio.cli.workflow_client import refused_workflow
-from aether_trio.cli.workflow_texts import cut, json_line, when_text
+from aether_trio.cli.workflows.connection import refused_workflow
+from aether_trio.cli.workflows.texts import cut, json_line, when_text
 from aether_trio.client.operations.workflow import Workflow, WorkflowAnswer
 
 Found = Mapping[str, Any]

@@ -1,0 +1,238 @@
+"""Starts executions, waits for their end, and lists them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final
+
+import click
+import trio
+
+from aether_trio.cli import exits
+from aether_trio.cli.identities import access_options, asking_options
+from aether_trio.cli.options import GatewayTarget, workspace_option
+from aether_trio.cli.output import print_json, run_client, say, say_json
+from aether_trio.cli.records import plain
+from aether_trio.cli.task_end import wait_limit
+from aether_trio.cli.workflows.arguments import json_argument
+from aether_trio.cli.workflows.connection import (
+    execution_id_of,
+    explained_workflow_refusals,
+    open_workflows,
+)
+from aether_trio.cli.workflows.texts import (
+    input_properties,
+    print_executions,
+)
+from aether_trio.client.operations.workflow_values import Execution
+from aether_trio.model.identity import Identity, Kind
+
+STATUSES: Final = ("live", "running", "paused", "compensating", "completed", "failed", "cancelled", "all")
+_LIVE: Final = ("running", "paused", "compensating")
+_AGAIN_S: Final = 1.0
+"""Before the next connection."""
+
+run_options: Final = asking_options(Kind.USER, "Who runs it.  [default: a window of the user admin, an administrator]")
+
+
+@click.command(
+    epilog="""
+\b
+Examples:
+  aether workflows run report topic=rust depth=3
+  aether workflows run report --input '{"topic": "rust"}' --wait
+  aether workflows run report --input @order.json
+  aether workflows run report --input - < order.json
+"""
+)
+@click.argument("name", metavar="WORKFLOW")
+@click.argument("fields", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--input", "given", metavar="JSON|@FILE|-", help="The input as JSON; KEY=VALUE is added to it.")
+@click.option(
+    "--idempotency-key",
+    "key",
+    default="",
+    metavar="KEY",
+    help="Start it once: the same key finds the same execution for a day.",
+)
+@click.option("--wait", "waits", is_flag=True, help="Wait for its end, and print its result.")
+@click.option("--json", "as_object", is_flag=True, help="A JSON object; with --wait the whole execution.")
+@workspace_option
+@run_options
+def run(
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    name: str,
+    fields: tuple[str, ...],
+    given: str | None,
+    key: str,
+    waits: bool,
+    as_object: bool,
+) -> None:
+    """Start an execution of a workflow's newest version, and print its id.
+
+    The value of KEY=VALUE is a text where the workflow declares one, else JSON if it is that. With
+    --wait the result is printed as JSON, however long it takes without --timeout; the exit code is
+    1 for an execution that does not end well, and 124 if it has not ended within --timeout.
+    """
+    start = _input_of(given)
+    pairs = [_pair(one) for one in fields]
+    if pairs and not isinstance(start, dict | None):
+        raise click.UsageError("KEY=VALUE is added to a JSON object, and --input is none.")
+    execution_id = run_client(_run, target, who, workspace, name, start, pairs, key)
+    if not waits:
+        if as_object:
+            print_json({"execution_id": execution_id})
+        else:
+            say(execution_id)
+        return
+    say(execution_id, err=True)
+    _show_end(run_client(_wait, target, who, execution_id, wait_limit(target)), as_object)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"{text!r} is not KEY=VALUE; --input takes JSON.")
+    return name, value
+
+
+def _input_of(given: str | None) -> Any:
+    """Return the value of --input; None without one. Raises click.BadParameter."""
+    if given is None:
+        return None
+    return json_argument(given, "--input")
+
+
+async def _run(
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    name: str,
+    start: Any,
+    pairs: Sequence[tuple[str, str]],
+    key: str,
+) -> str:
+    async with open_workflows(target, who) as client:
+        given = start
+        if pairs:
+            definition = await client.workflow.definition(name, workspace=workspace)
+            properties, _ = input_properties(definition.document)
+            for field, _ in pairs:
+                if properties and field not in properties:
+                    raise click.UsageError(
+                        f"workflow {name} declares no input {field!r}, but: {', '.join(properties)}; --input takes any JSON."
+                    )
+            given = {**(start or {}), **{field: _value(text, properties.get(field)) for field, text in pairs}}
+        return await client.workflow.run(name, given, workspace=workspace, idempotency_key=key)
+
+
+def _value(text: str, schema: Any) -> Any:
+    """Return the value of KEY=VALUE: a declared text, else JSON if it is that."""
+    if isinstance(schema, dict) and schema.get("type") == "string":
+        return text
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+async def _wait(target: GatewayTarget, who: Identity, execution_id: str, limit_s: float) -> Execution:
+    """Wait for the end of an execution. A lost connection is made again."""
+    said = ""
+    with trio.move_on_after(limit_s):
+        while True:
+            try:
+                async with open_workflows(target, who, endless=True) as client:
+                    with explained_workflow_refusals():
+                        return await client.workflow.within(None).wait(execution_id)
+            except exits.CliError as error:
+                if error.exit_code != exits.UNREACHABLE:
+                    raise
+                if error.message != said:
+                    said = error.message
+                    say(f"{said}; trying again", err=True)
+                await trio.sleep(_AGAIN_S)
+    raise exits.CliError(f"execution {execution_id} has not ended within {limit_s:g} s; it goes on", exits.NOT_YET)
+
+
+def _show_end(execution: Execution, as_object: bool) -> None:
+    if as_object:
+        print_json(plain(execution), indent=2)
+        if execution.status != "completed":
+            raise SystemExit(exits.FAILED)
+    elif execution.status == "completed":
+        say_json(json.dumps(execution.result, ensure_ascii=False))
+    else:
+        reason = f": {execution.error}" if execution.error else ""
+        was = "has failed" if execution.status == "failed" else f"was {execution.status}"
+        raise exits.CliError(
+            f"execution {execution.execution_id} {was}{reason}; `aether workflows show` says more, "
+            "`aether workflows retry` goes on with it"
+        )
+
+
+@click.command()
+@click.argument("execution")
+@click.option("--json", "as_object", is_flag=True, help="The whole execution as a JSON object.")
+@access_options
+def wait(target: GatewayTarget, who: Identity, execution: str, as_object: bool) -> None:
+    """Wait until an execution has ended, and print its result as JSON.
+
+    \b
+    Exit codes:
+      0    the execution is completed
+      1    it has failed or was cancelled; the reason is on standard error
+      124  it has not ended within --timeout; without that it waits for as long as it takes
+    """
+    execution_id = run_client(_find, target, who, execution)
+    _show_end(run_client(_wait, target, who, execution_id, wait_limit(target)), as_object)
+
+
+async def _find(target: GatewayTarget, who: Identity, given: str) -> str:
+    async with open_workflows(target, who) as client:
+        return await execution_id_of(client, given)
+
+
+@click.command()
+@click.option(
+    "--status",
+    type=click.Choice(STATUSES),
+    default="live",
+    show_default=True,
+    help="`live` are all that have not ended.",
+)
+@click.option("--all", "everything", is_flag=True, help="The same as --status all.")
+@click.option("--workflow", default="", metavar="NAME", help="Only of this workflow.")
+@click.option("--json", "as_array", is_flag=True, help="A JSON array.")
+@workspace_option
+@access_options
+def executions(
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    status: str,
+    everything: bool,
+    workflow: str,
+    as_array: bool,
+) -> None:
+    """Show the newest 100 executions of a workspace, the latest first."""
+    wanted = "all" if everything else status
+    found = run_client(_executions, target, who, workspace, workflow, wanted)
+    if as_array:
+        print_json(plain(found), indent=2)
+        return
+    which = {"live": "no execution that has not ended", "all": "no execution"}.get(wanted, f"no {wanted} execution")
+    hint = "; --all shows those that have ended" if wanted == "live" else ""
+    print_executions(found, f"{which} in the workspace {workspace}{hint}")
+
+
+async def _executions(
+    target: GatewayTarget, who: Identity, workspace: str, workflow: str, status: str
+) -> list[Execution]:
+    asked = "running" if status in ("live", "running") else status
+    async with open_workflows(target, who) as client:
+        found = await client.workflow.executions(workspace, workflow=workflow, status=asked)
+    return [one for one in found if status != "running" or one.status == "running"]
