@@ -66,7 +66,7 @@ def lint(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """A gateway, two agents of the published SDK, a user and a progress line.
+    """A gateway, agents of the published SDK, a user, a progress line and a workflow.
 
     `-- --once` ends after one round; `-- --ask` shows an agent that asks to act for the user.
     """

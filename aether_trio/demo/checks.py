@@ -23,6 +23,21 @@ class BookingFacts:
     result: Any = None
 
 
+@dataclass
+class TourFacts:
+    """What the user's phone saw of the workflow."""
+
+    scouts: list[int] = field(default_factory=list)
+    """The processes that the gateway has started for the scout."""
+    before: int = 0
+    """Searches that were done when the gateway was killed."""
+    searches: list[int] = field(default_factory=list)
+    """The attempts of each completed search."""
+    question: str = ""
+    status: str = ""
+    report: Any = None
+
+
 @dataclass(frozen=True, slots=True)
 class DemoFacts:
     """What happened in the demo, each fact from the process that can observe it.
@@ -119,6 +134,33 @@ def verdict(facts: DemoFacts) -> list[DemoCheck]:
             facts.booking.result == {**texts.BOOKED, "bill": texts.CONSENT},
             "and its result is here",
             str(facts.booking.result),
+        ),
+    ]
+
+
+def tour_verdict(facts: TourFacts) -> list[DemoCheck]:
+    """Check every claim of the demo's workflow against the observed facts."""
+    done, total = len(facts.searches), len(texts.FOUND)
+    return [
+        DemoCheck(
+            len(facts.scouts) == 1,
+            "an event began a workflow, which started the scout",
+            f"process {facts.scouts[0]}" if facts.scouts else "it was never started",
+        ),
+        DemoCheck(
+            0 < facts.before < total and done == total,
+            "a killed gateway did not interrupt it",
+            f"{facts.before} of {total} searches were done then, {done} in the end",
+        ),
+        DemoCheck(
+            facts.searches == [1] * total,
+            "no search was done twice",
+            f"{sum(facts.searches)} attempts" if facts.searches else "none was done",
+        ),
+        DemoCheck(
+            facts.status == "completed" and facts.report == texts.REPORT and facts.question != "",
+            "it asked the user, and the report is here",
+            f"{len(facts.report)} lines" if isinstance(facts.report, list) else f"it is {facts.status or 'not begun'}",
         ),
     ]
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import signal
 import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -87,8 +89,11 @@ class GatewayProcess(Process):
         self.ops_address = ""
         self._ready = scratch / "ready.json"
         self._agents = scratch / "agents.yaml"
-        command = json.dumps([sys.executable, "-m", "aether_trio.demo.keeper"])
-        self._agents.write_text(f"agents:\n  {texts.KEEPER}:\n    command: {command}\n", encoding="utf-8")
+        commands = {
+            name: {"command": [sys.executable, "-m", f"aether_trio.demo.{name}"]}
+            for name in (texts.KEEPER, texts.SCOUT)
+        }
+        self._agents.write_text(json.dumps({"agents": commands}), encoding="utf-8")  # JSON is YAML
 
     async def start(self) -> None:
         """Start the gateway, and wait until it serves. Raises Missed with its output."""
@@ -110,6 +115,14 @@ class GatewayProcess(Process):
         """Wait for an agent's next process after `before`; return its pid. Raises Missed."""
         await self._until(lambda: len(self.started(topic)) > before, f"the gateway did not start {topic}")
         return self.started(topic)[-1]
+
+    async def stop(self) -> None:
+        """Stop the gateway, and the agents that a killed one has left behind."""
+        await super().stop()
+        for topic in (texts.KEEPER_TOPIC, texts.SCOUT_TOPIC):
+            for pid in self.started(topic):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(pid, signal.SIGKILL)
 
     async def _until(self, happened: Callable[[], bool], failure: str) -> None:
         try:

@@ -105,14 +105,17 @@ class Screen:
 
     def progress(self, update: Any) -> None:
         """Draw a progress report that the user's window received."""
-        done, total = update.step.sequence, update.step.total_steps
-        filled = round(_BAR * min(1.0, max(0.0, update.completion)))
+        self.draw(texts.RESEARCHER, update.step.sequence, update.step.total_steps, update.completion, update.summary)
+
+    def draw(self, name: str, done: int, total: int, completion: float, summary: str) -> None:
+        """Draw how far a participant or a workflow is; `completion` is from 0 to 1."""
+        filled = round(_BAR * min(1.0, max(0.0, completion)))
         bar = Text("  ")
-        bar.append("researcher ", style="green bold")
-        bar.append(self._mark("━", "#") * filled, style="green")
+        bar.append(f"{name} ", style=_STYLES.get(name, "yellow") + " bold")
+        bar.append(self._mark("━", "#") * filled, style=_STYLES.get(name, "yellow"))
         bar.append(self._mark("─", ".") * (_BAR - filled), style="dim")
         bar.append(f" {done} of {total}", style="bold")
-        bar.append(f"  {update.summary}", style="dim")
+        bar.append(f"  {summary}", style="dim")
         bar.truncate(self.console.width)
         self._progress = bar
         if self._live is not None:
@@ -146,10 +149,18 @@ class Screen:
     def note(self, text: str) -> None:
         self.console.print(Text(text, style="dim"))
 
-    def suggest(self, command: str, why: str) -> None:
+    def suggest(self, command: str, why: str = "") -> None:
         """Print a command, unwrapped for copying, and what it is for."""
         self.console.print(Text(f"  {command}"), soft_wrap=True)
-        self.console.print(Text(f"      {why}", style="dim"))
+        if why:
+            self.console.print(Text(f"      {why}", style="dim"))
+
+    def page(self, lines: Sequence[str]) -> None:
+        """Print a document, the first line of which is its title."""
+        bar = self._mark("│", "|")
+        for number, line in enumerate(lines):
+            text = Text(f"{' ' * (_TIME + 1)}{bar} ", style="dim")
+            self.console.print(text.append(line, style="not dim" if number else "not dim bold"))
 
     def failure(self, text: str) -> None:
         """Print why the demo ends."""

@@ -16,10 +16,11 @@ from typing import Final
 
 from aether_trio.demo import texts
 from aether_trio.demo.booking import book
-from aether_trio.demo.checks import BookingFacts, DemoCheck, DemoFacts, verdict
+from aether_trio.demo.checks import BookingFacts, DemoCheck, DemoFacts, tour_verdict, verdict
 from aether_trio.demo.planner_and_window import Line, Missed, Planner, Window
 from aether_trio.demo.processes import GatewayProcess, Process
 from aether_trio.demo.screen import Screen
+from aether_trio.demo.tour import Tour
 
 LATE_S: Final = 9.0  # seconds after which pauses get shorter: the machine is busy
 
@@ -36,6 +37,7 @@ class Play:
         self._normal_pace_s = pace_s
         self._waiting: list[str] = []
         self._booking = BookingFacts()
+        self._aether = aether_command(sys.executable, os.environ)
 
     async def perform(self) -> list[DemoCheck]:
         """Run the whole story, and check its claims. Raises Missed if a step fails."""
@@ -47,7 +49,10 @@ class Play:
         await self._write_to_the_keeper()
         await self._breathe(2)
         self._booking = await book(self.gateway.address, self.screen, self._breathe)
-        return await self._judge()
+        checks = await self._judge()
+        await self._breathe(2)
+        tour = Tour(self.screen, self.gateway, self.planner, self._aether, self._normal_pace_s)
+        return [*checks, *tour_verdict(await tour.perform())]
 
     @property
     def _pace_s(self) -> float:
@@ -171,13 +176,16 @@ class Play:
     def tell_what_to_try(self) -> None:
         """Show commands for another terminal."""
         screen, gateway, ops = self.screen, self.gateway.address, self.gateway.ops_address
-        aether = aether_command(sys.executable, os.environ)
+        aether = self._aether
         screen.note("It goes on. In another terminal:")
         screen.suggest(
             f'{aether} send {texts.RESEARCHER_TOPIC} "Is there a bus?" --gateway {gateway}',
             "the answer goes to the sender, and its copy appears here",
         )
         screen.suggest(f"{aether} tail {texts.RESEARCHER_TOPIC} --from start --ops {ops}", "its topic in the log")
+        screen.suggest(
+            f"{aether} workflows executions --workspace {texts.WORKSPACE} --gateway {gateway}", "its workflows"
+        )
         screen.suggest(f"{aether} sessions --gateway {gateway}", "who is connected")
         screen.suggest(f"{aether} kv list --workspace {texts.WORKSPACE} --gateway {gateway}", "the shared counter")
         screen.suggest(f"curl -s http://{ops}/metrics", "what the gateway counts")

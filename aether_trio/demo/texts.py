@@ -11,13 +11,17 @@ WORKSPACE: Final = "trip"
 PLANNER: Final = "planner"
 RESEARCHER: Final = "researcher"
 KEEPER: Final = "keeper"
+SCOUT: Final = "scout"
+TOUR: Final = "tour"
 USER: Final = "maya"
 WINDOW: Final = "window"
 
 PLANNER_TOPIC: Final = f"ag::{WORKSPACE}::{PLANNER}::1"
 RESEARCHER_TOPIC: Final = f"ag::{WORKSPACE}::{RESEARCHER}::1"
 KEEPER_TOPIC: Final = f"ag::{WORKSPACE}::{KEEPER}::1"
+SCOUT_TOPIC: Final = f"ag::{WORKSPACE}::{SCOUT}::default"  # as steps of workflows start agents
 WINDOW_TOPIC: Final = f"us::{USER}::{WINDOW}"
+TOUR_TOPIC: Final = f"wfe::{TOUR}::0"  # the speaker of a workflow's question
 
 COUNTER: Final = "steps"  # a key: one up for each question asked, and for each answered
 NOTEBOOK: Final = "notebook"  # the researcher's checkpoint
@@ -51,6 +55,12 @@ BUSY: Final = "the bank's line is busy"
 PAY: Final = "Pay 84 euros for three beds?"
 CONSENT: Final = "yes, from the kitty"
 BOOKED: Final = {"booking": "HUT-12", "beds": 3, "euros": 84}
+
+SUMMIT_EVENT: Final = "summit.wished"
+FOUND: Final = {"snow": "none below 2,400 m.", "rope": "yes, on the last ridge.", "view": "as far as Venice."}
+SUMMIT_WISH: Final = {"summit": "Grauspitze", "topics": list(FOUND)}
+SUMMIT_CONSENT: Final = "with a rope"
+REPORT: Final = ["Grauspitze, with a rope", *(f"{topic}: {says}" for topic, says in FOUND.items())]
 
 ARRIVED: Final = "I am here."
 RINGING: Final = "ringing the hut"

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from aether_trio.demo import texts
-from aether_trio.demo.checks import BookingFacts, DemoFacts, verdict
+from aether_trio.demo.checks import BookingFacts, DemoFacts, TourFacts, tour_verdict, verdict
 
 TOLD = [f"{question} {texts.BOOK[question]}" for question in texts.QUESTIONS]
 BACK = texts.came_back(2, texts.QUESTIONS[2])
@@ -66,4 +66,32 @@ def test_repeats_are_said_and_allowed() -> None:
 )
 def test_whatever_is_missing_is_noticed(spoiled: DemoFacts, claim: str) -> None:
     failed = [check.claim for check in verdict(spoiled) if not check.is_true]
+    assert any(claim in text for text in failed), failed
+
+
+TOUR = TourFacts([11], 1, [1, 1, 1], "Write it?", "completed", texts.REPORT)
+
+
+def test_a_good_tour_passes() -> None:
+    assert all(check.is_true for check in tour_verdict(TOUR))
+
+
+@pytest.mark.parametrize(
+    ("spoiled", "claim"),
+    [
+        (replace(TOUR, scouts=[]), "started the scout"),
+        (replace(TOUR, scouts=[11, 12]), "started the scout"),
+        (replace(TOUR, before=0), "did not interrupt"),
+        (replace(TOUR, before=3), "did not interrupt"),
+        (replace(TOUR, searches=[1, 1]), "did not interrupt"),
+        (replace(TOUR, searches=[]), "done twice"),
+        (replace(TOUR, searches=[1, 2, 1]), "done twice"),
+        (replace(TOUR, question=""), "asked the user"),
+        (replace(TOUR, status="failed"), "asked the user"),
+        (replace(TOUR, report=None), "asked the user"),
+        (replace(TOUR, report=texts.REPORT[:2]), "asked the user"),
+    ],
+)
+def test_what_the_tour_lacks_is_noticed(spoiled: TourFacts, claim: str) -> None:
+    failed = [check.claim for check in tour_verdict(spoiled) if not check.is_true]
     assert any(claim in text for text in failed), failed

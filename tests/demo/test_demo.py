@@ -59,13 +59,15 @@ def test_the_story_happens_as_told(tmp_path: Path, environment: dict[str, str]) 
     done = run("aether_trio.demo", "--once", "--pace", "0.02", env=environment, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    assert done.stdout.count("✓") == 11
+    assert done.stdout.count("✓") == 15
     assert "✗" not in done.stdout
-    assert len(re.findall(r"kill -9 \d+", done.stdout)) == 3
+    assert len(re.findall(r"kill -9 \d+", done.stdout)) == 4
     assert "Back! My notebook: 2 answered" in done.stdout
     assert "5 of 5" in done.stdout
     assert "retry 2 of 3" in done.stdout
     assert "the task is COMPLETED" in done.stdout
+    assert "3 things are known about Grauspitze" in done.stdout
+    assert "│ view: as far as Venice." in done.stdout
     assert_nothing_left(tmp_path)
 
 

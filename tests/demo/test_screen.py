@@ -75,8 +75,10 @@ def test_without_utf8_everything_is_ascii() -> None:
     screen.event("kill -9 1", "gone")
     screen.progress(update(1, 2, 0.5))
     screen.verdict([DemoCheck(True, "one", "1"), DemoCheck(False, "two", "2")])
+    screen.page(["a title", "a line"])
     screen.failure("no")
     assert "-- kill -9 1: gone" in text_of(out)
+    assert "| a title" in text_of(out)
     assert "X two" in text_of(out)
 
 
