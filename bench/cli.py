@@ -33,6 +33,7 @@ QUICK = {
     "sessions": 300,
     "audit_rows": 5_000,
     "backup_mib": 8,
+    "items": 500,
 }
 QUICK_GROWTH = {"agents": (10, 100, 400), "messages": (100, 5_000), "keys": (10, 1_000)}
 
@@ -43,6 +44,7 @@ examples:
   python -m bench quiet                             a lone message, operation, broadcast and connection
   python -m bench cluster                           gateways on one PostgreSQL (pip install 'aether-trio[cluster]')
   python -m bench tasks                             from create to completed, on SQLite, PostgreSQL and two nodes
+  python -m bench workflows                         starts, chains and maps beside as many tasks, with their goals
   python -m bench growth                            the same work with more agents, messages and keys in the gateway
   python -m bench access                            rules, audit, grants, tokens, revocation: what they cost, and their goals
   python -m bench backup                            a backup under load, and its restore
@@ -71,7 +73,7 @@ def parser() -> argparse.ArgumentParser:
         "scenarios",
         nargs="*",
         metavar="SCENARIO",
-        help="what to run: scenarios or families (quiet, cluster, tasks, growth, access, backup, soak); all outside families when none is named",
+        help="what to run: scenarios or families (quiet, cluster, tasks, workflows, growth, access, backup, soak); all outside families when none is named",
     )
     made.add_argument("--only", default="", metavar="A,B", help="the same as naming scenarios")
     made.add_argument("--list", action="store_true", help="list the scenarios and leave")
@@ -89,6 +91,7 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--rules", type=number.count, metavar="N", help="access rules in access-… (100000)")
     sizes.add_argument("--sessions", type=number.count, metavar="N", help="live sessions in access-revoke (10000)")
     sizes.add_argument("--audit-rows", type=number.count, metavar="N", help="rows that access-verify checks (500000)")
+    sizes.add_argument("--items", type=number.count, metavar="N", help="items of the large workflows-map (10000)")
     sizes.add_argument("--backup-mib", type=number.count, metavar="N", help="MiB that `backup` backs up (1024)")
     for thing, usual in GROWTH.items():
         sizes.add_argument(
@@ -156,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = made.parse_args(arguments)
     if given.list:
         for scenario in every().values():
-            print(f"{scenario.name:26}{scenario.doc}")
+            print(f"{scenario.name:32}{scenario.doc}")
         return 0
     try:
         chosen = choose([*given.scenarios, *filter(None, given.only.split(","))])
@@ -257,6 +260,7 @@ def options_of(given: argparse.Namespace) -> Options:
         "rules",
         "sessions",
         "audit_rows",
+        "items",
         "backup_mib",
     ):
         if getattr(given, name) is not None:

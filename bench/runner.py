@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bench import ground, results
-from bench.clusters import Cluster, serving_cluster
+from bench.clusters import Cluster, Shape, serving_cluster
 from bench.echo import EchoProcess
 from bench.explain import explain
 from bench.goals import more_than_another, times_another
@@ -212,30 +212,31 @@ def _run_beside(
         raise ServerFailed("gateways that are compared are always started here: --target is for one gateway")
     found: dict[str, dict[str, Any]] = {}
     with ExitStack() as gateways, Loop() as loop:
-        started: dict[_Gateway, World] = {}
-        samplers: dict[_Gateway, Path | None] = {}
+        started: dict[_Gateway, tuple[Target, Cluster | None]] = {}
         turns: dict[str, Turn] = {}
         for kind in kinds:
             key = _gateway_of(kind, options)
             name = results.name_of(transport.name, kind.name)
             if key not in started:
                 progress.say(f"{name}: starting")
-                target, _ = gateways.enter_context(_target(kind, name, transport, server, options))
-                samplers[key] = target.sampler
-                started[key] = World(loop, transport, target.address, target.probe, options)
-            home = started[key]
-            world = World(loop, transport, home.address, home.probe, options, cast=f"{kind.name}-")
+                started[key] = gateways.enter_context(_target(kind, name, transport, server, options))
+            target, cluster = started[key]
+            nodes = cluster.nodes if cluster else ()
+            cast = f"{kind.name}-"
+            world = World(loop, transport, target.address, target.probe, options, nodes, target.data_dir, cast=cast)
             turns[kind.name] = Turn(name, kind(world, options))
             progress.say(f"{name}: preparing")
             turns[kind.name].scenario.prepare()
         warm_up(list(turns.values()), options)
         echo_windows = take_turns(list(turns.values()), echo, options, progress)
         for kind in kinds:
-            turn, sampler = turns[kind.name], samplers[_gateway_of(kind, options)]
-            probe = turn.scenario.world.probe
-            if options.explain and probe and sampler:
+            turn = turns[kind.name]
+            target, cluster = started[_gateway_of(kind, options)]
+            samplers = cluster.samplers if cluster else [target.sampler] if target.sampler else []
+            probe = cluster.gateways if cluster else target.probe
+            if options.explain and probe and samplers:
                 progress.say(f"{turn.name}: explaining")
-                explained = explain(turn.scenario, [sampler], probe.pids, options.window_seconds)
+                explained = explain(turn.scenario, samplers, probe.pids, options.window_seconds)
                 turn.scenario.extra["explained"] = explained
             settle(turn)
             if other := turns.get(kind.against):
@@ -243,17 +244,18 @@ def _run_beside(
                 if kind.most_more:
                     turn.scenario.goals += more_than_another(windows, others, echo_windows, name, kind.most_more)
                 turn.scenario.goals += times_another(windows, others, name, kind.most_times or None)
+                turn.scenario.compare(other.scenario)
             progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}", last=True)
             found[turn.name] = results.of_scenario(turn.scenario, turn.windows, echo_windows)
     return found
 
 
-_Gateway: TypeAlias = tuple[Sequence[str], bool]
+_Gateway: TypeAlias = tuple[Sequence[str], bool, Shape | None]
 
 
 def _gateway_of(kind: type[Scenario], options: Options) -> _Gateway:
     """Return what tells the gateways of scenarios apart."""
-    return tuple(kind.gateway_args(options)), kind.many_rules
+    return tuple(kind.gateway_args(options)), kind.many_rules, kind.cluster
 
 
 @contextmanager

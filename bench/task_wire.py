@@ -43,7 +43,7 @@ def move(kind: int, task_id: bytes) -> bytes:
     return bytes_field(10, number_field(1, kind) + bytes_field(2, task_id) + bytes_field(4, task_id))
 
 
-def _inside(message: bytes) -> tuple[int, int]:
+def inside(message: bytes) -> tuple[int, int]:
     _, at = read_varint(message, 0)
     size, at = read_varint(message, at)
     return at, at + size
@@ -51,7 +51,7 @@ def _inside(message: bytes) -> tuple[int, int]:
 
 def read_assignment(message: bytes) -> tuple[bytes, bytes]:
     task_id = payload = b""
-    for number, start, stop in fields(message, *_inside(message)):
+    for number, start, stop in fields(message, *inside(message)):
         if number == 1:
             task_id = message[start:stop]
         elif number == 11:
@@ -62,7 +62,7 @@ def read_assignment(message: bytes) -> tuple[bytes, bytes]:
 def read_moved(message: bytes) -> tuple[bytes, str]:
     """Read (request id, error or "") of a TaskOperationResponse."""
     success, error, request_id = False, "", b""
-    for number, start, stop in fields(message, *_inside(message)):
+    for number, start, stop in fields(message, *inside(message)):
         if number == 1:
             success = bool(start)
         elif number == 3:
@@ -75,7 +75,7 @@ def read_moved(message: bytes) -> tuple[bytes, str]:
 def read_created(message: bytes) -> tuple[str, bytes, str]:
     """Read (request id, task id, error or "") of a CreateTaskResponse."""
     success, error, request_id, task_id = False, "", "", b""
-    for number, start, stop in fields(message, *_inside(message)):
+    for number, start, stop in fields(message, *inside(message)):
         if number == 1:
             success = bool(start)
         elif number == 2:

@@ -53,6 +53,8 @@ class Options:
     sessions: int = 10_000
     """Sessions that are live while some are revoked."""
     audit_rows: int = 500_000
+    items: int = 10_000
+    """Items of the large map in workflows-map."""
     backup_mib: int = 1024
     """How much a gateway has that is backed up."""
     rate: float | None = None
@@ -173,13 +175,17 @@ class World:
         """Open agents `implementation::0`, `::1`, … at `places`; `index` is the number."""
         place = workspace or self.workspace
         credentials = self.options.credentials
-        implementation = self._cast + implementation
+        implementation = self.implementation(implementation)
         return self.open(
             (wire.agent_init(place, implementation, str(n), credentials) for n in range(count)), implementation, places
         )
 
+    def implementation(self, name: str) -> str:
+        """Return what agents of this world have as their implementation for a name."""
+        return self._cast + name
+
     def topic(self, implementation: str, index: int) -> str:
-        return f"ag::{self.workspace}::{self._cast}{implementation}::{index}"
+        return f"ag::{self.workspace}::{self.implementation(implementation)}::{index}"
 
     def begin_close(self, participant: Participant) -> None:
         """End the stream cleanly; the socket closes once the server has ended its side."""

@@ -25,6 +25,7 @@ from bench.scenarios.soak import Soak
 from bench.scenarios.tasks import CYCLES
 from bench.scenarios.tasks_children import CHILDREN
 from bench.scenarios.tasks_queued import QUEUED
+from bench.scenarios.workflows import WORKFLOWS
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario for scenario in (RawEcho, ConnectStorm, Idle, *ROUTED, Paced, *FANOUTS, PutGet, Enqueue)
@@ -34,6 +35,7 @@ FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "quiet": {scenario.name: scenario for scenario in QUIET},
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
     "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
+    "workflows": {scenario.name: scenario for scenario in WORKFLOWS},
     "growth": {scenario.name: scenario for scenario in GROWTH},
     "access": {scenario.name: scenario for scenario in (*COMPARED, Decide, Revoke, *RATES, Verify)},
     "soak": {Soak.name: Soak},

@@ -98,6 +98,9 @@ class Scenario:
     def finish(self) -> None:
         """Check at the end what must hold, into `verdict`."""
 
+    def compare(self, other: Scenario) -> None:
+        """Add goals besides the cost that compare it with `against`, which is finished."""
+
     def parameters(self) -> dict[str, Any]:
         """The scenario's sizes, by which results can be compared."""
         return {}

@@ -66,7 +66,7 @@ class Cycle(TaskScenario):
     def prepare(self) -> None:
         super().prepare()
         world = self.world
-        self.prefix = task_wire.create_prefix("bench", POOL)
+        self.prefix = task_wire.create_prefix("bench", world.implementation(POOL))
         self.created = self.assigned = self.completed = 0
         self.stages: dict[bytes, int] = {}
         """What was asked last for each task that a worker has in hand."""
@@ -164,6 +164,9 @@ class Idle(Cycle):
 
     def prepare(self) -> None:
         super().prepare()
+        self.set_schedule()
+
+    def set_schedule(self) -> None:
         self.schedule = Schedule(self.pace())
         self.extra["paced_rate"] = self.schedule.rate
 
