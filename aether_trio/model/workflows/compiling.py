@@ -249,13 +249,17 @@ def json_text(findings: Findings, text: str, path: Path, what: str) -> Json:
 
 
 class Compiler:
-    """Compiles the parts of one document and notes what is wrong in `findings`."""
+    """Compiles the parts of one document and notes what is wrong in `findings`.
 
-    __slots__ = ("constants", "findings", "schema_maps", "sources", "tools")
+    Places begin with `inside` where errors of evaluations are told with it already.
+    """
+
+    __slots__ = ("constants", "findings", "inside", "schema_maps", "sources", "tools")
 
     def __init__(self, findings: Findings, tools: Tools) -> None:
         self.findings = findings
         self.tools = tools
+        self.inside = ""
         self.sources = 0  # expressions and templates so far
         self.schema_maps = 0
         self.constants = 0
@@ -277,7 +281,7 @@ class Compiler:
         except (ValueError, RecursionError) as exc:
             self._in_text(path, place, exc)
             return NOTHING
-        value = ExpressionValue(source, compiled, place, boolean)
+        value = ExpressionValue(source, compiled, self._within(place), boolean)
         self._check_paths(value, path, scope, place, source)
         return value
 
@@ -290,9 +294,13 @@ class Compiler:
         except (ValueError, RecursionError) as exc:
             self._in_text(path, place, exc)
             return NOTHING
-        value = TemplateValue(source, compiled, place, single=_SINGLE.fullmatch(source) is not None)
+        value = TemplateValue(source, compiled, self._within(place), single=_SINGLE.fullmatch(source) is not None)
         self._check_paths(value, path, scope, place, source)
         return value
+
+    def _within(self, place: str) -> str:
+        """Return a place as errors of evaluations name it."""
+        return place.removeprefix(self.inside).lstrip(",. ") if self.inside else place
 
     def condition(self, value: Json, path: Path, scope: ReadScope, place: str) -> Condition | None:
         """Compile a condition: an expression's text, or true or false. "" is none."""
@@ -307,12 +315,12 @@ class Compiler:
         compiled = self.expression(value, path, scope, place, boolean=True)
         if self.findings.count == errors:
             if not compiled.paths():
-                self._check_constant(compiled, path)
+                self._check_constant(compiled, path, place)
             elif not isinstance(shape := scope.shape_of(value, compiled), AnyShape) and shape != BOOL:
                 self.findings.error(path, f"{place} is {shape_words(shape)}, not true or false")
         return compiled
 
-    def _check_constant(self, value: Value, path: Path) -> None:
+    def _check_constant(self, value: Value, path: Path, place: str) -> None:
         """Note that a condition which reads nothing gives no bool."""
         self.constants += 1
         if self.constants > MAX_CONSTANTS:
@@ -320,7 +328,8 @@ class Compiler:
         try:
             value.evaluate({}, now=lambda: _EPOCH)
         except EvaluationError as exc:
-            self.findings.error(path, str(exc))
+            about = place.removesuffix(self._within(place))
+            self.findings.error(path, f"{about}{exc}")
 
     def tree(self, tree: Json, path: Path, scope: ReadScope, place: str, *, computed: bool = True) -> Value:
         """Compile a JSON tree.

@@ -209,7 +209,9 @@ class GraphCompiler:
         self._warn_of_the_unreachable(steps)
         outputs = None
         if fields.has("outputs"):
+            self.compiler.inside = "outputs"
             outputs = self.compiler.tree(fields.get("outputs"), fields.at("outputs"), self._scope(None), "outputs")
+        self.compiler.inside = ""
         tests = compile_cases(self.compiler, fields, steps)
         source = {key: value for key, value in fields.values.items() if key not in {"name", "kind"}}
         source |= {"id": identifier, "workspace": workspace}
@@ -449,6 +451,7 @@ class GraphCompiler:
 
     def _step(self, draft: _Draft) -> Step:
         fields, compiler = draft.fields, self.compiler
+        compiler.inside = draft.what
         scope = self._scope(draft)
         items: dict[str, Shape] = {}
         if fields.has("for_each"):

@@ -134,7 +134,11 @@ def encode_json(value: Json) -> str:
 
 
 def _failed(place: str, exc: Exception) -> EvaluationError:
-    return EvaluationError(f"{place}: {escaped(str(exc), _MESSAGE)}" if place else escaped(str(exc), _MESSAGE))
+    return _problem(place, escaped(str(exc), _MESSAGE))
+
+
+def _problem(place: str, text: str) -> EvaluationError:
+    return EvaluationError(f"{place}: {text}" if place else text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +180,7 @@ class ExpressionValue:
         except (ValueError, ArithmeticError, RecursionError) as exc:
             raise _failed(self.place, exc) from None
         if self.boolean and not isinstance(result, bool):
-            raise EvaluationError(f"{self.place}: the condition gave {_brief(result)} instead of true or false")
+            raise _problem(self.place, f"the condition gave {_brief(result)} instead of true or false")
         return result
 
 
@@ -261,7 +265,7 @@ class YamlTemplateValue:
         except (ValueError, ArithmeticError, RecursionError) as exc:
             raise _failed(self.place, exc) from None
         if not isinstance(result, dict):
-            raise EvaluationError(f"{self.place}: the template gave {_brief(result)} instead of a YAML map")
+            raise _problem(self.place, f"the template gave {_brief(result)} instead of a YAML map")
         return result
 
 

@@ -496,7 +496,7 @@ def test_a_value_that_fails_names_its_place() -> None:
     graph = compiled(flow({"id": "a", "output": {"n": [{"$expr": "trigger.a.b"}]}}))
     value = graph.steps["a"].output
     assert value is not None
-    with pytest.raises(EvaluationError, match=r"step 'a', output\.n\[0\]: 1:11: 'b' cannot be read from nil"):
+    with pytest.raises(EvaluationError, match=r"^output\.n\[0\]: 1:11: 'b' cannot be read from nil"):
         value.evaluate({"trigger": {}}, now=lambda: NOW)
 
 

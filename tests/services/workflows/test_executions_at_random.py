@@ -15,6 +15,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.workflows.definition import Graph
 from aether_trio.model.workflows.happenings import NO_ITEM, DoAction, StartExecution
 from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.past_operations import REPLAY
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.model.workflows.driver import Execution
@@ -121,4 +122,7 @@ async def test_random_executions_end_as_foretold(core: Core) -> None:
             places = [(one.metadata["step_id"], one.metadata.get("item", ""), one.metadata.get("round", ""),
                        "compensates" in one.metadata) for one in seen]  # fmt: skip
             assert len(places) == len(set(places)), "a place was begun twice"
+            replayed = await boss.do(REPLAY, execution_id, data={"dry_run": True})
+            assert replayed["divergence"] is None, (seed, replayed)
+            assert replayed["entries"] == found["execution"]["Metadata"]["entries"]
     assert ends == {"completed", "failed"}

@@ -196,4 +196,16 @@ def test_an_expression_that_fails_is_the_failure_of_its_step(reads: str) -> None
     run.complete("a", None)
     assert run.end is not None
     assert run.end.error_type == "EXPRESSION"
-    assert run.end.error.startswith("step b: ")
+    assert run.end.error.startswith("step b: action, arguments: ")
+
+
+def test_an_error_of_the_outputs_names_them_once() -> None:
+    run = begin("""
+        id: bad
+        steps:
+          - {id: a, action: {agent: w}}
+        outputs: {text: {$expr: steps.a.result * 2}}
+        """)
+    run.complete("a", None)
+    assert run.end is not None
+    assert run.end.error.startswith("outputs: text: ")
