@@ -19,7 +19,7 @@ entry leaves nothing.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
+from collections.abc import Collection, Hashable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, Generic, TypeAlias, TypeVar
 
@@ -45,7 +45,7 @@ _Token: TypeAlias = str | float | tuple[bool] | None
 Integers above 2**53 have the token of their float: one token for a few values that differ.
 """
 _NAN: Final = float("nan")
-_Check: TypeAlias = tuple[Path, frozenset[_Token]]
+_Check: TypeAlias = tuple[Path, Collection[_Token]]
 _Branch: TypeAlias = tuple[Path, _Token]
 
 
@@ -73,7 +73,7 @@ class RuleIndex(Generic[K, V]):
     __slots__ = ("_entries", "_events", "examined")
 
     def __init__(self) -> None:
-        self._entries: dict[K, list[_IndexedRule[K, V]]] = {}
+        self._entries: dict[K, tuple[_IndexedRule[K, V], ...]] = {}
         self._events: dict[str, dict[tuple[str, str], _RuleLevel]] = {}
         self.examined = 0
 
@@ -93,10 +93,14 @@ class RuleIndex(Generic[K, V]):
     def add(self, key: K, accepts: EventFilter, value: V) -> None:
         """Add an entry, in the place of one with this key."""
         self.remove(key)
-        entries = [_IndexedRule(key, accepts, value, checks) for checks in _alternatives(_checks(accepts))]
+        sources = self._events.setdefault(accepts.event, {})
+        source = (accepts.agent or ANY, accepts.workspace or ANY)
+        level = sources.get(source)
+        if level is None:
+            level = sources[source] = _RuleLevel(accepts.event, source)
+        entries = tuple(_IndexedRule(key, accepts, value, checks) for checks in _alternatives(_checks(accepts)))
         self._entries[key] = entries
         for entry in entries:
-            level = self._events.setdefault(entry.event, {}).setdefault(entry.source, _RuleLevel())
             _insert(entry, level)
 
     def remove(self, key: K) -> bool:
@@ -107,22 +111,25 @@ class RuleIndex(Generic[K, V]):
         return bool(entries)
 
     def _take_out(self, entry: _IndexedRule[K, V]) -> None:
-        level = entry.levels[-1]
+        level = entry.level
+        assert level is not None
         del level.entries[entry]
-        for above, (path, token) in zip(reversed(entry.levels[:-1]), reversed(entry.chosen), strict=True):
+        while level.above is not None:
             level.size -= 1
+            above = level.above
             if not level.size:
                 assert above.tree is not None
-                above.tree.prune(path, token)
+                assert level.branch is not None
+                above.tree.prune(*level.branch)
                 if above.tree.is_empty():
                     above.tree = None
             level = above
         level.size -= 1
         if not level.size:
-            sources = self._events[entry.event]
-            del sources[entry.source]
+            sources = self._events[level.event]
+            del sources[level.source]
             if not sources:
-                del self._events[entry.event]
+                del self._events[level.event]
 
     def candidates(self, event_name: str, agent: str, workspace: str, env: Environment) -> list[V]:
         """Return the entries that the event may match: higher priority first, then by key.
@@ -156,32 +163,55 @@ class RuleIndex(Generic[K, V]):
 
 
 class _IndexedRule(Generic[K, V]):
-    """An entry, or one alternative of it: what is checked, and which levels it is in."""
+    """An entry, or one alternative of it: what is checked, and which level it is in.
 
-    __slots__ = ("checks", "chosen", "event", "levels", "order", "source", "value")
+    There may be 100,000: what the cycle collector has to walk along is kept to the least.
+    """
+
+    __slots__ = ("checks", "level", "order", "value")
 
     def __init__(self, key: K, accepts: EventFilter, value: V, checks: tuple[_Check, ...]) -> None:
         self.value = value
-        self.event = accepts.event
-        self.source = (accepts.agent or ANY, accepts.workspace or ANY)
         self.order: tuple[int, Any] = (-accepts.priority, key)
         self.checks = checks
-        self.levels: list[_RuleLevel] = []
-        self.chosen: list[_Branch] = []
+        self.level: _RuleLevel | None = None
 
-    def divisible(self) -> list[_Branch]:
+    def divisible(self, level: _RuleLevel) -> list[_Branch]:
         """Return by what a level may divide this entry: null is any missing path."""
         branches = [(path, next(iter(tokens))) for path, tokens in self.checks if len(tokens) == 1]
-        return [branch for branch in branches if branch[1] is not None and branch not in self.chosen]
+        if level.branch is not None:
+            chosen = level.chosen()
+            branches = [branch for branch in branches if branch not in chosen]
+        return [branch for branch in branches if branch[1] is not None]
 
 
-@dataclass(slots=True, eq=False)
 class _RuleLevel:
-    """Entries that some literals have led to, in a list and divided."""
+    """Entries that some literals have led to, in a list and divided.
 
-    size: int = 0
-    entries: dict[_IndexedRule[Any, Any], None] = field(default_factory=dict)
-    tree: _PathNode | None = None
+    `above` is the level that this one divides, and `branch` the literal that leads here.
+    """
+
+    __slots__ = ("above", "branch", "entries", "event", "size", "source", "tree")
+
+    def __init__(
+        self, event: str, source: tuple[str, str], above: _RuleLevel | None = None, branch: _Branch | None = None
+    ) -> None:
+        self.event = event
+        self.source = source
+        self.above = above
+        self.branch = branch
+        self.size = 0
+        self.entries: dict[_IndexedRule[Any, Any], None] = {}
+        self.tree: _PathNode | None = None
+
+    def chosen(self) -> list[_Branch]:
+        """Return the literals that lead here."""
+        found = []
+        level: _RuleLevel | None = self
+        while level is not None and level.branch is not None:
+            found.append(level.branch)
+            level = level.above
+        return found
 
 
 @dataclass(slots=True, eq=False)
@@ -204,12 +234,19 @@ class _PathNode:
             node = below
         return node.literals.get(token)
 
-    def make_level(self, path: Path, token: _Token) -> _RuleLevel:
+    def make_level(self, above: _RuleLevel, branch: _Branch) -> _RuleLevel:
         """Return the level of a literal, made if it is missing."""
+        path, token = branch
         node = self
         for part in path:
-            node = node.members.setdefault(part, _PathNode())
-        return node.literals.setdefault(token, _RuleLevel())
+            below = node.members.get(part)
+            if below is None:
+                below = node.members[part] = _PathNode()
+            node = below
+        level = node.literals.get(token)
+        if level is None:
+            level = node.literals[token] = _RuleLevel(above.event, above.source, above, branch)
+        return level
 
     def prune(self, path: Path, token: _Token) -> None:
         """Remove the level of a literal, and the nodes that only led to it."""
@@ -263,10 +300,10 @@ def _insert(entry: _IndexedRule[Any, Any], level: _RuleLevel) -> None:
     """Add an entry at a level, or below it if the level is full."""
     while True:
         level.size += 1
-        entry.levels.append(level)
-        divisible = entry.divisible()
+        divisible = entry.divisible(level)
         if not divisible or (level.tree is None and len(level.entries) < UNDIVIDED):
             level.entries[entry] = None
+            entry.level = level
             return
         if level.tree is None:
             _divide(level)
@@ -277,7 +314,7 @@ def _divide(level: _RuleLevel) -> None:
     """Move the entries of a level's list below it, but for those that nothing divides."""
     level.tree = _PathNode()
     for entry in list(level.entries):
-        divisible = entry.divisible()
+        divisible = entry.divisible(level)
         if divisible:
             del level.entries[entry]
             _insert(entry, _descend(entry, level, divisible))
@@ -288,9 +325,7 @@ def _descend(entry: _IndexedRule[Any, Any], level: _RuleLevel, divisible: list[_
     tree = level.tree
     assert tree is not None
     sizes = [0 if (below := tree.level(*check)) is None else below.size for check in divisible]
-    chosen = divisible[sizes.index(min(sizes))]
-    entry.chosen.append(chosen)
-    return tree.make_level(*chosen)
+    return tree.make_level(level, divisible[sizes.index(min(sizes))])
 
 
 def _checks(accepts: EventFilter) -> tuple[_Check, ...]:
@@ -299,7 +334,8 @@ def _checks(accepts: EventFilter) -> tuple[_Check, ...]:
     for path, wanted in accepts.equalities:
         literals = wanted if isinstance(wanted, tuple) else (wanted,)
         if path and len(literals) <= MAX_ALTERNATIVES and all(_is_scalar(literal) for literal in literals):
-            found[path, frozenset(_token(literal) for literal in literals)] = None
+            tokens = {_token(literal) for literal in literals}
+            found[path, tuple(tokens) if len(tokens) == 1 else frozenset(tokens)] = None
     return tuple(found)[:MAX_EQUALITIES]
 
 
@@ -308,7 +344,7 @@ def _alternatives(checks: tuple[_Check, ...]) -> list[tuple[_Check, ...]]:
     for place, (path, tokens) in enumerate(checks):
         if len(tokens) > 1:
             rest = checks[:place] + checks[place + 1 :]
-            return [((path, frozenset((token,))), *rest) for token in tokens]
+            return [((path, (token,)), *rest) for token in tokens]
     return [checks]
 
 

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.limits import MIB
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.workflows.definitions import EVERYWHERE
-from aether_trio.services.workflows.json_values import read_json
+from aether_trio.services.workflows.json_values import read_json, write_json
 from aether_trio.session.session import Session
+
+T = TypeVar("T")
+
+MAX_LISTED: Final = 1_000
+"""Most entries of a page of a list."""
+PAGE_BYTES: Final = 1 * MIB
+"""Most bytes of such a page, unless its first entry has more."""
+MORE: Final = "more after "
+"""How the message of a list begins whose end is not reached; where it goes on follows."""
 
 
 class OperationError(Exception):
@@ -24,6 +35,71 @@ class OperationAnswer(NamedTuple):
     data: Any = None
     message: str = ""
     total: int = 0
+
+
+class PageAsked(NamedTuple):
+    """Which part of a list is asked for: entries behind a place, "" for the begin."""
+
+    limit: int
+    after: str = ""
+
+    def number(self) -> int:
+        """Read the place as a number; 0 for the begin. Raises OperationError."""
+        if self.after and not is_number(self.after):
+            raise self.wrong()
+        return int(self.after or 0)
+
+    def place(self) -> tuple[str, str] | None:
+        """Read the place as a workspace and an id; None for the begin.
+
+        Raises OperationError.
+        """
+        if not self.after:
+            return None
+        workspace, space, id = self.after.partition(" ")  # noqa: A001
+        if not space:
+            raise self.wrong()
+        return workspace, id
+
+    def changed(self) -> tuple[int, str] | None:
+        """Read the place as a moment (Unix ms) and an id; None for the begin.
+
+        Raises OperationError.
+        """
+        if not self.after:
+            return None
+        moment, space, id = self.after.partition(" ")  # noqa: A001
+        if not space or not is_number(moment):
+            raise self.wrong()
+        return int(moment), id
+
+    def wrong(self) -> OperationError:
+        """Return the error for a place that is none of this list."""
+        return OperationError(f"after is what the message of a list ends with, and not {shown(self.after)}")
+
+
+def is_number(text: str) -> bool:
+    """Return whether a text is a whole number that a database can hold."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
+def page_answer(
+    found: Sequence[T], page: PageAsked, show: Callable[[T], Any], place: Callable[[T], str]
+) -> OperationAnswer:
+    """Return a page of a list; more follow if `found` has more than its limit.
+
+    `place(entry)` is where the list goes on behind an entry.
+    """
+    parts: list[bytes] = []
+    size = 0
+    for one in found[: page.limit]:
+        encoded = write_json(show(one))
+        size += len(encoded) + 1
+        if parts and size > PAGE_BYTES:
+            break
+        parts.append(encoded)
+    message = MORE + place(found[len(parts) - 1]) if len(parts) < len(found) else ""
+    return OperationAnswer(b"[" + b",".join(parts) + b"]", message, len(parts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +135,19 @@ class OperationAsked:
         if not isinstance(found, dict):
             raise OperationError("data is not a JSON object")
         return found
+
+    def page(self, usual: int = MAX_LISTED) -> PageAsked:
+        """Return which part of a list it asks for. Raises OperationError.
+
+        `usual` is how many entries there are without `limit` in its data.
+        """
+        document = self.document
+        limit, after = document.get("limit", usual), document.get("after", "")
+        if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= MAX_LISTED:
+            raise OperationError(f"limit is a whole number from 1 to {MAX_LISTED}, and not {shown(limit)}")
+        if not isinstance(after, str) or "\0" in after:
+            raise OperationError("after is a text without zero bytes")
+        return PageAsked(limit, after)
 
     @property
     def own_workspace(self) -> str:

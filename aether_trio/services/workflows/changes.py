@@ -29,7 +29,7 @@ class ChangeVersion(NamedTuple):
 def begin(kind: str) -> Program[int]:
     """Raise the version of a kind; return it. Changes of a kind follow one another."""
     rows: list[Row] = yield Fetch(
-        "INSERT INTO workflow_changes (kind, version, floor) VALUES ($1, 1, 0) "
+        "INSERT INTO workflow_changes (kind, version, floor, members) VALUES ($1, 1, 0, 0) "
         "ON CONFLICT (kind) DO UPDATE SET version = workflow_changes.version + 1 RETURNING version",
         (kind,),
     )
@@ -46,3 +46,14 @@ def current(kind: str) -> Program[ChangeVersion]:
 def forget_before(kind: str, floor: int) -> Program[None]:
     """Note that deletions up to a version may have left nothing."""
     yield Execute("UPDATE workflow_changes SET floor = $2 WHERE kind = $1 AND floor < $2", (kind, floor))
+
+
+def add_members(kind: str, number: int) -> Program[None]:
+    """Count things of a kind that are new, or gone (negative), after `begin`."""
+    yield Execute("UPDATE workflow_changes SET members = members + $2 WHERE kind = $1", (kind, number))
+
+
+def members(kind: str) -> Program[int]:
+    """Return how many things of a kind there are, of a kind that counts them."""
+    rows: list[Row] = yield Fetch("SELECT members FROM workflow_changes WHERE kind = $1", (kind,))
+    return int(rows[0][0]) if rows else 0

@@ -7,13 +7,14 @@ version is the newest is read in the transaction that starts an execution.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.workflows.definition import Graph
 from aether_trio.services.tasks.transaction.interface import LargeError
 from aether_trio.services.workflows import changes
+from aether_trio.services.workflows.listed_rows import rows_by_id
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
 KEPT_GRAPHS: Final = 2048
@@ -127,17 +128,16 @@ def activate(workspace: str, id: str, version: int, owner: str, now_ms: int) -> 
     )
 
 
-def newest_of_workspaces(workspaces: tuple[str, ...]) -> Program[list[StoredDefinition]]:
-    """Load the newest active version of each workflow of these workspaces."""
-    found: list[StoredDefinition] = []
-    for workspace in dict.fromkeys(workspaces):
-        rows: list[Row] = yield Fetch(
-            f"SELECT {_FIELDS} FROM workflow_definitions d WHERE workspace = $1 AND active = 1 AND version = "  # noqa: S608
-            "(SELECT MAX(version) FROM workflow_definitions n WHERE n.workspace = $1 AND n.id = d.id) ORDER BY id",
-            (workspace,),
-        )
-        found.extend(_stored(row) for row in rows)
-    return found
+def newest_of_workspaces(
+    workspaces: Sequence[str], limit: int, behind: tuple[str, str] | None = None
+) -> Program[list[StoredDefinition]]:
+    """Load the newest active version of each workflow, by workspace and id."""
+    select = (
+        f"SELECT {_FIELDS} FROM workflow_definitions d WHERE workspace = $1 AND active = 1 AND version = "  # noqa: S608
+        "(SELECT MAX(version) FROM workflow_definitions n WHERE n.workspace = $1 AND n.id = d.id)"
+    )
+    found = yield from rows_by_id(select, workspaces, limit, behind)
+    return list(map(_stored, found))
 
 
 def insert(stored: StoredDefinition) -> Program[bool]:
@@ -165,9 +165,13 @@ def deactivate(workspace: str, id: str, now_ms: int) -> Program[int]:  # noqa: A
     return count
 
 
-def changed_since(version: int) -> Program[list[tuple[str, str]]]:
-    """List (workspace, id) of the workflows that were changed after a version."""
+def changed_since(version: int, limit: int) -> Program[list[tuple[int, str, str]]]:
+    """List (version, workspace, id) of what was changed after a version, in order.
+
+    A change of several versions of a workflow is one; the limit counts rows.
+    """
     rows: list[Row] = yield Fetch(
-        "SELECT DISTINCT workspace, id FROM workflow_definitions WHERE changed > $1", (version,)
+        "SELECT changed, workspace, id FROM workflow_definitions WHERE changed > $1 ORDER BY changed LIMIT $2",
+        (version, limit),
     )
-    return [(row[0], row[1]) for row in rows]
+    return list(dict.fromkeys((row[0], row[1], row[2]) for row in rows))

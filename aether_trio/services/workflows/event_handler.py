@@ -17,7 +17,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.workflows import unfinished_events
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.intake import move_cursor
-from aether_trio.services.workflows.known import NotCompiledError
+from aether_trio.services.workflows.known import NotLoadedError
 from aether_trio.services.workflows.reactions import TURN_COST, EventReactions, Turn
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.storage.base import Program
@@ -39,8 +39,8 @@ class EventHandler:
         while events:
             try:
                 done = await self._engine.result(partial(self._page, events=events))
-            except NotCompiledError as error:
-                await error.compile(self._engine.database)
+            except NotLoadedError as error:
+                await error.load(self._engine.database)
                 continue
             self._reactions.confirm()
             events = events[done:]

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from aether_trio.model.limits import MIB
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
+from aether_trio.services.workflows.listed_rows import values_of
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
 
 PAGE_BYTES: Final = 1 * MIB
-"""Bytes of the entries of a history that are read at once."""
+"""Bytes of the entries of a history, or of the inputs of a list, that are read at once."""
+_DATED: Final = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
+"""An id that begins with a moment (model/ids.py)."""
 UNDO: Final = "~"
 """What the name of a compensation's row ends with: no step's id has this character."""
 
@@ -104,21 +108,64 @@ def _row(values: Row) -> ExecutionRow:
     return row
 
 
-def newest(workspace: str, statuses: Sequence[str], workflow_id: str, limit: int) -> Program[list[ExecutionRow]]:
-    """Load the newest executions of a workspace, by statuses and workflow if given."""
-    where, args = "workspace = $1", [workspace]
-    if statuses:
-        where += f" AND status IN ({placeholders(len(statuses), len(args) + 1)})"
-        args += statuses
-    if workflow_id:
-        args.append(workflow_id)
-        where += f" AND workflow_id = ${len(args)}"
-    rows: list[Row] = yield Fetch(
-        f"SELECT {FIELDS} FROM workflow_executions WHERE {where} "  # noqa: S608
-        f"ORDER BY started_ms DESC, execution_id DESC LIMIT ${len(args) + 1}",
-        (*args, limit),
+def newest(
+    workspaces: Sequence[str],
+    statuses: Sequence[str],
+    workflow_id: str,
+    limit: int,
+    before: tuple[int, str] | None = None,
+) -> Program[list[ExecutionRow]]:
+    """Load the newest executions of workspaces, by statuses and workflow if given.
+
+    `before`: only those behind an execution with this (start in Unix ms, id). Each status is read
+    along an index, however many executions have others. Fewer come if their inputs are large.
+    """
+    found: list[Row] = []
+    for workspace in dict.fromkeys(workspaces):
+        where, args = "workspace = $1", [workspace]
+        if workflow_id:
+            where, args = where + " AND workflow_id = $2", [workspace, workflow_id]
+        for status in statuses or (yield from values_of("workflow_executions", "status", where, args)):
+            condition = f"{where} AND status = ${len(args) + 1}"
+            values: tuple[str | int, ...] = (*args, status)
+            if before is not None:
+                condition += f" AND (started_ms, execution_id) < (${len(values) + 1}, ${len(values) + 2})"
+                values = (*values, *before)
+            rows: list[Row] = yield Fetch(
+                f"SELECT started_ms, execution_id, LENGTH(trigger_data) FROM workflow_executions WHERE {condition} "  # noqa: S608
+                f"ORDER BY started_ms DESC, execution_id DESC LIMIT ${len(values) + 1}",
+                (*values, limit),
+            )
+            found += rows
+    wanted: list[str] = []
+    size = 0
+    for _, execution_id, length in sorted(found, reverse=True)[:limit]:
+        wanted.append(execution_id)
+        if size > PAGE_BYTES:
+            break
+        size += length
+    if not wanted:
+        return []
+    loaded: list[Row] = yield Fetch(
+        f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id IN ({placeholders(len(wanted))}) "  # noqa: S608
+        "ORDER BY started_ms DESC, execution_id DESC",
+        wanted,
     )
-    return [_row(row) for row in rows]
+    return [_row(row) for row in loaded]
+
+
+def started(execution_id: str) -> Program[int | None]:
+    """Return when an execution began, from its id if it is forgotten; None: no id.
+
+    Unix ms.
+    """
+    rows: list[Row] = yield FetchOne(
+        "SELECT execution_id, started_ms FROM workflow_executions WHERE execution_id = $1", (execution_id,)
+    )
+    if rows:
+        return int(rows[0][1])
+    found = _DATED.fullmatch(execution_id)
+    return int(found[1] + found[2], 16) if found else None
 
 
 def insert(row: ExecutionRow) -> Program[None]:

@@ -12,14 +12,18 @@ from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.joins import JoinStatus
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.workflows import join_rows
-from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.asked import (
+    OperationAnswer,
+    OperationAsked,
+    OperationError,
+    WorkspaceAccess,
+    page_answer,
+)
 from aether_trio.services.workflows.join_rows import JoinRow
 from aether_trio.services.workflows.joins import Joins
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.WorkflowOperation
-
-LISTED: Final = 1_000
 
 
 class JoinOperations:
@@ -40,8 +44,12 @@ class JoinOperations:
         if asked.status not in ("", *JoinStatus):
             raise OperationError(f"status_filter is one of {', '.join(JoinStatus)}, and not {shown(asked.status)}")
         workspaces = await self._access.visible(asked)
-        found = await self._engine.database.read(lambda: join_rows.listed(workspaces, asked.status, LISTED))
-        return OperationAnswer([shown_join(one) for one in found], total=len(found))
+        page = asked.page()
+        behind = page.changed()
+        found = await self._engine.database.read(
+            lambda: join_rows.listed(workspaces, asked.status, page.limit + 1, behind)
+        )
+        return page_answer(found, page, shown_join, lambda one: f"{one.updated_ms} {one.join_id}")
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:
         join_id = _id(asked)

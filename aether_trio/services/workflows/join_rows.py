@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from aether_trio.services.workflows import execution_rows
+from aether_trio.services.workflows.listed_rows import values_of
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, FetchOne, Program, Row, placeholders
 
 TIMER: Final = "join"
@@ -88,19 +89,28 @@ def load(join_id: str) -> Program[JoinRow | None]:
     return _join(rows[0]) if rows else None
 
 
-def listed(workspaces: Sequence[str], status: str, limit: int) -> Program[list[JoinRow]]:
-    """Load the latest changed instances of some workspaces, of one status if given."""
-    where = f"workspace IN ({placeholders(len(workspaces), 2)})"
-    args: tuple[Any, ...] = (limit, *workspaces)
-    if status:
-        where += f" AND status = ${len(args) + 1}"
-        args = (*args, status)
-    rows: list[Row] = yield Fetch(
-        f"SELECT {_FIELDS} FROM workflow_joins WHERE {where} "
-        "ORDER BY updated_ms DESC, join_name, correlation_key LIMIT $1",
-        args,
-    )
-    return [_join(row) for row in rows]
+def listed(
+    workspaces: Sequence[str], status: str, limit: int, behind: tuple[int, str] | None = None
+) -> Program[list[JoinRow]]:
+    """Load the latest changed instances of some workspaces, of one status if given.
+
+    `behind`: only those behind an instance with this (last change in Unix ms, id).
+    """
+    found: list[JoinRow] = []
+    for workspace in dict.fromkeys(workspaces):
+        of = "workspace = $1", (workspace,)
+        for one in [status] if status else (yield from values_of("workflow_joins", "status", *of)):
+            where, values = "workspace = $1 AND status = $2", (workspace, one)
+            args: tuple[Any, ...] = values
+            if behind is not None:
+                where, args = f"{where} AND (updated_ms, join_id) < ($3, $4)", (*values, *behind)
+            rows: list[Row] = yield Fetch(
+                f"SELECT {_FIELDS} FROM workflow_joins WHERE {where} "
+                f"ORDER BY updated_ms DESC, join_id DESC LIMIT ${len(args) + 1}",
+                (*args, limit),
+            )
+            found += map(_join, rows)
+    return sorted(found, key=lambda row: (row.updated_ms, row.join_id), reverse=True)[:limit]
 
 
 def put(row: JoinRow, before: JoinRow | None) -> Program[None]:

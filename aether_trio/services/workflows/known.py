@@ -4,70 +4,70 @@
                               │ no: rows that were changed since
 
 Invariants: `refresh` runs in the transaction that uses the index, so what it finds is what was
-committed before, on any node. A transaction that has changed the index and was not committed for
-certain (`confirm`) makes the next one read all rows: it may have read what was undone with it.
-Compiled rows are kept beside, so that this costs no compilation. Not for concurrent use.
+committed before, on any node. It takes in a few changes; many are read outside the transaction, in
+pages, and the event loop goes on meanwhile (`load`). What it has read may be undone with its
+transaction: until `confirm`, these keys are in doubt, and are read again from what is committed.
+
+A rule needs no compilation to be known: what its condition requires is in its row. Its document is
+compiled when an event comes that may fit, and the latest used ones are kept. Not for concurrent
+use.
 """
 
 from __future__ import annotations
 
+import gc
 import json
-from collections.abc import Iterable
+from collections import OrderedDict
 from dataclasses import dataclass, replace
-from typing import Any, Final, Generic, Protocol, TypeVar
+from functools import partial
+from typing import Any, Final, Generic, TypeVar
 
 import structlog
 import trio
 
 from aether_trio.model.limits import KIB
-from aether_trio.model.workflows.definition import BusEvent, Condition, Environment, RuleDefinition, Trigger
+from aether_trio.model.workflows.definition import BusEvent, Environment, RuleDefinition, Trigger
 from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
 from aether_trio.services.workflows import changes, definitions, machine_rows, rule_rows
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.machine_rows import StoredMachine
 from aether_trio.services.workflows.machines import Machines
-from aether_trio.services.workflows.rule_rows import StoredRule
-from aether_trio.services.workflows.rules import compile_rule
+from aether_trio.services.workflows.rule_rows import RuleHead, StoredRule
+from aether_trio.services.workflows.rules import compile_rule, equalities_of
 from aether_trio.services.workflows.stored_graphs import compile_stored
-from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.storage.base import Database, Program
 
 logger = structlog.get_logger("aether.workflows")
 
 K = TypeVar("K")
-S = TypeVar("S", bound="StoredDocument")
+S = TypeVar("S")
 V = TypeVar("V")
 
-_NAMES: Final = frozenset({"input", "source"})
-COMPILED_WITHIN: Final = 20
-"""How many changed rows a transaction compiles; more are compiled before it."""
+TAKEN_WITHIN: Final = 20
+"""How many changed rows a transaction takes in; more are loaded before it."""
+LOAD_PAGE: Final = 500
+LOAD_SLICE: Final = 20
+"""Rows that are taken in while the event loop waits."""
+COLLECTED: Final = 5_000
+"""Rows between two passes of the cycle collector, which would stop the event loop for long else.
+
+Its usual passes are rare (cli/running.py), and the next one would walk along all that is loaded.
+"""
 LARGE_BYTES: Final = 16 * KIB
 """The size of a document from which on it is compiled in a thread."""
+KEPT_RULES: Final = 16_384
+"""Compiled rules in memory, of some KiB each; the least recently used one is dropped."""
 
 
+@dataclass(frozen=True, slots=True)
 class KnownRule:
-    """A rule that is active, and for whom it acts; compiled when it is first needed.
+    """A rule that is active, and for whom it acts. `changed` says which version of it."""
 
-    To know which events it takes costs a tenth of that.
-    """
-
-    __slots__ = ("_definition", "_stored", "id", "name", "owner", "priority")
-
-    def __init__(self, stored: StoredRule, priority: int = 0) -> None:
-        self.id = stored.id
-        self.name = stored.name
-        self.owner = stored.owner
-        self.priority = priority
-        self._stored = stored
-        self._definition: RuleDefinition | None = None
-
-    @property
-    def definition(self) -> RuleDefinition:
-        """The compiled rule. Raises DefinitionErrors for what another release has stored."""
-        if self._definition is None:
-            self._definition = compile_rule(self._stored)
-        return self._definition
+    id: int
+    name: str
+    owner: str
+    changed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,24 +87,25 @@ class KnownMachine:
     bus: BusEvent
 
 
-class StoredDocument(Protocol):
-    """A row with a document, as JSON."""
+@dataclass(frozen=True, slots=True)
+class ChangedRow(Generic[K, S]):
+    """What a version has changed: the row of a key, None if it is gone."""
 
-    @property
-    def document(self) -> bytes: ...
+    version: int
+    key: K
+    row: S | None
 
 
-class NotCompiledError(Exception):
-    """Many rows were changed: `compile` is to be called outside the transaction."""
+class NotLoadedError(Exception):
+    """Memory lacks what was changed: `load` is to be called outside the transaction."""
 
-    def __init__(self, known: KnownDefinitions[Any, Any, Any], since: int) -> None:
+    def __init__(self, known: KnownDefinitions[Any, Any, Any]) -> None:
         super().__init__()
         self._known = known
-        self._since = since
 
-    async def compile(self, database: Database) -> None:
-        """Compile what was changed, while other tasks run. Raises StorageUnavailable."""
-        await self._known.compile(database, self._since)
+    async def load(self, database: Database) -> None:
+        """Load what was changed, while other tasks run. Raises StorageUnavailable."""
+        await self._known.load(database)
 
 
 class KnownDefinitions(Generic[K, S, V]):
@@ -117,17 +118,27 @@ class KnownDefinitions(Generic[K, S, V]):
 
     def __init__(self) -> None:
         self.index: RuleIndex[Any, V] = RuleIndex()
-        self._rows: dict[K, tuple[S, tuple[EventFilter, V] | None]] = {}
         self._version = 0
-        self._sure = True
+        self._sure = 0
+        """Up to which version memory has what is committed for certain."""
+        self._doubtful: set[K] = set()
+        """Keys that were changed by versions behind that one."""
 
-    def _changed_since(self, version: int) -> Program[list[tuple[K, S | None]]]:
-        """Read the keys that were changed after a version, and their rows; None: deleted."""
+    def _changed_since(self, version: int, limit: int) -> Program[list[ChangedRow[K, S]]]:
+        """Read what was changed after a version, in order: of `limit` rows."""
+        raise NotImplementedError
+
+    def _current(self, key: K) -> Program[S | None]:
+        """Read the row of a key."""
         raise NotImplementedError
 
     def _compiled(self, key: K, row: S) -> tuple[EventFilter, V] | None:
         """Compile a row; None if no event matters to it."""
         raise NotImplementedError
+
+    def _is_large(self, row: S) -> bool:
+        """Return whether it takes long to compile a row."""
+        return False
 
     def candidates(self, name: str, agent: str, workspace: str, env: Environment) -> list[V]:
         """Return what an event may start, in order; the conditions are to be evaluated."""
@@ -136,58 +147,80 @@ class KnownDefinitions(Generic[K, S, V]):
     def refresh(self) -> Program[None]:
         """Compare memory with the table, in the transaction that uses it.
 
-        Raises NotCompiledError.
+        Raises NotLoadedError.
         """
         now = yield from changes.current(self.kind)
-        if self._sure and now.version == self._version:
+        if self._version == self._sure == now.version:
             return
-        whole = not self._sure or self._version < now.floor or self._version > now.version
-        since = 0 if whole else self._version
-        found = yield from self._changed_since(since)
-        new = [row for key, row in found if row is not None and not self._is_known(key, row)]
-        if len(new) > COMPILED_WITHIN or any(len(row.document) > LARGE_BYTES for row in new):
-            raise NotCompiledError(self, since)
-        self._sure = False
-        if whole:
-            self.index = RuleIndex()
-            gone = self._rows.keys() - {key for key, _ in found}
-            for key in gone:
-                del self._rows[key]
-        for key, row in found:
-            self._set(key, row)
+        if self._version != self._sure or not now.floor <= self._sure <= now.version:
+            raise NotLoadedError(self)
+        found = yield from self._changed_since(self._sure, TAKEN_WITHIN + 1)
+        if len(found) > TAKEN_WITHIN or any(one.row is not None and self._is_large(one.row) for one in found):
+            raise NotLoadedError(self)
         self._version = now.version
+        self._doubtful.update(one.key for one in found)
+        for one in found:
+            self._set(one.key, self._try(one.key, one.row))
 
     def confirm(self) -> None:
         """Note that the transaction of the last `refresh` is committed."""
-        self._sure = True
+        self._sure = self._version
+        self._doubtful.clear()
 
-    async def compile(self, database: Database, since: int) -> None:
-        """Compile what was changed after a version. Raises StorageUnavailable."""
-        for key, row in await database.read(lambda: self._changed_since(since)):
-            if row is not None and not self._is_known(key, row):
-                if len(row.document) > LARGE_BYTES:
-                    compiled = await trio.to_thread.run_sync(self._try, key, row)
-                else:
-                    compiled = self._try(key, row)
+    async def load(self, database: Database) -> None:
+        """Take in what is committed; may be called again when it raises.
+
+        Raises StorageUnavailable.
+        """
+        now = await database.read(partial(changes.current, self.kind))
+        while True:
+            if not now.floor <= self._sure <= now.version:
+                self.index, self._sure = RuleIndex(), 0
+                self._doubtful.clear()
+            await self._load_doubtful(database)
+            await self._load_changed(database)
+            floor, now = now.floor, await database.read(partial(changes.current, self.kind))
+            if floor == now.floor:
+                break
+            self._sure = -1  # deletions were forgotten meanwhile: read all again
+
+    async def _load_doubtful(self, database: Database) -> None:
+        for key in list(self._doubtful):
+            row = await database.read(partial(self._current, key))
+            self._set(key, await self._try_apart(key, row))
+            self._doubtful.discard(key)
+        self._version = self._sure
+
+    async def _load_changed(self, database: Database) -> None:
+        # Deletions that have left nothing may be the last changes.
+        last = await database.read(partial(changes.current, self.kind))
+        young = 0
+        while found := await database.read(partial(self._changed_since, self._sure, LOAD_PAGE)):
+            young += len(found)
+            if young > COLLECTED:
+                gc.collect(1)
+                young = 0
+            for number, one in enumerate(found):
+                self._set(one.key, await self._try_apart(one.key, one.row))
+                if number % LOAD_SLICE == 0:
                     await trio.lowlevel.checkpoint()
-                self._rows[key] = row, compiled
+            self._version = self._sure = found[-1].version
+        self._version = self._sure = max(self._sure, last.version)
 
-    def _is_known(self, key: K, row: S) -> bool:
-        known = self._rows.get(key)
-        return known is not None and known[0] == row
+    async def _try_apart(self, key: K, row: S | None) -> tuple[EventFilter, V] | None:
+        if row is not None and self._is_large(row):
+            return await trio.to_thread.run_sync(self._try, key, row)
+        return self._try(key, row)
 
-    def _set(self, key: K, row: S | None) -> None:
-        self.index.remove(key)
-        if row is None:
-            self._rows.pop(key, None)
-            return
-        if not self._is_known(key, row):
-            self._rows[key] = row, self._try(key, row)
-        compiled = self._rows[key][1]
-        if compiled is not None:
+    def _set(self, key: K, compiled: tuple[EventFilter, V] | None) -> None:
+        if compiled is None:
+            self.index.remove(key)
+        else:
             self.index.add(key, *compiled)
 
-    def _try(self, key: K, row: S) -> tuple[EventFilter, V] | None:
+    def _try(self, key: K, row: S | None) -> tuple[EventFilter, V] | None:
+        if row is None:
+            return None
         try:
             return self._compiled(key, row)
         except ValueError as error:  # it was right when it was stored, by another release
@@ -195,31 +228,58 @@ class KnownDefinitions(Generic[K, S, V]):
             return None
 
 
-class KnownRules(KnownDefinitions[int, StoredRule, KnownRule]):
-    """The active rules."""
+class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
+    """The active rules, and the latest used of them compiled."""
 
     kind = changes.RULE
 
-    def _changed_since(self, version: int) -> Program[list[tuple[int, StoredRule | None]]]:
-        found = yield from rule_rows.changed_since(version)
-        return [(row.id, row if row.document else None) for row in found]
+    def __init__(self) -> None:
+        super().__init__()
+        self._definitions: OrderedDict[tuple[int, int], RuleDefinition] = OrderedDict()
 
-    def _compiled(self, key: int, row: StoredRule) -> tuple[EventFilter, KnownRule] | None:
-        if not row.active:
+    def definition(self, rule: KnownRule) -> Program[RuleDefinition | None]:
+        """Compile a rule; None if it was changed meanwhile.
+
+        Raises DefinitionErrors for what another release has stored.
+        """
+        key = rule.id, rule.changed
+        found = self._definitions.get(key)
+        if found is not None:
+            self._definitions.move_to_end(key)
+            return found
+        stored = yield from rule_rows.load(rule.id)
+        if stored is None or stored.changed != rule.changed:
             return None
-        document = json.loads(row.document)
-        condition = document.get("trigger_condition")
-        equalities: Iterable[Any] = ()
-        if isinstance(condition, str) and condition.strip():
-            equalities = TOOLS.languages.expression(condition, _NAMES).equalities()
+        found = self._definitions[key] = compile_rule(stored)
+        while len(self._definitions) > KEPT_RULES:
+            self._definitions.popitem(last=False)
+        return found
+
+    def _changed_since(self, version: int, limit: int) -> Program[list[ChangedRow[int, RuleHead]]]:
+        found = yield from rule_rows.changed_since(version, limit)
+        return [ChangedRow(row.changed, row.id, row if row.active else None) for row in found]
+
+    def _current(self, key: int) -> Program[RuleHead | None]:
+        row = yield from rule_rows.head(key)
+        return row if row is not None and row.active else None
+
+    def _compiled(self, key: int, row: RuleHead) -> tuple[EventFilter, KnownRule] | None:
         takes = EventFilter(
-            event=document["source_event"],
-            agent=document.get("source_agent") or ANY,
+            event=row.source_event,
+            agent=row.source_agent or ANY,
             workspace=row.workspace or ANY,
-            equalities=tuple(equalities),
-            priority=document.get("priority", 0),
+            equalities=tuple(
+                (tuple(path), tuple(wanted) if isinstance(wanted, list) else wanted)
+                for path, wanted in json.loads(row.equalities)
+            ),
+            priority=row.priority,
         )
-        return takes, KnownRule(row, takes.priority)
+        return takes, known_rule(row)
+
+
+def known_rule(row: RuleHead | StoredRule) -> KnownRule:
+    """Return what reactions need of a rule's row."""
+    return KnownRule(row.id, row.name, row.owner, row.changed)
 
 
 class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTrigger]):
@@ -227,11 +287,18 @@ class KnownTriggers(KnownDefinitions[tuple[str, str], StoredDefinition, KnownTri
 
     kind = changes.WORKFLOW
 
-    def _changed_since(self, version: int) -> Program[list[tuple[tuple[str, str], StoredDefinition | None]]]:
-        found: list[tuple[tuple[str, str], StoredDefinition | None]] = []
-        for workspace, id in (yield from definitions.changed_since(version)):  # noqa: A001
-            found.append(((workspace, id), (yield from definitions.newest_active(workspace, id))))
+    def _changed_since(self, version: int, limit: int) -> Program[list[ChangedRow[tuple[str, str], StoredDefinition]]]:
+        found = []
+        for changed, *place in (yield from definitions.changed_since(version, limit)):
+            key = place[0], place[1]
+            found.append(ChangedRow(changed, key, (yield from definitions.newest_active(*key))))
         return found
+
+    def _current(self, key: tuple[str, str]) -> Program[StoredDefinition | None]:
+        return definitions.newest_active(*key)
+
+    def _is_large(self, row: StoredDefinition) -> bool:
+        return len(row.document) > LARGE_BYTES
 
     def _compiled(self, key: tuple[str, str], row: StoredDefinition) -> tuple[EventFilter, KnownTrigger] | None:
         trigger = trigger_of(row)
@@ -257,20 +324,34 @@ class KnownMachines(KnownDefinitions[tuple[str, str, int], StoredMachine, KnownM
         self._sizes: dict[tuple[str, str], int] = {}
         """How many entries the `bus` of a machine had."""
 
-    def _changed_since(self, version: int) -> Program[list[tuple[tuple[str, str, int], StoredMachine | None]]]:
-        found: list[tuple[tuple[str, str, int], StoredMachine | None]] = []
-        for row in (yield from machine_rows.changed_since(version)):
-            bus = json.loads(row.document).get("bus") if row.active else None
-            size = len(bus) if isinstance(bus, list) else int(bool(bus))
+    def _changed_since(
+        self, version: int, limit: int
+    ) -> Program[list[ChangedRow[tuple[str, str, int], StoredMachine]]]:
+        found: list[ChangedRow[tuple[str, str, int], StoredMachine]] = []
+        for changed, row in (yield from machine_rows.changed_since(version, limit)):
             place = row.workspace, row.id
-            known = self._sizes[place] = max(size, self._sizes.get(place, 0))
-            found += [((*place, index), row if index < size else None) for index in range(known)]
+            size = _size_of_bus(row)
+            known = self._sizes[place] = max(size, self._sizes.get(place, 1))
+            found += [ChangedRow(changed, (*place, index), row if index < size else None) for index in range(known)]
         return found
+
+    def _current(self, key: tuple[str, str, int]) -> Program[StoredMachine | None]:
+        row = yield from machine_rows.load(key[0], key[1])
+        return row if row is not None and key[2] < _size_of_bus(row) else None
+
+    def _is_large(self, row: StoredMachine) -> bool:
+        return len(row.document) > LARGE_BYTES
 
     def _compiled(self, key: tuple[str, str, int], row: StoredMachine) -> tuple[EventFilter, KnownMachine] | None:
         bus = self._machines.definition(row).bus[key[2]]
         takes = EventFilter(event=bus.event, agent=bus.source_agent or ANY, workspace=row.workspace)
         return takes, KnownMachine(row, key[2], bus)
+
+
+def _size_of_bus(row: StoredMachine) -> int:
+    """Return how many entries the `bus` of a machine has while it is active."""
+    bus = json.loads(row.document).get("bus") if row.active else None
+    return len(bus) if isinstance(bus, list) else int(bool(bus))
 
 
 def trigger_of(stored: StoredDefinition) -> Trigger | None:
@@ -281,9 +362,3 @@ def trigger_of(stored: StoredDefinition) -> Trigger | None:
     alone = write_json({"trigger": given, "steps": [{"id": "step", "output": 1}]})
     trigger = compile_stored(replace(stored, document=alone)).trigger
     return trigger if trigger is not None and trigger.event else None
-
-
-def equalities_of(condition: Condition | None) -> Iterable[Any]:
-    """Return what must be equal for a condition to hold, as far as it is known."""
-    find = getattr(condition, "equalities", None)
-    return () if find is None else find()

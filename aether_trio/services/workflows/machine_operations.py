@@ -26,7 +26,13 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import machine_rows
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, workspaces_of
-from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.asked import (
+    OperationAnswer,
+    OperationAsked,
+    OperationError,
+    WorkspaceAccess,
+    page_answer,
+)
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
@@ -68,9 +74,10 @@ class MachineOperations:
     # -- machines ----------------------------------------------------------------------------------
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
-        workspaces = await self._access.visible(asked)
-        found = await self._engine.database.read(lambda: machine_rows.of_workspaces(workspaces))
-        return OperationAnswer([shown_machine(one) for one in found], total=len(found))
+        workspaces, page = await self._access.visible(asked), asked.page()
+        place = page.place()
+        found = await self._engine.database.read(lambda: machine_rows.of_workspaces(workspaces, page.limit + 1, place))
+        return page_answer(found, page, shown_machine, lambda one: f"{one.workspace} {one.id}")
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:
         return OperationAnswer(shown_machine(await self._find(asked, asked.id, AccessLevel.READ)))
@@ -136,9 +143,13 @@ class MachineOperations:
     # -- instances ---------------------------------------------------------------------------------
 
     async def _list_instances(self, asked: OperationAsked) -> OperationAnswer:
-        workspaces = await self._access.visible(asked)
-        found = await self._engine.database.read(lambda: machine_rows.listed(workspaces, asked.id, LISTED))
-        return OperationAnswer([shown_instance(one) for one in found], total=len(found))
+        """List instances, the latest changed first."""
+        workspaces, page = await self._access.visible(asked), asked.page(LISTED)
+        behind = page.changed()
+        found = await self._engine.database.read(
+            lambda: machine_rows.listed(workspaces, asked.id, page.limit + 1, behind)
+        )
+        return page_answer(found, page, shown_instance, lambda one: f"{one.updated_ms} {one.timer_key}")
 
     async def _get_instance(self, asked: OperationAsked) -> OperationAnswer:
         return OperationAnswer(shown_instance(await self._find_instance(asked, AccessLevel.READ)))

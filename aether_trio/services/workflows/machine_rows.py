@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from aether_trio.services.workflows import changes
+from aether_trio.services.workflows.listed_rows import rows_by_id
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
 TIMER: Final = "instance"
@@ -89,22 +90,22 @@ def load(workspace: str, id: str) -> Program[StoredMachine | None]:  # noqa: A00
     return _machine(rows[0]) if rows else None
 
 
-def of_workspaces(workspaces: Sequence[str]) -> Program[list[StoredMachine]]:
-    """Load the active machines of some workspaces, by id."""
-    rows: list[Row] = yield Fetch(
-        f"SELECT {_MACHINE} FROM workflow_machines WHERE workspace IN ({placeholders(len(workspaces))}) "
-        "AND active = 1 ORDER BY id, workspace",
-        workspaces,
-    )
-    return [_machine(row) for row in rows]
+def of_workspaces(
+    workspaces: Sequence[str], limit: int, behind: tuple[str, str] | None = None
+) -> Program[list[StoredMachine]]:
+    """Load active machines of workspaces, by workspace and id, behind one if given."""
+    select = f"SELECT {_MACHINE} FROM workflow_machines WHERE workspace = $1 AND active = 1"
+    found = yield from rows_by_id(select, workspaces, limit, behind)
+    return [_machine(row) for row in found]
 
 
-def changed_since(version: int) -> Program[list[StoredMachine]]:
-    """Load the machines that were changed after a version of their kind."""
+def changed_since(version: int, limit: int) -> Program[list[tuple[int, StoredMachine]]]:
+    """Load machines that were changed after a version, each with its version."""
     rows: list[Row] = yield Fetch(
-        f"SELECT {_MACHINE} FROM workflow_machines WHERE changed > $1 ORDER BY workspace, id", (version,)
+        f"SELECT {_MACHINE}, changed FROM workflow_machines WHERE changed > $1 ORDER BY changed LIMIT $2",
+        (version, limit),
     )
-    return [_machine(row) for row in rows]
+    return [(row[-1], _machine(row)) for row in rows]
 
 
 def put(machine: StoredMachine) -> Program[None]:
@@ -181,17 +182,30 @@ def with_id(workspaces: Sequence[str], instance_id: str) -> Program[list[Instanc
     return [_instance(row) for row in rows]
 
 
-def listed(workspaces: Sequence[str], machine_id: str, limit: int) -> Program[list[InstanceRow]]:
-    """Load the latest changed instances of a machine, or of all, in some workspaces."""
-    where = f"workspace IN ({placeholders(len(workspaces), 2)})"
-    args: tuple[Any, ...] = (limit, *workspaces)
-    if machine_id:
-        where += f" AND machine_id = ${len(args) + 1}"
-        args = (*args, machine_id)
-    rows: list[Row] = yield Fetch(
-        f"SELECT {_FIELDS} FROM workflow_instances WHERE {where} ORDER BY updated_ms DESC, instance_id LIMIT $1", args
-    )
-    return [_instance(row) for row in rows]
+def listed(
+    workspaces: Sequence[str], machine_id: str, limit: int, behind: tuple[int, str] | None = None
+) -> Program[list[InstanceRow]]:
+    """Load the latest changed instances of a machine, or of all, in some workspaces.
+
+    `behind`: only those behind an instance with this (last change in Unix ms, timer key).
+    """
+    found: list[InstanceRow] = []
+    for workspace in dict.fromkeys(workspaces):
+        where = "workspace = $1"
+        args: tuple[Any, ...] = (workspace,)
+        if machine_id:
+            where, args = "workspace = $1 AND machine_id = $2", (workspace, machine_id)
+        if behind is not None:
+            moment = f"${len(args) + 1}"
+            where += f" AND updated_ms <= {moment} AND (updated_ms < {moment} OR {_TIMER_KEY} < ${len(args) + 2})"
+            args = (*args, *behind)
+        rows: list[Row] = yield Fetch(
+            f"SELECT {_FIELDS} FROM workflow_instances WHERE {where} "
+            f"ORDER BY updated_ms DESC, {_TIMER_KEY} DESC LIMIT ${len(args) + 1}",
+            (*args, limit),
+        )
+        found += map(_instance, rows)
+    return sorted(found, key=lambda one: (one.updated_ms, one.timer_key), reverse=True)[:limit]
 
 
 def of_timer(key: str) -> Program[InstanceRow | None]:

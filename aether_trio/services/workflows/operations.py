@@ -42,7 +42,13 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import definitions, execution_rows
 from aether_trio.services.workflows.actions import take_key
-from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.asked import (
+    OperationAnswer,
+    OperationAsked,
+    OperationError,
+    WorkspaceAccess,
+    page_answer,
+)
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
@@ -158,8 +164,12 @@ class WorkflowOperations:
 
     async def _list_workflows(self, request: OperationAsked) -> OperationAnswer:
         workspaces = await self._access.visible(request)
-        found = await self._engine.database.read(lambda: definitions.newest_of_workspaces(workspaces))
-        return OperationAnswer([shown_definition(one) for one in found], total=len(found))
+        page = request.page()
+        place = page.place()
+        found = await self._engine.database.read(
+            lambda: definitions.newest_of_workspaces(workspaces, page.limit + 1, place)
+        )
+        return page_answer(found, page, shown_definition, lambda one: f"{one.workspace} {one.id}")
 
     async def _get_workflow(self, request: OperationAsked) -> OperationAnswer:
         stored = await self._find(request, AccessLevel.READ)
@@ -232,21 +242,26 @@ class WorkflowOperations:
         return OperationAnswer({"execution_id": execution_id}, f"execution {execution_id} of workflow {name} {text}")
 
     async def _list_executions(self, request: OperationAsked) -> OperationAnswer:
-        workspaces = await self._access.visible(request)
+        """List executions, the newest first; the place of one is its id."""
+        workspaces, page = await self._access.visible(request), request.page(PAGE)
         statuses: tuple[str, ...] = RUNNING if request.status in ("", "running") else (request.status,)
         if request.status == "all":
             statuses = ()
         workflow = request.id
 
-        def program() -> Program[list[ExecutionRow]]:
-            found: list[ExecutionRow] = []
-            for workspace in workspaces:
-                found += yield from execution_rows.newest(workspace, statuses, workflow, PAGE)
-            return found
+        def program() -> Program[list[ExecutionRow] | None]:
+            before = None
+            if page.after:
+                started_ms = yield from execution_rows.started(page.after)
+                if started_ms is None:
+                    return None
+                before = started_ms, page.after
+            return (yield from execution_rows.newest(workspaces, statuses, workflow, page.limit + 1, before))
 
         found = await self._engine.database.read(program)
-        found.sort(key=lambda row: (row.started_ms, row.execution_id), reverse=True)
-        return OperationAnswer([shown_execution(row) for row in found[:PAGE]], total=min(len(found), PAGE))
+        if found is None:
+            raise page.wrong()
+        return page_answer(found, page, shown_execution, lambda row: row.execution_id)
 
     async def _execution(self, request: OperationAsked, level: AccessLevel) -> ExecutionRow:
         row = await self._engine.database.read_small(lambda: execution_rows.load(request.id))

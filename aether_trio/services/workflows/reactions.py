@@ -44,6 +44,7 @@ from aether_trio.services.workflows.known import (
     KnownRules,
     KnownTrigger,
     KnownTriggers,
+    known_rule,
     trigger_of,
 )
 from aether_trio.services.workflows.machines import BusArrival, MachineError, Machines
@@ -114,7 +115,7 @@ class EventReactions:
         self.machines: Final = KnownMachines(machines)
 
     def refresh(self) -> Program[None]:
-        """Compare what is in memory with the tables. Raises NotCompiledError."""
+        """Compare what is in memory with the tables. Raises NotLoadedError."""
         yield from self.rules.refresh()
         yield from self.triggers.refresh()
         yield from self.machines.refresh()
@@ -276,9 +277,12 @@ class EventReactions:
     ) -> Program[None]:
         """Do the action of a rule if its condition holds. Raises ReactionRefused."""
         try:
-            definition, now_ms = rule.definition, tx.context.now_ms
+            definition = yield from self.rules.definition(rule)
         except DefinitionErrors as error:
             raise ReactionRefused(f"this release does not understand the rule: {error}", "BAD_DEFINITION") from None
+        if definition is None:
+            return
+        now_ms = tx.context.now_ms
         if not self._takes(tx, turn, definition.workspace, rule.owner, event, again):
             return
         moment = datetime.fromtimestamp(now_ms / 1000, UTC)
@@ -334,7 +338,7 @@ class EventReactions:
             return f"rule {id} is not active: activate it first"
         if stored.workspace not in (EVERYWHERE, event.workspace):
             return f"rule {id} is of workspace {stored.workspace} by now: discard this"
-        return KnownRule(stored)
+        return known_rule(stored)
 
     # -- triggers ----------------------------------------------------------------------------------
 

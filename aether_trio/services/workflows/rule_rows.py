@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, fields
+from typing import Any, Final
 
 from aether_trio.services.workflows import changes
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
 LATEST_DELETED: Final = 1_000
 """Deleted rules of which the ids are kept, for nodes that have the rules in memory."""
-_FIELDS: Final = "id, workspace, name, document, digest, active, owner, created_ms, updated_ms, changed"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredRule:
     """A rule as stored; times are Unix ms.
 
-    `document` is canonical JSON, b"" if it is deleted.
+    `document` is canonical JSON. What events it takes is in columns, too: `equalities` is JSON of
+    [path, literal] and [path, [literals]].
     """
 
     id: int
@@ -31,12 +31,40 @@ class StoredRule:
     created_ms: int
     updated_ms: int
     changed: int
+    source_event: str
+    source_agent: str
+    priority: int
+    equalities: str
+
+
+@dataclass(frozen=True, slots=True)
+class RuleHead:
+    """What of a rule is in memory: which events it takes, and for whom it acts.
+
+    It is not active if it is deleted.
+    """
+
+    id: int
+    workspace: str
+    name: str
+    active: bool
+    owner: str
+    changed: int
+    source_event: str
+    source_agent: str
+    priority: int
+    equalities: str
+
+
+_COLUMNS: Final = tuple(one.name for one in fields(StoredRule))
+_FIELDS: Final = ", ".join(_COLUMNS)
+_HEAD: Final = ", ".join(one.name for one in fields(RuleHead))
+_SET: Final = ", ".join(f"{name} = ${number}" for number, name in enumerate(_COLUMNS, 1) if name != "id")
 
 
 def _stored(row: Row) -> StoredRule:
-    return StoredRule(
-        row[0], row[1], row[2], bytes(row[3]), row[4], bool(row[5]), row[6], row[7], row[8], row[9]
-    )  # fmt: skip
+    found: dict[str, Any] = dict(zip(_COLUMNS, row, strict=True))
+    return StoredRule(**{**found, "document": bytes(found["document"]), "active": bool(found["active"])})
 
 
 def load(id: int) -> Program[StoredRule | None]:  # noqa: A002
@@ -53,49 +81,66 @@ def named(workspace: str, name: str) -> Program[StoredRule | None]:
     return _stored(rows[0]) if rows else None
 
 
-def of_workspaces(workspaces: Sequence[str]) -> Program[list[StoredRule]]:
-    """Load the rules of some workspaces, by id."""
+def of_workspaces(workspaces: Sequence[str], after: int, limit: int) -> Program[list[StoredRule]]:
+    """Load rules of some workspaces with larger ids than `after`, by id."""
+    found: list[StoredRule] = []
+    for workspace in workspaces:
+        rows: list[Row] = yield Fetch(
+            f"SELECT {_FIELDS} FROM workflow_rules WHERE workspace = $1 AND deleted = 0 AND id > $2 "
+            "ORDER BY id LIMIT $3",
+            (workspace, after, limit),
+        )
+        found += map(_stored, rows)
+    return sorted(found, key=lambda rule: rule.id)[:limit]
+
+
+def changed_since(version: int, limit: int) -> Program[list[RuleHead]]:
+    """Read the rules that were changed after a version, the first changes first."""
     rows: list[Row] = yield Fetch(
-        f"SELECT {_FIELDS} FROM workflow_rules WHERE workspace IN ({placeholders(len(workspaces))}) AND deleted = 0 "
-        "ORDER BY id",
-        workspaces,
+        f"SELECT {_HEAD} FROM workflow_rules WHERE changed > $1 ORDER BY changed LIMIT $2", (version, limit)
     )
-    return [_stored(row) for row in rows]
+    return [RuleHead(*row) for row in rows]
 
 
-def changed_since(version: int) -> Program[list[StoredRule]]:
-    """Load the rules that were changed after a version; deleted ones have no document."""
-    rows: list[Row] = yield Fetch(f"SELECT {_FIELDS} FROM workflow_rules WHERE changed > $1 ORDER BY id", (version,))
-    return [_stored(row) for row in rows]
+def head(id: int) -> Program[RuleHead | None]:  # noqa: A002
+    """Read what is in memory of a rule; None if there is none."""
+    rows: list[Row] = yield Fetch(f"SELECT {_HEAD} FROM workflow_rules WHERE id = $1", (id,))
+    return RuleHead(*rows[0]) if rows else None
 
 
 def count() -> Program[int]:
-    """Count the rules."""
-    rows: list[Row] = yield Fetch("SELECT COUNT(*) FROM workflow_rules WHERE deleted = 0")
-    number: int = rows[0][0]
-    return number
+    """Return how many rules there are."""
+    return changes.members(changes.RULE)
 
 
-def put(rule: StoredRule) -> Program[None]:
-    """Write a rule, new or changed."""
+def insert(rule: StoredRule) -> Program[None]:
+    """Insert a new rule."""
     yield Execute(
-        f"INSERT INTO workflow_rules ({_FIELDS}, deleted) VALUES ({placeholders(10)}, 0) ON CONFLICT (id) DO UPDATE SET "
-        "workspace = excluded.workspace, name = excluded.name, document = excluded.document, digest = excluded.digest, "
-        "active = excluded.active, owner = excluded.owner, updated_ms = excluded.updated_ms, changed = excluded.changed",
-        (
-            rule.id, rule.workspace, rule.name, rule.document, rule.digest, int(rule.active), rule.owner,
-            rule.created_ms, rule.updated_ms, rule.changed,
-        ),
-    )  # fmt: skip
+        f"INSERT INTO workflow_rules ({_FIELDS}, deleted) VALUES ({placeholders(len(_COLUMNS))}, 0)", _values(rule)
+    )
+    yield from changes.add_members(changes.RULE, 1)
+
+
+def update(rule: StoredRule) -> Program[None]:
+    """Write a rule that is there already."""
+    yield Execute(f"UPDATE workflow_rules SET {_SET} WHERE id = $1", _values(rule))
+
+
+def _values(rule: StoredRule) -> tuple[Any, ...]:
+    values = (getattr(rule, name) for name in _COLUMNS)
+    return tuple(int(value) if isinstance(value, bool) else value for value in values)
 
 
 def delete(id: int) -> Program[None]:  # noqa: A002
     """Delete a rule, but for its id. Deletions before the latest ones leave nothing."""
     changed = yield from changes.begin(changes.RULE)
-    yield Execute(
-        "UPDATE workflow_rules SET deleted = 1, document = $3, active = 0, changed = $2 WHERE id = $1",
+    deleted: int = yield Execute(
+        "UPDATE workflow_rules SET deleted = 1, document = $3, active = 0, changed = $2 WHERE id = $1 AND deleted = 0",
         (id, changed, b""),
     )
+    if not deleted:
+        return
+    yield from changes.add_members(changes.RULE, -1)
     rows: list[Row] = yield Fetch(
         "SELECT changed FROM workflow_rules WHERE deleted = 1 ORDER BY changed DESC LIMIT 1 OFFSET $1",
         (LATEST_DELETED,),

@@ -7,7 +7,7 @@ rule of workspace * acts on events of all workspaces that its owner may read.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
@@ -15,13 +15,19 @@ from typing import Any, Final
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.text import shown
-from aether_trio.model.workflows.definition import RuleDefinition
+from aether_trio.model.workflows.definition import Condition, RuleDefinition
 from aether_trio.model.workflows.go_names import rule_answer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import changes, rule_rows
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
-from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.asked import (
+    OperationAnswer,
+    OperationAsked,
+    OperationError,
+    WorkspaceAccess,
+    page_answer,
+)
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
@@ -54,9 +60,11 @@ class RuleOperations:
         )
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
-        workspaces = await self._access.visible(asked)
-        found = await self._engine.database.read(lambda: rule_rows.of_workspaces(workspaces))
-        return OperationAnswer([shown_rule(one) for one in found], total=len(found))
+        """List rules by id."""
+        workspaces, page = await self._access.visible(asked), asked.page()
+        after = page.number()
+        found = await self._engine.database.read(lambda: rule_rows.of_workspaces(workspaces, after, page.limit + 1))
+        return page_answer(found, page, shown_rule, lambda rule: str(rule.id))
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:
         return OperationAnswer(shown_rule(await self._find(asked, rule_id(asked.id))))
@@ -75,7 +83,7 @@ class RuleOperations:
                 return there, "" if same else _taken(there)
             if (yield from rule_rows.count()) >= MAX_RULES:
                 return made, f"there are {MAX_RULES} rules already: delete some first"
-            yield from rule_rows.put(made)
+            yield from rule_rows.insert(made)
             return made, ""
 
         return await self._write(program, ignored)
@@ -97,7 +105,7 @@ class RuleOperations:
             there = yield from rule_rows.named(made.workspace, made.name)
             if there is not None and there.id != made.id:
                 return there, _taken(there)
-            yield from rule_rows.put(made)
+            yield from rule_rows.update(made)
             return made, ""
 
         return await self._write(program, ignored)
@@ -177,7 +185,17 @@ def _stored(
         created_ms,
         now_ms,
         changed,
+        definition.source_event,
+        definition.source_agent,
+        definition.priority,
+        json.dumps(equalities_of(definition.condition)),
     )
+
+
+def equalities_of(condition: Condition | None) -> Sequence[Any]:
+    """Return what must be equal for a condition to hold, as far as it is known."""
+    find = getattr(condition, "equalities", None)
+    return () if find is None else tuple(find())
 
 
 def shown_rule(stored: StoredRule) -> dict[str, Any]:
@@ -203,7 +221,8 @@ def put_rule(tx: TaskTransaction, definition: RuleDefinition, owner: str) -> Pro
     now_ms = tx.context.now_ms
     changed = yield from changes.begin(changes.RULE)
     id, created_ms = (changed, now_ms) if there is None else (there.id, there.created_ms)  # noqa: A001
-    yield from rule_rows.put(_stored(definition, id, owner, created_ms, now_ms, changed))
+    made = _stored(definition, id, owner, created_ms, now_ms, changed)
+    yield from rule_rows.insert(made) if there is None else rule_rows.update(made)
     return AppliedRow(RULE, *place, 0, CREATED if there is None else UPDATED)
 
 

@@ -24,7 +24,13 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.workflows import definitions, schedule_rows
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
-from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.asked import (
+    OperationAnswer,
+    OperationAsked,
+    OperationError,
+    WorkspaceAccess,
+    page_answer,
+)
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import TakenEvent
@@ -185,8 +191,10 @@ class ScheduleOperations:
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
         workspaces = await self._access.visible(asked)
-        found = await self._engine.database.read(lambda: schedule_rows.of_workspaces(workspaces))
-        return OperationAnswer([answer_of(one) for one in found], total=len(found))
+        page = asked.page()
+        place = page.place()
+        found = await self._engine.database.read(lambda: schedule_rows.listed(workspaces, page.limit + 1, place))
+        return page_answer(found, page, answer_of, lambda one: f"{one.workspace} {one.id}")
 
     async def _put(self, asked: OperationAsked, *, upsert: bool) -> OperationAnswer:
         document = dict(asked.document)

@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.workflows.schedules import FiringState, PlannedFiring
+from aether_trio.services.workflows.listed_rows import rows_by_id
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
 TIMER: Final = "schedule"
@@ -190,6 +191,15 @@ def of_workspaces(workspaces: Sequence[str]) -> Program[list[StoredSchedule]]:
         wanted,
     )
     return list(map(_stored, rows))
+
+
+def listed(
+    workspaces: Sequence[str], limit: int, behind: tuple[str, str] | None = None
+) -> Program[list[StoredSchedule]]:
+    """Load schedules of these workspaces, by workspace and id, behind one if given."""
+    select = f"SELECT {_FIELDS} FROM workflow_schedules WHERE workspace = $1"  # noqa: S608
+    found = yield from rows_by_id(select, workspaces, limit, behind)
+    return list(map(_stored, found))
 
 
 def of_event(event: str, workspace: str) -> Program[list[StoredSchedule]]:

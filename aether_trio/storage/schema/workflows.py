@@ -34,7 +34,9 @@ have copies of them.
 given twice. A deleted rule leaves its id until LATEST_DELETED later ones are deleted
 (rule_rows.py). `changed` is the version that has last changed a row; `workflow_changes.version`
 counts the changes of a kind of definitions, and what is in memory of the kind is of a version. A
-node whose version is below `floor` has missed deletions, and reads all rows.
+node whose version is below `floor` has missed deletions, and reads all rows. `equalities` is JSON
+of what the condition of a rule requires: nodes index rules without compiling them. `members` counts
+the rules.
 
 `workflow_waits` are the steps of executions that wait for events, `workflow_interests` the events
 for which an execution may wait while it runs, `workflow_kept_events` those that came meanwhile, by
@@ -103,9 +105,10 @@ STATEMENTS: Final = (
         hops TEXT NOT NULL,
         kind TEXT NOT NULL
     )""",
-    "CREATE INDEX workflow_executions_listed ON workflow_executions (workspace, started_ms DESC, execution_id DESC)",
-    """CREATE INDEX workflow_executions_open ON workflow_executions (workspace, workflow_id, started_ms)
-        WHERE completed_ms = 0""",
+    """CREATE INDEX workflow_executions_by_status
+        ON workflow_executions (workspace, status, started_ms DESC, execution_id DESC)""",
+    """CREATE INDEX workflow_executions_by_workflow
+        ON workflow_executions (workspace, workflow_id, status, started_ms DESC, execution_id DESC)""",
     """CREATE TABLE workflow_steps (
         execution_id TEXT {byte_order} NOT NULL,
         step TEXT {byte_order} NOT NULL,
@@ -204,16 +207,22 @@ STATEMENTS: Final = (
         owner TEXT NOT NULL,
         created_ms {bigint} NOT NULL,
         updated_ms {bigint} NOT NULL,
+        source_event TEXT {byte_order} NOT NULL,
+        source_agent TEXT NOT NULL,
+        priority {bigint} NOT NULL,
+        equalities TEXT NOT NULL,
         changed {bigint} NOT NULL,
         deleted INTEGER NOT NULL
     )""",
     "CREATE UNIQUE INDEX workflow_rules_named ON workflow_rules (workspace, name) WHERE deleted = 0",
+    "CREATE INDEX workflow_rules_listed ON workflow_rules (workspace, id) WHERE deleted = 0",
     "CREATE INDEX workflow_rules_changed ON workflow_rules (changed)",
     "CREATE INDEX workflow_rules_deleted ON workflow_rules (changed) WHERE deleted = 1",
     """CREATE TABLE workflow_changes (
         kind TEXT PRIMARY KEY,
         version {bigint} NOT NULL,
-        floor {bigint} NOT NULL
+        floor {bigint} NOT NULL,
+        members {bigint} NOT NULL
     ) {clustered}""",
     """CREATE TABLE workflow_waits (
         number {row_id},
@@ -294,6 +303,7 @@ STATEMENTS: Final = (
     "CREATE INDEX workflow_instances_by_id ON workflow_instances (workspace, instance_id)",
     "CREATE INDEX workflow_instances_of ON workflow_instances (defined_in, machine_id, completed_ms)",
     "CREATE INDEX workflow_instances_listed ON workflow_instances (workspace, machine_id, updated_ms)",
+    "CREATE INDEX workflow_instances_changed ON workflow_instances (workspace, updated_ms)",
     """CREATE TABLE workflow_joins (
         join_id TEXT {byte_order} PRIMARY KEY,
         workspace TEXT {byte_order} NOT NULL,
@@ -312,7 +322,7 @@ STATEMENTS: Final = (
         state {blob} NOT NULL,
         kept {blob} NOT NULL
     )""",
-    "CREATE INDEX workflow_joins_listed ON workflow_joins (workspace, updated_ms)",
+    "CREATE INDEX workflow_joins_listed ON workflow_joins (workspace, status, updated_ms, join_id)",
     """CREATE TABLE workflow_join_members (
         join_id TEXT {byte_order} NOT NULL,
         kind TEXT NOT NULL,

@@ -379,7 +379,7 @@ async def test_many_new_rules_are_compiled_before_the_transaction(core: Core, wo
         await all_taken(core, world)
         assert len(sent(world)) == 1
         known = core.workflows.intake._handle.__self__._reactions.rules  # type: ignore[attr-defined]
-        known._version, known._rows = 1_000, {}  # as of a database that was restored meanwhile
+        known._version = known._sure = 1_000  # as of a database that was restored meanwhile
         await boss.emit("made", data={"n": 28})
         await all_taken(core, world)
         assert len(sent(world)) == 2
@@ -393,14 +393,14 @@ async def test_what_is_undone_is_not_remembered(core: Core, world: World, monkey
         await all_taken(core, world)
         handler = core.workflows.intake._handle.__self__  # type: ignore[attr-defined]
         known = handler._reactions.rules
-        known._sure = False  # as after a transaction whose commit was not answered
-        known._version = 100
+        # as after a transaction whose commit was not answered
+        known._version, known._doubtful = 100, set(known.index)
         for key in list(known.index):
             known.index.remove(key)
         await boss.emit("made")
         await all_taken(core, world)
         assert len(sent(world)) == 2
-        assert (known._sure, known._version) == (True, 1)
+        assert (known._sure, known._version) == (1, 1)
 
 
 async def test_a_loop_of_rules_is_stopped_at_its_17th_hop(core: Core, world: World) -> None:
