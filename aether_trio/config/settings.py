@@ -480,6 +480,14 @@ class WorkflowSettings(Section, frozen=True):
     history_bytes: Annotated[int, about("Size of the history of an execution, beyond which it fails.", ge=64 * KIB)] = (
         50 * MIB
     )
+    max_concurrent_executions: Annotated[
+        int,
+        about(
+            "Executions that run at the same time, but for those that steps of others start; further ones wait. "
+            "0: any number.",
+            ge=0,
+        ),
+    ] = 0
     timezone: Annotated[
         str, about("The time zone of schedules that name none, such as Europe/Berlin.", min_length=1)
     ] = "UTC"

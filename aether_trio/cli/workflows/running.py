@@ -28,8 +28,8 @@ from aether_trio.cli.workflows.texts import (
 from aether_trio.client.operations.workflow_values import Execution
 from aether_trio.model.identity import Identity, Kind
 
-STATUSES: Final = ("live", "running", "paused", "compensating", "completed", "failed", "cancelled", "all")
-_LIVE: Final = ("running", "paused", "compensating")
+STATUSES: Final = ("live", "queued", "running", "paused", "compensating", "completed", "failed", "cancelled", "all")
+_LIVE: Final = ("queued", "running", "paused", "compensating")
 _AGAIN_S: Final = 1.0
 """Before the next connection."""
 

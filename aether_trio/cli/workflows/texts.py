@@ -293,7 +293,7 @@ def print_step(execution: Execution, step: ExecutionStep) -> None:
 def execution_facts(one: Execution) -> list[tuple[str, str]]:
     """Return an execution's facts for people; a text is "" for what there is not."""
     took = took_text(one.started_at, one.completed_at)
-    waiting = _waiting(one)
+    waiting = [_queue_text(one.waits_for)] if one.waits_for else _waiting(one)
     return [
         ("execution", one.execution_id),
         ("workflow", f"{one.workflow} version {one.version} in {one.workspace}"),
@@ -305,6 +305,13 @@ def execution_facts(one: Execution) -> list[tuple[str, str]]:
         ("error" if one.status != "paused" else "paused", cut(one.error, 400)),
         ("waits for", "; ".join(waiting[:3]) + (f" and {len(waiting) - 3} more" if len(waiting) > 3 else "")),
     ]
+
+
+def _queue_text(waits: Mapping[str, Any]) -> str:
+    """Return what a queued execution waits for."""
+    keys = [str(key) for key in waits.get("keys") or () if key]
+    text = "further starts, which it takes in" if waits.get("for") == "more" else "its turn"
+    return text + (f", with the key {cut(', '.join(keys))}" if keys else "")
 
 
 def _waiting(one: Execution) -> list[str]:

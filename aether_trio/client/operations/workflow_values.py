@@ -73,7 +73,7 @@ class Execution:
     version: int
     workspace: str
     status: str
-    """running, paused, compensating, completed, failed or cancelled."""
+    """queued, running, paused, compensating, completed, failed or cancelled."""
     input: Any
     result: Any
     started_at: datetime | None
@@ -84,6 +84,8 @@ class Execution:
     parent_id: str
     """The execution whose step this is; "" if it is none's."""
     history_entries: int
+    waits_for: Mapping[str, Any] = field(default_factory=dict)
+    """While it is queued: {"for": "turn" or "more", "keys": […]}; {} in lists."""
     steps: Sequence[ExecutionStep] = field(default_factory=tuple)
 
     @property
@@ -196,6 +198,7 @@ def execution_of(found: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = 
         owner=_text(more, "owner"),
         parent_id=_text(more, "parent"),
         history_entries=_number(more, "entries"),
+        waits_for=found.get("WaitsFor") or {},
         steps=tuple(map(step_of, steps)),
     )
 

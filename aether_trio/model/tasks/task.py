@@ -47,6 +47,7 @@ class WorkflowPart(enum.IntFlag):
     EVENT = 16  # a dead letter of an event, which acts again when it is retried
     FUNCTION = 32  # an execution of a durable function: a worker moves it on
     CALLED = 64  # a step of a durable function
+    FLOW = 128  # others wait for its end (flow control)
 
     __hash__ = int.__hash__
 

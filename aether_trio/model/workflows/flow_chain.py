@@ -3,6 +3,7 @@
     item_arrived(flow, item, keys, now_ms)     an event, or an input of a workflow
     run_finished(flow, run, keys, now_ms)      a run that has begun has ended
     gate_due(flow, gate, key, now_ms)          the `due_ms` of a SaveGate has come
+    run_withdrawn(flow, gate, run, keys, now_ms)  a run is cancelled that waits there, or after all
     deactivated(flow, places, now_ms)          the rule or workflow is deactivated
 
 Each is a generator: it yields what it needs, to be sent the answer, and what is to be done, which
@@ -141,6 +142,16 @@ def run_finished(flow: FlowControl, run: str, keys: Keys, now_ms: int) -> FlowRe
         if state is not None and run in state.running:
             first: list[FlowItem] = (yield LoadFirst(number, key)) if state.waiting else []
             yield from _apply(flow, number, key, flow_control.finished(gate, state, run, now_ms, first), now_ms)
+
+
+def run_withdrawn(flow: FlowControl, gate: int, run: str, keys: Keys, now_ms: int) -> FlowRequests:
+    """Forget a run whose rows are gone before it has begun.
+
+    It waits or is gathered at a gate, or has passed all of them (their number).
+    """
+    if gate < min(len(flow.gates), len(keys)):
+        yield from _release_at(flow, gate, run, keys, now_ms)
+    yield from _release(flow, min(gate, len(flow.gates), len(keys)), run, keys, now_ms)
 
 
 def gate_due(flow: FlowControl, gate: int, key: str, now_ms: int) -> FlowRequests:

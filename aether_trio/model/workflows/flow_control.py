@@ -46,7 +46,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from aether_trio.model.text import shown
-from aether_trio.model.workflows.definition import FlowGate, Json, OnLimit, Pace
+from aether_trio.model.workflows.definition import FlowControl, FlowGate, Json, OnLimit, Pace
 
 PAGE: Final = 16
 """How many waiting runs one call looks at, and so may start."""
@@ -196,6 +196,11 @@ class FlowStep(NamedTuple):
     due_ms: int
 
 
+def gathers(flow: FlowControl) -> bool:
+    """Return whether a run may be made of several items (debounce and batch)."""
+    return any(gate.debounce is not None or gate.batch is not None for gate in flow.gates)
+
+
 def priority_of(value: Json) -> float:
     """Return what a `priority` gave as a number; ValueError if it is none."""
     if value is None:
@@ -235,7 +240,7 @@ def time_passed(gate: FlowGate, state: FlowState | None, now_ms: int, first: Seq
 
 
 def release(gate: FlowGate, state: FlowState | None, run: str, now_ms: int) -> FlowStep:
-    """Forget a run that was started here or waits, and whose rows are gone.
+    """Forget a run that was started or is gathered here or waits, and whose rows are gone.
 
     Others start when time_passed is called.
     """
@@ -299,7 +304,10 @@ class _Passage:
 
     def withdraw(self, run: str) -> None:
         state = self.state
-        self._change(waiting=max(state.waiting - 1, 0), replaceable=_without(state.replaceable, run))
+        if state.window is not None and state.window.run == run:
+            self._change(window=None)
+        else:
+            self._change(waiting=max(state.waiting - 1, 0), replaceable=_without(state.replaceable, run))
 
     def start_waiting(self, first: Sequence[FlowItem]) -> None:
         """Start as many of the first waiting runs as may begin now."""

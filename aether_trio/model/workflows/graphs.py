@@ -181,6 +181,8 @@ class GraphCompiler:
         self.drafts: dict[str, _Draft] = {}
         self.edges: list[_Edge] = []
         self.trigger: Shape = ANY
+        self.item: Shape = ANY
+        """That of a start; a run may be made of several (debounce and batch)."""
 
     def compile(self) -> Graph:
         """Return the graph, which is of use only if no error was found."""
@@ -196,7 +198,10 @@ class GraphCompiler:
         description = fields.text("description", check=prose)
         inputs = self._schema(fields, "inputs")
         if inputs is not None:
-            self.trigger = shape_of(inputs)
+            self.item = self.trigger = shape_of(inputs)
+        flow = fields.get("flow")
+        if isinstance(flow, dict) and {"debounce", "batch"} & {str(key).lower() for key in flow}:
+            self.trigger = MapShape({"items": ListShape(self.item)})
         output_schema = self._schema(fields, "output_schema")
         trigger = self._trigger(fields)
         self._read_steps(fields)
@@ -245,7 +250,7 @@ class GraphCompiler:
 
     def _flow_scope(self) -> ReadScope:
         """Return what flow control reads, before there is an execution."""
-        return ReadScope(names={"trigger": self.trigger, "inputs": self.trigger}, elsewhere=_FLOW_ELSEWHERE)
+        return ReadScope(names={"trigger": self.item, "inputs": self.item}, elsewhere=_FLOW_ELSEWHERE)
 
     def _trigger(self, fields: Fields) -> Trigger | None:
         if not fields.has("trigger"):
@@ -264,7 +269,7 @@ class GraphCompiler:
         return Trigger(event=event, source_agent=inner.text("source_agent", "*", check=any_token), condition=condition)
 
     def _event_scope(self) -> ReadScope:
-        return ReadScope(names={"input": self.trigger, "source": _SOURCE}, elsewhere=_EVENT_ELSEWHERE)
+        return ReadScope(names={"input": self.item, "source": _SOURCE}, elsewhere=_EVENT_ELSEWHERE)
 
     def _budget(self, fields: Fields) -> Budget:
         if not fields.has("budget"):

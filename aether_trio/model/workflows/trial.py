@@ -29,6 +29,7 @@ from aether_trio.model.workflows.definition import (
     WaitFor,
     WorkflowCase,
 )
+from aether_trio.model.workflows.flow_control import gathers
 from aether_trio.model.workflows.happenings import (
     NO_ITEM,
     TRIGGER,
@@ -152,11 +153,20 @@ class _Trial:
         self._events: list[tuple[SentSignal, Json, dict[str, Json]]] = []
         self._differences: list[str] = []
 
+    def _input_problem(self, given: Json) -> str:
+        """Return what is wrong with the input: with `items` in it, if starts are gathered."""
+        schema = self._graph.input_schema
+        if not gathers(self._graph.flow):
+            return "" if schema is None else self._validate(schema, given)
+        items = given.get("items") if isinstance(given, dict) else None
+        if not isinstance(items, list) or not items:
+            return "starts are gathered (flow), so the input of a case is {items: [INPUT, ...]}"
+        return next((found for one in items if schema is not None and (found := self._validate(schema, one))), "")
+
     def run(self) -> CaseResult:
         case = self._case
-        schema = self._graph.input_schema
         given = _as_read(case.input)
-        if schema is not None and (problem := self._validate(schema, given)):
+        if problem := self._input_problem(given):
             return self._compared("refused", error=f"the input is not as declared: {problem}")
         run = _TrialRun(self._graph, given, case.outcomes, "execution-1")
         for signal in case.signals:

@@ -314,6 +314,11 @@ def take_key(tx: Transaction, workspace: str, key: str, task_id: str) -> Program
     return ""
 
 
+def move_key(workspace: str, key: str, task_id: str) -> Program[None]:
+    """Let an idempotency key that is taken name another task."""
+    yield Execute("UPDATE task_keys SET task_id = $2 WHERE key_hash = $1", (key_hash(workspace, key), task_id))
+
+
 def text_of(value: Json) -> str:
     """Return a computed value as the text of a field: a string as it is, or JSON."""
     return value if isinstance(value, str) else write_json(value).decode()

@@ -12,7 +12,17 @@ from aether_trio.config.settings import WorkflowSettings
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.workflows import action_dead_letters, join_rows, machine_rows, unfinished_events
+from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.workflows import (
+    action_dead_letters,
+    execution_rows,
+    flow,
+    flow_rows,
+    flow_stops,
+    join_rows,
+    machine_rows,
+    unfinished_events,
+)
 from aether_trio.services.workflows.action_dead_letters import ACTION_FAILED
 from aether_trio.services.workflows.actions import Actions
 from aether_trio.services.workflows.applying import Appliers, ApplyOperations
@@ -20,6 +30,8 @@ from aether_trio.services.workflows.asked import WorkspaceAccess
 from aether_trio.services.workflows.definitions import Definitions
 from aether_trio.services.workflows.event_handler import EventHandler
 from aether_trio.services.workflows.executions import Executions, HistoryLimit
+from aether_trio.services.workflows.flow import Admission, RunBegins
+from aether_trio.services.workflows.flow_stops import SCHEDULE, FlowStops
 from aether_trio.services.workflows.function_operations import FunctionOperations
 from aether_trio.services.workflows.functions import Functions
 from aether_trio.services.workflows.hook import WorkflowHook
@@ -33,13 +45,13 @@ from aether_trio.services.workflows.past_operations import PastOperations
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.rules import RULE, RuleOperations, put_rule
 from aether_trio.services.workflows.schedule_operations import (
-    SCHEDULE,
     ScheduleOperations,
     ScheduleStarter,
     put_schedule,
 )
 from aether_trio.services.workflows.schedules import Schedules
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
+from aether_trio.storage.base import Program
 
 
 class WorkflowEngine:
@@ -58,7 +70,10 @@ class WorkflowEngine:
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
         self.functions = Functions(self.actions, schema_problem)
         limit = HistoryLimit(settings.history_entries, settings.history_bytes)
-        self.executions = Executions(Definitions(compile_stored), self.actions, schema_problem, self.functions, limit)
+        self.admission = Admission(settings.max_concurrent_executions)
+        self.executions = Executions(
+            Definitions(compile_stored), self.actions, schema_problem, self.functions, limit, self.admission
+        )
         self.schedules = Schedules(default_zone=settings.timezone)
         self.machines = Machines(self.actions)
         self.joins = Joins(self.actions, strict=strict)
@@ -74,6 +89,11 @@ class WorkflowEngine:
                 machine_rows.TIMER: self.machines.time_passed,
                 join_rows.TIMER: self.joins.time_passed,
                 join_rows.ACTION_TIMER: self.joins.action_due,
+                flow.TIMER: self._flow_due,
+                flow.BEGIN_TIMER: self._flow_begin,
+                flow_stops.TIMER: FlowStops(
+                    {flow_rows.WORKFLOW: self.executions.stop, SCHEDULE: self.executions.stop}
+                ).time_passed,
             },
             {
                 ACTION_FAILED: partial(
@@ -81,6 +101,16 @@ class WorkflowEngine:
                 )
             },
         )
+
+    def _flow_due(self, tx: Transaction, place: str) -> Program[None]:
+        """Let the moment of a gate or pool of flow control come."""
+        _, effects = yield from self.admission.time_passed(tx, place)
+        yield from self.executions.perform_flow(tx, effects)
+
+    def _flow_begin(self, tx: Transaction, key: str) -> Program[None]:
+        """Begin a run that was put off, as one transaction had begun many."""
+        yield from execution_rows.set_timer(flow.BEGIN_TIMER, key, 0)
+        yield from self.executions.perform_flow(tx, [RunBegins(key.partition(" ")[2])])
 
     def events(self, engine: Engine) -> EventHandler:
         """Make what handles events, with the task engine that has the hook."""

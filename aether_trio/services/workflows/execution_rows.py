@@ -178,6 +178,15 @@ def save(row: ExecutionRow) -> Program[None]:
     yield Execute(_SAVE, (row.execution_id, *(getattr(row, name) for name in _CHANGING)))
 
 
+def begin(row: ExecutionRow) -> Program[None]:
+    """Write that an execution begins which was queued, with its input."""
+    yield Execute(
+        "UPDATE workflow_executions SET status = $2, state = $3, trigger_data = $4, started_ms = $5 "
+        "WHERE execution_id = $1",
+        (row.execution_id, row.status, row.state, row.trigger_data, row.started_ms),
+    )
+
+
 def save_version(row: ExecutionRow) -> Program[None]:
     """Write on which version an execution goes on, and for whom it acts."""
     yield Execute(

@@ -19,7 +19,7 @@ from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import NO_ITEM, StepPlace
 from aether_trio.model.workflows.state import DELAYED, WORDS, GraphState, StepProgress, StepTimer
 from aether_trio.services.tasks.transaction import results, task_rows
-from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows import definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StepRow
 from aether_trio.storage.base import Program
 
@@ -57,6 +57,9 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
         task = yield from task_rows.load(current.execution_id)
         result = None if task is None else (yield from results.load(task))
         shown["Result"] = None if result is None else _json(result.data)
+    if current.status == "queued" and (run := (yield from flow_rows.load_run(current.execution_id))) is not None:
+        waits = "more" if run.waits == flow_rows.GATHERED else "turn"
+        shown["WaitsFor"] = {"for": waits, "keys": json.loads(run.shown)}
     view = _View(current, documents, state, data, tasks)
     return {"execution": shown, "steps": view.steps(rows, only)}
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -26,11 +26,12 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.containment import report
 from aether_trio.model.errors import RequestError
 from aether_trio.model.limits import MIB
-from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks import Move, Reason, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
 from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.model.tasks.task import WorkflowPart
-from aether_trio.model.workflows.definition import Action, ActionType, Graph, Json
+from aether_trio.model.workflows.definition import NO_FLOW_CONTROL, Action, ActionType, Graph, Json
+from aether_trio.model.workflows.flow_control import DropReason, gathers
 from aether_trio.model.workflows.happenings import (
     ITEMS_PAGE,
     NO_ITEM,
@@ -66,7 +67,7 @@ from aether_trio.model.workflows.interpreter import advance
 from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
-from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows import definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.actions import (
     ENGINE,
     ActionRefused,
@@ -79,6 +80,21 @@ from aether_trio.services.workflows.actions import (
 )
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow
+from aether_trio.services.workflows.flow import (
+    BEGIN_PAGE,
+    DROPPED,
+    EVERYTHING,
+    Admission,
+    Admitted,
+    FlowEffect,
+    FlowError,
+    FlowStart,
+    Pool,
+    RunBegins,
+    begin_later,
+    compute_keys,
+)
+from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.history_entries import NO_RESULTS, decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, taker_of
@@ -90,6 +106,8 @@ logger = structlog.get_logger("aether.workflows")
 RUN: Final = "workflow_run"
 """The type of the task that is an execution."""
 QUESTION: Final = "workflow_question"
+QUEUED: Final = "queued"
+"""The status of an execution that flow control lets wait."""
 TIMER: Final = "execution"
 """The kind of the timers of executions."""
 MAX_DEPTH: Final = 16
@@ -131,6 +149,8 @@ class _Turn:
     kept: dict[tuple[str, StepPlace], tuple[str, int]] = field(default_factory=dict)
     """Waits whose events are in the queue: (taker, number of the event)."""
     running: bool = False
+    begun: int = 0
+    """How many queued executions have begun."""
     functions: dict[str, object] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
 
@@ -144,10 +164,16 @@ class Begin:
     correlation_id: str = ""
     metadata: dict[str, str] = field(default_factory=dict)
     hops: Hops = ()  # what has led to it, and its workflow; () if it was started by a client
+    origin: str = ""  # the schedule that starts it
+    instead_of: str = ""  # the execution of the same workflow whose place it takes
 
 
 class StartRefused(Exception):
     """An execution cannot be started; the text says why."""
+
+
+class StartDropped(StartRefused):
+    """Flow control drops a start, as its document says."""
 
 
 class FunctionRuns(Protocol):
@@ -168,8 +194,12 @@ class FunctionRuns(Protocol):
         parent: ExecutionRow | None = None,
         part: WorkflowPart = WorkflowPart.NONE,
         place: dict[str, str] | None = None,
+        queued: bool = False,
     ) -> Program[None]:
-        """Start a run of a stored function. Raises StartRefused."""
+        """Start a run of a stored function, or let it wait. Raises StartRefused."""
+
+    def begin(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let a run begin that was queued."""
 
     def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[bool]:
         """Let something happen to the run of a function; return False if it is none."""
@@ -195,8 +225,10 @@ class Executions:
         validate: Callable[[Any, Json], str],
         functions: FunctionRuns,
         history_limit: HistoryLimit,
+        admission: Admission,
     ) -> None:
         self.definitions = stored
+        self._admission = admission
         self._history_limit = history_limit
         self._functions = functions
         self._actions = actions
@@ -209,7 +241,10 @@ class Executions:
         """Move on the execution whose step has ended, or which has ended itself."""
         turn = _turn_of(tx)
         if task.workflow & WorkflowPart.RUN:
-            if task.task_id not in turn.ending:
+            queued = (yield from self._queued(task)) if task.workflow & WorkflowPart.FLOW else None
+            if queued is not None:
+                yield from self._end_queued(tx, turn, queued, task)
+            elif task.task_id not in turn.ending:
                 # Ended by a client or a deadline: its steps are ended, and compensated.
                 reason = task.error or "the task of the execution has ended"
                 turn.queue.append((task.task_id, CancelAsked(at_ms=tx.context.now_ms, reason=reason, by=task.ended_by)))
@@ -221,6 +256,9 @@ class Executions:
         """Go on with a retried execution, or take the answer to a question."""
         if after.workflow & WorkflowPart.QUESTION:
             yield from self._answered(tx, before, after)
+            return
+        if after.workflow & WorkflowPart.FLOW and (yield from self._queued(after)) is not None:
+            yield from tx.write(after, before, "")  # flow control lets it begin
             return
         now_ms = tx.context.now_ms
         running = after.changed({"status": StoredStatus.RUNNING, "started_ms": now_ms, "result_bytes": NO_RESULT})
@@ -250,6 +288,7 @@ class Executions:
         """Find executions with items that an ended process has not taken in."""
         found: list[Row] = yield Fetch("SELECT DISTINCT execution_id FROM workflow_arrivals LIMIT $1", (FIND_PAGE,))
         tx.effects.arrivals.update(execution_id for (execution_id,) in found)
+        yield from self._admission.find_waiting(tx)
 
     def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let the due moment of an execution come."""
@@ -270,17 +309,33 @@ class Executions:
         parent: ExecutionRow | None = None,
         part: WorkflowPart = WorkflowPart.NONE,
         place: dict[str, str] | None = None,
-    ) -> Program[None]:
+    ) -> Program[str]:
         """Start an execution of a stored version, under this task id.
 
-        Raises StartRefused; nothing is written then.
+        Return the id of the execution with this input: flow control may gather several. Raises
+        StartRefused and StartDropped; nothing is written then.
         """
         depth = 0 if parent is None else parent.depth + 1
         if depth >= MAX_DEPTH:
             raise StartRefused(f"workflow {stored.id} would run {depth + 1} deep; at most {MAX_DEPTH} are allowed")
         if problem := self._actions.allowed(stored.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
             raise StartRefused(problem)
-        if self._functions.is_function(stored):
+        is_function = self._functions.is_function(stored)
+        graph: Graph | None = None
+        if not is_function:
+            small = tx.context.small
+            graph = yield from self.definitions.graph(stored.workspace, stored.id, stored.version, small=small)
+            assert graph is not None
+            if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
+                raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
+        admitted = yield from self._admit(tx, stored, graph, workspace, begin, task_id, parent)
+        if admitted.run_id not in ("", task_id):
+            yield from self.perform_flow(tx, admitted.effects)
+            return admitted.run_id
+        if admitted.run_id:
+            part |= WorkflowPart.FLOW
+        queued = bool(admitted.run_id) and not admitted.begins
+        if graph is None:
             yield from self._functions.start(
                 tx,
                 stored,
@@ -291,12 +346,29 @@ class Executions:
                 parent=parent,
                 part=part,
                 place=place,
+                queued=queued,
             )
-            return
-        graph = yield from self.definitions.graph(stored.workspace, stored.id, stored.version, small=tx.context.small)
-        assert graph is not None
-        if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
-            raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
+        else:
+            yield from self._start_graph(
+                tx, stored, graph, workspace, begin, depth, task_id, parent, part, place, queued
+            )
+        yield from self.perform_flow(tx, admitted.effects)
+        return task_id
+
+    def _start_graph(
+        self,
+        tx: Transaction,
+        stored: StoredDefinition,
+        graph: Graph,
+        workspace: str,
+        begin: Begin,
+        depth: int,
+        task_id: str,
+        parent: ExecutionRow | None,
+        part: WorkflowPart,
+        place: dict[str, str] | None,
+        queued: bool,
+    ) -> Program[None]:
         try:
             trigger = write_json(begin.input)
         except JsonError as error:
@@ -319,8 +391,11 @@ class Executions:
         if tx.context.small and len(trigger) > results.SMALL_BYTES:
             raise LargeError
         now_ms = tx.context.now_ms
-        task.status, task.started_ms, task.running_ms = StoredStatus.RUNNING, now_ms, now_ms
         task.workflow = WorkflowPart.RUN | part
+        if queued:
+            let_wait(task, now_ms)
+        else:
+            task.status, task.started_ms, task.running_ms = StoredStatus.RUNNING, now_ms, now_ms
         if not (yield from tx.create(task, trigger)):
             return  # this program has run before, and was committed
         row = ExecutionRow(
@@ -330,7 +405,7 @@ class Executions:
             stored.id,
             stored.version,
             stored.owner,
-            "running",
+            QUEUED if queued else "running",
             b"",
             trigger,
             parent_id=task.parent_task_id,
@@ -340,15 +415,157 @@ class Executions:
             started_ms=now_ms,
             hops=encode(begin.hops),
         )
-        turn = _turn_of(tx)
         row.state = write_json(State.new().to_json())
         yield from execution_rows.insert(row)
-        yield from self.waits.begin(task_id, workspace, graph)
-        turn.loaded[task_id] = _Loaded(row, State.new())
-        turn.queue.append(
-            (task_id, Started(at_ms=now_ms, trigger=begin.input, execution_id=task_id, workspace=workspace))
+        if not queued:
+            yield from self._begin(tx, graph, row, begin.input)
+
+    def _begin(self, tx: Transaction, graph: Graph, row: ExecutionRow, given: Json) -> Program[None]:
+        """Begin an execution whose rows are written."""
+        turn = _turn_of(tx)
+        yield from self.waits.begin(row.execution_id, row.workspace, graph)
+        turn.loaded[row.execution_id] = _Loaded(row, State.new())
+        started = Started(
+            at_ms=tx.context.now_ms, trigger=given, execution_id=row.execution_id, workspace=row.workspace
         )
+        turn.queue.append((row.execution_id, started))
         yield from self._drive(tx, turn)
+
+    # -- flow control ------------------------------------------------------------------------------
+
+    def _admit(
+        self,
+        tx: Transaction,
+        stored: StoredDefinition,
+        graph: Graph | None,
+        workspace: str,
+        begin: Begin,
+        task_id: str,
+        parent: ExecutionRow | None,
+    ) -> Program[Admitted]:
+        """Ask flow control whether an execution may begin; without a run id it takes no part."""
+        flow = NO_FLOW_CONTROL if graph is None else graph.flow
+        pools: list[Pool] = []
+        if graph is not None and graph.max_executions:
+            pools.append(Pool(f"{workspace}/{stored.workspace}/{stored.id}", graph.max_executions))
+        if parent is None and self._admission.most:
+            # One below another one takes no place of its own: those above would wait for it.
+            pools.append(Pool(EVERYTHING, self._admission.most))
+        if not flow.gates and not pools:
+            return Admitted()
+        if begin.instead_of and (yield from self._admission.hand_over(tx, begin.instead_of, task_id)):
+            return Admitted(task_id, begins=True)
+        if parent is not None:
+            if (yield from self._is_below_itself(stored, parent)):
+                return Admitted()  # it would wait for the one that waits for it
+            if gathers(flow):
+                raise StartRefused(
+                    f"workflow {stored.id} gathers its starts (debounce or batch): a step cannot wait for its own one"
+                )
+        try:
+            env = {"trigger": begin.input, "inputs": begin.input}
+            keys = compute_keys(flow, env, tx.context.now_ms)
+            start = FlowStart(
+                task_id,
+                FlowOwner(flow_rows.WORKFLOW, workspace, stored.workspace, stored.id),
+                flow,
+                keys,
+                write_json(begin.input) if gathers(flow) else b"",
+                tuple(pools),
+                begin.origin,
+            )
+            admitted = yield from self._admission.arrive(tx, start)
+        except (FlowError, JsonError) as error:
+            raise StartRefused(f"workflow {stored.id}: {error}") from None
+        if admitted.dropped is not None and not admitted.run_id:
+            text = f"workflow {stored.id} is not started: {DROPPED[admitted.dropped]}"
+            raise StartRefused(text) if admitted.dropped is DropReason.FULL else StartDropped(text)
+        return admitted
+
+    def _is_below_itself(self, stored: StoredDefinition, parent: ExecutionRow) -> Program[bool]:
+        above: ExecutionRow | None = parent
+        while above is not None:
+            if (above.defined_in, above.workflow_id) == (stored.workspace, stored.id):
+                return True
+            above = (yield from execution_rows.load(above.parent_id)) if above.parent_id else None
+        return False
+
+    def perform_flow(self, tx: Transaction, effects: Sequence[FlowEffect]) -> Program[None]:
+        """Let executions begin, or cancel them, as flow control says."""
+        turn = _turn_of(tx)
+        for effect in effects:
+            if not isinstance(effect, RunBegins):
+                yield from self.stop(tx, effect.run_id, f"{DROPPED[effect.reason]} (flow control)")
+            elif turn.begun < BEGIN_PAGE:
+                turn.begun += 1
+                yield from self._begin_queued(tx, effect.run_id)
+            else:
+                yield from begin_later(tx, flow_rows.WORKFLOW, effect.run_id)
+
+    def stop(self, tx: Transaction, execution_id: str, reason: str) -> Program[None]:
+        """Cancel an execution for a reason."""
+        task = yield from task_rows.load(execution_id)
+        if task is not None and not task.is_final:
+            tx.charge(moved=1)
+            yield from tx.apply(task, Move.CANCEL, tx.facts(reason=reason))
+
+    def flow_ended(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let others begin as an execution has ended."""
+        yield from self.perform_flow(tx, (yield from self._admission.ended(tx, execution_id)))
+
+    def _queued(self, task: TaskRow) -> Program[ExecutionRow | None]:
+        """Load the execution of a task if it has not begun."""
+        row = yield from execution_rows.load(task.task_id)
+        return row if row is not None and row.status == QUEUED else None
+
+    def _begin_queued(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Begin an execution whose turn has come, if it still may."""
+        row, task = (yield from execution_rows.load(execution_id)), (yield from task_rows.load(execution_id))
+        if row is None or row.status != QUEUED or task is None or task.is_final:
+            yield from self.flow_ended(tx, execution_id)
+            return
+        tx.charge(moved=1)
+        now_ms = tx.context.now_ms
+        if (yield from definitions.newest_active(row.defined_in, row.workflow_id)) is None:
+            yield from self.stop(tx, execution_id, f"{DROPPED[DropReason.DEACTIVATED]} (flow control)")
+            return
+        if problem := self._actions.allowed(row.owner, row.workspace, AccessLevel.READWRITE, now_ms):
+            facts = tx.facts(ENGINE, reason=problem, error_type="PERMISSION_DENIED")
+            yield from tx.apply(task, Move.FAIL, facts)
+            return
+        row.status, row.started_ms = "running", now_ms
+        if row.kind == "function":
+            yield from execution_rows.begin(row)
+            yield from self._functions.begin(tx, execution_id)
+            yield from tx.wake(task)
+            return
+        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version, small=tx.context.small)
+        assert graph is not None
+        if gathers(graph.flow):
+            items = yield from flow_rows.items_of(execution_id)
+            row.trigger_data = write_json(
+                {"items": [json.loads(data) for data in (row.trigger_data, *(data for _, data in items))]}
+            )
+        yield from execution_rows.begin(row)
+        running = {
+            "status": StoredStatus.RUNNING,
+            "started_ms": now_ms,
+            "running_ms": now_ms,
+            "wait": "",
+            "updated_ms": now_ms,
+        }
+        yield from tx.write(task, task.changed(running), "")
+        yield from self._begin(tx, graph, row, read_json(row.trigger_data))
+
+    def _end_queued(self, tx: Transaction, turn: _Turn, row: ExecutionRow, task: TaskRow) -> Program[None]:
+        """End an execution that has not begun."""
+        row.status = "cancelled" if task.status is StoredStatus.CANCELLED else "failed"
+        row.completed_ms, row.error = tx.context.now_ms, task.error
+        yield from execution_rows.save(row)
+        yield from self._tell_parent(
+            tx, turn, task, EndExecution(status=row.status, error=task.error, error_type=task.error_type), None
+        )
+        yield from self.flow_ended(tx, row.execution_id)
 
     def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[None]:
         """Let something happen to an execution: a signal, a pause, an event."""
@@ -566,7 +783,8 @@ class Executions:
                 place=place_metadata(row.execution_id, command, is_item=is_item),
             )
         except StartRefused as error:
-            self._failed_at_once(tx, turn, row, command, str(error), "START_REFUSED")
+            error_type = "START_DROPPED" if isinstance(error, StartDropped) else "START_REFUSED"
+            self._failed_at_once(tx, turn, row, command, str(error), error_type)
 
     def _ask(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: AskPerson) -> Program[None]:
         row, place = loaded.row, command.place
@@ -703,9 +921,18 @@ class Executions:
                 facts = tx.facts(ENGINE, reason=command.error, error_type=command.error_type)
                 yield from tx.apply(task, Move.FAIL, facts)
             turn.ending.discard(row.execution_id)
-        if task is not None and task.workflow & WorkflowPart.CALLED:
+        if task is not None:
+            yield from self._tell_parent(tx, turn, task, command, result)
+            if task.workflow & WorkflowPart.FLOW:
+                yield from self.flow_ended(tx, row.execution_id)
+
+    def _tell_parent(
+        self, tx: Transaction, turn: _Turn, task: TaskRow, command: EndExecution, result: TaskResult | None
+    ) -> Program[None]:
+        """Let the execution above, if there is one, take in the end of its step."""
+        if task.workflow & WorkflowPart.CALLED:
             yield from self._functions.execution_over(tx, task, command)
-        elif task is not None and task.workflow & WorkflowPart.STEP:
+        elif task.workflow & WorkflowPart.STEP:
             outcome = "failed" if command.status == "failed" else command.status
             data = None if result is None else result.data
             yield from self._place_ended(tx, turn, task, outcome, command.error, command.error_type, data)
@@ -724,7 +951,12 @@ class Executions:
             return
         next_id = _child_id(tx.context.now_ms, row, StepPlace("continue_as"), row.generation)
         begin = Begin(
-            command.input, task.creator, task.correlation_id, {"continues": row.execution_id}, decode(row.hops)
+            command.input,
+            task.creator,
+            task.correlation_id,
+            {"continues": row.execution_id},
+            decode(row.hops),
+            instead_of=row.execution_id if (stored.workspace, stored.id) == (row.defined_in, row.workflow_id) else "",
         )
         try:
             yield from self.start(tx, stored, row.workspace, begin, task_id=next_id)
@@ -794,6 +1026,12 @@ class Executions:
             compensates=isinstance(command, DoAction) and command.compensates,
         )
         turn.queue.append((row.execution_id, ended))
+
+
+def let_wait(task: TaskRow, now_ms: int) -> None:
+    """Make the new task of an execution wait until flow control lets it begin."""
+    task.status, task.paused_ms = StoredStatus.WAITING_DEPENDENCY, now_ms
+    task.wait = Wait(reason=Reason.DEPENDENCY).to_json()
 
 
 def _turn_of(tx: Transaction) -> _Turn:

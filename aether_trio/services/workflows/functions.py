@@ -56,10 +56,12 @@ from aether_trio.services.workflows.executions import (
     MAX_ENTRIES,
     MAX_HISTORY_BYTES,
     QUESTION,
+    QUEUED,
     RUN,
     Begin,
     StartRefused,
     functions_in,
+    let_wait,
     result_json,
 )
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
@@ -113,7 +115,7 @@ class StartSub(Protocol):
         parent: ExecutionRow | None = None,
         part: WorkflowPart = WorkflowPart.NONE,
         place: dict[str, str] | None = None,
-    ) -> Program[None]: ...
+    ) -> Program[str]: ...
 
 
 class Advanced(NamedTuple):
@@ -147,8 +149,12 @@ class Functions:
         parent: ExecutionRow | None = None,
         part: WorkflowPart = WorkflowPart.NONE,
         place: dict[str, str] | None = None,
+        queued: bool = False,
     ) -> Program[None]:
-        """Start a run of a function whose owner may act there. Raises StartRefused."""
+        """Start a run of a function whose owner may act there, or let it wait.
+
+        Raises StartRefused.
+        """
         about = json.loads(stored.document)[FUNCTION]
         schema = about.get("input")
         if schema is not None and (problem := self._validate(schema, begin.input)):
@@ -184,6 +190,8 @@ class Functions:
         task.retry_policy, task.max_attempts = POLICY.to_json(), POLICY.attempts
         task.grace_ms = int(about.get("grace_ms", GRACE_MS))
         now_ms = tx.context.now_ms
+        if queued:
+            let_wait(task, now_ms)
         row = ExecutionRow(
             task_id,
             workspace,
@@ -191,7 +199,7 @@ class Functions:
             stored.id,
             stored.version,
             stored.owner,
-            "running",
+            QUEUED if queued else "running",
             b"{}",
             trigger,
             parent_id=parent_id,
@@ -205,9 +213,19 @@ class Functions:
         if not (yield from create_task(tx, task, trigger)):
             return  # this program has run before, and was committed
         yield from execution_rows.insert(row)
-        run = functions_in(tx)[task_id] = RunningFunction(row, FunctionState())
-        entry = {"type": "Started", "workflow": stored.id, "execution_id": task_id, "by": begin.creator}
-        yield from self._note(tx, run, {**entry, "input": given})
+        if not queued:
+            yield from self._begin(tx, row, begin.creator)
+
+    def begin(self, tx: Transaction, execution_id: str) -> Program[None]:
+        """Let a run begin that was queued, whose row says that it runs; its task is to be woken."""
+        row, task = (yield from execution_rows.load(execution_id)), (yield from task_rows.load(execution_id))
+        if row is not None and task is not None:
+            yield from self._begin(tx, row, task.creator)
+
+    def _begin(self, tx: Transaction, row: ExecutionRow, creator: str) -> Program[None]:
+        run = functions_in(tx)[row.execution_id] = RunningFunction(row, FunctionState())
+        entry = {"type": "Started", "workflow": row.workflow_id, "execution_id": row.execution_id, "by": creator}
+        yield from self._note(tx, run, {**entry, "input": json.loads(row.trigger_data)})
         yield from self._save(tx, run)
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
@@ -237,6 +255,8 @@ class Functions:
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Let an ended run begin again, with the steps that it has completed."""
         run = yield from self._load(tx, after.task_id)
+        if run is not None and run.row.status == QUEUED:
+            yield from tx.write(after, before, "")  # flow control lets it begin
         if run is None or not before.is_final:
             return
         row = run.row

@@ -99,6 +99,8 @@ class WorkflowHook:
             yield from self._functions.step_ended(tx, task)
         else:
             yield from self._executions.ended(tx, task)
+        if task.workflow & WorkflowPart.FLOW and task.workflow & WorkflowPart.FUNCTION:
+            yield from self._executions.flow_ended(tx, task.task_id)
         if task.workflow & WorkflowPart.FIRED:
             yield from self._schedules.run_ended(tx, task.task_id)
 

@@ -40,8 +40,8 @@ from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
-from aether_trio.services.workflows import definitions, execution_rows
-from aether_trio.services.workflows.actions import take_key
+from aether_trio.services.workflows import definitions, execution_rows, flow_rows
+from aether_trio.services.workflows.actions import move_key, take_key
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
     OperationAsked,
@@ -53,7 +53,8 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import execution_view, shown_execution
-from aether_trio.services.workflows.executions import Begin, Executions, StartRefused, read_state
+from aether_trio.services.workflows.executions import QUEUED, Begin, Executions, StartRefused, read_state
+from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.functions import FUNCTION, CommandError
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.session.session import Session
@@ -75,7 +76,7 @@ MAX_DATA_BYTES: Final = 1 * MIB
 PAGE: Final = 100
 HISTORY_PAGE: Final = 500
 MAX_SIGNAL_BYTES: Final = 64 * 1024
-RUNNING: Final = ("running", "paused", "compensating", "cancelling")
+RUNNING: Final = (QUEUED, "running", "paused", "compensating", "cancelling")
 
 
 class OperationFamily(Protocol):
@@ -211,7 +212,12 @@ class WorkflowOperations:
     async def _delete_workflow(self, request: OperationAsked) -> OperationAnswer:
         stored = await self._find(request, AccessLevel.READWRITE)
         now_ms = self._engine.clock.now_ms()
-        await self._engine.database.run(lambda: definitions.deactivate(stored.workspace, stored.id, now_ms))
+
+        def page(tx: TaskTransaction) -> Program[None]:
+            yield from definitions.deactivate(stored.workspace, stored.id, now_ms)
+            yield from stop_queued(tx, flow_rows.WORKFLOW, stored.workspace, stored.id)
+
+        await self._engine.result(page)
         return OperationAnswer(message=f"workflow {stored.id} is deactivated in all versions")
 
     # -- executions --------------------------------------------------------------------------------
@@ -223,6 +229,7 @@ class WorkflowOperations:
         begin = Begin(request.json({}), request.session.identity.text)
         task_id = self._ids.dated(self._engine.clock.now_ms())
         key = f"workflow_run\0{name}\0{request.secondary_id}" if request.secondary_id else ""
+        words = [""]
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
@@ -231,15 +238,22 @@ class WorkflowOperations:
                 raise OperationError(f"workflow {shown(name)} not found in workspace {shown(workspace)}")
             if key and (other := (yield from take_key(tx, workspace, key, task_id))):
                 return tx, other
-            yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
-            return tx, task_id
+            run_id = yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
+            if key and run_id != task_id:
+                yield from move_key(workspace, key, run_id)
+            row = yield from execution_rows.load(run_id)
+            if row is not None and row.status == QUEUED:
+                words[0] = "waits for its turn" if run_id == task_id else "takes it in, and waits for more"
+            return tx, run_id
 
         try:
             _, execution_id = await self._engine.run_program(program, lambda result: result[0])
         except StartRefused as error:
             raise OperationError(str(error)) from None
         text = "has begun" if execution_id == task_id else "had begun with this key"
-        return OperationAnswer({"execution_id": execution_id}, f"execution {execution_id} of workflow {name} {text}")
+        return OperationAnswer(
+            {"execution_id": execution_id}, f"execution {execution_id} of workflow {name} {words[0] or text}"
+        )
 
     async def _list_executions(self, request: OperationAsked) -> OperationAnswer:
         """List executions, the newest first; the place of one is its id."""
@@ -385,6 +399,8 @@ class WorkflowOperations:
             current = yield from execution_rows.load(row.execution_id)
             if current is None or current.completed_ms:
                 return tx, f"execution {row.execution_id} has ended"
+            if current.status == QUEUED:
+                return tx, f"execution {row.execution_id} has not begun: it waits for its turn"
             told = happening(context.now_ms)
             if isinstance(told, SignalReceived) and current.kind != FUNCTION:
                 place = current.defined_in, current.workflow_id, current.version

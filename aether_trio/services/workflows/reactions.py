@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
+import structlog
+
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.workflows.definition import ActionType, Condition, EvaluationError, Json
@@ -35,7 +37,7 @@ from aether_trio.services.workflows.event_dead_letters import (
     FailedReaction,
 )
 from aether_trio.services.workflows.events import TakenEvent
-from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.executions import Begin, Executions, StartDropped, StartRefused
 from aether_trio.services.workflows.joins import JoinArrival, JoinRefused, Joins
 from aether_trio.services.workflows.known import (
     KnownMachine,
@@ -51,6 +53,8 @@ from aether_trio.services.workflows.machines import BusArrival, MachineError, Ma
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.services.workflows.waits import WaitPosition
 from aether_trio.storage.base import Program
+
+logger = structlog.get_logger("aether.workflows")
 
 CONDITION_COST: Final = 1
 ACTION_COST: Final = 10
@@ -391,6 +395,8 @@ class EventReactions:
         try:
             turn.keys.clear()
             yield from self._executions.start(tx, stored, event.workspace, begin, task_id=dated_id(now_ms, key))
+        except StartDropped as error:
+            logger.debug("an event starts no workflow", workflow=stored.id, reason=str(error))
         except StartRefused as error:
             raise ReactionRefused(str(error), "START_REFUSED") from None
 

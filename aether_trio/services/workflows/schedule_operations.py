@@ -34,7 +34,8 @@ from aether_trio.services.workflows.asked import (
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import TakenEvent
-from aether_trio.services.workflows.executions import Begin, Executions, StartRefused
+from aether_trio.services.workflows.executions import Begin, Executions, StartDropped, StartRefused
+from aether_trio.services.workflows.flow_stops import SCHEDULE, stop_queued
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
 from aether_trio.services.workflows.schedules import (
     Firing,
@@ -54,7 +55,6 @@ Op = pb.WorkflowOperation
 PAUSE_SCHEDULE: Final = 110
 RESUME_SCHEDULE: Final = 111
 BACKFILL_SCHEDULE: Final = 112
-SCHEDULE: Final = "schedule"
 KEPT: Final = 1024
 """Compiled schedules in memory."""
 
@@ -147,9 +147,18 @@ class ScheduleStarter:
         if newest is None:
             raise FiringRefused(f"there is no workflow {workflow} in workspace {stored.workspace}")
         task_id = dated_id(tx.context.now_ms, key)
-        begin = Begin(given, stored.owner, metadata={"schedule_id": stored.id})
-        yield from self._executions.start(tx, newest, stored.workspace, begin, task_id=task_id, part=WorkflowPart.FIRED)
-        return task_id
+        begin = Begin(given, stored.owner, metadata={"schedule_id": stored.id}, origin=origin_of(stored))
+        start, part = self._executions.start, WorkflowPart.FIRED
+        try:
+            run_id = yield from start(tx, newest, stored.workspace, begin, task_id=task_id, part=part)
+        except StartDropped:
+            return ""  # as its flow control says
+        return task_id if run_id == task_id else ""
+
+
+def origin_of(stored: StoredSchedule) -> str:
+    """Return as what flow control knows the runs of a schedule."""
+    return f"schedule {stored.workspace} {stored.id}"
 
 
 def put_schedule(
@@ -165,7 +174,9 @@ def put_schedule(
             made = yield from schedules.upsert(definition, owner, tx.context.now_ms)
         except ScheduleError as error:
             raise ConflictError(str(error)) from None
-        if made.next_fire_ms and not 0 < tx.effects.due_ms <= made.next_fire_ms:
+        if not made.enabled:
+            yield from stop_queued(tx, SCHEDULE, made.workspace, made.id)
+        elif made.next_fire_ms and not 0 < tx.effects.due_ms <= made.next_fire_ms:
             tx.effects.due_ms = made.next_fire_ms
     return AppliedRow(SCHEDULE, definition.workspace, definition.id, 1, change)
 
@@ -223,6 +234,8 @@ class ScheduleOperations:
         def page(tx: TaskTransaction) -> Program[StoredSchedule]:
             stored = yield from program(tx)
             tx.effects.due_ms = stored.next_fire_ms
+            if not stored.enabled:
+                yield from stop_queued(tx, SCHEDULE, stored.workspace, stored.id)
             return stored
 
         try:
@@ -241,7 +254,12 @@ class ScheduleOperations:
 
     async def _delete(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked)
-        await self._engine.database.run(lambda: self._schedules.delete(found.workspace, found.id))
+
+        def page(tx: TaskTransaction) -> Program[None]:
+            yield from self._schedules.delete(found.workspace, found.id)
+            yield from stop_queued(tx, SCHEDULE, found.workspace, found.id)
+
+        await self._engine.result(page)
         return OperationAnswer(message=f"schedule {found.id} is deleted")
 
     async def _pause(self, asked: OperationAsked) -> OperationAnswer:

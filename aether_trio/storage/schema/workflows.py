@@ -57,6 +57,14 @@ and of those expected. `workflow_join_actions` has refused actions that are trie
 `workflow_unfinished_events` has events that start more than one transaction does, with what is
 left: JSON of [kind, name, key] (services/workflows/unfinished_events.py).
 
+`workflow_flows` has whose flow control there is: its `gates` are as the newest document says, by a
+hash of its owner and of what its gates count by. `workflow_flow_gates` has the state of each gate
+for each key, by the hash of that. `workflow_flow_runs` has the runs that have begun (`waits` 0),
+wait (1) or are gathered (2) at a `place`: a gate with a key, or a pool. `keys` are hashes, `shown`
+the keys; of the `pools` that it needs, a run has the first `held`. `workflow_flow_items` has what
+was gathered. `workflow_flow_pools` counts what runs of those that have a bound without a key
+(services/workflows/flow.py).
+
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
 """
@@ -345,6 +353,51 @@ STATEMENTS: Final = (
         payload {blob} NOT NULL,
         pending TEXT NOT NULL
     )""",
+    """CREATE TABLE workflow_flows (
+        owner TEXT {byte_order} PRIMARY KEY,
+        kind TEXT NOT NULL,
+        workspace TEXT {byte_order} NOT NULL,
+        defined_in TEXT {byte_order} NOT NULL,
+        id TEXT {byte_order} NOT NULL,
+        gates TEXT NOT NULL
+    )""",
+    "CREATE INDEX workflow_flows_of ON workflow_flows (kind, defined_in, id)",
+    """CREATE TABLE workflow_flow_gates (
+        place TEXT {byte_order} PRIMARY KEY,
+        state TEXT NOT NULL
+    ) {clustered}""",
+    """CREATE TABLE workflow_flow_runs (
+        number {row_id},
+        run_id TEXT {byte_order} NOT NULL,
+        owner TEXT {byte_order} NOT NULL,
+        gate INTEGER NOT NULL,
+        place TEXT {byte_order} NOT NULL,
+        waits INTEGER NOT NULL,
+        priority DOUBLE PRECISION NOT NULL,
+        keys TEXT NOT NULL,
+        shown TEXT NOT NULL,
+        pools TEXT NOT NULL,
+        held INTEGER NOT NULL,
+        origin TEXT {byte_order} NOT NULL,
+        at_ms {bigint} NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX workflow_flow_runs_by_id ON workflow_flow_runs (run_id)",
+    "CREATE INDEX workflow_flow_runs_first ON workflow_flow_runs (place, waits, priority DESC, number)",
+    "CREATE INDEX workflow_flow_runs_of ON workflow_flow_runs (owner, waits)",
+    "CREATE INDEX workflow_flow_runs_from ON workflow_flow_runs (origin) WHERE origin <> ''",
+    """CREATE TABLE workflow_flow_items (
+        number {row_id},
+        item_id TEXT {byte_order} NOT NULL,
+        run_id TEXT {byte_order} NOT NULL,
+        data {blob} NOT NULL
+    )""",
+    "CREATE UNIQUE INDEX workflow_flow_items_by_id ON workflow_flow_items (item_id)",
+    "CREATE INDEX workflow_flow_items_of ON workflow_flow_items (run_id, number)",
+    """CREATE TABLE workflow_flow_pools (
+        name TEXT {byte_order} PRIMARY KEY,
+        most {bigint} NOT NULL,
+        running {bigint} NOT NULL
+    ) {clustered}""",
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
     "CREATE TABLE workflow_event_ids (id TEXT {byte_order} PRIMARY KEY, at_ms {bigint} NOT NULL) {clustered}",
     "CREATE INDEX workflow_event_ids_by_age ON workflow_event_ids (at_ms)",

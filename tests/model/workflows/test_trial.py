@@ -319,3 +319,12 @@ def test_what_is_wrong_with_a_case(case: Any, error: str) -> None:
 
 def test_names_of_cases_differ() -> None:
     assert errors([act("a")], {"name": "x"}, {"name": "x"}) == ["/tests/1/name: test 'x' is there twice"]
+
+
+def test_the_input_of_a_case_has_the_items_that_are_gathered() -> None:
+    steps = [{"id": "sum", "output": {"$expr": "sum(map(trigger.items, #.n))"}}]
+    more = {"inputs": {"n": "number"}, "flow": {"debounce": {"period": "5s"}}}
+    case = {"input": {"items": [{"n": 1}, {"n": 2}]}, "expect": {"result": {"sum": 3}}}
+    assert trial(steps, case, **more).differences == ()
+    assert "items" in trial(steps, {"input": {"n": 1}}, **more).error
+    assert "not as declared" in trial(steps, {"input": {"items": [{"n": "x"}]}}, **more).error

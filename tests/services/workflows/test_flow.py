@@ -1,0 +1,274 @@
+"""Flow control of workflows and rules on a whole core, on both storage engines."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.gateway.core import Core
+from tests.helpers.core import World, deadlock_is_an_error
+from tests.services.workflows.helpers import Client, Op, client, worker
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[Core]:
+    """A core whose workflow engine is the embedded one."""
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as opened:
+        yield opened
+
+
+def waits(flow: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
+    """Return a workflow that waits for the signal "go", and gives its input."""
+    steps = [{"id": "go", "wait": {"signal": "go"}}]
+    found = {"name": "flow", "steps": steps, "outputs": {"$expr": "trigger"}, **more}
+    return found if flow is None else {**found, "flow": flow}
+
+
+async def status(boss: Client, *ids: str) -> list[str]:
+    return [(await boss.execution(one))["execution"]["Status"] for one in ids]
+
+
+async def go(boss: Client, execution_id: str) -> None:
+    await boss.do(101, execution_id, "go")
+
+
+async def test_executions_queue_by_key(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"concurrency": {"limit": 1, "key": "trigger.c"}}))
+        one, two, three, other = [await boss.run({"c": c}) for c in ("a", "a", "a", "b")]
+        assert await status(boss, one, two, three, other) == ["running", "queued", "queued", "running"]
+        listed = await boss.do(Op.LIST_EXECUTIONS)
+        assert {row["ExecutionID"] for row in listed} == {one, two, three, other}
+        queued = await boss.do(Op.LIST_EXECUTIONS, status_filter="queued")
+        assert [row["ExecutionID"] for row in queued] == [three, two] or len(queued) == 2
+        refused = await boss.ask(101, two, "go")
+        assert "has not begun" in refused.error
+        await go(boss, one)
+        assert await status(boss, one, two, three) == ["completed", "running", "queued"]
+        await boss.do(Op.CANCEL_EXECUTION, three)
+        await go(boss, two)
+        assert await status(boss, two, three) == ["completed", "cancelled"]
+        four = await boss.run({"c": "a"})
+        assert await status(boss, four) == ["running"]
+
+
+async def test_what_is_skipped_is_refused(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"singleton": True}))
+        one = await boss.run()
+        answer = await boss.ask(100, "flow", data={})
+        assert "further ones are skipped" in answer.error
+        await go(boss, one)
+        await boss.run()
+
+
+async def test_a_newer_one_replaces_the_running_and_the_waiting(core: Core) -> None:
+    async with client(core) as boss, worker(core, "hand", lambda task: None):
+        document = waits({"concurrency": {"limit": 1, "on_limit": "replace"}})
+        document["steps"].insert(0, {
+            "id": "book", "action": {"agent": "hand", "tool_name": "book"},
+            "compensate": {"agent": "hand", "tool_name": "unbook"},
+        })  # fmt: skip
+        document["steps"][1]["depends_on"] = ["book"]
+        await boss.create(document)
+        one = await boss.run({"n": 1})
+        while (await boss.execution(one))["steps"][0]["Status"] != "completed":
+            await trio.sleep(0.1)
+        two = await boss.run({"n": 2})
+        three = await boss.run({"n": 3})
+        found = [await boss.ended(each) for each in (one, two)]
+        assert [each["execution"]["Status"] for each in found] == ["cancelled", "cancelled"]
+        assert "a newer one has replaced it" in found[1]["execution"]["ErrorMessage"]
+        while await status(boss, three) != ["running"]:
+            await trio.sleep(0.1)
+
+
+async def test_higher_priorities_begin_first(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"concurrency": 1, "priority": "trigger.p"}))
+        one, low, high = [await boss.run({"p": p}) for p in (0, 1, 2)]
+        await go(boss, one)
+        assert await status(boss, low, high) == ["queued", "running"]
+        await go(boss, high)
+        assert await status(boss, low) == ["running"]
+
+
+async def test_a_throttle_lets_the_others_wait(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"throttle": {"limit": 2, "period": "10s"}}))
+        ids = [await boss.run() for _ in range(5)]
+        assert await status(boss, *ids) == ["running"] * 2 + ["queued"] * 3
+        await trio.sleep(11)
+        assert await status(boss, *ids) == ["running"] * 4 + ["queued"]
+        await trio.sleep(10)
+        assert await status(boss, *ids) == ["running"] * 5
+
+
+async def test_a_debounce_gathers_all_inputs(core: Core) -> None:
+    steps = [{"id": "all", "output": {"$expr": "map(trigger.items, #.n)"}}]
+    document = {"name": "flow", "inputs": {"n": "integer"}, "steps": steps, "flow": {"debounce": {"period": "5s"}}}
+    async with client(core) as boss:
+        await boss.create(document)
+        ids = []
+        for n in range(3):
+            ids.append(await boss.run({"n": n}))
+            await trio.sleep(3)
+        assert len(set(ids)) == 1
+        assert await status(boss, ids[0]) == ["queued"]
+        wrong = await boss.ask(100, "flow", data={"n": "x"})
+        assert "not as declared" in wrong.error
+        found = await boss.ended(ids[0])
+        assert found["steps"][0]["OutputData"] == [0, 1, 2]
+        later = await boss.run({"n": 9})
+        assert later != ids[0]
+        await boss.do(Op.CANCEL_EXECUTION, later)
+        again = await boss.run({"n": 10})
+        assert (await boss.ended(again))["steps"][0]["OutputData"] == [10]
+
+
+async def test_a_batch_begins_when_it_is_full(core: Core) -> None:
+    steps = [{"id": "all", "output": {"$expr": "map(trigger.items, #.n)"}}]
+    flow = {"batch": {"size": 2, "timeout": "1m", "key": "trigger.k"}}
+    async with client(core) as boss:
+        await boss.create({"name": "flow", "steps": steps, "flow": flow})
+        one, two, three = [await boss.run({"n": n, "k": k}) for n, k in ((1, "a"), (2, "b"), (3, "a"))]
+        assert one == three
+        assert (await boss.ended(one))["steps"][0]["OutputData"] == [1, 3]
+        assert await status(boss, two) == ["queued"]
+        await trio.sleep(61)
+        assert (await boss.ended(two))["steps"][0]["OutputData"] == [2]
+
+
+async def test_rate_and_idempotency_drop(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"rate": {"limit": 2, "period": "1m"}, "idempotency": {"key": "trigger.id"}}))
+        await boss.run({"id": 1})
+        again = await boss.ask(100, "flow", data={"id": 1})
+        assert "one with the same key" in again.error
+        await boss.run({"id": 2})
+        over = await boss.ask(100, "flow", data={"id": 3})
+        assert "as the rate allows" in over.error
+        await trio.sleep(61)
+        await boss.run({"id": 3})
+
+
+async def test_max_executions_lets_the_others_wait(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits(max_executions=2))
+        ids = [await boss.run() for _ in range(4)]
+        assert await status(boss, *ids) == ["running"] * 2 + ["queued"] * 2
+        await go(boss, ids[1])
+        assert await status(boss, *ids) == ["running", "completed", "running", "queued"]
+        await boss.do(Op.CANCEL_EXECUTION, ids[0])
+        assert await status(boss, ids[3]) == ["running"]
+
+
+async def test_all_executions_have_a_bound(world: World) -> None:
+    settings = {"engine": "embedded", "max_concurrent_executions": 1}
+    async with deadlock_is_an_error(), world.open(workflow=settings) as core, client(core) as boss:
+        await boss.create({**waits(), "name": "other"}, "other")
+        await boss.create({"name": "flow", "steps": [{"id": "sub", "workflow": "other", "input": {}}]})
+        one = await boss.run()  # the one below it takes no place
+        steps = (await boss.execution(one))["steps"]
+        two = await boss.run({}, "other")
+        three = await boss.run({}, "other")
+        assert await status(boss, one, two, three) == ["running", "queued", "queued"]
+        await go(boss, steps[0]["TaskID"])
+        assert await status(boss, one, two, three) == ["completed", "running", "queued"]
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        while await status(boss, three) != ["running"]:
+            await trio.sleep(0.1)
+
+
+async def test_steps_wait_for_their_turn_too(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create({**waits({"concurrency": 1}), "name": "sub"}, "sub")
+        each = {
+            "id": "each",
+            "for_each": {"items": [1, 2, 3], "max_parallel": 0},
+            "workflow": "sub",
+            "input": {"n": {"$expr": "item"}},
+        }
+        await boss.create({"name": "flow", "steps": [each]})
+        one = await boss.run()
+        done = 0
+        while done < 3:
+            running = await boss.do(Op.LIST_EXECUTIONS, "sub", status_filter="running")
+            below = [row for row in running if row["Status"] == "running"]
+            assert len(below) <= 1
+            for row in below:
+                await go(boss, row["ExecutionID"])
+                done += 1
+            await trio.sleep(0.1)
+        assert (await boss.ended(one))["execution"]["Status"] == "completed"
+
+
+async def test_the_next_one_of_a_chain_keeps_its_place(core: Core) -> None:
+    document = {
+        "name": "flow",
+        "flow": {"singleton": True},
+        "steps": [
+            {"id": "go", "wait": {"signal": "go"}},
+            {"id": "next", "depends_on": ["go"], "continue_as": {"input": {"n": 2}}},
+        ],
+    }
+    async with client(core) as boss:
+        await boss.create(document)
+        one = await boss.run()
+        await go(boss, one)
+        found = await boss.ended(one)
+        assert found["execution"]["Status"] == "completed", found
+        refused = await boss.ask(100, "flow", data={})
+        assert "skipped" in refused.error
+        (open_,) = await boss.do(Op.LIST_EXECUTIONS)
+        await boss.do(Op.CANCEL_EXECUTION, open_["ExecutionID"])
+        await boss.run()
+
+
+async def test_what_is_queued_ends_with_its_definition(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"concurrency": 1}))
+        ids = [await boss.run() for _ in range(4)]
+        await boss.do(Op.DELETE_WORKFLOW, "flow", workspace="w")
+        found = await boss.ended(ids[3])
+        assert found["execution"]["Status"] == "cancelled"
+        assert "was deactivated before it began" in found["execution"]["ErrorMessage"]
+        assert await status(boss, *ids[:3]) == ["running", "cancelled", "cancelled"]
+        await go(boss, ids[0])
+        assert await status(boss, ids[0]) == ["completed"]
+
+
+async def test_what_a_schedule_has_queued_ends_with_it(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"concurrency": 1}))
+        one = await boss.run()
+        schedule = {
+            "ID": "often",
+            "Workspace": "w",
+            "ScheduleType": "interval",
+            "ScheduleExpr": "10s",
+            "WorkflowID": "flow",
+        }
+        await boss.do(Op.UPSERT_SCHEDULE, data=schedule)
+        await trio.sleep(25)
+        by_hand = await boss.run()
+        queued = [row["ExecutionID"] for row in await boss.do(Op.LIST_EXECUTIONS, status_filter="queued")]
+        assert len(queued) == 3
+        await boss.do(Op.DELETE_SCHEDULE, "often", workspace="w")
+        for each in queued:
+            if each != by_hand:
+                assert "schedule often was deactivated" in (await boss.ended(each))["execution"]["ErrorMessage"]
+        assert await status(boss, one, by_hand) == ["running", "queued"]
+
+
+async def test_a_long_queue_of_short_executions_is_worked_off(core: Core) -> None:
+    async with client(core) as boss:
+        first = {"id": "go", "wait": {"signal": "go"}, "when": "trigger.n == 0"}
+        await boss.create({"name": "flow", "steps": [first], "flow": {"concurrency": 1}})
+        ids = [await boss.run({"n": n}) for n in range(70)]
+        await go(boss, ids[0])
+        for each in ids:
+            assert (await boss.ended(each))["execution"]["Status"] == "completed"
