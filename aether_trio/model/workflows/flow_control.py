@@ -240,7 +240,7 @@ def time_passed(gate: FlowGate, state: FlowState | None, now_ms: int, first: Seq
 
 
 def release(gate: FlowGate, state: FlowState | None, run: str, now_ms: int) -> FlowStep:
-    """Forget a run that was started or is gathered here or waits, and whose rows are gone.
+    """Forget a run that is here, and whose rows are gone: it has begun or waits.
 
     Others start when time_passed is called.
     """

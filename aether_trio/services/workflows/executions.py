@@ -89,7 +89,7 @@ from aether_trio.services.workflows.flow import (
     FlowEffect,
     FlowError,
     FlowStart,
-    Pool,
+    FlowPool,
     RunBegins,
     begin_later,
     compute_keys,
@@ -443,14 +443,17 @@ class Executions:
         task_id: str,
         parent: ExecutionRow | None,
     ) -> Program[Admitted]:
-        """Ask flow control whether an execution may begin; without a run id it takes no part."""
+        """Ask flow control whether an execution may begin.
+
+        One without a run id takes no part in it.
+        """
         flow = NO_FLOW_CONTROL if graph is None else graph.flow
-        pools: list[Pool] = []
+        pools: list[FlowPool] = []
         if graph is not None and graph.max_executions:
-            pools.append(Pool(f"{workspace}/{stored.workspace}/{stored.id}", graph.max_executions))
+            pools.append(FlowPool(f"{workspace}/{stored.workspace}/{stored.id}", graph.max_executions))
         if parent is None and self._admission.most:
-            # One below another one takes no place of its own: those above would wait for it.
-            pools.append(Pool(EVERYTHING, self._admission.most))
+            # One below another one takes no further place: those above would wait for it.
+            pools.append(FlowPool(EVERYTHING, self._admission.most))
         if not flow.gates and not pools:
             return Admitted()
         if begin.instead_of and (yield from self._admission.hand_over(tx, begin.instead_of, task_id)):

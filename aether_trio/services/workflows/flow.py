@@ -73,10 +73,10 @@ DROPPED: Final = {
 
 
 class FlowError(Exception):
-    """What flow control needs cannot be computed, or a bound is reached; nothing is written."""
+    """A key cannot be computed, or a bound is reached; nothing may be committed."""
 
 
-class Pool(NamedTuple):
+class FlowPool(NamedTuple):
     """A bound without a key: how many may run; 0: any number."""
 
     name: str
@@ -98,14 +98,14 @@ class FlowKeys:
 
 @dataclass(frozen=True, slots=True)
 class FlowStart:
-    """A start: `data` is kept of it if its run gathers, or (`keeps_data`) whenever it waits."""
+    """A start; `data` is kept if it is gathered, or (`keeps_data`) whenever it waits."""
 
     item_id: str
     owner: FlowOwner
     flow: FlowControl
     keys: FlowKeys
     data: bytes
-    pools: tuple[Pool, ...] = ()
+    pools: tuple[FlowPool, ...] = ()
     origin: str = ""
     keeps_data: bool = False
 
@@ -387,7 +387,8 @@ class _FlowTurn:
     def _passed(self, begins: BeginRun) -> Program[None]:
         """Let a run that has passed the gates into the pools."""
         if self.start is not None and begins.run == self.start.item_id and self.fresh is None:
-            self.fresh, self.done.run_id = self._new_run(len(self.flow.gates), ""), begins.run  # there is no gate
+            # There is no gate.
+            self.fresh, self.done.run_id = self._new_run(len(self.flow.gates), ""), begins.run
         run = yield from self._run(begins.run)
         if run is not None:
             run.gate, run.priority = len(self.flow.gates), begins.priority

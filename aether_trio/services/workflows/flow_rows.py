@@ -1,4 +1,4 @@
-"""Rows of flow control: whose it is, gates, runs, what they gather, and pools, in portable SQL."""
+"""Rows of flow control in portable SQL: owners, gates, runs, items and pools."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def delete_run(run_id: str) -> Program[None]:
 
 
 def first_waiting(place: str, limit: int) -> Program[list[FlowItem]]:
-    """List the first runs that wait at a place: higher priorities first, then older ones."""
+    """List the first runs that wait at a place, by priority, then by age."""
     rows: list[Row] = yield Fetch(
         "SELECT run_id, priority FROM workflow_flow_runs WHERE place = $1 AND waits = 1 "
         "ORDER BY priority DESC, number LIMIT $2",

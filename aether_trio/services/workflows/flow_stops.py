@@ -22,7 +22,7 @@ StopRun = Callable[[Transaction, str, str], Program[None]]
 
 
 def stop_queued(tx: Transaction, kind: str, workspace: str, id: str) -> Program[None]:  # noqa: A002
-    """Have the queued runs of a definition ended; without one that is inactive nothing happens."""
+    """Have the queued runs of a definition ended, unless it is active by then."""
     yield from execution_rows.set_timer(TIMER, f"{kind} {workspace} {id}", tx.context.now_ms)
     tx.effects.due_ms = tx.context.now_ms
 

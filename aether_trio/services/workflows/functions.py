@@ -217,7 +217,7 @@ class Functions:
             yield from self._begin(tx, row, begin.creator)
 
     def begin(self, tx: Transaction, execution_id: str) -> Program[None]:
-        """Let a run begin that was queued, whose row says that it runs; its task is to be woken."""
+        """Let a run begin that was queued; its row says so already."""
         row, task = (yield from execution_rows.load(execution_id)), (yield from task_rows.load(execution_id))
         if row is not None and task is not None:
             yield from self._begin(tx, row, task.creator)
