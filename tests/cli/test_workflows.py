@@ -224,6 +224,15 @@ def test_an_execution_is_run_answered_and_shown(gateway: GatewayProcess, shell: 
     assert execution in shell.out("workflows", "executions", "--all", *place)
     assert [one["execution_id"] for one in shown(shell, "executions", "--status", "completed", *place)] == [execution]
     assert "--all shows those that have ended" in shell.notice("workflows", "executions", *place)
+    shell.out("workflows", "run", "report", "topic=x", *place)
+    both = [one["execution_id"] for one in shown(shell, "executions", "--all", *place)]
+    assert both[1] == execution
+    terminal = "\n".join(shell.on_terminal(300, "workflows", "executions", "--all", "--limit", "1", *place))
+    assert f"there are more than these 1: see --limit, --status and --workflow, or --after {both[0]}" in terminal
+    assert execution not in terminal
+    after = shown(shell, "executions", "--all", "--limit", "1", "--after", both[0], *place)
+    assert [one["execution_id"] for one in after] == [execution]
+    shell.fails(1, "after is what the message", "workflows", "executions", "--after", "x", *place)
     step = shell.out("workflows", "show", execution, "--step", "search")
     assert '{"title": "All \\u001b[31m of it"}' in step
 

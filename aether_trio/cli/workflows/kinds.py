@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from types import MappingProxyType
@@ -24,7 +24,7 @@ class OtherKind:
     plural: str
     columns: Sequence[str]
     cells: Callable[[Found], Sequence[str]]
-    list: Callable[[Workflow, str], Awaitable[WorkflowAnswer]]
+    list: Callable[[Workflow, str, str], Awaitable[WorkflowAnswer]]
     delete: Callable[[Workflow, str, str], Awaitable[WorkflowAnswer]]
     name: str = "id"
     id: str = "id"
@@ -78,7 +78,7 @@ KINDS: Final[Mapping[str, OtherKind]] = MappingProxyType(
             "rules",
             ("rule", "workspace", "event", "priority", "active", "applied"),
             _rule,
-            lambda workflow, workspace: workflow.list_rules(workspace),
+            lambda workflow, workspace, after: workflow.list_rules(workspace, after=after),
             lambda workflow, found, _: workflow.delete_rule(found),
             name="RuleName",
             id="ID",
@@ -87,14 +87,14 @@ KINDS: Final[Mapping[str, OtherKind]] = MappingProxyType(
             "schedules",
             ("schedule", "workspace", "when", "does", "state", "next", "last error"),
             _schedule,
-            lambda workflow, workspace: workflow.list_schedules(workspace),
+            lambda workflow, workspace, after: workflow.list_schedules(workspace, after=after),
             lambda workflow, found, workspace: workflow.delete_schedule(found, workspace=workspace),
         ),
         "machine": OtherKind(
             "state machines",
             ("machine", "workspace", "begins in", "states", "applied"),
             _machine,
-            lambda workflow, workspace: workflow.list_state_machines(workspace),
+            lambda workflow, workspace, after: workflow.list_state_machines(workspace, after=after),
             lambda workflow, found, workspace: workflow.delete_state_machine(found, workspace=workspace),
         ),
     }
@@ -104,15 +104,26 @@ KINDS: Final[Mapping[str, OtherKind]] = MappingProxyType(
 
 async def list_others(workflow: Workflow, kind: str, workspace: str) -> list[Found]:
     """Return the documents of one kind of a workspace, and of all."""
-    answer = await KINDS[kind].list(workflow, workspace)
-    found = json.loads(answer.data) if answer.data else []
-    return [one for one in found if isinstance(one, dict)]
+    return [one async for one in _others(workflow, kind, workspace)]
+
+
+async def _others(workflow: Workflow, kind: str, workspace: str) -> AsyncIterator[Found]:
+    """Yield the documents of one kind, page by page."""
+    after = ""
+    while True:
+        answer = await KINDS[kind].list(workflow, workspace, after)
+        for one in json.loads(answer.data) if answer.data else []:
+            if isinstance(one, dict):
+                yield one
+        after = answer.more_after
+        if not after:
+            return
 
 
 async def find_other(workflow: Workflow, kind: str, name: str, workspace: str) -> Found:
     """Return the one with this name, that of the workspace first. Raises CliError."""
     how = KINDS[kind]
-    found = [one for one in await list_others(workflow, kind, workspace) if str(one.get(how.name)) == name]
+    found = [one async for one in _others(workflow, kind, workspace) if str(one.get(how.name)) == name]
     if not found:
         raise refused_workflow(
             f"there is no {kind} {name} in workspace {workspace}; `aether workflows list --kind {kind}` shows those there are"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Iterable
 from typing import Any, Final
 
 from aether_trio.cli import exits
@@ -12,6 +12,7 @@ from aether_trio.cli.records import plain
 from aether_trio.cli.workflows.connection import execution_id_of, open_workflows
 from aether_trio.cli.workflows.files import decoded_files, files_of
 from aether_trio.cli.workflows.texts import json_line
+from aether_trio.client.operations.workflow import Workflow
 from aether_trio.client.operations.workflow_values import AppliedDefinition, Execution, HistoryReplay
 from aether_trio.model.identity import Identity
 
@@ -84,7 +85,7 @@ def _command(command: Any) -> str:
 async def migrate_live(
     target: GatewayTarget, who: Identity, workspace: str, applied: Iterable[AppliedDefinition]
 ) -> tuple[list[str], list[str]]:
-    """Move the newest 100 executions of each applied workflow that have not ended.
+    """Move the executions of each applied workflow that have not ended.
 
     Returns a line for each that has moved, and one for each that stays, with the reason.
     """
@@ -95,7 +96,7 @@ async def migrate_live(
             if one.kind != "workflow":
                 continue
             where = workspace if one.workspace == "*" else one.workspace
-            for execution in await client.workflow.executions(where, workflow=one.id, status="running"):
+            async for execution in _live(client.workflow, where, one.id):
                 if execution.version == one.version:
                     continue
                 replayed = await client.workflow.migrate(execution.execution_id)
@@ -110,3 +111,15 @@ async def migrate_live(
                         f"{replayed.version} at entry {part.number}{about}"
                     )
     return moved, stay
+
+
+async def _live(workflow: Workflow, workspace: str, name: str) -> AsyncIterator[Execution]:
+    """Yield the executions of a workflow that have not ended, the newest first."""
+    after = ""
+    while True:
+        page = await workflow.executions(workspace, workflow=name, status="running", after=after)
+        for execution in page:
+            yield execution
+        if not page:
+            return
+        after = page[-1].execution_id

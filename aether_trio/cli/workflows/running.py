@@ -12,7 +12,7 @@ import trio
 from aether_trio.cli import exits
 from aether_trio.cli.identities import access_options, asking_options
 from aether_trio.cli.options import GatewayTarget, workspace_option
-from aether_trio.cli.output import print_json, run_client, say, say_json
+from aether_trio.cli.output import is_terminal, print_json, run_client, say, say_json
 from aether_trio.cli.records import plain
 from aether_trio.cli.task_end import wait_limit
 from aether_trio.cli.workflows.arguments import json_argument
@@ -30,6 +30,8 @@ from aether_trio.model.identity import Identity, Kind
 
 STATUSES: Final = ("live", "queued", "running", "paused", "compensating", "completed", "failed", "cancelled", "all")
 _LIVE: Final = ("queued", "running", "paused", "compensating")
+_PART: Final = 1_000
+"""Executions that are read at once."""
 _AGAIN_S: Final = 1.0
 """Before the next connection."""
 
@@ -206,6 +208,8 @@ async def _find(target: GatewayTarget, who: Identity, given: str) -> str:
 )
 @click.option("--all", "everything", is_flag=True, help="The same as --status all.")
 @click.option("--workflow", default="", metavar="NAME", help="Only of this workflow.")
+@click.option("-n", "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="At most so many.")
+@click.option("--after", default="", metavar="EXECUTION", help="Those that began before this one; its whole id.")
 @click.option("--json", "as_array", is_flag=True, help="A JSON array.")
 @workspace_option
 @access_options
@@ -216,11 +220,21 @@ def executions(
     status: str,
     everything: bool,
     workflow: str,
+    limit: int,
+    after: str,
     as_array: bool,
 ) -> None:
-    """Show the newest 100 executions of a workspace, the latest first."""
+    """Show executions of a workspace, the newest first."""
     wanted = "all" if everything else status
-    found = run_client(_executions, target, who, workspace, workflow, wanted)
+    found = run_client(_executions, target, who, workspace, workflow, wanted, limit + 1, after)
+    more = len(found) > limit
+    found = found[:limit]
+    if more and is_terminal():
+        say(
+            f"there are more than these {limit}: see --limit, --status and --workflow, or --after "
+            f"{found[-1].execution_id}",
+            err=True,
+        )
     if as_array:
         print_json(plain(found), indent=2)
         return
@@ -230,9 +244,17 @@ def executions(
 
 
 async def _executions(
-    target: GatewayTarget, who: Identity, workspace: str, workflow: str, status: str
+    target: GatewayTarget, who: Identity, workspace: str, workflow: str, status: str, limit: int, after: str
 ) -> list[Execution]:
+    """Read so many executions; "running" is a part of what the gateway calls so."""
     asked = "running" if status in ("live", "running") else status
+    found: list[Execution] = []
     async with open_workflows(target, who) as client:
-        found = await client.workflow.executions(workspace, workflow=workflow, status=asked)
-    return [one for one in found if status != "running" or one.status == "running"]
+        while len(found) < limit:
+            part = min(limit - len(found), _PART)
+            page = await client.workflow.executions(workspace, workflow=workflow, status=asked, limit=part, after=after)
+            found += [one for one in page if status != "running" or one.status == "running"]
+            if len(page) < part:
+                break
+            after = page[-1].execution_id
+    return found

@@ -16,8 +16,6 @@ from aether_trio.client.operations.workflow_values import (
 )
 
 _SHORT: Final = 100
-_LISTED: Final = 100
-"""Executions in the gateway's list."""
 _ITEMS: Final = 20
 """Items that are shown without being asked for."""
 KINDS: Final = ("action", "workflow", "wait", "ask", "fail", "continue_as")
@@ -241,8 +239,6 @@ def print_executions(found: Sequence[Execution], empty: str) -> None:
         for one in found
     ]
     print_table(("execution", "workflow", "status", "started", "took", "error"), rows, empty)
-    if len(found) >= _LISTED and is_terminal():
-        say(f"only the newest {_LISTED} are shown; see --status and --workflow", err=True)
 
 
 def print_execution(one: Execution, *, items: bool = False) -> None:

@@ -53,6 +53,10 @@ APPLY: Final = _Kind(107)
 REPLAY: Final = _Kind(113)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
+_MORE: Final = "more after "
+"""How the message of a list's answer begins if more entries follow."""
+_PAGE: Final = 1_000
+"""Most entries of a page of a list."""
 _AGAIN_S: Final = 0.1
 """Before an execution is looked at again after a cut."""
 _LOOK_S: Final = 1.0
@@ -82,6 +86,11 @@ class WorkflowAnswer:
     message: str
     total: int
 
+    @property
+    def more_after(self) -> str:
+        """Where a list goes on: `after` of its next page; "" if this was the last one."""
+        return self.message.removeprefix(_MORE) if self.message.startswith(_MORE) else ""
+
 
 class Workflow(Namespace):
     """Runs workflows, and sends requests to the workflow engine through the gateway."""
@@ -101,7 +110,14 @@ class Workflow(Namespace):
 
     async def definitions(self, workspace: str = "") -> tuple[WorkflowDefinition, ...]:
         """Return the newest version of each workflow of a workspace, and of all ("*")."""
-        return tuple(map(definition_of, _list(await self.list_workflows(workspace))))
+        found: list[WorkflowDefinition] = []
+        after = ""
+        while True:
+            answer = await self.list_workflows(workspace, after=after)
+            found += map(definition_of, _list(answer))
+            after = answer.more_after
+            if not after:
+                return tuple(found)
 
     async def definition(self, workflow: str, *, workspace: str = "") -> WorkflowDefinition:
         """Return the newest version of a workflow. Raises Refused if there is none."""
@@ -138,14 +154,23 @@ class Workflow(Namespace):
         return execution_of(found.get("execution") or {}, found.get("steps") or ())
 
     async def executions(
-        self, workspace: str = "", *, workflow: str = "", status: str = "all"
+        self, workspace: str = "", *, workflow: str = "", status: str = "all", limit: int = 100, after: str = ""
     ) -> tuple[Execution, ...]:
-        """Return the newest 100 executions, without their steps.
+        """Return the newest executions, at most `limit`, without their steps.
 
-        `status` is one of those of an execution; "running" is all that have not ended.
+        `status` is one of those of an execution; "running" is all that have not ended. `after`:
+        only those that began before the execution with this id, the last one of an earlier call.
         """
-        answer = await self._do(_Op.LIST_EXECUTIONS, workflow, workspace=workspace, status=status)
-        return tuple(map(execution_of, _list(answer)))
+        found: list[Execution] = []
+        while len(found) < limit:
+            answer = await self.list_executions(
+                workspace, workflow=workflow, status=status, limit=min(limit - len(found), _PAGE), after=after
+            )
+            found += map(execution_of, _list(answer))
+            after = answer.more_after
+            if not after:
+                break
+        return tuple(found)
 
     async def wait(self, execution_id: str, *, timeout: float | None = None) -> Execution:
         """Wait until an execution has ended, with its compensations, and return it.
@@ -240,9 +265,15 @@ class Workflow(Namespace):
 
     # -- the operations of the protocol, with JSON as bytes
 
-    async def list_rules(self, workspace: str = "") -> WorkflowAnswer:
-        """List the engine's rules: which action follows which event."""
-        return await self._do(_Op.LIST_RULES, workspace=workspace)
+    async def list_rules(
+        self, workspace: str = "", *, name: str = "", limit: int = 0, after: str = ""
+    ) -> WorkflowAnswer:
+        """List the engine's rules: which action follows which event.
+
+        Lists come in pages: `more_after` of the answer is `after` of the next one. `name`: only the
+        rules of this name.
+        """
+        return await self._do(_Op.LIST_RULES, name, data=_page(limit, after), workspace=workspace)
 
     async def get_rule(self, rule_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Return one rule of the workflow engine."""
@@ -260,9 +291,9 @@ class Workflow(Namespace):
         """Delete a rule of the workflow engine."""
         return await self._do(_Op.DELETE_RULE, rule_id, workspace=workspace)
 
-    async def list_workflows(self, workspace: str = "") -> WorkflowAnswer:
+    async def list_workflows(self, workspace: str = "", *, limit: int = 0, after: str = "") -> WorkflowAnswer:
         """List the workflows."""
-        return await self._do(_Op.LIST_WORKFLOWS, workspace=workspace)
+        return await self._do(_Op.LIST_WORKFLOWS, data=_page(limit, after), workspace=workspace)
 
     async def get_workflow(self, workflow_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Return one workflow."""
@@ -276,9 +307,9 @@ class Workflow(Namespace):
         """Delete a workflow."""
         return await self._do(_Op.DELETE_WORKFLOW, workflow_id, workspace=workspace)
 
-    async def list_schedules(self, workspace: str) -> WorkflowAnswer:
+    async def list_schedules(self, workspace: str, *, limit: int = 0, after: str = "") -> WorkflowAnswer:
         """List the schedules of one workspace."""
-        return await self._do(_Op.LIST_SCHEDULES, workspace=_exact(workspace))
+        return await self._do(_Op.LIST_SCHEDULES, data=_page(limit, after), workspace=_exact(workspace))
 
     async def create_schedule(
         self,
@@ -310,9 +341,12 @@ class Workflow(Namespace):
         """Delete a schedule."""
         return await self._do(_Op.DELETE_SCHEDULE, schedule_id, workspace=_exact(workspace))
 
-    async def list_executions(self, workspace: str = "", *, status: str = "") -> WorkflowAnswer:
+    async def list_executions(
+        self, workspace: str = "", *, workflow: str = "", status: str = "", limit: int = 0, after: str = ""
+    ) -> WorkflowAnswer:
         """List the executions of workflows, running and ended, by status if given."""
-        return await self._do(_Op.LIST_EXECUTIONS, workspace=workspace, status=status)
+        data = _page(limit, after)
+        return await self._do(_Op.LIST_EXECUTIONS, workflow, data=data, workspace=workspace, status=status)
 
     async def get_execution(self, execution_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Return one execution of a workflow."""
@@ -322,9 +356,9 @@ class Workflow(Namespace):
         """Cancel an execution of a workflow."""
         return await self._do(_Op.CANCEL_EXECUTION, execution_id, workspace=workspace)
 
-    async def list_state_machines(self, workspace: str = "") -> WorkflowAnswer:
+    async def list_state_machines(self, workspace: str = "", *, limit: int = 0, after: str = "") -> WorkflowAnswer:
         """List the state machines."""
-        return await self._do(_Op.LIST_STATE_MACHINES, workspace=workspace)
+        return await self._do(_Op.LIST_STATE_MACHINES, data=_page(limit, after), workspace=workspace)
 
     async def get_state_machine(self, machine_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Return one state machine."""
@@ -338,9 +372,12 @@ class Workflow(Namespace):
         """Delete a state machine."""
         return await self._do(_Op.DELETE_STATE_MACHINE, machine_id, workspace=workspace)
 
-    async def list_instances(self, machine_id: str = "", *, workspace: str = "", status: str = "") -> WorkflowAnswer:
+    async def list_instances(
+        self, machine_id: str = "", *, workspace: str = "", status: str = "", limit: int = 0, after: str = ""
+    ) -> WorkflowAnswer:
         """List the instances of a state machine, or of all."""
-        return await self._do(_Op.LIST_SM_INSTANCES, machine_id, workspace=workspace, status=status)
+        data = _page(limit, after)
+        return await self._do(_Op.LIST_SM_INSTANCES, machine_id, data=data, workspace=workspace, status=status)
 
     async def get_instance(self, instance_id: str, *, workspace: str = "") -> WorkflowAnswer:
         """Return one instance of a state machine."""
@@ -356,9 +393,12 @@ class Workflow(Namespace):
         """Send an event to an instance of a state machine."""
         return await self._do(_Op.SEND_SM_EVENT, instance_id, event, data=data, workspace=workspace)
 
-    async def list_joins(self, workspace: str = "", *, status: str = "") -> WorkflowAnswer:
+    async def list_joins(
+        self, workspace: str = "", *, status: str = "", limit: int = 0, after: str = ""
+    ) -> WorkflowAnswer:
         """List the joins, which wait until several events have come together."""
-        return await self._do(_Op.LIST_JOINS, workspace=workspace, status=status)
+        data = _page(limit, after)
+        return await self._do(_Op.LIST_JOINS, data=data, workspace=workspace, status=status)
 
     async def get_join(self, join_id: str, key: str = "", *, workspace: str = "") -> WorkflowAnswer:
         """Return one join, which waits until several events have come together."""
@@ -409,6 +449,14 @@ class Workflow(Namespace):
             op.authorization.CopyFrom(context)
         answer: pb.WorkflowResponse = await self._ask("workflow_op", op)
         return WorkflowAnswer(answer.data, answer.message, answer.total_count)
+
+
+def _page(limit: int, after: str) -> bytes:
+    """Return the data that asks for a page of a list; 0: of the usual length."""
+    wanted: dict[str, Any] = {"limit": limit} if limit else {}
+    if after:
+        wanted["after"] = after
+    return json.dumps(wanted).encode() if wanted else b""
 
 
 def _exact(workspace: str) -> str:

@@ -81,6 +81,16 @@ def named(workspace: str, name: str) -> Program[StoredRule | None]:
     return _stored(rows[0]) if rows else None
 
 
+def all_named(workspaces: Sequence[str], name: str) -> Program[list[StoredRule]]:
+    """Load the rules with a name, in the order of these workspaces."""
+    found: list[StoredRule] = []
+    for workspace in workspaces:
+        rule = yield from named(workspace, name)
+        if rule is not None:
+            found.append(rule)
+    return found
+
+
 def of_workspaces(workspaces: Sequence[str], after: int, limit: int) -> Program[list[StoredRule]]:
     """Load rules of some workspaces with larger ids than `after`, by id."""
     found: list[StoredRule] = []

@@ -60,10 +60,13 @@ class RuleOperations:
         )
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
-        """List rules by id."""
+        """List rules by id; `id`: only those of this name."""
         workspaces, page = await self._access.visible(asked), asked.page()
         after = page.number()
-        found = await self._engine.database.read(lambda: rule_rows.of_workspaces(workspaces, after, page.limit + 1))
+        if asked.id:
+            found = await self._engine.database.read(lambda: rule_rows.all_named(workspaces, asked.id))
+        else:
+            found = await self._engine.database.read(lambda: rule_rows.of_workspaces(workspaces, after, page.limit + 1))
         return page_answer(found, page, shown_rule, lambda rule: str(rule.id))
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:

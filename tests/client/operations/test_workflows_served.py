@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,27 @@ async def from_definition_to_history(address: str) -> None:
         ]  # fmt: skip
         (step,) = (await workflow.execution(execution_id, step="may")).steps
         assert step.result["choice"] == "no"
+        await lists_come_in_pages(boss)
+
+
+async def lists_come_in_pages(boss: AgentClient) -> None:
+    workflow = boss.workflow
+    for _ in range(2):
+        await workflow.run("asks", {"who": "ann"})
+    newest = [one.execution_id for one in await workflow.executions()]
+    assert len(newest) == 3
+    first = [one.execution_id for one in await workflow.executions(limit=2)]
+    rest = [one.execution_id for one in await workflow.executions(after=first[-1])]
+    assert first + rest == newest
+    page = await workflow.list_workflows(limit=1)
+    assert (json.loads(page.data)[0]["ID"], page.more_after) == ("asks", "w asks")
+    page = await workflow.list_workflows(limit=1, after=page.more_after)
+    assert (json.loads(page.data)[0]["ID"], page.more_after) == ("waits", "")
+    for name in ("first", "second"):
+        rule = {"rule_name": name, "source_event": "made", "destination_template": {"agent": "a", "tool_name": "t"}}
+        await workflow.create_rule(json.dumps(rule).encode(), workspace="w")
+    assert json.loads((await workflow.list_rules(name="second")).data)[0]["RuleName"] == "second"
+    assert json.loads((await workflow.list_rules(name="third")).data) == []
 
 
 async def test_waiting_is_for_the_compensation_too() -> None:
