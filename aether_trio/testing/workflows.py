@@ -21,7 +21,7 @@ from anyio import wait_all_tasks_blocked
 
 from aether_trio.client.workflows.definition import Function
 from aether_trio.client.workflows.errors import AssignmentOver
-from aether_trio.client.workflows.records import Records, RunEntry
+from aether_trio.client.workflows.records import Records, RunEntry, branch_of
 from aether_trio.client.workflows.run import Advance, Command, Ledger, Run
 
 BEGIN_MS: Final = 1_700_000_000_000
@@ -37,8 +37,8 @@ class NothingComes(Exception):
 class FunctionOutcome:
     """How a run of a function has ended, or how far a replay comes.
 
-    `outcome` is completed, failed or cancelled; paused for code that does not fit; of a replay also
-    open, when the history ends first, and diverged.
+    `outcome` is completed, failed, cancelled, or continued with `result` as the new input; paused
+    for code that does not fit; of a replay also open, when the history ends first, and diverged.
     """
 
     outcome: str
@@ -53,12 +53,13 @@ class MemoryHistory:
     """Keeps the history of a run, and does what its function asks for.
 
     `calls` has a function of the arguments for each "agent.tool" and each workflow, `answers` a
-    dict for each question's step, `signals` the data of signals that come.
+    dict for each question's step, `signals` the data of signals that come, `events` that of events.
     """
 
     calls: Mapping[str, Callable[[Any], Any]] = field(default_factory=dict)
     signals: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     answers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    events: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     entries: list[RunEntry] = field(default_factory=list)
     now_ms: int = BEGIN_MS
     assignment: int = 0
@@ -67,6 +68,7 @@ class MemoryHistory:
     _closed: dict[str, str] = field(default_factory=dict)
     _due: dict[str, int] = field(default_factory=dict)
     _kept: dict[str, list[Any]] = field(default_factory=dict)
+    _taken: dict[tuple[str, str], int] = field(default_factory=dict)
     _cancelled: int = 0
 
     def begin(self, function: str, given: Any) -> None:
@@ -105,7 +107,10 @@ class MemoryHistory:
                     tried = {name: value for name, value in command.items() if name not in ("do", "result", "outcome")}
                     self._note({"type": "StepTried", **tried, "next_ms": self.now_ms + command["wait_ms"]})
             case "end":
-                self._note({"type": "Ended", **{name: value for name, value in command.items() if name != "do"}})
+                ended = {
+                    "result" if name == "input" else name: value for name, value in command.items() if name != "do"
+                }
+                self._note({"type": "Ended", **ended})
                 self.ended = command["outcome"]
             case "suspend":
                 return "hibernated" if len(self.entries) == after else "running"
@@ -174,9 +179,21 @@ class MemoryHistory:
                 blank = {"approved": True, "choice": "", "text": "", "data": None, "by": ""}
                 return None if found is None else {"outcome": "completed", "result": {**blank, **found}}
             case "wait":
+                if "event" in command:
+                    return self._take_event(key, command["event"])
                 kept = self._kept.get(command["signal"])
                 return {"outcome": "completed", "result": kept.pop(0)} if kept else None
         return None
+
+    def _take_event(self, key: str, event: str) -> dict[str, Any] | None:
+        """Take the next event for the branch of a step; it comes to each branch."""
+        place = branch_of(key), event
+        number = self._taken.get(place, 0)
+        found = self.events.get(event, ())
+        if number >= len(found):
+            return None
+        self._taken[place] = number + 1
+        return {"outcome": "completed", "result": found[number]}
 
     async def _called(self, name: str, given: Any) -> dict[str, Any]:
         function = self.calls.get(name)
@@ -218,7 +235,7 @@ class MemoryLedger:
         while True:
             await _until_quiet()
             if not await self.history.happen():
-                raise NothingComes(f"nothing ends {self.history.waits()}: give `signals` or `answers`")
+                raise NothingComes(f"nothing ends {self.history.waits()}: give `signals`, `events` or `answers`")
             news()
 
     def now_ms(self) -> int:
@@ -252,15 +269,16 @@ async def run_in_memory(
     calls: Mapping[str, Callable[[Any], Any]] | None = None,
     signals: Mapping[str, Sequence[Any]] | None = None,
     answers: Mapping[str, Mapping[str, Any]] | None = None,
+    events: Mapping[str, Sequence[Any]] | None = None,
 ) -> FunctionOutcome:
     """Run a function with fakes of what is outside; its own steps are done.
 
     `calls` has a function of the arguments for each "agent.tool" (and of the input for each
     workflow), which may be async; what it raises fails the step. `answers` has fields of an answer
-    by the step (ask, ask#2) or the question, `signals` the data of each signal in order. Raises
-    NothingComes.
+    by the step (ask, ask#2) or the question, `signals` the data of each signal in order, `events`
+    that of the events which fit the waits of each branch. Raises NothingComes.
     """
-    history = MemoryHistory(calls or {}, signals or {}, answers or {})
+    history = MemoryHistory(calls or {}, signals or {}, answers or {}, events or {})
     history.begin(function.name, dict(input or {}))
     await move_on(function, history)
     return outcome_of(history)
@@ -320,12 +338,18 @@ async def replay(function: Function, history: Sequence[Mapping[str, Any]]) -> Fu
     ended = ledger.ended
     if ended is None:
         return FunctionOutcome("open", history=history)
-    got = ended["outcome"], ended.get("result"), ended.get("error", "")
-    if recorded is not None:
+    got = ended["outcome"], ended.get("result", ended.get("input")), ended.get("error", "")
+    if recorded is not None and not (got[0] == "continued" and _is_continued(recorded)):
         was = recorded["outcome"], recorded.get("result"), recorded.get("error", "")
         if json.loads(json.dumps(got)) != json.loads(json.dumps(was)) and not (got[0] == was[0] != "completed"):
             return FunctionOutcome("diverged", error=f"recorded the end {was[:2]}, got {got[:2]}", history=history)
     return FunctionOutcome(*got, history=history)
+
+
+def _is_continued(ended: Mapping[str, Any]) -> bool:
+    """Return whether the recorded end of a run is that a new one goes on."""
+    result = ended.get("result")
+    return ended["outcome"] == "continued" or (isinstance(result, Mapping) and "continued_as" in result)
 
 
 async def _until_quiet() -> None:

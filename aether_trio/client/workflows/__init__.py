@@ -15,9 +15,9 @@ docs/workflows.md says how to use them.
 
 from aether_trio.client.workflows.definition import Function, workflow
 from aether_trio.client.workflows.errors import Cancelled, Diverged, StepFailed
-from aether_trio.client.workflows.flow import Branches, BranchResult, Flow, PersonsAnswer, StepRetry
+from aether_trio.client.workflows.flow import Branches, BranchResult, Flow, NextRun, PersonsAnswer, StepRetry
 
 __all__ = [
-    "BranchResult", "Branches", "Cancelled", "Diverged", "Flow", "Function", "PersonsAnswer", "StepFailed",
+    "BranchResult", "Branches", "Cancelled", "Diverged", "Flow", "Function", "NextRun", "PersonsAnswer", "StepFailed",
     "StepRetry", "workflow",
 ]  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, overload
 
 from aether_trio.client.workflows.errors import Cancelled
-from aether_trio.client.workflows.flow import Flow, _text_of, entered, result_problem
+from aether_trio.client.workflows.flow import Flow, NextRun, _text_of, entered, result_problem
 from aether_trio.client.workflows.run import Command, Run
 
 Body = Callable[..., Awaitable[Any]]
@@ -24,14 +24,18 @@ class Function:
     """A durable function: its name, code, and the JSON Schema of its input.
 
     `grace_s`: how long its worker may be away before another one goes on. `cleanup_s`: the time
-    that it has for undoing when its execution is cancelled.
+    that it has for undoing when its execution is cancelled. `events`: the keys of the events for
+    which it waits.
     """
 
-    def __init__(self, body: Body, name: str, grace_s: float, cleanup_s: float) -> None:
+    def __init__(
+        self, body: Body, name: str, grace_s: float, cleanup_s: float, events: Mapping[str, str] | None = None
+    ) -> None:
         self.body = body
         self.name = name
         self.grace_s = grace_s
         self.cleanup_s = cleanup_s
+        self.events = _events(events or {})
         self.schema = _schema(body)
         self.__doc__ = body.__doc__
         self.__name__ = getattr(body, "__name__", name)
@@ -44,7 +48,7 @@ class Function:
         """Run it with the input of a run; return the command that ends the run."""
         given = run.records.input
         try:
-            with entered(run) as flow:
+            with entered(run, self.events) as flow:
                 result = await self.body(flow, **(given if isinstance(given, Mapping) else {}))
         except Cancelled:
             run.check_end(run.root)
@@ -54,6 +58,8 @@ class Function:
             text = f"{type(error).__name__}: {_said(error)}"
             return {"do": "end", "outcome": "failed", "error": text, "error_type": type(error).__name__}
         run.check_end(run.root)
+        if isinstance(result, NextRun):
+            return {"do": "end", "outcome": "continued", "input": result.input}
         problem, error_type = result_problem(result)
         if problem:
             text = f"the result of function {self.name} {problem}"
@@ -64,21 +70,37 @@ class Function:
 @overload
 def workflow(body: Body) -> Function: ...
 @overload
-def workflow(*, name: str = "", grace_s: float = 10.0, cleanup_s: float = 60.0) -> Callable[[Body], Function]: ...
 def workflow(
-    body: Body | None = None, *, name: str = "", grace_s: float = 10.0, cleanup_s: float = 60.0
+    *, name: str = "", grace_s: float = 10.0, cleanup_s: float = 60.0, events: Mapping[str, str] | None = None
+) -> Callable[[Body], Function]: ...
+def workflow(
+    body: Body | None = None,
+    *,
+    name: str = "",
+    grace_s: float = 10.0,
+    cleanup_s: float = 60.0,
+    events: Mapping[str, str] | None = None,
 ) -> Function | Callable[[Body], Function]:
     """Make a durable function of an async function whose first argument is its `Flow`.
 
     Its other arguments are the fields of the input; their types and defaults are its JSON Schema.
+    `events` has the events for which it may wait, and of each the expression that is its key, such
+    as {"order.paid": "input.order"}; "" for any event of that name.
     """
 
     def decorate(body: Body) -> Function:
         if not inspect.iscoroutinefunction(body):
             raise TypeError(f"{body!r} is no async function: a workflow is `async def f(flow, …)`")
-        return Function(body, name or body.__name__, grace_s, cleanup_s)
+        return Function(body, name or body.__name__, grace_s, cleanup_s, events)
 
     return decorate if body is None else decorate(body)
+
+
+def _events(events: Mapping[str, str]) -> dict[str, str]:
+    for name, key in events.items():
+        if not isinstance(key, str):
+            raise TypeError(f"the key of event {name!r} is an expression such as 'input.id', not {key!r}")
+    return dict(events)
 
 
 def _said(error: Exception) -> str:

@@ -152,11 +152,19 @@ def _cancel_all(run: Run, branch: Branch, nursery: Branches | None) -> None:
         _cancel_all(run, child, None)
 
 
+@dataclass(frozen=True, slots=True)
+class NextRun:
+    """What a function returns to go on as a new execution of itself."""
+
+    input: Mapping[str, Any]
+
+
 class Flow:
     """The first argument of a durable function."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, events: Mapping[str, str] | None = None) -> None:
         self._run = run
+        self._events = events or {}
 
     @property
     def execution_id(self) -> str:
@@ -205,7 +213,7 @@ class Flow:
             if kind == "once" and not await self._begin_once(branch, key, code):
                 return
             if failures and (found := run.records.steps.get(key)) is not None and found.next_ms:
-                run.begin_local()
+                await run.begin_local()
                 try:
                     await anyio.sleep(min(max(found.next_ms - run.now_ms(), 0) / 1000, retry.max_s))
                 finally:
@@ -225,7 +233,7 @@ class Flow:
 
     async def _attempt(self, branch: Branch, key: str, body: Callable[[], Any]) -> tuple[Command, Exception | None]:
         """Do the work of a step; return how it has ended, and what it has raised."""
-        self._run.begin_local()
+        await self._run.begin_local()
         scope = anyio.CancelScope()
         result: Any = None
         error: Exception | None = None
@@ -357,15 +365,50 @@ class Flow:
         found = await self._open("ask", name or "ask", given)
         return PersonsAnswer(**{key: found.get(key, "") for key in ("approved", "choice", "text", "data", "by")})
 
-    async def wait(self, signal: str, *, timeout: float | None = None, name: str = "") -> Any:
-        """Wait for a signal, and return its data; one that has come before counts, once.
+    async def wait(
+        self,
+        signal: str = "",
+        *,
+        event: str = "",
+        equals: Any = None,
+        timeout: float | None = None,
+        name: str = "",
+    ) -> Any:
+        """Wait for a signal or an event, and return its data.
 
-        After `timeout` seconds it raises StepFailed (TIMEOUT).
+        A signal that has come before counts, once. An event is one of `@workflow(events=…)`, whose
+        key has the value `equals`; it counts from the begin of the run on, and each branch takes
+        it once, the oldest one first. After `timeout` seconds it raises StepFailed (TIMEOUT).
+        Raises ValueError for an event that the function does not declare.
         """
-        given: Command = {"signal": signal}
+        if bool(signal) == bool(event):
+            raise ValueError("wait for a signal or for an event: flow.wait('go'), flow.wait(event='order.paid', …)")
+        given: Command = {"signal": signal} if signal else self._event(event, equals)
         if timeout is not None:
             given["timeout_ms"] = _ms(timeout)
-        return await self._open("wait", name or f"wait:{signal}", given)
+        return await self._open("wait", name or f"wait:{signal or event}", given)
+
+    def _event(self, event: str, equals: Any) -> Command:
+        key = self._events.get(event)
+        if key is None:
+            raise ValueError(
+                f"event {event!r} is not declared, so those that came before this wait are not kept: "
+                f'@workflow(events={{{event!r}: "input.id"}}), with the expression that is its key, or "" for any'
+            )
+        if bool(key) != (equals is not None):
+            raise ValueError(
+                f"event {event!r} has the key {key!r}: say `equals=`, the value for which you wait"
+                if key
+                else f"event {event!r} is declared without a key, so `equals` means nothing"
+            )
+        return {"event": event, "key": key, **({} if equals is None else {"equals": equals})}
+
+    def continue_as(self, **given: Any) -> NextRun:
+        """Return what the function returns to go on as a new execution, with this input.
+
+        That one has a fresh history, for what never ends: `return flow.continue_as(page=page + 1)`.
+        """
+        return NextRun(given)
 
     async def _open(self, kind: str, name: str, given: Mapping[str, Any]) -> Any:
         """Begin a step that ends elsewhere, and wait for its end."""
@@ -481,11 +524,14 @@ class Flow:
 
 
 @contextmanager
-def entered(run: Run) -> Iterator[Flow]:
-    """Yield the flow of a run, for the task that runs its function in the block."""
+def entered(run: Run, events: Mapping[str, str]) -> Iterator[Flow]:
+    """Yield the flow of a run, for the task that runs its function in the block.
+
+    `events`: the keys of the events for which it may wait.
+    """
     token = _branch.set(run.root)
     try:
-        yield Flow(run)
+        yield Flow(run, events)
     finally:
         _branch.reset(token)
 

@@ -101,6 +101,8 @@ class Run:
         self._branches: dict[str, Branch] = {"": self.root}
         self._was_cancelled = False
         self._resumed = anyio.Event()
+        self._suspended: anyio.Event | None = None
+        """Set when the answer is there that says whether the run sleeps."""
 
     # -- the whole run
 
@@ -153,7 +155,7 @@ class Run:
                 await anyio.lowlevel.checkpoint()  # other branches of the same moment
             batch = self._take_batch()
             if self._rests and not batch and not self._read and self._may_rest():
-                batch = [{"do": "suspend"}]
+                batch, self._suspended = [{"do": "suspend"}], anyio.Event()
             elif not batch and not self._read:
                 self._rests = 0
                 continue
@@ -163,6 +165,10 @@ class Run:
             finally:
                 self._sending = False
             self._take_in(answer)
+            if self._suspended is not None:
+                if self.status == "running":
+                    self._suspended.set()
+                self._suspended = None
             self._read = self._read or answer.more
         self._scope.cancel()
 
@@ -328,8 +334,10 @@ class Run:
         while self.records.paused:
             await self._resumed.wait()
 
-    def begin_local(self) -> None:
-        """Note that this worker does a step now."""
+    async def begin_local(self) -> None:
+        """Note that this worker does a step now: it is not done in a run that sleeps."""
+        while self._suspended is not None:
+            await self._suspended.wait()
         self._locals += 1
         self._activity += 1
 

@@ -99,6 +99,7 @@ async def register(workflow: FunctionRequests, functions: Sequence[Function], wo
             "input": one.schema,
             "grace_ms": max(round(one.grace_s * 1000), 1),
             "cleanup_ms": max(round(one.cleanup_s * 1000), 1),
+            **({"events": one.events} if one.events else {}),
         }
         await workflow.register(one.name, about, workspace)
     return table

@@ -784,7 +784,7 @@ class _Advance:
                 else:
                     self._set_code(place, RUNNING)
             case CallWorkflow():
-                given = None if work.input is None else (yield from self._value(step, place, work.input))
+                given: Json = {} if work.input is None else (yield from self._value(step, place, work.input))
                 self.commands.append(
                     StartExecution(
                         place=place,

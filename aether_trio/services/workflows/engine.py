@@ -51,6 +51,7 @@ from aether_trio.services.workflows.schedule_operations import (
 )
 from aether_trio.services.workflows.schedules import Schedules
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
+from aether_trio.services.workflows.waits import Waits
 from aether_trio.storage.base import Program
 
 
@@ -68,11 +69,11 @@ class WorkflowEngine:
         self._strict = strict
         self._access = WorkspaceAccess(authorizer)
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
-        self.functions = Functions(self.actions, schema_problem)
-        limit = HistoryLimit(settings.history_entries, settings.history_bytes)
+        limit, waits = HistoryLimit(settings.history_entries, settings.history_bytes), Waits()
+        self.functions = Functions(self.actions, schema_problem, limit, waits)
         self.admission = Admission(settings.max_concurrent_executions)
         self.executions = Executions(
-            Definitions(compile_stored), self.actions, schema_problem, self.functions, limit, self.admission
+            Definitions(compile_stored), self.actions, schema_problem, self.functions, limit, self.admission, waits
         )
         self.schedules = Schedules(default_zone=settings.timezone)
         self.machines = Machines(self.actions)

@@ -190,7 +190,8 @@ def _function_waits(row: StepRow, given: bytes | None) -> dict[str, Any]:
     match asked.get("kind"):
         case "wait":
             until_ms = row.started_ms + asked["timeout_ms"] if asked.get("timeout_ms") else 0
-            return {"for": "signal", "signal": asked["signal"], **({"until": go_time(until_ms)} if until_ms else {})}
+            name = "event" if "event" in asked else "signal"
+            return {"for": name, name: asked[name], **({"until": go_time(until_ms)} if until_ms else {})}
         case "sleep":
             return {"for": "time", "until": go_time(asked.get("until_ms") or row.started_ms + asked.get("for_ms", 0))}
         case "run" if row.task_id:

@@ -97,7 +97,7 @@ from aether_trio.services.workflows.flow import (
 from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.history_entries import NO_RESULTS, decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
-from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, taker_of
+from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, events_of, taker_of
 from aether_trio.storage.base import Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -204,6 +204,9 @@ class FunctionRuns(Protocol):
     def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[bool]:
         """Let something happen to the run of a function; return False if it is none."""
 
+    def event_arrived(self, tx: Transaction, wait: OpenedWait, kept: KeptEvent) -> Program[bool]:
+        """Let an event reach an open wait; return False if it is not a function's."""
+
     def execution_over(self, tx: Transaction, task: TaskRow, ended: EndExecution) -> Program[None]:
         """Take the end of an execution that a function has begun as a step."""
 
@@ -226,6 +229,7 @@ class Executions:
         functions: FunctionRuns,
         history_limit: HistoryLimit,
         admission: Admission,
+        waits: Waits,
     ) -> None:
         self.definitions = stored
         self._admission = admission
@@ -233,7 +237,7 @@ class Executions:
         self._functions = functions
         self._actions = actions
         self._validate = validate
-        self.waits: Final = Waits()
+        self.waits: Final = waits
 
     # -- from the transactions of tasks ------------------------------------------------------------
 
@@ -423,7 +427,7 @@ class Executions:
     def _begin(self, tx: Transaction, graph: Graph, row: ExecutionRow, given: Json) -> Program[None]:
         """Begin an execution whose rows are written."""
         turn = _turn_of(tx)
-        yield from self.waits.begin(row.execution_id, row.workspace, graph)
+        yield from self.waits.begin(row.execution_id, row.workspace, events_of(graph))
         turn.loaded[row.execution_id] = _Loaded(row, State.new())
         started = Started(
             at_ms=tx.context.now_ms, trigger=given, execution_id=row.execution_id, workspace=row.workspace
@@ -580,6 +584,8 @@ class Executions:
 
     def event_arrived(self, tx: Transaction, wait: OpenedWait, kept: KeptEvent) -> Program[None]:
         """Let an event that is kept reach an open wait, which may leave it."""
+        if (yield from self._functions.event_arrived(tx, wait, kept)):
+            return
         turn = _turn_of(tx)
         self._give_kept(turn, wait.execution_id, wait.place, wait.taker, kept, tx.context.now_ms)
         yield from self._drive(tx, turn)
@@ -649,7 +655,7 @@ class Executions:
         loaded.changed, row.state = True, encoded
         if isinstance(happening, RetryAsked):
             row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
-            yield from self.waits.begin(row.execution_id, row.workspace, graph)
+            yield from self.waits.begin(row.execution_id, row.workspace, events_of(graph))
         yield from execution_rows.record(row, happening.at_ms, entry)
         self._check_history(turn, loaded, happening.at_ms, len(entry))
         for command in commands:
@@ -770,10 +776,6 @@ class Executions:
             self._failed_at_once(tx, turn, row, command, text, "UNKNOWN_WORKFLOW")
             return
         task_id = _child_id(tx.context.now_ms, row, command.place, command.attempt)
-        given = write_json(command.input)
-        yield from execution_rows.begin_step(
-            row.execution_id, command.place, command.attempt, task_id, tx.context.now_ms, "running", given
-        )
         try:
             yield from self.start(
                 tx,
@@ -788,6 +790,11 @@ class Executions:
         except StartRefused as error:
             error_type = "START_DROPPED" if isinstance(error, StartDropped) else "START_REFUSED"
             self._failed_at_once(tx, turn, row, command, str(error), error_type)
+            return
+        given = write_json(command.input)
+        yield from execution_rows.begin_step(
+            row.execution_id, command.place, command.attempt, task_id, tx.context.now_ms, "running", given
+        )
 
     def _ask(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: AskPerson) -> Program[None]:
         row, place = loaded.row, command.place

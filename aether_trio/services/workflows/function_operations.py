@@ -23,6 +23,8 @@ from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.functions import (
     FUNCTION,
     MAX_COMMANDS,
+    MAX_KEY_CHARS,
+    MAX_SOURCE_CHARS,
     Advanced,
     CommandError,
     Functions,
@@ -30,11 +32,13 @@ from aether_trio.services.workflows.functions import (
     is_function,
 )
 from aether_trio.services.workflows.schemas import schema_problems
+from aether_trio.services.workflows.waits import key_problem
 from aether_trio.storage.base import Program
 
 REGISTER_FUNCTION: Final = 120
 ADVANCE_FUNCTION: Final = 121
 MAX_NAME_CHARS: Final = 128
+MAX_EVENTS: Final = 100
 MAX_MS: Final = 24 * 3600 * 1000
 DRAFT: Final = {"type": ["object", "boolean"]}
 
@@ -64,7 +68,7 @@ class FunctionOperations:
         except IdentityError as error:
             raise OperationError(str(error)) from None
         await self._access.need(request.session, workspace)
-        unknown = sorted(set(given) - {"input", "grace_ms", "cleanup_ms", "source"})
+        unknown = sorted(set(given) - {"input", "grace_ms", "cleanup_ms", "source", "events"})
         if unknown:
             raise OperationError(f"unknown keys: {', '.join(map(shown, unknown))}")
         about: dict[str, Any] = {"worker": identity.implementation}
@@ -83,6 +87,8 @@ class FunctionOperations:
             except ValueError as error:
                 raise OperationError(f"input is no JSON Schema: {error}") from None
             about["input"] = schema
+        if events := _checked_events(given.get("events")):
+            about["events"] = events
         document = document_of(name, about)
         now_ms = self._engine.clock.now_ms()
         stored = StoredDefinition(
@@ -134,6 +140,25 @@ class FunctionOperations:
         more = b"true" if found.more else b"false"
         data = b'{"status":%s,"more":%s,"entries":[%s]}' % (json.dumps(found.status).encode(), more, entries)
         return OperationAnswer(data, total=len(found.entries))
+
+
+def _checked_events(given: Any) -> dict[str, str]:
+    """Check the keys of events, by their names. Raises OperationError."""
+    if given is None:
+        return {}
+    if not isinstance(given, dict) or len(given) > MAX_EVENTS:
+        raise OperationError(f"events is an object with the key of each event, of {MAX_EVENTS} at most")
+    for name, key in given.items():
+        if not 1 <= len(name) <= MAX_KEY_CHARS or "\0" in name:
+            raise OperationError(f"the name of an event has 1 to {MAX_KEY_CHARS} characters, and no zero byte")
+        if not isinstance(key, str) or len(key) > MAX_SOURCE_CHARS:
+            raise OperationError(
+                f"the key of event {shown(name)} is an expression of at most {MAX_SOURCE_CHARS} characters, such as "
+                'input.id, or "" for any event'
+            )
+        if key and (problem := key_problem(key)):
+            raise OperationError(f"the key of event {shown(name)}: {problem}")
+    return dict(given)
 
 
 def _register(stored: StoredDefinition) -> Program[tuple[StoredDefinition, str]]:

@@ -52,6 +52,8 @@ class FunctionState:
     """When time ends a step (Unix ms), by its key; "" for a run that was put off."""
     waits: dict[str, str] = field(default_factory=dict)
     """The signals for which steps wait, by their keys."""
+    events: dict[str, str] = field(default_factory=dict)
+    """The events for which steps wait, by their keys."""
     signals: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of the entries with signals that no step has taken yet, by their names."""
     opened: int = 0
@@ -71,6 +73,7 @@ class FunctionState:
         found = {
             "due": self.due,
             "waits": self.waits,
+            "events": self.events,
             "signals": self.signals,
             "opened": self.opened,
             "cancelled": self.cancelled,

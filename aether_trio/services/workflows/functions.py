@@ -19,6 +19,8 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final, NamedTuple, Protocol
 
+import structlog
+
 from aether_trio.model.errors import RequestError
 from aether_trio.model.tasks import Move, Reason, RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import FORM, FormError, check_match
@@ -31,6 +33,7 @@ from aether_trio.model.workflows.happenings import (
     CancelAsked,
     EndExecution,
     Happening,
+    OpenWait,
     PauseAsked,
     ResumeAsked,
     SignalReceived,
@@ -53,12 +56,12 @@ from aether_trio.services.workflows.actions import (
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow
 from aether_trio.services.workflows.executions import (
-    MAX_ENTRIES,
-    MAX_HISTORY_BYTES,
     QUESTION,
     QUEUED,
     RUN,
+    WARN_PART,
     Begin,
+    HistoryLimit,
     StartRefused,
     functions_in,
     let_wait,
@@ -66,6 +69,7 @@ from aether_trio.services.workflows.executions import (
 )
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
+from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, key_problem
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -78,6 +82,7 @@ MAX_OPEN: Final = 1_000
 MAX_KEY_CHARS: Final = 400
 MAX_CODE_CHARS: Final = 300
 MAX_ERROR_CHARS: Final = 4_000
+MAX_SOURCE_CHARS: Final = 4_000
 MAX_SIGNALS: Final = 1_000
 """Signals that wait for a step, of one run."""
 PAGE: Final = 500
@@ -89,10 +94,13 @@ FAILED: Final = "FUNCTION_FAILED"
 """The error type of the task of a function that has failed: no attempt follows."""
 CHECKPOINT: Final = "_workflow"
 """What a hibernated run goes on from: its history."""
+logger = structlog.get_logger("aether.workflows")
 POLICY: Final = RetrySchedule(10, Backoff.EXPONENTIAL, 200, 30_000, 0.1, final_errors=(FAILED,))
 """For workers that are lost: so many attempts without progress."""
 KINDS: Final = ("call", "run", "sleep", "ask", "wait", "once")
 OUTCOMES: Final = ("completed", "failed", "cancelled")
+CONTINUED: Final = "continued"
+"""The outcome of a run whose work a new one goes on with."""
 _LATER: Final = ""
 """The key in `FunctionState.due` of a run that a worker has put off."""
 
@@ -131,9 +139,13 @@ class Advanced(NamedTuple):
 class Functions:
     """Starts runs of functions and moves them on; `validate` is that of Executions."""
 
-    def __init__(self, actions: Actions, validate: Callable[[Any, Any], str]) -> None:
+    def __init__(
+        self, actions: Actions, validate: Callable[[Any, Any], str], history_limit: HistoryLimit, waits: Waits
+    ) -> None:
         self._actions = actions
         self._validate = validate
+        self._history_limit = history_limit
+        self._waits = waits
 
     # -- begin and end -----------------------------------------------------------------------------
 
@@ -223,6 +235,7 @@ class Functions:
             yield from self._begin(tx, row, task.creator)
 
     def _begin(self, tx: Transaction, row: ExecutionRow, creator: str) -> Program[None]:
+        yield from self._waits.begin(row.execution_id, row.workspace, _events_of((yield from _about(row))))
         run = functions_in(tx)[row.execution_id] = RunningFunction(row, FunctionState())
         entry = {"type": "Started", "workflow": row.workflow_id, "execution_id": row.execution_id, "by": creator}
         yield from self._note(tx, run, {**entry, "input": json.loads(row.trigger_data)})
@@ -247,6 +260,7 @@ class Functions:
             row.error = task.error
         row.status, row.completed_ms = status, now_ms
         run.state = FunctionState()
+        yield from self._waits.end(row.execution_id)
         yield from self._note(tx, run, entry)
         yield from self._save(tx, run)
         yield from self._close_open(tx, run, "its execution has ended")
@@ -262,6 +276,7 @@ class Functions:
         row = run.row
         row.generation, row.status, row.completed_ms, row.error = row.generation + 1, "running", 0, ""
         run.state = FunctionState()
+        yield from self._waits.begin(row.execution_id, row.workspace, _events_of((yield from _about(row))))
         yield from self._note(tx, run, {"type": "RetryAsked"})
         yield from self._save(tx, run)
 
@@ -356,8 +371,7 @@ class Functions:
             return
         row.status = "cancelling"
         yield from self._note(tx, run, {"type": "CancelAsked", "reason": asked.reason, "by": asked.by})
-        stored = yield from definitions.load(row.defined_in, row.workflow_id, row.version)
-        about = {} if stored is None else json.loads(stored.document)[FUNCTION]
+        about = yield from _about(row)
         state.cancelled = row.entries
         state.cancel_ms = tx.context.now_ms + int(about.get("cleanup_ms", CLEANUP_MS))
         yield from self._close_open(tx, run, f"execution {row.execution_id} is cancelled")
@@ -377,6 +391,20 @@ class Functions:
             yield from self._close(tx, run, taker, StepEnd("completed", to_json(plain(signal.data))))
             yield from self._told(tx, run)
 
+    def event_arrived(self, tx: Transaction, wait: OpenedWait, kept: KeptEvent) -> Program[bool]:
+        """Let an event reach an open wait; return False if it is not a function's."""
+        run = yield from self._load(tx, wait.execution_id)
+        if run is None:
+            return False
+        key = wait.place.step
+        if run.row.completed_ms or key not in run.state.events:
+            yield from self._waits.close(wait.execution_id, wait.place)
+            return True
+        yield from self._waits.take(wait.execution_id, wait.taker, kept.number)
+        yield from self._close(tx, run, key, _end_by(kept, run.state.events[key]))
+        yield from self._told(tx, run)
+        return True
+
     def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let the due moment of a run come."""
         run = yield from self._load(tx, execution_id)
@@ -390,7 +418,7 @@ class Functions:
                 continue
             found = yield from function_rows.load_steps(execution_id, [key])
             sleeps = key in found and found[key].status == "waiting" and not found[key].task_id
-            if sleeps and key not in state.waits:
+            if sleeps and key not in state.waits and key not in state.events:
                 yield from self._close(tx, run, key, StepEnd("completed"))
             else:
                 yield from self._close(
@@ -442,8 +470,7 @@ class Functions:
             if status != "running":
                 break
         if status == "running" and run.written:
-            if run.row.entries > MAX_ENTRIES or run.row.bytes > MAX_HISTORY_BYTES:
-                text = f"the history has {run.row.entries} entries of {run.row.bytes} bytes; it is too long"
+            if text := self._history_problem(run):
                 yield from self._save(tx, run)
                 yield from tx.apply(task, Move.FAIL, tx.facts(ENGINE, reason=text, error_type=FAILED))
                 return Advanced([], False, "failed")
@@ -480,7 +507,7 @@ class Functions:
             case "tried":
                 yield from self._tried(tx, run, steps, command)
             case "end":
-                return (yield from self._end(tx, run, task, command))
+                return (yield from self._end(tx, run, task, command, start))
             case "suspend":
                 return (yield from self._suspend(tx, run, task, command, after))
             case "pause":
@@ -541,6 +568,8 @@ class Functions:
             until_ms = command.get("until_ms")
             for_ms = _number(command, "for_ms")
             state.due[key] = int(until_ms) if isinstance(until_ms, (int, float)) else now_ms + for_ms
+        elif kind == "wait" and "event" in command:
+            end = yield from self._wait_for_event(run, key, command)
         elif kind == "wait":
             name = _text(command, "signal", MAX_KEY_CHARS)
             kept = state.signals.get(name)
@@ -559,6 +588,30 @@ class Functions:
         if end is not None:
             yield from self._close(tx, run, key, end)
             steps[key] = step._replace(status=end.outcome)
+
+    def _wait_for_event(self, run: RunningFunction, key: str, command: Mapping[str, Any]) -> Program[StepEnd | None]:
+        """Let a step wait for an event; return its end if that has come already.
+
+        Waits of one branch take different events, each the oldest that fits.
+        """
+        row = run.row
+        event, source = _text(command, "event", MAX_KEY_CHARS), _text(command, "key", MAX_SOURCE_CHARS)
+        if not event:
+            raise CommandError(f"event is the name of an event, of 1 to {MAX_KEY_CHARS} characters")
+        if source and (problem := key_problem(source)):
+            return StepEnd("failed", error=f"the key of event {event}: {problem}", error_type="EXPRESSION")
+        value = command.get("equals")
+        if source and value is None:
+            raise CommandError("equals is the value of the key for which the step waits; it is not null")
+        place, taker = StepPlace(key), key[: key.rfind("/") + 1]
+        run.state.events[key] = event
+        yield from self._waits.begin(row.execution_id, row.workspace, [(event, source)])
+        wait = OpenWait(place=place, event=event, key_source=source, value=value)
+        kept = yield from self._waits.open(row.execution_id, row.workspace, wait, taker)
+        if kept is None:
+            return None
+        yield from self._waits.take(row.execution_id, taker, kept.number)
+        return _end_by(kept, event)
 
     def _begin_child(
         self,
@@ -698,12 +751,35 @@ class Functions:
         yield from function_rows.put_open(row.execution_id, key, step, None)
         steps[key] = step
 
-    def _end(self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any]) -> Program[str]:
+    def _go_on_as(
+        self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any], start: StartSub
+    ) -> Program[tuple[str, Mapping[str, Any]]]:
+        """Start the run that goes on with the work of this one; return how this one ends."""
+        row = run.row
+        stored = yield from definitions.newest(row.workspace, row.workflow_id)
+        next_id = dated_id(tx.context.now_ms, f"{row.execution_id}\0continue_as\0{row.generation}")
+        try:
+            if stored is None:
+                raise StartRefused(f"there is no workflow {row.workflow_id} in workspace {row.workspace}")
+            begin = Begin(
+                command.get("input"), task.creator, task.correlation_id, {"continues": row.execution_id},
+                decode(row.hops), instead_of=row.execution_id,
+            )  # fmt: skip
+            yield from start(tx, stored, row.workspace, begin, task_id=next_id)
+        except StartRefused as error:
+            return "failed", {"error": f"it cannot go on as a new execution: {error}"}
+        return "completed", {"result": {"continued_as": next_id}}
+
+    def _end(
+        self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any], start: StartSub
+    ) -> Program[str]:
         """End the run as its function has ended."""
         outcome = command.get("outcome")
-        if outcome not in OUTCOMES:
-            raise CommandError(f"outcome is one of {', '.join(OUTCOMES)}")
+        if outcome not in (*OUTCOMES, CONTINUED):
+            raise CommandError(f"outcome is one of {', '.join(OUTCOMES)} and {CONTINUED}")
         yield from self._save(tx, run)
+        if outcome == CONTINUED:
+            outcome, command = yield from self._go_on_as(tx, run, task, command, start)
         if outcome == "completed":
             data = to_json(command.get("result"))
             if len(data) > MAX_RESULT_BYTES:
@@ -802,6 +878,8 @@ class Functions:
             return False
         state.due.pop(key, None)
         state.waits.pop(key, None)
+        if state.events.pop(key, None) is not None:
+            yield from self._waits.close(row.execution_id, StepPlace(key))
         state.opened = max(state.opened - 1, 0)
         yield from self._note_end(tx, run, key, end, {})
         yield from self._save(tx, run)
@@ -815,8 +893,26 @@ class Functions:
     def _close_open(self, tx: Transaction, run: RunningFunction, why: str) -> Program[None]:
         """End all open steps as cancelled, but work in the worker, which the worker ends."""
         for key, task_id in (yield from function_rows.open_steps(run.row.execution_id)):
-            if task_id or key in run.state.due or key in run.state.waits or run.row.completed_ms:
+            state = run.state
+            if task_id or run.row.completed_ms or key in state.due or key in state.waits or key in state.events:
                 yield from self._close(tx, run, key, StepEnd("cancelled", error=why))
+
+    def _history_problem(self, run: RunningFunction) -> str:
+        """Return why a run has too long a history, or ""; warn of one that comes near it."""
+        row, limit = run.row, self._history_limit
+        if row.entries > limit.entries or row.bytes > limit.bytes:
+            return (
+                f"the history has {row.entries} entries and {row.bytes} bytes; at most {limit.entries} and "
+                f"{limit.bytes} are allowed: let the function return flow.continue_as(…), which begins a fresh one"
+            )
+        before = row.entries - len(run.written), row.bytes - sum(len(one[2]) for one in run.written)
+        fifth = limit.entries // WARN_PART, limit.bytes // WARN_PART
+        if any(was < part <= now for was, part, now in zip(before, fifth, (row.entries, row.bytes), strict=True)):
+            logger.warning(
+                "the history of a function has a fifth of its bound: let it return flow.continue_as",
+                execution=row.execution_id, workflow=row.workflow_id, entries=row.entries, bytes=row.bytes,
+            )  # fmt: skip
+        return ""
 
     def _told(self, tx: Transaction, run: RunningFunction) -> Program[None]:
         """Tell the worker of the run that there is news, or let a worker have the run."""
@@ -842,6 +938,28 @@ class Functions:
                     progress=news,
                 ),
             )
+
+
+def _about(row: ExecutionRow) -> Program[Mapping[str, Any]]:
+    """Load what is registered of the function of a run; {} if that is gone."""
+    stored = yield from definitions.load(row.defined_in, row.workflow_id, row.version)
+    found: Mapping[str, Any] = {} if stored is None else json.loads(stored.document)[FUNCTION]
+    return found
+
+
+def _events_of(about: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    """Return the events for which a function may wait, with their keys."""
+    events: Mapping[str, str] = about.get("events", {})
+    return events.items()
+
+
+def _end_by(kept: KeptEvent, event: str) -> StepEnd:
+    """Return the end of a step by an event: its data is the result."""
+    data = to_json(plain(kept.data))
+    if len(data) > MAX_RESULT_BYTES:
+        text = f"the data of event {event} has {len(data)} bytes; at most {MAX_RESULT_BYTES} are allowed"
+        return StepEnd("failed", error=text, error_type="TOO_LARGE")
+    return StepEnd("completed", data)
 
 
 def is_function(stored: StoredDefinition) -> bool:

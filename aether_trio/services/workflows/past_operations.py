@@ -24,6 +24,7 @@ from aether_trio.services.workflows.executions import TIMER, Executions
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.replay import Divergence, Replay, ReplayError
 from aether_trio.services.workflows.stored_graphs import WORKFLOW, compile_stored, schema_problem
+from aether_trio.services.workflows.waits import events_of
 from aether_trio.storage.base import Program
 
 REPLAY: Final = 113
@@ -128,7 +129,7 @@ class PastOperations:
                 tx.effects.due_ms = state.due_ms
             yield from execution_rows.save_version(current)
             yield from execution_rows.save(current)
-            yield from self._executions.waits.begin(row.execution_id, row.workspace, graph)
+            yield from self._executions.waits.begin(row.execution_id, row.workspace, events_of(graph))
             return tx, True
 
         _, moved = await self._engine.run_program(program, lambda result: result[0])

@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -89,9 +89,12 @@ class Waits:
 
     # -- executions --------------------------------------------------------------------------------
 
-    def begin(self, execution_id: str, workspace: str, graph: Graph) -> Program[None]:
-        """Note the events for which an execution may wait, from now on."""
-        for event, source in dict.fromkeys(_waits_of(graph)):
+    def begin(self, execution_id: str, workspace: str, events: Iterable[tuple[str, str]]) -> Program[None]:
+        """Note the events, with their keys, for which an execution may wait from now on.
+
+        What is noted already counts from when it was.
+        """
+        for event, source in dict.fromkeys(events):
             rows: list[Row] = yield Fetch(
                 "SELECT MAX(number) FROM workflow_kept_events WHERE workspace = $1 AND event = $2", (workspace, event)
             )
@@ -274,10 +277,20 @@ class Waits:
         return None if value is None else _hash_of_value(source, value)
 
 
-def _waits_of(graph: Graph) -> Iterator[tuple[str, str]]:
+def events_of(graph: Graph) -> Iterator[tuple[str, str]]:
+    """Yield the events for which the steps of a graph wait, with their keys."""
     for step in graph.steps.values():
         if isinstance(step.work, WaitFor) and step.work.event:
             yield step.work.event, step.work.key_source
+
+
+def key_problem(source: str) -> str:
+    """Return why this is no key of events; "" if it is one."""
+    try:
+        TOOLS.languages.expression(source, _EVENT)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def taker_of(graph: Graph, place: StepPlace) -> str:

@@ -169,3 +169,23 @@ async def test_a_step_in_a_thread_is_tried_again() -> None:
 
     found = await run_in_memory(patient)
     assert found.result == [3, "OSError", 1, False, "4"]
+
+
+async def test_events_and_continuing_in_memory() -> None:
+    @workflow(events={"paid": "input.order", "any": ""})
+    async def order(flow: Flow, number: int, left: int = 1) -> Any:
+        async with flow.nursery() as branches:
+            found = [branches.start(flow.wait, event="paid", equals=number) for _ in range(2)]
+        first = await flow.wait(event="any")
+        if left:
+            return flow.continue_as(number=number, left=left - 1)
+        return [one.result for one in found] + [first]
+
+    events = {"paid": [{"sum": 1}, {"sum": 2}], "any": ["x"]}
+    found = await run_in_memory(order, {"number": 5}, events=events)
+    assert (found.outcome, found.result) == ("continued", {"number": 5, "left": 0})
+    assert (await replay(order, found.history)).outcome == "continued"
+    found = await run_in_memory(order, found.result, events=events)
+    assert found.result == [{"sum": 1}, {"sum": 1}, "x"]
+    with pytest.raises(TypeError, match="key of event 'paid'"):
+        workflow(events={"paid": 1})(order.body)  # type: ignore[dict-item]

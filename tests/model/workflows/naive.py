@@ -432,7 +432,7 @@ class Naive:
                     else:
                         self.places[place] = "task"
                 case CallWorkflow():
-                    given = compute(work.input) if work.input is not None else None
+                    given = compute(work.input) if work.input is not None else {}
                     self.done.append(("call", place, attempt, given))
                     self.places[place] = "call"
                 case AskStep():

@@ -41,9 +41,9 @@ async def effect(name: str) -> str:
     return name.upper()
 
 
-@workflow(grace_s=0.2)
+@workflow(grace_s=0.2, events={"paid": "input.where"})
 async def trip(flow: Flow, where: str) -> dict[str, Any]:
-    """Do steps in order and in parallel, calls, a sleep and a wait."""
+    """Do steps in order, in parallel and once, calls, a sleep and waits."""
     die("begin")
     first = await flow.step(effect, f"plan-{where}")
     die("planned")
@@ -56,9 +56,15 @@ async def trip(flow: Flow, where: str) -> dict[str, Any]:
     die("slept")
     word = await flow.wait("go")
     die("signalled")
+    paid = await flow.wait(event="paid", equals=where)
+    die("paid")
+    mailed = await flow.step(effect, "mail", once=True, name="mail")
     last = await flow.step(effect, "leave")
     die("end")
-    return {"first": first, "booked": [one.result for one in booked], "packed": packed.result, "go": word, "last": last}
+    return {
+        "first": first, "booked": [one.result for one in booked], "packed": packed.result, "go": word,
+        "paid": paid["sum"], "mailed": mailed, "last": last,
+    }  # fmt: skip
 
 
 async def serve(specifier: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
+import sqlite3
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, closing, suppress
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,7 +18,7 @@ import anyio
 import pytest
 import trio
 
-from aether_trio.client import AetherError, AgentClient, Job, Jobs
+from aether_trio.client import AetherError, AgentClient, Job, Jobs, Refused
 from aether_trio.client.operations import TaskStatus
 from aether_trio.client.operations.workflow import Workflow
 from aether_trio.client.workflows import Flow, StepFailed, workflow
@@ -39,12 +40,19 @@ WORKER = str(Path(__file__).with_name("function_worker.py"))
 @pytest.fixture
 async def gateway(engine: Engine) -> AsyncIterator[Gateway]:
     """A gateway with the embedded workflow engine, on SQLite or PostgreSQL."""
+    async with open_test_gateway(**kept_in(engine)) as opened:
+        yield opened
+
+
+def kept_in(engine: Engine, directory: Path | None = None) -> dict[str, Any]:
+    """Settings of a gateway with an embedded engine; `directory` is for SQLite."""
     changes: dict[str, Any] = {"workflow": {"engine": "embedded"}}
     if isinstance(engine, PostgresEngine):
         changes["storage"] = {"database": engine.server.dsn(), "schema": engine.schema}
         changes["gateway"] = {"ephemeral": False}
-    async with open_test_gateway(**changes) as opened:
-        yield opened
+    elif directory is not None:
+        changes["gateway"] = {"ephemeral": False, "data_dir": directory}
+    return changes
 
 
 def agent(address: str, name: str, specifier: str = "1") -> AgentClient:
@@ -72,6 +80,16 @@ class Boss:
                 if "not found" not in str(error):
                     raise
                 await anyio.sleep(0.02)
+
+    async def event(self, name: str, **data: Any) -> None:
+        await self.client.send_event(json.dumps({"event_names": [name], "data": data}))
+
+    async def answer(self, execution_id: str, step: str, **answer: Any) -> None:
+        while True:
+            with suppress(Refused):
+                await self.do(106, execution_id, step, answer)
+                return
+            await anyio.sleep(0.05)
 
     async def refusal(self, op: int, about: str, second: str = "", data: Any = None) -> str:
         with pytest.raises(AetherError) as caught:
@@ -196,18 +214,23 @@ async def test_a_worker_is_killed_at_every_step(gateway: Gateway, tmp_path: Path
         async with worker_processes(gateway.address, tmp_path, count=2):
             execution_id = await boss.run("trip", where="rome")
             await boss.do(101, execution_id, "go", data="now")
+            for where, sum_ in (("oslo", 5), ("rome", 7), ("rome", 8)):
+                await boss.event("paid", where=where, sum=sum_)
+            # Of what is done once, each death lets a person say whether it was.
+            await boss.answer(execution_id, "mail?1", choice="again")
+            await boss.answer(execution_id, "mail?2", choice="done", text="by hand")
             assert await boss.result(execution_id) == {
                 "first": "PLAN-ROME", "booked": ["train booked", "hotel booked"], "packed": "PACK", "go": "now",
-                "last": "LEAVE",
+                "paid": 7, "mailed": "by hand", "last": "LEAVE",
             }  # fmt: skip
         deaths = (tmp_path / "deaths").read_text().splitlines()
-        assert deaths == [str(-signal.SIGKILL)] * 13
+        assert deaths == [str(-signal.SIGKILL)] * 16
         effects = (tmp_path / "effects").read_text().splitlines()
         # A worker that dies behind an effect and before its record does it again, and no other one.
-        assert Counter(effects) == {"plan-rome": 2, "pack": 2, "leave": 2}
+        assert Counter(effects) == {"plan-rome": 2, "pack": 2, "leave": 2, "mail": 1}
         assert sorted(booked) == ["hotel", "train"]
         kinds = Counter(one["type"] for one in await boss.history(execution_id))
-        assert kinds == {"Started": 1, "StepOpened": 4, "StepClosed": 7, "SignalReceived": 1, "Ended": 1}
+        assert kinds == {"Started": 1, "StepOpened": 9, "StepClosed": 11, "SignalReceived": 1, "Ended": 1}
 
 
 async def test_a_function_waits_asks_and_begins_others(gateway: Gateway) -> None:
@@ -247,6 +270,192 @@ async def test_a_function_waits_asks_and_begins_others(gateway: Gateway) -> None
         ])  # fmt: skip
         refused = await boss.refusal(100, "below", data={"n": "one", "m": 1})
         assert "not as declared" in refused
+
+
+async def test_a_function_waits_for_events_by_key(gateway: Gateway) -> None:
+    @workflow(events={"paid": "input.order", "closed": ""})
+    async def order(flow: Flow, number: str) -> list[Any]:
+        await flow.wait("go")
+        found = [await flow.wait(event="paid", equals=number) for _ in range(2)]
+        async with flow.nursery() as branches:  # each branch takes for itself
+            others = [branches.start(partial(flow.wait, event="paid", equals=number)) for _ in range(2)]
+        found += [one.result for one in others]
+        await flow.wait("on")
+        found.append(await flow.wait(event="closed"))
+        for wrong in ({"event": "opened"}, {"event": "paid"}, {"event": "closed", "equals": 1}, {}):
+            with pytest.raises(ValueError):
+                await flow.wait(**wrong)
+        try:
+            await flow.wait(event="closed", timeout=0.05)
+        except StepFailed as error:
+            found.append(error.error_type)
+        return found
+
+    address = gateway.address
+    async with boss_of(address) as boss:
+        async with serving(address, order, hibernate_after=0.1):
+            first, second = await boss.run("order", number="a"), await boss.run("order", number="b")
+            for name, number in (("a", 1), ("b", 10), ("a", 2)):
+                await boss.event("paid", order=name, sum=number)
+            for execution_id in (first, second):
+                await boss.until_step(execution_id, "wait:go", "waiting")
+                await boss.do(101, execution_id, "go")
+            await boss.until_step(second, "wait:paid#2", "waiting")
+            waits = [one.get("WaitsFor") for one in (await boss.execution(second))["steps"]]
+            assert waits[-1] == {"for": "event", "event": "paid"}
+            while (await boss.client.tasks.get(second)).status is not TaskStatus.HIBERNATED:
+                await anyio.sleep(0.02)
+            await boss.event("paid", order="b", sum=20)
+            for execution_id in (first, second):
+                await boss.until_step(execution_id, "wait:on", "waiting")
+                await boss.do(101, execution_id, "on")
+                await boss.until_step(execution_id, "wait:closed", "waiting")
+            await boss.event("closed")
+            results = [await boss.result(each) for each in (first, second)]
+            sums = [[one["sum"] for one in each[:4]] for each in results]
+            assert sums == [[1, 2, 1, 1], [10, 20, 10, 10]]
+            assert [each[4:] for each in results] == [[{}, "TIMEOUT"]] * 2
+            later = await boss.run("order", number="a")  # what came before it began is not for it
+            await boss.do(101, later, "go")
+            await boss.until_step(later, "wait:paid", "waiting")
+        requests = FunctionRequests(boss.client)
+        for events, text in (
+            ([], "events is an object"),
+            ({"": "input"}, "the name of an event"),
+            ({"x": 1}, "is an expression"),
+            ({"x": "input."}, "the key of event 'x': "),
+        ):
+            with pytest.raises(AetherError, match=text):
+                await requests.register("f", {"events": events}, "")
+
+
+async def test_a_cancelled_graph_ends_its_function_at_once(engine: Engine, tmp_path: Path) -> None:
+    @workflow(events={"paid": "input.order"})
+    async def waiting(flow: Flow) -> None:
+        try:
+            async with flow.nursery() as branches:
+                branches.start(flow.call, "absent", "book", {})
+                branches.start(partial(flow.wait, event="paid", equals=1))
+                branches.start(flow.wait, "go")
+                branches.start(flow.sleep, hours=1)
+                branches.start(flow.ask, "Well?")
+                branches.start(flow.run, "inner")
+        finally:
+            await flow.sleep(hours=1)
+
+    @workflow
+    async def inner(flow: Flow) -> None:
+        await flow.sleep(hours=1)
+
+    async def quick() -> str:
+        return "free"
+
+    @workflow
+    async def next_one(flow: Flow) -> Any:
+        return await flow.step(quick)
+
+    steps = ("absent.book", "wait:paid", "wait:go", "sleep", "ask", "inner")
+    functions = waiting, inner, next_one
+    async with open_test_gateway(**kept_in(engine, tmp_path)) as gateway:
+        address = gateway.address
+        for hibernate_after in (3600, 0.1):  # with its worker at it, and asleep
+            async with (
+                boss_of(address) as boss,
+                serving(address, *functions, hibernate_after=hibernate_after, concurrency=4),
+            ):
+                document = {"name": "graph", "steps": [{"id": "one", "workflow": "waiting"}]}
+                await boss.do(107, data={"documents": [{**document, "id": "graph"}]})
+                await boss.run("next_one")  # its worker has registered them all
+                graph = await boss.run("graph")
+                while not (found := (await boss.execution(graph))["steps"]) or not found[0]["TaskID"]:
+                    await anyio.sleep(0.02)
+                function = found[0]["TaskID"]
+                for number, step in enumerate(steps, 1):
+                    await boss.until_step(function, f"1.{number}/{step}", "running" if number in (1, 6) else "waiting")
+                found = (await boss.execution(function))["steps"]
+                below = {one["StepID"]: one["TaskID"] for one in found if one["TaskID"]}
+                await boss.until_step(below["1.6/inner"], "sleep", "waiting")
+                while (
+                    hibernate_after < 1 and (await boss.client.tasks.get(function)).status is not TaskStatus.HIBERNATED
+                ):
+                    await anyio.sleep(0.02)
+                await boss.do(Op.CANCEL_EXECUTION, graph)
+                assert (await boss.execution(function))["execution"]["Status"] == "cancelled"
+                assert {one["Status"] for one in (await boss.execution(function))["steps"]} == {"cancelled"}
+                for task_id in below.values():
+                    assert (await boss.client.tasks.get(task_id)).status is TaskStatus.CANCELLED
+                assert (await boss.execution(below["1.6/inner"]))["execution"]["Status"] == "cancelled"
+                assert (await boss.execution(graph))["execution"]["Status"] == "cancelled"
+                for table in ("waits", "interests", "kept_events", "timers"):
+                    assert rows_of(engine, tmp_path, f"workflow_{table}") == [], table
+                assert await boss.result(await boss.run("next_one")) == "free"
+
+
+def rows_of(engine: Engine, directory: Path, table: str) -> list[Any]:
+    """Return the rows of a table of the tasks database, as another process sees them."""
+    sql = f"SELECT * FROM {table}"
+    if isinstance(engine, PostgresEngine):
+        return engine.rows(sql)
+    with closing(sqlite3.connect(directory / "tasks.db")) as database:
+        return list(database.execute(sql))
+
+
+async def test_many_branches_and_a_function_that_never_ends() -> None:
+    async def square(number: int) -> int:
+        return number * number
+
+    @workflow
+    async def squares(flow: Flow, count: int) -> int:
+        async with flow.nursery() as branches:
+            found = [branches.start(flow.step, square, number) for number in range(count)]
+            called = [branches.start(flow.call, "searcher", "search", {"topic": n}) for n in range(count)]
+        assert [one.result for one in called] == [f"found {n}" for n in range(count)]
+        return sum(one.result for one in found)
+
+    @workflow
+    async def endless(flow: Flow) -> None:
+        while True:
+            await flow.step(square, 1)
+
+    @workflow
+    async def pages(flow: Flow, page: int = 0, total: int = 0) -> Any:
+        for _ in range(40):
+            total += await flow.step(square, 1)
+        return flow.continue_as(page=page + 1, total=total) if page < 3 else total
+
+    @workflow
+    async def wrong(flow: Flow) -> Any:
+        return flow.continue_as(pages=1)
+
+    @workflow
+    async def too_many(flow: Flow) -> str:
+        async with flow.nursery() as branches:
+            for _ in range(1_001):
+                branches.start(flow.wait, "never")
+        return ""
+
+    functions = squares, endless, pages, wrong, too_many
+    async with open_test_gateway(workflow={"engine": "embedded", "history_entries": 2_500}) as gateway:
+        address = gateway.address
+        async with boss_of(address) as boss, answering(address, "searcher", search), serving(address, *functions):
+            assert await boss.result(await boss.run("squares", count=150)) == sum(n * n for n in range(150))
+            found = (await boss.ended(await boss.run("endless")))["execution"]
+            assert found["Status"] == "failed"
+            assert "at most 2500 and " in found["ErrorMessage"]
+            assert "flow.continue_as" in found["ErrorMessage"]
+            execution_id = await boss.run("pages")
+            seen = [execution_id]
+            while isinstance(result := await boss.result(execution_id), dict):
+                execution_id = result["continued_as"]
+                seen.append(execution_id)
+            assert result == 160
+            assert len(seen) == 4
+            assert (await replay(pages, await boss.history(seen[0]))).outcome == "continued"
+            assert (await boss.client.tasks.get(seen[1])).metadata["continues"] == seen[0]
+            found = (await boss.ended(await boss.run("wrong")))["execution"]
+            assert "it cannot go on as a new execution: the input of workflow wrong" in found["ErrorMessage"]
+            found = (await boss.ended(await boss.run("too_many")))["execution"]
+            assert "1000 steps of the function are open" in found["ErrorMessage"]
 
 
 async def test_a_cancelled_function_undoes_its_work(gateway: Gateway) -> None:
