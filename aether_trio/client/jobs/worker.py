@@ -179,8 +179,8 @@ class WorkerMethods(_Client):
         """
         self._check_begun()
         workflow = FunctionRequests(self, timeout_s=None)
-        table = await register(workflow, functions, workspace)
         manager = self.__manager
+        table = await register(workflow, functions, workspace, manager.check_client)
 
         open_runs: set[str] = set()
         half = (min(concurrency, self._settings.worker_tasks or RUNS) + 1) // 2

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, cast
 
 import anyio
@@ -85,8 +86,13 @@ class GatewayLedger:
         return time.time_ns() // 1_000_000
 
 
-async def register(workflow: FunctionRequests, functions: Sequence[Function], workspace: str) -> dict[str, Function]:
-    """Register functions; return them by name. Raises AetherError, ValueError."""
+async def register(
+    workflow: FunctionRequests, functions: Sequence[Function], workspace: str, check_client: Callable[[], None]
+) -> dict[str, Function]:
+    """Register functions, also after cuts; return them by name.
+
+    Raises AetherError for a refusal, ValueError, and why the client has ended.
+    """
     table: dict[str, Function] = {}
     for one in functions:
         if not isinstance(one, Function):
@@ -101,8 +107,21 @@ async def register(workflow: FunctionRequests, functions: Sequence[Function], wo
             "cleanup_ms": max(round(one.cleanup_s * 1000), 1),
             **({"events": one.events} if one.events else {}),
         }
-        await workflow.register(one.name, about, workspace)
+        await _register(partial(workflow.register, one.name, about, workspace), check_client)
     return table
+
+
+async def _register(ask: Callable[[], Awaitable[object]], check_client: Callable[[], None]) -> None:
+    """Ask until it is answered: to register an equal function again changes nothing."""
+    while True:
+        try:
+            await ask()
+            return
+        except AetherError as error:
+            check_client()
+            if not error.retryable:
+                raise
+            await anyio.sleep(error.retry_after_s or AWAY_S)
 
 
 async def serve_run(
