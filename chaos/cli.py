@@ -22,10 +22,15 @@ from chaos.run import Wishes, run
 from chaos.tasks import report as task_report
 from chaos.tasks.run import TaskWishes
 from chaos.tasks.run import run as run_tasks
+from chaos.workflows import report as workflow_report
+from chaos.workflows.run import WorkflowWishes
+from chaos.workflows.run import run as run_workflows
 
 EPILOG = """\
 faults (--only takes their names here):
 {kinds}
+
+`python -m chaos workflows --help` is about executions of workflows.
 
 exit status: 0 every invariant was looked at and held; 1 one did not; 2 wrong arguments
 """
@@ -84,7 +89,53 @@ def parser() -> argparse.ArgumentParser:
     return made
 
 
+def workflow_parser() -> argparse.ArgumentParser:
+    """Return the parser of `python -m chaos workflows`."""
+    made = argparse.ArgumentParser(
+        prog="python -m chaos workflows",
+        description="Executions of workflows while workers, gateways and the database are killed, "
+        "and a check of what each came to (docs/chaos.md).",
+        epilog="exit status: 0 every invariant was looked at and held; 1 one did not; 2 wrong arguments",
+    )
+    made.add_argument("--seed", type=int, metavar="N", help="of the executions and faults (any)")
+    made.add_argument("--executions", type=int, default=2_000, metavar="N", help="so many stories (2000)")
+    made.add_argument(
+        "--engine", choices=("sqlite", "postgres"), default="postgres", help="where the tables are (postgres)"
+    )
+    made.add_argument("--nodes", type=int, metavar="N", help="gateway processes: 3 on PostgreSQL, always 1 on SQLite")
+    made.add_argument("--every", type=_positive, default=2.0, metavar="S", help="seconds between faults (2)")
+    made.add_argument(
+        "--pace", type=_positive, default=3.0, metavar="S", help="seconds between two stories of one of 40 (3)"
+    )
+    made.add_argument("--keep", type=Path, metavar="DIR", help="leave there what the processes printed, and the tables")
+    made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
+    return made
+
+
+def _workflows(arguments: Sequence[str]) -> int:
+    given = workflow_parser().parse_args(arguments)
+    if given.engine == "sqlite" and (given.nodes or 1) != 1:
+        workflow_parser().error("--engine sqlite has one gateway")
+    wishes = WorkflowWishes(
+        seed=secrets.randbelow(1_000_000) if given.seed is None else given.seed,
+        executions=given.executions,
+        nodes=0 if given.engine == "sqlite" else given.nodes or 3,
+        mean_s=given.every,
+        pace_s=given.pace,
+        keep=given.keep,
+    )
+    print(f"seed {wishes.seed}", file=sys.stderr, flush=True)
+    result = trio.run(run_workflows, wishes, _say)
+    workflow_report.show(result, Console())
+    if given.json:
+        given.json.write_text(json.dumps(workflow_report.as_json(result), indent=2) + "\n")
+    return 0 if result.well else 1
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["workflows"]:
+        return _workflows(arguments[1:])
     given = parser().parse_args(arguments)
     if given.sqlite and not given.tasks:
         parser().error("--sqlite belongs to --tasks")

@@ -83,9 +83,10 @@ class Weather:
         async with trio.open_nursery() as nursery:
             for step in steps:
                 await trio.sleep(max(0.0, begun_s + step.at_s - self._now()))
-                nursery.start_soon(self._do, step)
+                nursery.start_soon(self.do, step)
 
-    async def _do(self, step: Step) -> None:
+    async def do(self, step: Step) -> None:
+        """Apply one fault now; return when it has been taken back."""
         since_s = self._now()
         lasting = f" for {step.duration_s:.1f} s" if step.duration_s else ""
         self._say(f"{since_s:7.1f} s  {step.kind}: {step.target}{lasting}")

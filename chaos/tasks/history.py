@@ -40,7 +40,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Event:
-    """A change of a task's status, in wire numbers."""
+    """A change of a task's status, in wire numbers; 0 to 0: an event of another kind."""
 
     task_id: str
     number: int
@@ -125,10 +125,12 @@ def _is_postgres(place: Place) -> bool:
 
 
 def read_moments(files: Iterable[Path]) -> list[Moment]:
-    """Read the moments that workers recorded, each worker in its file."""
+    """Read the moments of tasks that workers recorded, each worker in its file."""
     found = []
     for file in files:
         for line in file.read_text().splitlines():
             said = json.loads(line)
+            if "task" not in said:
+                continue
             found.append(Moment(file.stem, said["what"], said["task"], said["attempt"], said["at"] * 1000))
     return sorted(found, key=lambda one: one.at_ms)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Sequence
@@ -46,18 +47,18 @@ class Place(Protocol):
 
 class Cluster:
     def __init__(self, cluster: ProcessCluster) -> None:
-        self._cluster = cluster
+        self.cluster = cluster
 
     @property
     def nodes(self) -> Sequence[Node]:
-        return self._cluster.nodes
+        return self.cluster.nodes
 
     @property
     def address(self) -> str:
-        return self._cluster.front.address
+        return self.cluster.front.address
 
     async def sql(self, text: str) -> list[list[str]]:
-        return await self._cluster.sql(text)
+        return await self.cluster.sql(text)
 
 
 class LoneNode:
@@ -77,19 +78,27 @@ class LoneNode:
     async def kill(self) -> None:
         await self.process.kill()
 
+    def stop(self) -> None:
+        """Suspend the gateway with SIGSTOP."""
+        self.process.send(signal.SIGSTOP)
+
+    def cont(self) -> None:
+        """Let a suspended gateway go on, with SIGCONT."""
+        self.process.send(signal.SIGCONT)
+
 
 class Alone:
     def __init__(self, node: LoneNode) -> None:
-        self._node = node
+        self.node = node
         self.nodes: Sequence[Node] = [node]
 
     @property
     def address(self) -> str:
-        assert self._node.process.ready is not None
-        return self._node.process.ready.gateway
+        assert self.node.process.ready is not None
+        return self.node.process.ready.gateway
 
     async def sql(self, text: str) -> list[list[str]]:
-        with closing(sqlite3.connect(self._node.data / "tasks.db")) as connection:
+        with closing(sqlite3.connect(self.node.data / "tasks.db")) as connection:
             return [["" if value is None else str(value) for value in row] for row in connection.execute(text)]
 
 

@@ -1,4 +1,4 @@
-"""A worker registers its functions against a scripted gateway that is cut, or away."""
+"""A worker registers its functions with a gateway that is cut, or away."""
 
 from __future__ import annotations
 
