@@ -102,3 +102,24 @@ def test_a_workflow_and_an_execution_are_drawn(shell: Shell, tmp_path: Path) -> 
 def test_names_are_escaped_in_drawings() -> None:
     document = {"id": "x", "steps": [{"id": 'a"<b', "output": 1}]}
     assert mermaid_of(document, {}).splitlines()[1] == '  s0["a#34;#60;b"]'
+
+
+def test_a_part_of_an_execution_is_done_once_more(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "past.yaml"
+    file.write_text(FLOW.replace("past", "forked"))
+    shell.out("workflows", "apply", str(file))
+    execution = shell.out("workflows", "run", "forked", "n=3").strip()
+    waiting(shell, execution, "go")
+    fork = shell.out("workflows", "fork", execution, "--from", "go", "n=8").strip()
+    shell.out("workflows", "signal", fork, "go", "--data", "5")
+    assert json.loads(shell.out("workflows", "wait", fork)) == {"one": 3, "go": 5, "last": 5}
+    facts = dict(line.split(maxsplit=1) for line in shell.out("workflows", "show", fork).splitlines() if line)
+    assert facts["fork"] == f"of    {execution} from step go"
+    assert facts["input"] == '{"n": 8}'
+    assert f"forks      {fork}" in shell.out("workflows", "show", execution)
+    assert f"has begun as a fork of {execution} from step go" in shell.out("workflows", "history", fork)
+    done = shell.run("workflows", "fork", fork, "--from", "first")
+    assert done.returncode == 1
+    assert "has no step 'first'" in done.stderr.decode()
+    made = json.loads(shell.out("workflows", "fork", fork, "--from", "one", "--json"))
+    assert (made["kept"], made["undone_by_both"]) == ([], [])

@@ -6,6 +6,7 @@ import click
 
 from aether_trio.cli.workflows.authoring import apply, validate
 from aether_trio.cli.workflows.cases import test
+from aether_trio.cli.workflows.forking import fork
 from aether_trio.cli.workflows.past import history, watch
 from aether_trio.cli.workflows.running import executions, run, wait
 from aether_trio.cli.workflows.showing import delete, list_workflows, show
@@ -27,6 +28,7 @@ Examples:
   aether workflows answer EXECUTION
   aether workflows signal EXECUTION go --data '{"by": "ann"}'
   aether workflows retry EXECUTION
+  aether workflows fork EXECUTION --from write
 """,
 )
 def command() -> None:
@@ -40,6 +42,6 @@ def command() -> None:
 
 for one in (
     validate, test, apply, list_workflows, show, delete, run, wait, executions, cancel, retry, pause, resume,
-    signal, answer, watch, history,
+    signal, answer, watch, history, fork,
 ):  # fmt: skip
     command.add_command(one)

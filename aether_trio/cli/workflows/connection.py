@@ -21,6 +21,7 @@ _CANDIDATES: Final = 20
 _NEXT: Final = (
     ("not found in workspace", "`aether workflows list` shows those of a workspace (--workspace)"),
     ("execution", "not found", "`aether workflows executions --all` shows those of a workspace (--workspace)"),
+    ("would have to be undone", "leave --version out"),
     ("has no step", "`aether workflows show` lists its steps"),
     ("asks nothing now", "`aether workflows show` says which steps ask something"),
     ("the question is for", "--as says who answers"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import click
@@ -25,7 +25,7 @@ from aether_trio.cli.workflows.texts import (
     input_properties,
     print_executions,
 )
-from aether_trio.client.operations.workflow_values import Execution
+from aether_trio.client.operations.workflow_values import Execution, WorkflowDefinition
 from aether_trio.model.identity import Identity, Kind
 
 STATUSES: Final = ("live", "queued", "running", "paused", "compensating", "completed", "failed", "cancelled", "all")
@@ -79,8 +79,8 @@ def run(
     --wait the result is printed as JSON, however long it takes without --timeout; the exit code is
     1 for an execution that does not end well, and 124 if it has not ended within --timeout.
     """
-    start = _input_of(given)
-    pairs = [_pair(one) for one in fields]
+    start = input_of(given)
+    pairs = [pair_of(one) for one in fields]
     if pairs and not isinstance(start, dict | None):
         raise click.UsageError("KEY=VALUE is added to a JSON object, and --input is none.")
     execution_id = run_client(_run, target, who, workspace, name, start, pairs, key)
@@ -91,17 +91,18 @@ def run(
             say(execution_id)
         return
     say(execution_id, err=True)
-    _show_end(run_client(_wait, target, who, execution_id, wait_limit(target)), as_object)
+    show_end(run_client(wait_for_end, target, who, execution_id, wait_limit(target)), as_object)
 
 
-def _pair(text: str) -> tuple[str, str]:
+def pair_of(text: str) -> tuple[str, str]:
+    """Split KEY=VALUE. Raises click.UsageError."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise click.UsageError(f"{text!r} is not KEY=VALUE; --input takes JSON.")
     return name, value
 
 
-def _input_of(given: str | None) -> Any:
+def input_of(given: str | None) -> Any:
     """Return the value of --input; None without one. Raises click.BadParameter."""
     if given is None:
         return None
@@ -120,18 +121,25 @@ async def _run(
     async with open_workflows(target, who) as client:
         given = start
         if pairs:
-            definition = await client.workflow.definition(name, workspace=workspace)
-            properties, _ = input_properties(definition.document)
-            for field, _ in pairs:
-                if properties and field not in properties:
-                    raise click.UsageError(
-                        f"workflow {name} declares no input {field!r}, but: {', '.join(properties)}; --input takes any JSON."
-                    )
-            given = {**(start or {}), **{field: _value(text, properties.get(field)) for field, text in pairs}}
+            given = with_fields(start or {}, pairs, await client.workflow.definition(name, workspace=workspace))
         return await client.workflow.run(name, given, workspace=workspace, idempotency_key=key)
 
 
-def _value(text: str, schema: Any) -> Any:
+def with_fields(
+    start: Mapping[str, Any], pairs: Sequence[tuple[str, str]], definition: WorkflowDefinition
+) -> dict[str, Any]:
+    """Return an input with the values of KEY=VALUE. Raises click.UsageError."""
+    properties, _ = input_properties(definition.document)
+    for field, _ in pairs:
+        if properties and field not in properties:
+            raise click.UsageError(
+                f"workflow {definition.id} declares no input {field!r}, but: {', '.join(properties)}; "
+                "--input takes any JSON."
+            )
+    return {**start, **{field: typed_value(text, properties.get(field)) for field, text in pairs}}
+
+
+def typed_value(text: str, schema: Any) -> Any:
     """Return the value of KEY=VALUE: a declared text, else JSON if it is that."""
     if isinstance(schema, dict) and schema.get("type") == "string":
         return text
@@ -141,7 +149,7 @@ def _value(text: str, schema: Any) -> Any:
         return text
 
 
-async def _wait(target: GatewayTarget, who: Identity, execution_id: str, limit_s: float) -> Execution:
+async def wait_for_end(target: GatewayTarget, who: Identity, execution_id: str, limit_s: float) -> Execution:
     """Wait for the end of an execution. A lost connection is made again."""
     said = ""
     with trio.move_on_after(limit_s):
@@ -160,7 +168,8 @@ async def _wait(target: GatewayTarget, who: Identity, execution_id: str, limit_s
     raise exits.CliError(f"execution {execution_id} has not ended within {limit_s:g} s; it goes on", exits.NOT_YET)
 
 
-def _show_end(execution: Execution, as_object: bool) -> None:
+def show_end(execution: Execution, as_object: bool) -> None:
+    """Print the result of an execution that has ended; raise CliError for a bad end."""
     if as_object:
         print_json(plain(execution), indent=2)
         if execution.status != "completed":
@@ -190,7 +199,7 @@ def wait(target: GatewayTarget, who: Identity, execution: str, as_object: bool) 
       124  it has not ended within --timeout; without that it waits for as long as it takes
     """
     execution_id = run_client(_find, target, who, execution)
-    _show_end(run_client(_wait, target, who, execution_id, wait_limit(target)), as_object)
+    show_end(run_client(wait_for_end, target, who, execution_id, wait_limit(target)), as_object)
 
 
 async def _find(target: GatewayTarget, who: Identity, given: str) -> str:

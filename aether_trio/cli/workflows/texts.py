@@ -296,6 +296,8 @@ def execution_facts(one: Execution) -> list[tuple[str, str]]:
         ("status", f"{one.status} {'after' if one.has_ended else 'for'} {took}" if took else one.status),
         ("started", when_text(one.started_at)),
         ("part of", one.parent_id),
+        ("fork of", f"{one.forked_from} from step {one.forked_at}" if one.forked_from else ""),
+        ("forks", ", ".join(one.forks[:3]) + (f" and {len(one.forks) - 3} more" if len(one.forks) > 3 else "")),
         ("input", json_line(one.input) if one.input not in (None, {}) else ""),
         ("result", "" if one.result is None else json_line(one.result)),
         ("error" if one.status != "paused" else "paused", cut(one.error, 400)),

@@ -127,6 +127,8 @@ def _happened(kind: str, fields: Mapping[str, Any]) -> Iterator[tuple[str, str]]
         case "Started":
             given = fields.get("trigger")
             yield "", "has started" + (f" with {json_line(given)}" if given not in (None, {}) else "")
+        case "Forked":
+            yield "", f"has begun as a fork of {fields.get('origin')} from step {fields.get('step')}"
         case "StepEnded":
             yield _place(fields), _ended(fields)
         case "ItemsEnded":

@@ -28,6 +28,7 @@ from aether_trio.client.operations.tasks import Tasks
 from aether_trio.client.operations.workflow_values import (
     Applied,
     Execution,
+    ExecutionFork,
     HistoryEntry,
     HistoryReplay,
     WorkflowDefinition,
@@ -35,6 +36,7 @@ from aether_trio.client.operations.workflow_values import (
     definition_of,
     entry_of,
     execution_of,
+    fork_of,
     replayed_of,
 )
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -51,12 +53,15 @@ HISTORY: Final = _Kind(105)
 ANSWER: Final = _Kind(106)
 APPLY: Final = _Kind(107)
 REPLAY: Final = _Kind(113)
+FORK: Final = _Kind(114)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
 _MORE: Final = "more after "
 """How the message of a list's answer begins if more entries follow."""
 _PAGE: Final = 1_000
 """Most entries of a page of a list."""
+SAME_INPUT: Final[Any] = object()
+"""The input of a fork that is that of the forked execution."""
 _AGAIN_S: Final = 0.1
 """Before an execution is looked at again after a cut."""
 _LOOK_S: Final = 1.0
@@ -262,6 +267,31 @@ class Workflow(Namespace):
         """
         data = b'{"dry_run": true}' if dry_run else b""
         return replayed_of(_object(await self._do(REPLAY, execution_id, data=data)))
+
+    async def fork(
+        self,
+        execution_id: str,
+        step: str,
+        *,
+        input: Any = SAME_INPUT,  # noqa: A002
+        newest: bool = False,
+        idempotency_key: str = "",
+    ) -> ExecutionFork:
+        """Start an execution with what another one has done, but for `step` and what follows.
+
+        What else has ended is kept with its results, and is compensated if the new execution fails.
+        It has the same input unless `input` gives another one, and the same version of the workflow
+        unless it is to be the newest. Nothing of the other one changes. Keys are as in `run`.
+        Raises Refused for an unknown step, and if results do not fit into the newest version.
+        """
+        data = {
+            "from": step,
+            **({} if input is SAME_INPUT else {"input": input}),
+            **({"version": "newest"} if newest else {}),
+        }
+        key = idempotency_key or str(uuid.uuid4())
+        encoded = json_text(data, "the input of a workflow").encode()
+        return fork_of(_object(await self._do(FORK, execution_id, key, data=encoded)))
 
     # -- the operations of the protocol, with JSON as bytes
 

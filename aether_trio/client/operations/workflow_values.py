@@ -86,6 +86,11 @@ class Execution:
     history_entries: int
     waits_for: Mapping[str, Any] = field(default_factory=dict)
     """While it is queued: {"for": "turn" or "more", "keys": […]}; {} in lists."""
+    forked_from: str = ""
+    """The execution of which this one is a fork, from the step `forked_at` on; "" if it is none."""
+    forked_at: str = ""
+    forks: Sequence[str] = ()
+    """The newest executions that are forks of this one; lists have none."""
     steps: Sequence[ExecutionStep] = field(default_factory=tuple)
 
     @property
@@ -136,6 +141,17 @@ class HistoryReplay:
     entries: int
     version: int
     divergence: HistoryDivergence | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionFork:
+    """A new execution that goes on with what another one has done."""
+
+    execution_id: str
+    kept: Sequence[str] = ()
+    """The steps whose results it has taken over."""
+    undone_by_both: Sequence[str] = ()
+    """Kept steps that both executions compensate if they fail, as the other one has not ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +215,9 @@ def execution_of(found: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = 
         parent_id=_text(more, "parent"),
         history_entries=_number(more, "entries"),
         waits_for=found.get("WaitsFor") or {},
+        forked_from=_text(more, "forked_from"),
+        forked_at=_text(more, "forked_at"),
+        forks=tuple(_text(one, "execution_id") for one in more.get("forks") or ()),
         steps=tuple(map(step_of, steps)),
     )
 
@@ -250,6 +269,15 @@ def replayed_of(found: Mapping[str, Any]) -> HistoryReplay:
             now=part.get("now"),
         )
     return HistoryReplay(entries=_number(found, "entries"), version=_number(found, "version"), divergence=divergence)
+
+
+def fork_of(found: Mapping[str, Any]) -> ExecutionFork:
+    """Read the answer of FORK."""
+    return ExecutionFork(
+        execution_id=_text(found, "execution_id"),
+        kept=tuple(map(str, found.get("kept") or ())),
+        undone_by_both=tuple(map(str, found.get("undone_by_both") or ())),
+    )
 
 
 def applied_of(found: Mapping[str, Any]) -> Applied:

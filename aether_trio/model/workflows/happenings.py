@@ -45,6 +45,23 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Forked:
+    """The execution begins with what another one, `origin`, has done.
+
+    `kept` is that part of the other one's state (model/workflows/forks.py), whose results are kept
+    already. `step`, and what follows from it, is done again.
+    """
+
+    at_ms: int
+    trigger: Json
+    execution_id: str = ""
+    workspace: str = ""
+    origin: str = ""
+    step: str = ""
+    kept: dict[str, Json] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StepEnded:
     """A step's task, sub-execution or question has ended.
 
@@ -142,6 +159,7 @@ class ResumeAsked:
 
 Happening: TypeAlias = (
     Started
+    | Forked
     | StepEnded
     | ItemsEnded
     | TimePassed

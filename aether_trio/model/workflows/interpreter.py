@@ -55,6 +55,7 @@ from aether_trio.model.workflows.definition import (
     WaitFor,
 )
 from aether_trio.model.workflows.durations import DurationError, duration_ms
+from aether_trio.model.workflows.forks import begins_again, kept_state
 from aether_trio.model.workflows.happenings import (
     ITEMS,
     ITEMS_PAGE,
@@ -69,6 +70,7 @@ from aether_trio.model.workflows.happenings import (
     DoAction,
     EndExecution,
     EventReceived,
+    Forked,
     Happening,
     ItemsEnded,
     KeepResult,
@@ -217,7 +219,7 @@ class _Advance:
 
     def _take(self, happening: Happening) -> Needing[bool]:
         state = self._state
-        if isinstance(happening, Started):
+        if isinstance(happening, Started | Forked):
             return self._start(happening)
         if not state.started_ms:
             return False
@@ -259,10 +261,12 @@ class _Advance:
     def _going(self) -> bool:
         return self._state.status in {ExecutionStatus.RUNNING, ExecutionStatus.PAUSED}
 
-    def _start(self, happening: Started) -> bool:
+    def _start(self, happening: Started | Forked) -> bool:
         state = self._state
         if state.started_ms:
             return False
+        if isinstance(happening, Forked):
+            state.take_over(kept_state(happening.kept), self._plan.steps)
         state.started_ms = max(happening.at_ms, 1)
         state.execution_id = happening.execution_id
         state.workspace = happening.workspace
@@ -290,7 +294,7 @@ class _Advance:
         state.ending = state.failure = None
         state.used_ms = 0
         state.tallies.clear()
-        again = [step.id for step in plan.order if _begins_again(state.known(step.id))]
+        again = [step.id for step in plan.order if begins_again(state.known(step.id))]
         while again:
             step = again.pop()
             self._reset(step)
@@ -1340,12 +1344,6 @@ class _Advance:
 
     def _now(self) -> datetime:
         return datetime.fromtimestamp(self._at / 1000, UTC)
-
-
-def _begins_again(progress: StepProgress | None) -> bool:
-    if progress is None:
-        return False
-    return progress.code in {CANCELLED, COMPENSATED} or (progress.code == FAILED and not progress.route)
 
 
 def _values_of(action: Action) -> list[Value]:

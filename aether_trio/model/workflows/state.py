@@ -10,7 +10,7 @@ from __future__ import annotations
 import enum
 import itertools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from typing import Any, Final, NamedTuple, TypeAlias, TypeVar
 
 from aether_trio.model.workflows.definition import Json
@@ -220,6 +220,14 @@ class GraphState:
     def over(self) -> bool:
         """Whether the execution has ended."""
         return self.status in {ExecutionStatus.COMPLETED, ExecutionStatus.FAILED, ExecutionStatus.CANCELLED}
+
+    def take_over(self, other: GraphState, steps: Container[str]) -> None:
+        """Begin with what another execution has done of these steps."""
+        self.plain = {step: code for step, code in other.plain.items() if step in steps}
+        self.steps = {step: progress for step, progress in other.steps.items() if step in steps}
+        self.order = [step for step in other.order if step in steps]
+        self.signals = other.signals
+        self.ended = sum(self.code(step) in ENDED for step in (*self.plain, *self.steps))
 
     def step_status(self, place: StepPlace) -> str:
         """Return the status of a step, item or round, as a word of WORDS."""

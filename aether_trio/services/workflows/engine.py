@@ -141,6 +141,6 @@ class WorkflowEngine:
             FunctionOperations(engine, self.functions, self.executions, self._access),
             MachineOperations(engine, self.machines, self._access, ids),
             JoinOperations(engine, self.joins, self._access),
-            PastOperations(engine, self.executions, self._access),
+            PastOperations(engine, self.executions, self._access, ids),
             strict=self._strict,
         )

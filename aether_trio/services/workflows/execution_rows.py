@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aether_trio.model.limits import MIB
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
@@ -63,13 +63,23 @@ class StepRow:
     error_type: str
 
 
+class StoredFork(NamedTuple):
+    """A row of `workflow_forks`."""
+
+    execution_id: str
+    origin: str
+    step: str
+    at_ms: int
+    kept: bytes  # JSON: that part of the origin's state
+
+
 COLUMNS: Final = tuple(one.name for one in fields(ExecutionRow))
 STEP_COLUMNS: Final = tuple(one.name for one in fields(StepRow))
 FIELDS: Final = ", ".join(COLUMNS)
 STEP_FIELDS: Final = ", ".join(STEP_COLUMNS)
 _OF_AN_EXECUTION: Final = (
     "workflow_steps", "workflow_history", "workflow_arrivals", "workflow_waits", "workflow_interests",
-    "workflow_taken_events", "workflow_executions",
+    "workflow_taken_events", "workflow_forks", "workflow_executions",
 )  # fmt: skip
 _LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
 _INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placeholders(len(COLUMNS))})"  # noqa: S608
@@ -277,6 +287,46 @@ def mark_step(
 def keep_result(execution_id: str, place: StepPlace, now_ms: int, result: bytes) -> Program[None]:
     """Write the result of a step that the interpreter has made."""
     yield Execute(_KEEP, (execution_id, *place, now_ms, result))
+
+
+def copy_steps(origin: str, execution_id: str, whole: Sequence[str], partly: Sequence[str]) -> Program[None]:
+    """Give an execution the rows of steps of another one: all, or those of completed items."""
+    for names, which in (
+        (whole, "completed_ms > 0"),
+        (partly, f"((item >= 0 AND status = 'completed') OR item <= {ITEMS})"),
+    ):
+        if names:
+            yield Execute(
+                "INSERT INTO workflow_steps (execution_id, step, item, status, attempt, task_id, started_ms, "  # noqa: S608
+                "completed_ms, error, error_type, input, result) SELECT CAST($1 AS TEXT), step, item, status, attempt, "
+                "task_id, started_ms, completed_ms, error, error_type, input, result FROM workflow_steps "
+                f"WHERE execution_id = $2 AND {which} AND step IN ({placeholders(len(names), 3)})",
+                (execution_id, origin, *names),
+            )
+
+
+def insert_fork(fork: StoredFork) -> Program[None]:
+    """Write that an execution is a fork of another one."""
+    yield Execute(
+        "INSERT INTO workflow_forks (execution_id, origin, step, at_ms, kept) VALUES ($1, $2, $3, $4, $5)", fork
+    )
+
+
+def fork_of(execution_id: str) -> Program[StoredFork | None]:
+    """Read of which execution this one is a fork; None if it is none."""
+    rows: list[Row] = yield Fetch(
+        "SELECT execution_id, origin, step, at_ms, kept FROM workflow_forks WHERE execution_id = $1", (execution_id,)
+    )
+    return StoredFork(*rows[0][:4], bytes(rows[0][4])) if rows else None
+
+
+def forks_of(execution_id: str, limit: int) -> Program[list[tuple[str, str]]]:
+    """Read the newest forks of an execution: (execution, step)."""
+    rows: list[Row] = yield Fetch(
+        "SELECT execution_id, step FROM workflow_forks WHERE origin = $1 ORDER BY at_ms DESC, execution_id DESC LIMIT $2",
+        (execution_id, limit),
+    )
+    return [(row[0], row[1]) for row in rows]
 
 
 def result_of(execution_id: str, place: StepPlace) -> Program[bytes | None]:

@@ -27,6 +27,8 @@ STEPS_SHOWN: Final = 1_000
 """Rows of steps and items in one answer."""
 DATA_SHOWN: Final = 100
 """Steps in one answer whose input and result are shown."""
+FORKS_SHOWN: Final = 20
+"""Newest forks of an execution in one answer."""
 TASKS_SHOWN: Final = 50
 """Tasks of open steps that one answer looks up."""
 _QUEUED: Final = (StoredStatus.PENDING, StoredStatus.ASSIGNED, StoredStatus.STARTING)
@@ -60,6 +62,10 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
     if current.status == "queued" and (run := (yield from flow_rows.load_run(current.execution_id))) is not None:
         waits = "more" if run.waits == flow_rows.GATHERED else "turn"
         shown["WaitsFor"] = {"for": waits, "keys": json.loads(run.shown)}
+    if (fork := (yield from execution_rows.fork_of(current.execution_id))) is not None:
+        shown["Metadata"] |= {"forked_from": fork.origin, "forked_at": fork.step}
+    if forks := (yield from execution_rows.forks_of(current.execution_id, FORKS_SHOWN)):
+        shown["Metadata"]["forks"] = [{"execution_id": execution_id, "step": step} for execution_id, step in forks]
     view = _View(current, documents, state, data, tasks)
     return {"execution": shown, "steps": view.steps(rows, only)}
 

@@ -32,6 +32,7 @@ from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.workflows.definition import NO_FLOW_CONTROL, Action, ActionType, Graph, Json
 from aether_trio.model.workflows.flow_control import DropReason, gathers
+from aether_trio.model.workflows.forks import KeptPart
 from aether_trio.model.workflows.happenings import (
     ITEMS_PAGE,
     NO_ITEM,
@@ -45,6 +46,7 @@ from aether_trio.model.workflows.happenings import (
     DoAction,
     EndExecution,
     EventReceived,
+    Forked,
     Happening,
     ItemsEnded,
     KeepResult,
@@ -79,7 +81,7 @@ from aether_trio.services.workflows.actions import (
     new_row,
 )
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
-from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow
+from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StoredFork
 from aether_trio.services.workflows.flow import (
     BEGIN_PAGE,
     DROPPED,
@@ -155,6 +157,14 @@ class _Turn:
     """Runs of functions that the transaction has loaded (functions.py)."""
 
 
+class ForkOf(NamedTuple):
+    """Of which execution a new one is a fork, from which step, and what it keeps."""
+
+    origin: str
+    step: str
+    kept: KeptPart
+
+
 @dataclass(frozen=True, slots=True)
 class Begin:
     """What a new execution is told: by whom it is started, and with which input."""
@@ -166,6 +176,7 @@ class Begin:
     hops: Hops = ()  # what has led to it, and its workflow; () if it was started by a client
     origin: str = ""  # the schedule that starts it
     instead_of: str = ""  # the execution of the same workflow whose place it takes
+    fork: ForkOf | None = None
 
 
 class StartRefused(Exception):
@@ -421,18 +432,30 @@ class Executions:
         )
         row.state = write_json(State.new().to_json())
         yield from execution_rows.insert(row)
+        if (fork := begin.fork) is not None:
+            yield from execution_rows.copy_steps(fork.origin, task_id, fork.kept.whole, fork.kept.partly)
+            kept = write_json(fork.kept.state)
+            yield from execution_rows.insert_fork(StoredFork(task_id, fork.origin, fork.step, now_ms, kept))
         if not queued:
-            yield from self._begin(tx, graph, row, begin.input)
+            yield from self._begin(tx, graph, row, begin.input, None if fork is None else fork.kept.state)
 
-    def _begin(self, tx: Transaction, graph: Graph, row: ExecutionRow, given: Json) -> Program[None]:
-        """Begin an execution whose rows are written."""
+    def _begin(
+        self, tx: Transaction, graph: Graph, row: ExecutionRow, given: Json, kept: dict[str, Json] | None = None
+    ) -> Program[None]:
+        """Begin an execution whose rows are written; `kept` is what a fork has kept."""
         turn = _turn_of(tx)
         yield from self.waits.begin(row.execution_id, row.workspace, events_of(graph))
         turn.loaded[row.execution_id] = _Loaded(row, State.new())
-        started = Started(
-            at_ms=tx.context.now_ms, trigger=given, execution_id=row.execution_id, workspace=row.workspace
-        )
-        turn.queue.append((row.execution_id, started))
+        now_ms = tx.context.now_ms
+        begins: Started | Forked
+        if kept is None or (fork := (yield from execution_rows.fork_of(row.execution_id))) is None:
+            begins = Started(at_ms=now_ms, trigger=given, execution_id=row.execution_id, workspace=row.workspace)
+        else:
+            begins = Forked(
+                at_ms=now_ms, trigger=given, execution_id=row.execution_id, workspace=row.workspace,
+                origin=fork.origin, step=fork.step, kept=kept,
+            )  # fmt: skip
+        turn.queue.append((row.execution_id, begins))
         yield from self._drive(tx, turn)
 
     # -- flow control ------------------------------------------------------------------------------
@@ -452,6 +475,8 @@ class Executions:
         One without a run id takes no part in it.
         """
         flow = NO_FLOW_CONTROL if graph is None else graph.flow
+        if begin.fork is not None and gathers(flow):
+            flow = NO_FLOW_CONTROL  # its input is that of starts which were gathered
         pools: list[FlowPool] = []
         if graph is not None and graph.max_executions:
             pools.append(FlowPool(f"{workspace}/{stored.workspace}/{stored.id}", graph.max_executions))
@@ -548,7 +573,8 @@ class Executions:
             return
         graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version, small=tx.context.small)
         assert graph is not None
-        if gathers(graph.flow):
+        fork = yield from execution_rows.fork_of(execution_id)
+        if gathers(graph.flow) and fork is None:
             items = yield from flow_rows.items_of(execution_id)
             row.trigger_data = write_json(
                 {"items": [json.loads(data) for data in (row.trigger_data, *(data for _, data in items))]}
@@ -562,7 +588,8 @@ class Executions:
             "updated_ms": now_ms,
         }
         yield from tx.write(task, task.changed(running), "")
-        yield from self._begin(tx, graph, row, read_json(row.trigger_data))
+        kept = None if fork is None else read_state(fork.kept)
+        yield from self._begin(tx, graph, row, read_json(row.trigger_data), kept)
 
     def _end_queued(self, tx: Transaction, turn: _Turn, row: ExecutionRow, task: TaskRow) -> Program[None]:
         """End an execution that has not begun."""

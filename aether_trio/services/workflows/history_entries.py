@@ -27,6 +27,7 @@ _TYPES: Final[dict[str, type[Any]]] = {
     one.__name__: one
     for one in (
         happenings.Started,
+        happenings.Forked,
         happenings.StepEnded,
         happenings.ItemsEnded,
         happenings.TimePassed,
@@ -99,6 +100,15 @@ def _plain(value: Any) -> Any:
     return value
 
 
+def _whole(value: Any) -> Any:
+    """Return a JSON value with integers for floats that are whole."""
+    if isinstance(value, dict):
+        return {key: _whole(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_whole(one) for one in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _decoded(made: type[Any], found: dict[str, Any]) -> Any:
     given: dict[str, Any] = {}
     for field in fields(made):
@@ -111,5 +121,7 @@ def _decoded(made: type[Any], found: dict[str, Any]) -> Any:
             value = tuple(_decoded(StepEnded, one) for one in value)
         elif field.name in ("at_ms", "attempt"):
             value = int(value)
+        elif field.name == "kept":
+            value = _whole(value)
         given[field.name] = value
     return made(**given)

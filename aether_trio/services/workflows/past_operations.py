@@ -1,4 +1,4 @@
-"""Operations on the past of executions: replays, and moves to the newest version."""
+"""Operations on the past of executions: replays, moves to the newest version, and forks."""
 
 from __future__ import annotations
 
@@ -8,27 +8,49 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.ids import IdFactory
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import Graph, Json
-from aether_trio.model.workflows.state import ExecutionStatus
+from aether_trio.model.workflows.forks import ForkError, KeptPart, plan_fork
+from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.interface import Context, LargeError
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.actions import take_key
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.execution_rows import ExecutionRow
-from aether_trio.services.workflows.executions import TIMER, Executions
+from aether_trio.services.workflows.executions import (
+    QUEUED,
+    TIMER,
+    Begin,
+    Executions,
+    ForkOf,
+    StartRefused,
+    read_state,
+)
+from aether_trio.services.workflows.json_values import read_json as read_data
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.replay import Divergence, Replay, ReplayError
 from aether_trio.services.workflows.stored_graphs import WORKFLOW, compile_stored, schema_problem
 from aether_trio.services.workflows.waits import events_of
 from aether_trio.storage.base import Program
 
+NEWEST: Final = "newest"
+SAME: Final = "same"
 REPLAY: Final = 113
 """Replays an execution on a document, or moves it to the newest version."""
+FORK: Final = 114
+"""Starts an execution with what another one has done, but for a step and what follows it."""
+FUNCTIONS: Final[Mapping[int, str]] = {
+    REPLAY: "its worker replays it",
+    FORK: "what it has done between two steps is known to its code only, so it cannot begin in the middle; run it again "
+    "with `aether workflows run`, or retry it if it has failed",
+}
+"""What is said of executions of functions."""
 _TRIES: Final = 5
 """Replays of an execution that moves on meanwhile."""
 
@@ -36,12 +58,13 @@ _TRIES: Final = 5
 class PastOperations:
     """Performs operations on what has happened to executions."""
 
-    def __init__(self, engine: Engine, executions: Executions, access: WorkspaceAccess) -> None:
+    def __init__(self, engine: Engine, executions: Executions, access: WorkspaceAccess, ids: IdFactory) -> None:
         self._engine = engine
+        self._ids = ids
         self._executions = executions
         self._access = access
         self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
-            {REPLAY: self._replay}
+            {REPLAY: self._replay, FORK: self._fork}
         )
 
     async def _replay(self, request: OperationAsked) -> OperationAnswer:
@@ -68,12 +91,78 @@ class PastOperations:
             await self._access.need(request.session, row.workspace, AccessLevel.READWRITE)
         return await self._migrate(row, dry_run=dry_run)
 
+    async def _fork(self, request: OperationAsked) -> OperationAnswer:
+        """Start a fork: data has `from` (a step), and `input` and `version` ("newest") at will.
+
+        `secondary_id` is an idempotency key. The answer has `execution_id`, `kept`, and `undone`.
+        """
+        row = await self._execution(request)
+        await self._access.need(request.session, row.workspace, AccessLevel.READWRITE)
+        given = request.json({})
+        if not isinstance(given, dict) or not isinstance(given.get("from"), str) or not given["from"]:
+            raise OperationError("data is a JSON object with `from`: the step from which on is done again")
+        if unknown := sorted(set(given) - {"from", "input", "version"}):
+            raise OperationError(f"unknown keys: {', '.join(map(shown, unknown))}")
+        if given.get("version", SAME) not in (SAME, NEWEST):
+            raise OperationError(f"version is {NEWEST}, or {SAME} for that of the execution")
+        newest = given.get("version") == NEWEST
+        task_id = self._ids.dated(self._engine.clock.now_ms())
+        key = f"workflow_fork\0{row.execution_id}\0{request.secondary_id}" if request.secondary_id else ""
+        creator = request.session.identity.text
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, str, KeptPart | None]]:
+            tx = TaskTransaction(context)
+            if context.small:
+                raise LargeError
+            origin = yield from execution_rows.load(row.execution_id)
+            if origin is None:
+                raise OperationError(f"execution {row.execution_id} not found")
+            if origin.status == QUEUED:
+                raise OperationError(f"execution {row.execution_id} has not begun: there is nothing to keep of it")
+            if newest:
+                stored = yield from definitions.newest(origin.workspace, origin.workflow_id)
+            else:
+                stored = yield from definitions.load(origin.defined_in, origin.workflow_id, origin.version)
+            if stored is None or not stored.active:
+                raise OperationError(f"workflow {origin.workflow_id} is deleted: nothing begins with it any more")
+            if key and (other := (yield from take_key(tx, origin.workspace, key, task_id))):
+                return tx, other, None
+            graph = yield from self._executions.definitions.graph(stored.workspace, stored.id, stored.version)
+            assert graph is not None
+            kept = plan_fork(graph, State.from_json(read_state(origin.state)), given["from"])
+            begin = Begin(
+                given["input"] if "input" in given else read_data(origin.trigger_data),
+                creator,
+                origin.correlation_id,
+                {"forked_from": origin.execution_id, "forked_at": given["from"]},
+                fork=ForkOf(origin.execution_id, given["from"], kept),
+            )
+            yield from self._executions.start(tx, stored, origin.workspace, begin, task_id=task_id)
+            both = () if origin.completed_ms else kept.undone
+            return tx, task_id, kept._replace(undone=both)
+
+        try:
+            _, execution_id, kept = await self._engine.run_program(program, lambda result: result[0])
+        except (StartRefused, ForkError) as error:
+            raise OperationError(str(error)) from None
+        found: dict[str, Any] = {"execution_id": execution_id}
+        if kept is None:
+            return OperationAnswer(found, f"execution {execution_id} had begun with this key")
+        found |= {"kept": [*kept.whole, *kept.partly], "undone_by_both": list(kept.undone)}
+        text = f"execution {execution_id} is a fork of {row.execution_id} from step {given['from']}"
+        if kept.undone:
+            text += (
+                f"; {row.execution_id} goes on, and each of both undoes {', '.join(kept.undone)} if it fails: "
+                "cancel one in time, or let what undoes it be idempotent"
+            )
+        return OperationAnswer(found, text)
+
     async def _execution(self, request: OperationAsked) -> ExecutionRow:
         row = await self._load(request.id)
         if row is None or await self._access.problem(request.session, row.workspace, AccessLevel.READ):
             raise OperationError(f"execution {shown(request.id)} not found")
         if row.kind != "graph":
-            raise OperationError(f"execution {row.execution_id} is one of a function: its worker replays it")
+            raise OperationError(f"execution {row.execution_id} is one of a function: {FUNCTIONS[request.op]}")
         return row
 
     async def _load(self, execution_id: str) -> ExecutionRow | None:

@@ -17,10 +17,15 @@ from typing import Any, Final
 import trio
 
 from aether_trio.model.workflows.definition import Graph, Json
+from aether_trio.model.workflows.forks import kept_state, misfits
 from aether_trio.model.workflows.happenings import (
+    ITEMS,
+    ITEMS_PAGE,
+    NO_ITEM,
     TRIGGER,
     CancelStep,
     Command,
+    Forked,
     Happening,
     ItemsEnded,
     KeepResult,
@@ -32,7 +37,7 @@ from aether_trio.model.workflows.happenings import (
     StepPlace,
 )
 from aether_trio.model.workflows.interpreter import Validate, advance
-from aether_trio.model.workflows.state import State
+from aether_trio.model.workflows.state import PENDING, WORDS, State
 from aether_trio.services.workflows import execution_rows
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.history_entries import RESULTS, decode_happening, document
@@ -115,6 +120,10 @@ class Replay:
     async def _take(self, number: int, entry: dict[str, Json]) -> Divergence | None:
         happening = decode_happening(entry)
         then: list[dict[str, Json]] = entry.get("then", [])
+        if isinstance(happening, Forked):
+            if wrong := misfits(self._graph, happening.kept):
+                return Divergence(number, {"type": "Forked", "place": [wrong[0], NO_ITEM]}, {"kept": wrong}, None)
+            self._note_kept(happening)
         self._note_ends(happening, entry, then)
         advancing = advance(self._graph, self.state, happening, validate=self._validate)
         answer: Json = None
@@ -138,6 +147,25 @@ class Replay:
         return None
 
     # -- what is known -----------------------------------------------------------------------------
+
+    def _note_kept(self, forked: Forked) -> None:
+        """Note what a fork has kept: its rows have the results, and the attempts of tasks."""
+        state = kept_state(forked.kept)
+        for step in (*state.plain, *state.steps):
+            progress = state.progress(step)
+            place = StepPlace(step)
+            self._places[place] = _PlaceRow(
+                WORDS[progress.code], progress.error, progress.error_type, state.attempt(place)
+            )
+            codes = list(enumerate(progress.items.codes)) if progress.items is not None else []
+            for item, code in codes:
+                if code != PENDING:
+                    place = StepPlace(step, item)
+                    self._places[place] = _PlaceRow(WORDS[code], attempt=state.attempt(place))
+            for page in range(-(-len(codes) // ITEMS_PAGE)):
+                self._places[StepPlace(step, ITEMS - page)] = _PlaceRow("completed")
+            for past in range(progress.round):
+                self._places[StepPlace(step, past)] = _PlaceRow("completed")
 
     def _note_ends(self, happening: Happening, entry: dict[str, Json], then: list[dict[str, Json]]) -> None:
         ended: tuple[StepEnded, ...] = ()
@@ -184,7 +212,7 @@ class Replay:
             return known.result
         found = await self._read(lambda: execution_rows.attempt_and_result(self._row.execution_id, place))
         attempt, data = found or (0, None)
-        if known is None or known.lost or (known.attempt and known.attempt != attempt):
+        if known is None or known.lost or (known.attempt and attempt and known.attempt != attempt):
             raise ReplayError(
                 f"the result that step {place.step} had at entry {number} is not kept: "
                 "it was done once more, or its results were too large for the history"

@@ -15,6 +15,9 @@ identity for which the definition acts. `workspace` '*' is every workspace that 
 its work once. `result` is NULL without one. `workflow_history` has what happened and what followed,
 numbered without gaps in each execution.
 
+`workflow_forks` says of which execution another one is a fork, from which step, and what it keeps: a
+part of the JSON of a state (model/workflows/forks.py), which a queued fork begins with.
+
 `workflow_arrivals` are the ends of items that their executions have not taken in yet
 (services/workflows/executions.py): the items of a map do not queue for the row of its execution.
 
@@ -139,6 +142,14 @@ STATEMENTS: Final = (
         entry {blob} NOT NULL,
         PRIMARY KEY (execution_id, number)
     ) {clustered}""",
+    """CREATE TABLE workflow_forks (
+        execution_id TEXT {byte_order} PRIMARY KEY,
+        origin TEXT {byte_order} NOT NULL,
+        step TEXT NOT NULL,
+        at_ms {bigint} NOT NULL,
+        kept {blob} NOT NULL
+    )""",
+    "CREATE INDEX workflow_forks_of ON workflow_forks (origin, at_ms)",
     """CREATE TABLE workflow_arrivals (
         id {row_id},
         execution_id TEXT {byte_order} NOT NULL,

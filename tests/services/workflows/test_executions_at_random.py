@@ -15,11 +15,11 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.workflows.definition import Graph
 from aether_trio.model.workflows.happenings import NO_ITEM, DoAction, StartExecution
 from aether_trio.services.workflows.documents import read_json
-from aether_trio.services.workflows.past_operations import REPLAY
+from aether_trio.services.workflows.past_operations import FORK, REPLAY
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
 from tests.model.workflows.driver import Execution
-from tests.services.workflows.helpers import TaskOp, client
+from tests.services.workflows.helpers import Client, TaskOp, client
 from tests.services.workflows.random_documents import BELOW, DocumentMaker, destiny, destiny_below
 
 SEEDS = range(200 if os.environ.get("TESTS_FULL") == "1" else 12)
@@ -87,6 +87,17 @@ async def work(core: Core, seed: int, seen: list[pb.TaskAssignment]) -> None:
             nursery.start_soon(do, task, rng.choice((0, 0.01, 0.5, 2)))
 
 
+async def signalled_to_its_end(boss: Client, execution_id: str) -> dict[str, Any]:
+    """Give an execution the signals for which it waits until it has ended."""
+    while True:
+        found = await boss.execution(execution_id)
+        if found["execution"]["Status"] in ("completed", "failed", "cancelled"):
+            return found
+        if any(one["Status"] == "waiting" for one in found["steps"]):
+            await boss.ask(101, execution_id, "go")
+        await trio.sleep(0.7)
+
+
 async def test_random_executions_end_as_foretold(core: Core) -> None:
     ends = set()
     async with client(core) as boss:
@@ -101,15 +112,13 @@ async def test_random_executions_end_as_foretold(core: Core) -> None:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(work, core, seed, seen)
                 execution_id = await boss.run(name=f"flow{seed}")
-                while True:
-                    found = await boss.execution(execution_id)
-                    if found["execution"]["Status"] in ("completed", "failed", "cancelled"):
-                        break
-                    waiting = [one for one in found["steps"] if one["Status"] == "waiting"]
-                    if waiting:
-                        await boss.ask(101, execution_id, "go")
-                    await trio.sleep(0.7)
+                found = await signalled_to_its_end(boss, execution_id)
+                begun = len(seen)
+                step = random.Random(seed).choice(document["steps"])["id"]
+                fork = (await boss.do(FORK, execution_id, data={"from": step}))["execution_id"]
+                forked = await signalled_to_its_end(boss, fork)
                 nursery.cancel_scope.cancel()
+            del seen[begun:]
             assert found["execution"]["Status"] == expected.end.status, (seed, found["execution"]["ErrorMessage"])
             steps = {one["StepID"]: one["Status"] for one in found["steps"] if "Item" not in one}
             if expected.end.status == "completed":
@@ -122,7 +131,10 @@ async def test_random_executions_end_as_foretold(core: Core) -> None:
             places = [(one.metadata["step_id"], one.metadata.get("item", ""), one.metadata.get("round", ""),
                        "compensates" in one.metadata) for one in seen]  # fmt: skip
             assert len(places) == len(set(places)), "a place was begun twice"
-            replayed = await boss.do(REPLAY, execution_id, data={"dry_run": True})
-            assert replayed["divergence"] is None, (seed, replayed)
-            assert replayed["entries"] == found["execution"]["Metadata"]["entries"]
+            for one in (found["execution"], forked["execution"]):
+                replayed = await boss.do(REPLAY, one["ExecutionID"], data={"dry_run": True})
+                assert replayed["divergence"] is None, (seed, replayed)
+                assert replayed["entries"] == one["Metadata"]["entries"]
+            if expected.end.status == "completed":
+                assert forked["execution"]["Result"] == found["execution"]["Result"], (seed, step)
     assert ends == {"completed", "failed"}
