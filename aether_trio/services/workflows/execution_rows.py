@@ -317,7 +317,7 @@ def fork_of(execution_id: str) -> Program[StoredFork | None]:
     rows: list[Row] = yield Fetch(
         "SELECT execution_id, origin, step, at_ms, kept FROM workflow_forks WHERE execution_id = $1", (execution_id,)
     )
-    return StoredFork(*rows[0][:4], bytes(rows[0][4])) if rows else None
+    return StoredFork(*rows[0])._replace(kept=bytes(rows[0][4])) if rows else None
 
 
 def forks_of(execution_id: str, limit: int) -> Program[list[tuple[str, str]]]:

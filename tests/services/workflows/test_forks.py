@@ -273,3 +273,42 @@ async def test_a_key_forks_once(core: Core) -> None:
         answers = [await boss.ask(FORK, origin, "k", data={"from": "sum"}) for _ in range(2)]
         assert len({json.loads(one.data)["execution_id"] for one in answers}) == 1
         assert len((await boss.execution(origin))["execution"]["Metadata"]["forks"]) == 1
+
+
+async def test_a_fork_waits_for_its_turn_with_what_it_keeps(core: Core) -> None:
+    flow = {
+        "id": "flow",
+        "flow": {"concurrency": 1},
+        "steps": [
+            step("first", n="trigger.n", compensate=UNDO),
+            {"id": "go", "wait": {"signal": "go"}, "depends_on": ["first"]},
+            step("last", "go", n="steps.first.result"),
+        ],
+        "outputs": {"$expr": "steps.last.result"},
+    }
+    async with client(core) as boss, worker(core, "hand", doubled) as seen:
+        await boss.create(flow)
+        origin = await boss.run({"n": 3})
+        while statuses(await boss.execution(origin)).get("go") != "waiting":
+            pass
+        fork = (await forked(boss, origin, "go", input={"n": 5}))["execution_id"]
+        assert (await boss.execution(fork))["execution"]["Status"] == "queued"
+        assert "has not begun" in await refusal(boss, fork, **{"from": "go"})
+        for one in (origin, fork):
+            while statuses(await boss.execution(one)).get("go") != "waiting":
+                pass
+            await boss.do(101, one, "go")
+            assert (await boss.ended(one))["execution"]["Result"] == 12
+        assert tools(seen, fork) == ["last"]
+        assert (await boss.do(REPLAY, fork, data={"dry_run": True}))["divergence"] is None
+
+
+async def test_a_fork_of_gathered_starts_has_their_input(core: Core) -> None:
+    flow = {"id": "flow", "flow": {"debounce": "10s"}, "steps": [{"id": "one", "output": {"$expr": "trigger.items"}}]}
+    async with client(core) as boss:
+        await boss.create(flow)
+        origin = await boss.run({"n": 3})
+        assert await boss.run({"n": 4}) == origin
+        assert (await boss.ended(origin))["execution"]["Result"] == {"one": [{"n": 3}, {"n": 4}]}
+        fork = (await forked(boss, origin, "one"))["execution_id"]
+        assert (await boss.ended(fork))["execution"]["Result"] == {"one": [{"n": 3}, {"n": 4}]}
