@@ -304,7 +304,11 @@ async def test_a_fork_waits_for_its_turn_with_what_it_keeps(core: Core) -> None:
 
 
 async def test_a_fork_of_gathered_starts_has_their_input(core: Core) -> None:
-    flow = {"id": "flow", "flow": {"debounce": "10s"}, "steps": [{"id": "one", "output": {"$expr": "trigger.items"}}]}
+    flow = {
+        "id": "flow",
+        "flow": {"debounce": {"period": "10s"}},
+        "steps": [{"id": "one", "output": {"$expr": "trigger.items"}}],
+    }
     async with client(core) as boss:
         await boss.create(flow)
         origin = await boss.run({"n": 3})
