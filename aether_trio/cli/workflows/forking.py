@@ -55,7 +55,7 @@ def fork(
     waits: bool,
     as_object: bool,
 ) -> None:
-    """Begin a new execution with what another one has done, but for STEP and what follows.
+    """Begin an execution with what another one has done, but for STEP and the rest.
 
     What else has ended keeps its results, and is undone if the new execution fails. Nothing of the
     other one changes, whether it has ended or not; `show` links both.

@@ -277,7 +277,7 @@ class Workflow(Namespace):
         newest: bool = False,
         idempotency_key: str = "",
     ) -> ExecutionFork:
-        """Start an execution with what another one has done, but for `step` and what follows.
+        """Start an execution with what another one has done, but for `step` and the rest.
 
         What else has ended is kept with its results, and is compensated if the new execution fails.
         It has the same input unless `input` gives another one, and the same version of the workflow

@@ -108,7 +108,7 @@ def plan_fork(graph: Graph, state: GraphState, step: str) -> KeptPart:
 
 
 def misfits(graph: Graph, kept: dict[str, Json]) -> list[str]:
-    """Return the kept steps that a graph does not have, or that are no such steps there."""
+    """Return the kept steps that a graph does not have, or has in another shape."""
     state = kept_state(kept)
     wrong: list[str] = []
     for one in (*state.plain, *state.steps):

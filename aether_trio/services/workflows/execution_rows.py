@@ -290,7 +290,7 @@ def keep_result(execution_id: str, place: StepPlace, now_ms: int, result: bytes)
 
 
 def copy_steps(origin: str, execution_id: str, whole: Sequence[str], partly: Sequence[str]) -> Program[None]:
-    """Give an execution the rows of steps of another one: all, or those of completed items."""
+    """Copy rows of steps of another execution: all, or those of completed items."""
     for names, which in (
         (whole, "completed_ms > 0"),
         (partly, f"((item >= 0 AND status = 'completed') OR item <= {ITEMS})"),

@@ -1,4 +1,4 @@
-"""Operations on the past of executions: replays, moves to the newest version, and forks."""
+"""Operations on the past of executions: replays, moves to a version, and forks."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ class PastOperations:
         return await self._migrate(row, dry_run=dry_run)
 
     async def _fork(self, request: OperationAsked) -> OperationAnswer:
-        """Start a fork: data has `from` (a step), and `input` and `version` ("newest") at will.
+        """Start a fork: data has `from`, a step, and may have `input` and `version`.
 
         `secondary_id` is an idempotency key. The answer has `execution_id`, `kept`, and `undone`.
         """

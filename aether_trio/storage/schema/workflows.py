@@ -15,8 +15,8 @@ identity for which the definition acts. `workspace` '*' is every workspace that 
 its work once. `result` is NULL without one. `workflow_history` has what happened and what followed,
 numbered without gaps in each execution.
 
-`workflow_forks` says of which execution another one is a fork, from which step, and what it keeps: a
-part of the JSON of a state (model/workflows/forks.py), which a queued fork begins with.
+`workflow_forks` says of which execution another one is a fork, from which step, and what it keeps:
+a part of the JSON of a state (model/workflows/forks.py), with which a queued fork begins.
 
 `workflow_arrivals` are the ends of items that their executions have not taken in yet
 (services/workflows/executions.py): the items of a map do not queue for the row of its execution.
