@@ -150,6 +150,24 @@ class Evidence:
         )
 
     @cached_property
+    def completions(self) -> dict[tuple[str, str], int]:
+        """The numbers of the entries with which steps that are to be undone have ended.
+
+        They say in which order; times are those at which the transactions were asked for.
+        """
+        found: dict[tuple[str, str], int] = {}
+        plays = [name for name, play in PLAYS.items() if any(rule.undone for rule in play.rules)]
+        for execution_id, number, entry in self.snapshot.rows(
+            "SELECT h.execution_id, h.number, h.entry FROM workflow_history h JOIN workflow_executions e "
+            f"ON e.execution_id = h.execution_id WHERE e.workflow_id IN ({', '.join('?' * len(plays))})",
+            *plays,
+        ):
+            happened = json.loads(entry or b"{}")
+            if happened.get("type") == "StepEnded" and not happened.get("compensates"):
+                found[execution_id, happened["place"][0]] = number
+        return found
+
+    @cached_property
     def payloads(self) -> list[tuple[str, Json]]:
         """The type and payload of each task that events have made."""
         rows = self.snapshot.rows(
@@ -326,6 +344,7 @@ def _functions(evidence: Evidence) -> Iterator[str]:
 
 
 def _undone(evidence: Evidence) -> Iterator[str]:
+    completed = evidence.completions
     for one in evidence.executions.values():
         if one.kind != "graph":
             continue
@@ -340,7 +359,7 @@ def _undone(evidence: Evidence) -> Iterator[str]:
         for before, after in pairwise(undone):
             if after.created_ms < before.ended_ms:
                 yield f"{about}: {after.place} was undone before the compensation of {before.place} had ended"
-            if done[after.place].ended_ms > done[before.place].ended_ms:
+            if completed.get((one.id, after.place), 0) > completed.get((one.id, before.place), 0):
                 yield f"{about}: {after.place} was completed behind {before.place}, and undone after it"
 
 
@@ -428,8 +447,8 @@ def _timed(evidence: Evidence) -> int:
 def _early(evidence: Evidence) -> Iterator[str]:
     for one in evidence.executions.values():
         for step, (status, started_ms, ended_ms) in one.steps.items():
-            least_ms = WAITS_MS.get((one.play, step), 0)
-            if status == "completed" and ended_ms - started_ms < least_ms:
+            least_ms = WAITS_MS.get((one.play, step))
+            if least_ms and status == "completed" and ended_ms - started_ms < least_ms:
                 yield f"{one.play} {one.id}: {step} took {ended_ms - started_ms} ms of {least_ms}"
 
 

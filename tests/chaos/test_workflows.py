@@ -127,6 +127,10 @@ def evidence() -> Evidence:
     for number, place in enumerate(("hotel", "flight", "car", "car~", "flight~", "hotel~")):
         tables.work("e2", trip_key, place, 1_000 + 200 * number)
     tables.step("e2", "full", "failed")
+    for number, place in enumerate(("hotel", "flight", "car"), start=2):
+        entry = json.dumps({"type": "StepEnded", "place": [place, -1]}).encode()
+        tables.put("workflow_history", execution_id="e2", number=number, entry=entry)
+    tables.database.execute("UPDATE workflow_executions SET entries = 4 WHERE execution_id = 'e2'")
 
     approval_key = key_of("approval")
     asked("approval", "e3", {"key": approval_key})
