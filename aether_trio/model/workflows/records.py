@@ -40,7 +40,7 @@ from aether_trio.model.workflows.reading import (
     quoted,
     token,
 )
-from aether_trio.model.workflows.shapes import ANY, MapShape, ScalarShape
+from aether_trio.model.workflows.shapes import ANY, ListShape, MapShape, ScalarShape
 from aether_trio.model.workflows.values import EXPRESSION_KEY, TemplateValue, YamlTemplateValue
 
 MAX_STATES: Final = 1_000
@@ -156,7 +156,7 @@ def compile_rule(compiler: Compiler, value: Json, path: Path) -> RuleDefinition:
     return RuleDefinition(
         name=title,
         source_event=fields.text("source_event", check=name, required=True),
-        destination=_destination(compiler, fields),
+        destination=_destination(compiler, fields, _destination_scope(fields)),
         source_agent=fields.text("source_agent", "*", check=any_token),
         workspace=source["workspace"],
         condition=compiler.field_condition(fields, "trigger_condition", EVENT_SCOPE),
@@ -170,13 +170,21 @@ def compile_rule(compiler: Compiler, value: Json, path: Path) -> RuleDefinition:
     )
 
 
-def _destination(compiler: Compiler, fields: Fields) -> Value:
+def _destination_scope(fields: Fields) -> ReadScope:
+    """Return what a destination reads: all `events`, if several may lead to it."""
+    flow = fields.get("flow")
+    if isinstance(flow, dict) and {"debounce", "batch"} & {str(key).lower() for key in flow}:
+        return EVENT_SCOPE.having(events=ListShape(MapShape(dict(EVENT_SCOPE.names))))
+    return EVENT_SCOPE
+
+
+def _destination(compiler: Compiler, fields: Fields, scope: ReadScope) -> Value:
     """Compile a destination: a template of YAML, or a map with templates."""
     value, path = fields.get("destination_template"), fields.at("destination_template")
     what = f"{fields.what}, destination_template"
     if isinstance(value, dict):
-        compiler.action(_static(value), path, EVENT_SCOPE, what, computed=False, joins=True)
-        return compiler.tree(value, path, EVENT_SCOPE, what)
+        compiler.action(_static(value), path, scope, what, computed=False, joins=True)
+        return compiler.tree(value, path, scope, what)
     if value is None or value == "":
         fields.text("destination_template", required=True)
         return NOTHING
@@ -186,7 +194,7 @@ def _destination(compiler: Compiler, fields: Fields) -> Value:
     if EXPRESSION_KEY in value:
         fields.error("destination_template", f"{what} is a template, and {EXPRESSION_KEY} is for one that is a map")
         return NOTHING
-    template = compiler.template(value, path, EVENT_SCOPE, what)
+    template = compiler.template(value, path, scope, what)
     if not isinstance(template, TemplateValue):
         return NOTHING
     _check_text(compiler, value, path, what)

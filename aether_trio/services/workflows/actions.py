@@ -67,6 +67,7 @@ class Cause:
     owner: str
     workspace: str
     hops: tuple[str, ...] = ()
+    task_id: str = ""  # that of the task, if it is given
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +174,7 @@ class Actions:
                 request.completion_event.enabled = True
                 request.completion_event.event_name = action.completion_event.event_name
             self.check_size(request, workspace)
-            task_id = dated_id(tx.context.now_ms, cause.key)
+            task_id = cause.task_id or dated_id(tx.context.now_ms, cause.key)
             parent_id = "" if child is None else child.execution_id
             task = new_row(tx, request, task_id, workspace, cause.owner, parent_id)
         except (JsonError, RequestError, ValueError) as error:

@@ -43,6 +43,7 @@ from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
 from aether_trio.services.workflows.past_operations import PastOperations
 from aether_trio.services.workflows.reactions import EventReactions
+from aether_trio.services.workflows.rule_runs import RuleRuns
 from aether_trio.services.workflows.rules import RULE, RuleOperations, put_rule
 from aether_trio.services.workflows.schedule_operations import (
     ScheduleOperations,
@@ -78,13 +79,15 @@ class WorkflowEngine:
         self.schedules = Schedules(default_zone=settings.timezone)
         self.machines = Machines(self.actions)
         self.joins = Joins(self.actions, strict=strict)
-        self.reactions = EventReactions(self.actions, self.executions, self.machines, self.joins)
+        self.rule_runs = RuleRuns(self.actions, self.joins, self.admission)
+        self.reactions = EventReactions(self.actions, self.executions, self.machines, self.rule_runs)
         self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,
             self.functions,
             self._starter,
             self.reactions,
+            self.rule_runs,
             {
                 unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions),
                 machine_rows.TIMER: self.machines.time_passed,
@@ -93,7 +96,11 @@ class WorkflowEngine:
                 flow.TIMER: self._flow_due,
                 flow.BEGIN_TIMER: self._flow_begin,
                 flow_stops.TIMER: FlowStops(
-                    {flow_rows.WORKFLOW: self.executions.stop, SCHEDULE: self.executions.stop}
+                    {
+                        flow_rows.WORKFLOW: self.executions.stop,
+                        SCHEDULE: self.executions.stop,
+                        flow_rows.RULE: self.rule_runs.stop,
+                    }
                 ).time_passed,
             },
             {
@@ -105,13 +112,16 @@ class WorkflowEngine:
 
     def _flow_due(self, tx: Transaction, place: str) -> Program[None]:
         """Let the moment of a gate or pool of flow control come."""
-        _, effects = yield from self.admission.time_passed(tx, place)
-        yield from self.executions.perform_flow(tx, effects)
+        kind, effects = yield from self.admission.time_passed(tx, place)
+        runs = self.rule_runs if kind == flow_rows.RULE else self.executions
+        yield from runs.perform_flow(tx, effects)
 
     def _flow_begin(self, tx: Transaction, key: str) -> Program[None]:
         """Begin a run that was put off, as one transaction had begun many."""
         yield from execution_rows.set_timer(flow.BEGIN_TIMER, key, 0)
-        yield from self.executions.perform_flow(tx, [RunBegins(key.partition(" ")[2])])
+        kind, _, run_id = key.partition(" ")
+        runs = self.rule_runs if kind == flow_rows.RULE else self.executions
+        yield from runs.perform_flow(tx, [RunBegins(run_id)])
 
     def events(self, engine: Engine) -> EventHandler:
         """Make what handles events, with the task engine that has the hook."""

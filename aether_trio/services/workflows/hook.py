@@ -17,6 +17,7 @@ from aether_trio.services.workflows import execution_rows, schedule_rows
 from aether_trio.services.workflows.executions import TIMER, Executions
 from aether_trio.services.workflows.functions import FUNCTION, Functions
 from aether_trio.services.workflows.reactions import EventReactions
+from aether_trio.services.workflows.rule_runs import RuleRuns
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.services.workflows.schedules import SET_BACK_MS
 from aether_trio.storage.base import Fetch, Program, Row
@@ -75,12 +76,14 @@ class WorkflowHook:
         functions: Functions,
         schedules: ScheduleStarter,
         reactions: EventReactions,
+        rules: RuleRuns,
         timers: Mapping[str, TimerHandler],
         letters: Mapping[str, LetterHandler],
     ) -> None:
         self._executions = executions
         self._functions = functions
         self._reactions = reactions
+        self._rules = rules
         self._schedules = schedules
         self._timers: Final = {TIMER: executions.time_passed, FUNCTION: functions.time_passed, **timers}
         self._letters = letters
@@ -99,8 +102,11 @@ class WorkflowHook:
             yield from self._functions.step_ended(tx, task)
         else:
             yield from self._executions.ended(tx, task)
-        if task.workflow & WorkflowPart.FLOW and task.workflow & WorkflowPart.FUNCTION:
-            yield from self._executions.flow_ended(tx, task.task_id)
+        if task.workflow & WorkflowPart.FLOW:
+            if task.workflow & WorkflowPart.FUNCTION:
+                yield from self._executions.flow_ended(tx, task.task_id)
+            elif not task.workflow & WorkflowPart.RUN:  # a graph ends when it has compensated, too
+                yield from self._rules.ended(tx, task.task_id)
         if task.workflow & WorkflowPart.FIRED:
             yield from self._schedules.run_ended(tx, task.task_id)
 

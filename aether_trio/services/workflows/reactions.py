@@ -21,13 +21,12 @@ import structlog
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.tasks import TaskRow
-from aether_trio.model.workflows.definition import ActionType, Condition, EvaluationError, Json
+from aether_trio.model.workflows.definition import Condition, EvaluationError, Json
 from aether_trio.model.workflows.hops import TooManyHops, extend
 from aether_trio.model.workflows.reading import DefinitionErrors
-from aether_trio.model.workflows.records import read_action
 from aether_trio.services.tasks.transaction.interface import Transaction
-from aether_trio.services.workflows import definitions, event_dead_letters, machine_rows, rule_rows
-from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
+from aether_trio.services.workflows import definitions, event_dead_letters, machine_rows, rule_rows, rule_runs
+from aether_trio.services.workflows.actions import Actions, dated_id
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.event_dead_letters import (
     EVENT_FAILED,
@@ -38,7 +37,6 @@ from aether_trio.services.workflows.event_dead_letters import (
 )
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Begin, Executions, StartDropped, StartRefused
-from aether_trio.services.workflows.joins import JoinArrival, JoinRefused, Joins
 from aether_trio.services.workflows.known import (
     KnownMachine,
     KnownMachines,
@@ -50,7 +48,7 @@ from aether_trio.services.workflows.known import (
     trigger_of,
 )
 from aether_trio.services.workflows.machines import BusArrival, MachineError, Machines
-from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.services.workflows.rule_runs import ReactionRefused, RuleEvent, RuleRuns, environment_of
 from aether_trio.services.workflows.waits import WaitPosition
 from aether_trio.storage.base import Program
 
@@ -62,18 +60,6 @@ TURN_COST: Final = 1_000
 """What a transaction does at most: 100 actions, or 1,000 conditions that do not hold."""
 TIMER_COST: Final = TURN_COST // 10
 """What one timer does: many of them share a transaction."""
-
-
-class ReactionRefused(Exception):
-    """A rule or trigger cannot act; the text says why.
-
-    `error_type` is a word for programs. `hidden`: its owner may not read the event.
-    """
-
-    def __init__(self, message: str, error_type: str, *, hidden: bool = False) -> None:
-        super().__init__(message)
-        self.error_type = error_type
-        self.hidden = hidden
 
 
 @dataclass(slots=True)
@@ -109,11 +95,11 @@ class PendingReaction(NamedTuple):
 class EventReactions:
     """Does what follows events; all methods but the constructor are programs."""
 
-    def __init__(self, actions: Actions, executions: Executions, machines: Machines, joins: Joins) -> None:
+    def __init__(self, actions: Actions, executions: Executions, machines: Machines, runs: RuleRuns) -> None:
         self._actions = actions
         self._executions = executions
         self._machines = machines
-        self._joins = joins
+        self._runs = runs
         self.rules: Final = KnownRules()
         self.triggers: Final = KnownTriggers()
         self.machines: Final = KnownMachines(machines)
@@ -265,9 +251,7 @@ class EventReactions:
         try:
             yield from self._act(tx, event, name, env, rule, turn)
         except ReactionRefused as error:
-            owner = "" if error.hidden else rule.owner
-            failed = FailedReaction(RULE_FAILED, name, str(error), error.error_type, str(rule.id), rule.name, owner)
-            yield from event_dead_letters.bury(tx, event, failed)
+            yield from rule_runs.bury(tx, rule, RuleEvent(event, name, ""), error)
 
     def _act(
         self,
@@ -289,39 +273,15 @@ class EventReactions:
         now_ms = tx.context.now_ms
         if not self._takes(tx, turn, definition.workspace, rule.owner, event, again):
             return
-        moment = datetime.fromtimestamp(now_ms / 1000, UTC)
         turn.cost += CONDITION_COST
         try:
-            if not holds(definition.condition, env, moment):
+            if not holds(definition.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC)):
                 return
-            turn.cost += ACTION_COST
-            document = definition.destination.evaluate(env, now=lambda: moment)
-            action = read_action(document, TOOLS, f"rule '{definition.name}'")
-            if action.type is ActionType.JOIN:
-                assert action.join is not None
-                arrival = JoinArrival(
-                    owner=rule.owner,
-                    workspace=action.workspace or event.workspace,
-                    event=name,
-                    env=env,
-                    hops=extend(event.hops, "rule", definition.name),
-                    key=_rule_key(event, name, rule, again),
-                )
-                yield from self._joins.arrived(tx, action.join, arrival)
-                return
-            values = values_of(action, {}, now_ms)
-            hops = extend(event.hops, "rule", definition.name)
         except EvaluationError as error:
             raise ReactionRefused(str(error), "EXPRESSION") from None
-        except TooManyHops as error:
-            raise ReactionRefused(str(error), "TOO_MANY_HOPS") from None
-        except JoinRefused as error:
-            raise ReactionRefused(str(error), error.error_type) from None
-        key = _rule_key(event, name, rule, again)
-        try:
-            yield from self._actions.perform(tx, action, values, Cause(key, rule.owner, event.workspace, hops))
-        except ActionRefused as error:
-            raise ReactionRefused(str(error), error.error_type) from None
+        turn.cost += ACTION_COST
+        arrived = RuleEvent(event, name, _rule_key(event, name, rule, again))
+        yield from self._runs.arrive(tx, rule, definition, arrived)
 
     def _takes(self, tx: Transaction, turn: Turn, workspace: str, owner: str, event: TakenEvent, again: str) -> bool:
         """Return whether a definition takes events of a workspace; see above."""
@@ -469,12 +429,6 @@ def _rule_key(event: TakenEvent, name: str, rule: KnownRule, again: str) -> str:
 
 def _key_of(known: KnownMachine) -> str:
     return f"{known.stored.workspace} {known.stored.id} {known.index}"
-
-
-def environment_of(event: TakenEvent, name: str) -> dict[str, Json]:
-    """Return what conditions and destinations are computed over."""
-    source = {"agent": event.agent, "workspace": event.workspace, "event": name, "principal": event.principal}
-    return {"input": event.data, "source": source}
 
 
 def holds(condition: Condition | None, env: dict[str, Json], moment: datetime) -> bool:

@@ -19,7 +19,7 @@ from aether_trio.model.workflows.definition import Condition, RuleDefinition
 from aether_trio.model.workflows.go_names import rule_answer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
-from aether_trio.services.workflows import changes, rule_rows
+from aether_trio.services.workflows import changes, flow_rows, rule_rows
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
@@ -31,6 +31,7 @@ from aether_trio.services.workflows.asked import (
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.rule_rows import StoredRule
 from aether_trio.storage.base import Program
@@ -115,13 +116,25 @@ class RuleOperations:
 
     async def _delete(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked, rule_id(asked.id), AccessLevel.READWRITE)
-        await self._engine.database.run(lambda: rule_rows.delete(found.id))
+
+        def page(tx: TaskTransaction) -> Program[None]:
+            yield from rule_rows.delete(found.id)
+            yield from stop_queued(tx, flow_rows.RULE, found.workspace, str(found.id))
+
+        await self._engine.result(page)
         return OperationAnswer(message=f"rule {found.id} is deleted")
 
     async def _write(
         self, program: Callable[[], Program[tuple[StoredRule, str]]], ignored: list[str]
     ) -> OperationAnswer:
-        stored, problem = await self._engine.database.run(program)
+
+        def page(tx: TaskTransaction) -> Program[tuple[StoredRule, str]]:
+            stored, problem = yield from program()
+            if not problem and not stored.active:
+                yield from stop_queued(tx, flow_rows.RULE, stored.workspace, str(stored.id))
+            return stored, problem
+
+        stored, problem = await self._engine.result(page)
         if problem:
             raise OperationError(problem)
         message = f"rule {stored.id}"
@@ -226,6 +239,8 @@ def put_rule(tx: TaskTransaction, definition: RuleDefinition, owner: str) -> Pro
     id, created_ms = (changed, now_ms) if there is None else (there.id, there.created_ms)  # noqa: A001
     made = _stored(definition, id, owner, created_ms, now_ms, changed)
     yield from rule_rows.insert(made) if there is None else rule_rows.update(made)
+    if there is not None and not definition.active:
+        yield from stop_queued(tx, flow_rows.RULE, definition.workspace, str(id))
     return AppliedRow(RULE, *place, 0, CREATED if there is None else UPDATED)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -9,8 +10,9 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
-from tests.services.workflows.helpers import Client, Op, client, worker
+from tests.services.workflows.helpers import Client, Op, all_taken, client, worker
 
 
 @pytest.fixture
@@ -272,3 +274,126 @@ async def test_a_long_queue_of_short_executions_is_worked_off(core: Core) -> Non
         await go(boss, ids[0])
         for each in ids:
             assert (await boss.ended(each))["execution"]["Status"] == "completed"
+
+
+# -- rules -----------------------------------------------------------------------------------------
+
+
+async def rule(boss: Client, flow: dict[str, Any], payload: Any, **more: Any) -> int:
+    """Create a rule whose tasks are for the pool "absent", or as said."""
+    document = {
+        "rule_name": "act",
+        "source_event": "happened",
+        "flow": flow,
+        "destination_template": {
+            "type": "create_task", "task_type": "act", "target_implementation": "absent", "payload": payload, **more,
+        },
+    }  # fmt: skip
+    made = await boss.do(Op.CREATE_RULE, data=document, workspace="w")
+    found: int = made["ID"]
+    return found
+
+
+async def acts(boss: Client) -> list[pb.TaskInfo]:
+    """List the tasks of the rule, the oldest first."""
+    found = [one for one in await boss.tasks(workspace="w", limit=100) if one.task_type == "act"]
+    return sorted(found, key=lambda one: one.created_at)
+
+
+async def test_acts_of_a_rule_queue_by_key(core: Core, world: World) -> None:
+    query = world.databases["tasks"].query
+    async with client(core) as boss:
+        number = await rule(boss, {"concurrency": {"limit": 1, "key": "input.c"}}, {"$expr": "input.n"})
+        for n, c in ((1, "a"), (2, "a"), (3, "b"), (4, "a")):
+            await boss.emit("happened", data={"n": n, "c": c})
+            await all_taken(core, world)
+            await trio.sleep(1)
+        first, other = await acts(boss)
+        await boss.operate(first.task_id, pb.TaskOperation.CANCEL)
+        (third,) = [one for one in await acts(boss) if one.task_id not in (first.task_id, other.task_id)]
+        await boss.do(Op.DELETE_RULE, str(number))
+        while query("SELECT run_id FROM workflow_flow_runs WHERE waits > 0"):
+            await trio.sleep(0.1)
+        await boss.operate(third.task_id, pb.TaskOperation.CANCEL)
+        await boss.operate(other.task_id, pb.TaskOperation.CANCEL)
+        assert len(await acts(boss)) == 3
+        assert not query("SELECT run_id FROM workflow_flow_runs")
+        assert not query("SELECT place FROM workflow_flow_gates")
+
+
+async def test_a_newer_act_of_a_rule_replaces_the_older(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await rule(boss, {"singleton": {"on_limit": "replace"}}, {"$expr": "input.n"})
+        for n in range(3):
+            await boss.emit("happened", data={"n": n})
+            await all_taken(core, world)
+        found = sorted(one.status for one in await acts(boss))
+        assert found == [pb.TASK_STATUS_QUEUED] + [pb.TASK_STATUS_CANCELLED] * 2
+
+
+async def test_a_rule_acts_once_on_all_events_of_a_window(core: Core, world: World) -> None:
+    seen: list[Any] = []
+
+    def handle(task: pb.TaskAssignment) -> None:
+        seen.append(json.loads(task.payload))
+
+    async with client(core) as boss, worker(core, "absent", handle):
+        payload = {"last": {"$expr": "input.n"}, "all": {"$expr": "map(events, .input.n)"}}
+        await rule(boss, {"debounce": {"period": "5s", "key": "input.c"}}, payload)
+        for n, c in ((1, "a"), (2, "b"), (3, "a")):
+            await boss.emit("happened", data={"n": n, "c": c})
+            await trio.sleep(2)
+        while len(seen) < 2:
+            await trio.sleep(0.5)
+        assert seen == [{"last": 2, "all": [2]}, {"last": 3, "all": [1, 3]}]
+
+
+async def test_events_whose_act_is_refused_are_dead_letters_and_gathered_again(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        flow = {"batch": {"size": 2, "timeout": "1m"}}
+        number = await rule(boss, flow, {"$expr": "map(events, .input.n.m)"})
+        for n in (1, 2):
+            await boss.emit("happened", data={"n": n})
+        await all_taken(core, world)
+        letters = [one for one in await boss.tasks(workspace="w", limit=100) if one.task_type == "workflow_rule"]
+        assert len(letters) == 2
+        mended = {
+            "ID": number, "rule_name": "act", "source_event": "happened", "workspace": "w", "flow": flow,
+            "destination_template": {
+                "type": "create_task", "task_type": "act", "target_implementation": "absent",
+                "payload": {"$expr": "map(events, .input.n)"},
+            },
+        }  # fmt: skip
+        await boss.do(Op.UPDATE_RULE, str(number), data=mended)
+        for one in letters:
+            answer = await boss.operate(one.task_id, pb.TaskOperation.RETRY)
+            assert answer.success, answer
+        assert len(await acts(boss)) == 1
+
+
+async def test_an_act_that_makes_no_task_ends_at_once(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        document = {
+            "rule_name": "act", "source_event": "happened",
+            "flow": {"concurrency": 1, "throttle": {"limit": 1, "period": "5s"}},
+            "destination_template": {"type": "emit_event", "event_name": "told", "payload": {"$expr": "input"}},
+        }  # fmt: skip
+        await boss.do(Op.CREATE_RULE, data=document, workspace="w")
+        steps = [{"id": "one", "output": {"$expr": "trigger"}}]
+        await boss.create({"name": "flow", "trigger": {"event": "told"}, "steps": steps})
+        for n in range(3):
+            await boss.emit("happened", data=n)
+        await all_taken(core, world)
+        assert len(await boss.do(Op.LIST_EXECUTIONS, status_filter="all")) == 1
+        while len(await boss.do(Op.LIST_EXECUTIONS, status_filter="all")) < 3:
+            await trio.sleep(1)
+
+
+async def test_a_refused_start_by_an_event_is_no_dead_letter(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"singleton": True}, trigger={"event": "happened"}))
+        for _ in range(2):
+            await boss.emit("happened", data={})
+        await all_taken(core, world)
+        found = await boss.tasks(workspace="w", limit=100)
+        assert [one.task_type for one in found] == ["workflow_run"]
