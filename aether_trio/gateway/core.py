@@ -202,6 +202,7 @@ async def open_core(
             TaskAudit(clock, audit.put),
             workflow_engine.hook,
         )
+        workflow_engine.wanted.follow(changes)
         authority = AuthorityService(
             engine,
             changes,
@@ -254,7 +255,7 @@ async def open_core(
             task_nodes,
             nursery,
             handle=workflow_engine.events(engine).handle,
-            operations=workflow_engine.operations(engine, ids),
+            operations=workflow_engine.operations(engine, ids, changes),
         )
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.

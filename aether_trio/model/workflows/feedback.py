@@ -1,7 +1,9 @@
 """Finds definitions that start each other without an end.
 
 A rule or workflow *feeds* another if it emits an event, or has a task whose end is an event, that
-the other takes. What is computed when an event comes (a name by a template) is not known here.
+the other takes. A task of a known type feeds those that take the creation, begin or completion of
+tasks, unless their condition wants another type. What is computed when an event comes (a name by a
+template) is not known here.
 """
 
 from __future__ import annotations
@@ -19,6 +21,15 @@ ENGINE: Final = "workflow-engine"
 MAX_CIRCLES: Final = 20
 _EVENT_NAME: Final = re.compile(r"(?m)^[\s-]*[\"']?event_name[\"']?\s*:\s*[\"']?([^\s\"'{}#,]+)[\"']?\s*,?\s*(?:#.*)?$")
 
+_OF_EVERY_TASK: Final = frozenset({"task.created", "task.running", "task.completed"})
+"""Events that each task has, if it is not cancelled and does not fail."""
+_TASK: Final = "\0task "
+"""What stands before the type of tasks in a node; no event has such a name."""
+_TASK_TYPE: Final = ("input", "task_type")
+RUN_TASK: Final = "workflow_run"
+STEP_TASK: Final = "workflow"
+"""The types of the tasks of executions, and of steps that name an agent."""
+
 _Node: TypeAlias = int | tuple[str, str]
 """A definition by its index, or an event by its name and the workspace of those that take it."""
 
@@ -32,6 +43,10 @@ class _Participant:
     agent: str
     workspace: str
     emits: frozenset[str]
+    tasks: frozenset[str] = frozenset()
+    """The types of the tasks that it creates."""
+    types: tuple[str, ...] = ()
+    """The types of which the task must be one whose event it takes; () for any."""
 
 
 def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, str]]:
@@ -43,13 +58,19 @@ def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, st
     follows: dict[_Node, list[_Node]] = {}
     workspaces: dict[str, set[str]] = {}
     for index, one in participants.items():
-        if one.agent in {"*", "", ENGINE}:
+        if one.event in _OF_EVERY_TASK:
+            # The events of a type lead to those that take it, and to those that take all.
+            for name in one.types or ("",):
+                follows.setdefault((_task(name), one.workspace), []).append(index)
+                workspaces.setdefault(_task(name), set()).add(one.workspace)
+        elif one.agent in {"*", "", ENGINE}:
             follows.setdefault((one.event, one.workspace), []).append(index)
             workspaces.setdefault(one.event, set()).add(one.workspace)
     for index, one in participants.items():
+        emits = one.emits | {_task(name) for name in one.tasks} | ({_task("")} if one.tasks else set())
         follows[index] = [
             (event, workspace)
-            for event in sorted(one.emits)
+            for event in sorted(emits)
             for workspace in sorted(workspaces.get(event, ()))
             if "*" in {workspace, one.workspace} or workspace == one.workspace
         ]
@@ -59,7 +80,7 @@ def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, st
         circle = _circle(min(members), set(component), follows) if members else []
         if not circle:
             continue
-        names = [participants[node].title if isinstance(node, int) else f"event {quoted(node[0])}" for node in circle]
+        names = [participants[node].title if isinstance(node, int) else _title(node[0]) for node in circle]
         shown = names if len(names) <= 12 else [*names[:10], "…"]
         yield min(members), f"these start each other without an end: {' → '.join([*shown, names[0]])}"
         found += 1
@@ -67,16 +88,39 @@ def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, st
             return
 
 
+def _task(type: str) -> str:  # noqa: A002
+    return f"{_TASK}{type}"
+
+
+def _title(event: str) -> str:
+    if not event.startswith(_TASK):
+        return f"event {quoted(event)}"
+    type = event.removeprefix(_TASK)  # noqa: A001
+    return f"a task of type {quoted(type)}" if type else "a task"
+
+
 def _participant(definition: Definition) -> _Participant | None:
     if isinstance(definition, RuleDefinition) and definition.active:
         template = definition.source.get("destination_template")
         emits = _of_text(template) if isinstance(template, str) else _of_tree(template)
         title = f"rule {quoted(definition.name)}"
-        return _Participant(title, definition.source_event, definition.source_agent, definition.workspace, emits)
+        tasks = frozenset() if isinstance(template, str) else _created(template)
+        types = _types(definition.condition)
+        return _Participant(
+            title, definition.source_event, definition.source_agent, definition.workspace, emits, tasks, types
+        )
     if isinstance(definition, Graph) and definition.trigger is not None and definition.trigger.event:
         trigger = definition.trigger
         title = f"workflow {quoted(definition.id)}"
-        return _Participant(title, trigger.event, trigger.source_agent, definition.workspace, _of_steps(definition))
+        return _Participant(
+            title,
+            trigger.event,
+            trigger.source_agent,
+            definition.workspace,
+            _of_steps(definition),
+            _tasks_of(definition),
+            _types(trigger.condition),
+        )
     return None
 
 
@@ -102,6 +146,30 @@ def _of_tree(tree: Json) -> frozenset[str]:
 def _of_steps(graph: Graph) -> frozenset[str]:
     actions: Iterable[object] = [work for step in graph.steps.values() for work in (step.work, step.compensate)]
     return frozenset(_emitted(action) for action in actions if isinstance(action, Action)) - {""}
+
+
+def _types(condition: object) -> tuple[str, ...]:
+    """Return the types of tasks of which a condition wants one; () for any."""
+    find = getattr(condition, "equalities", None)
+    for path, wanted in () if find is None else find():
+        if path == _TASK_TYPE:
+            values = wanted if isinstance(wanted, tuple) else (wanted,)
+            return tuple(str(value) for value in values)
+    return ()
+
+
+def _created(tree: Json) -> frozenset[str]:
+    """Return the type of the task that the destination of a rule creates."""
+    name = tree.get("task_type") if isinstance(tree, dict) else None
+    return frozenset({name}) if isinstance(name, str) and "{{" not in name else frozenset()
+
+
+def _tasks_of(graph: Graph) -> frozenset[str]:
+    """Return the types of the tasks of an execution: its, and those of its steps."""
+    actions: Iterable[object] = [work for step in graph.steps.values() for work in (step.work, step.compensate)]
+    work = [one for one in actions if isinstance(one, Action) and one.type is not ActionType.EMIT_EVENT]
+    steps = {action.task_type or STEP_TASK for action in work}
+    return frozenset({RUN_TASK, *steps})
 
 
 def _emitted(action: Action) -> str:

@@ -425,6 +425,17 @@ class AccessChanges:
         version, _ = await self._database.read_small(current)
         return caveat_of(await self.in_force(version)) if version else ""
 
+    async def spread(self) -> str:
+        """Notify the other nodes of all that is committed, and wait; return the caveat.
+
+        For changes that a transaction has committed without `apply`. Raises StorageUnavailable.
+        """
+        version, _ = await self._database.read_small(current)
+        if version > self._announce_up_to:
+            self._announce_up_to = version
+            self._look.set()
+        return caveat_of(await self.in_force(version)) if version else ""
+
     async def in_force(self, version: int) -> tuple[str, ...]:
         """Wait until all live nodes have applied `version`; name those that have not."""
         missing: list[str] = ["this node"]

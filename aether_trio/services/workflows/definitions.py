@@ -6,14 +6,16 @@ version is the newest is read in the transaction that starts an execution.
 
 from __future__ import annotations
 
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.workflows.definition import Graph
+from aether_trio.model.workflows.sources import trigger_sources, wait_sources
 from aether_trio.services.tasks.transaction.interface import LargeError
-from aether_trio.services.workflows import changes
+from aether_trio.services.workflows import changes, sources
 from aether_trio.services.workflows.listed_rows import rows_by_id
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
@@ -126,6 +128,7 @@ def activate(workspace: str, id: str, version: int, owner: str, now_ms: int) -> 
         "WHERE workspace = $1 AND id = $2 AND version = $3",
         (workspace, id, version, owner, now_ms, changed),
     )
+    yield from _note_sources(workspace, id)
 
 
 def newest_of_workspaces(
@@ -151,6 +154,7 @@ def insert(stored: StoredDefinition) -> Program[bool]:
             int(stored.active), stored.created_ms, stored.updated_ms, changed,
         ),
     )  # fmt: skip
+    yield from _note_sources(stored.workspace, stored.id)
     return bool(count)
 
 
@@ -162,7 +166,16 @@ def deactivate(workspace: str, id: str, now_ms: int) -> Program[int]:  # noqa: A
         "WHERE workspace = $1 AND id = $2 AND active = 1",
         (workspace, id, now_ms, changed),
     )
+    yield from _note_sources(workspace, id)
     return count
+
+
+def _note_sources(workspace: str, id: str) -> Program[None]:  # noqa: A002
+    """Write which events of the gateway the newest active version of a workflow takes."""
+    stored = yield from newest_active(workspace, id)
+    document = {} if stored is None else json.loads(stored.document)
+    yield from sources.note(sources.TRIGGER, f"{workspace} {id}", workspace, trigger_sources(document))
+    yield from sources.note_waits(workspace, id, wait_sources(document))
 
 
 def changed_since(version: int, limit: int) -> Program[list[tuple[int, str, str]]]:

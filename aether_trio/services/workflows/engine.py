@@ -10,6 +10,7 @@ from functools import partial
 
 from aether_trio.config.settings import WorkflowSettings
 from aether_trio.model.ids import IdFactory
+from aether_trio.services.access.changes import AccessChanges
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Transaction
@@ -51,6 +52,7 @@ from aether_trio.services.workflows.schedule_operations import (
     put_schedule,
 )
 from aether_trio.services.workflows.schedules import Schedules
+from aether_trio.services.workflows.sources import WantedEvents
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
 from aether_trio.services.workflows.waits import Waits
 from aether_trio.storage.base import Program
@@ -81,6 +83,7 @@ class WorkflowEngine:
         self.joins = Joins(self.actions, strict=strict)
         self.rule_runs = RuleRuns(self.actions, self.joins, self.admission)
         self.reactions = EventReactions(self.actions, self.executions, self.machines, self.rule_runs)
+        self.wanted = WantedEvents()
         self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,
@@ -108,6 +111,7 @@ class WorkflowEngine:
                     action_dead_letters.retry, {MACHINE: self.machines.act_again, JOIN: self.joins.act_again}
                 )
             },
+            self.wanted,
         )
 
     def _flow_due(self, tx: Transaction, place: str) -> Program[None]:
@@ -127,7 +131,7 @@ class WorkflowEngine:
         """Make what handles events, with the task engine that has the hook."""
         return EventHandler(engine, self.reactions, self._starter)
 
-    def operations(self, engine: Engine, ids: IdFactory) -> WorkflowOperations:
+    def operations(self, engine: Engine, ids: IdFactory, changes: AccessChanges) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""
         return WorkflowOperations(
             engine,
@@ -135,6 +139,7 @@ class WorkflowEngine:
             self._access,
             ids,
             compiled_for_storage,
+            changes.spread,
             ApplyOperations(
                 engine,
                 self._access,

@@ -45,9 +45,10 @@ _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
 class TakenEvent:
     """An event of the workflow engine's topic, or why a message there is none.
 
-    `principal` is the identity that has sent it, or the topic of a task's own events. `workspace`
-    is "" if its sender is in none and named none. `agent` is the sender's implementation, "" if it
-    has none. `reason`: a sentence's end that says why it cannot be handled; "" for a good event.
+    `principal` is the identity that has sent or caused it, or the topic of a task's own events.
+    `workspace` is "" if its sender is in none and named none. `agent` is the sender's
+    implementation, "" if it has none. `reason`: a sentence's end that says why it cannot be
+    handled; "" for a good event.
     """
 
     offset: int
@@ -68,11 +69,8 @@ class TakenEvent:
     """The principal (type, id) in whose name it was sent; ("", "") for the sender's own."""
     hops: Hops = ()
     """Which rules and workflows have led to it, as it says."""
-
-    @property
-    def source_topic(self) -> str:
-        """The source of its message."""
-        return EVENT_INTAKE if self.principal == ENGINE else self.principal
+    source_topic: str = ""
+    """The source of its message."""
 
 
 class _PoisonError(ValueError):
@@ -87,19 +85,22 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
     principal, agent, trusted = _sender(message.source_topic)
     subject = message.on_behalf_subject
     names: Sequence[str] = ()
-    data, reason, claimed_workspace, claimed_agent, event_id = None, "", "", "", ""
+    data, reason, claimed_workspace, claimed_agent, claimed_principal, event_id = None, "", "", "", "", ""
     hops: Hops = ()
     try:
         found = _parse(message.payload)
         claimed_workspace, claimed_agent = _text(found, "workspace"), _text(found, "source_agent")
         names, data = _names(found), found.get("data")
         event_id = _text(found, "event_id") if trusted else ""
+        if message.source_topic.startswith(_TASKS):
+            claimed_principal = _text(found, "source_principal")
         hops = _hops(found, message.source_topic)
     except _PoisonError as error:
         reason = str(error)
     workspace = message.workspace
     if trusted:
         workspace, agent = workspace or claimed_workspace, claimed_agent or agent
+        principal = claimed_principal or principal
     return TakenEvent(
         offset,
         topic,
@@ -116,6 +117,7 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
         event_id,
         (subject.principal_type, subject.principal_id),
         hops,
+        message.source_topic,
     )
 
 

@@ -6,20 +6,21 @@ for its kind. A handler whose code raises is undone, and its row put off, so the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 from aether_trio.model.containment import report
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
-from aether_trio.services.workflows import execution_rows, schedule_rows
+from aether_trio.services.workflows import execution_rows, schedule_rows, task_events
 from aether_trio.services.workflows.executions import TIMER, Executions
 from aether_trio.services.workflows.functions import FUNCTION, Functions
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.rule_runs import RuleRuns
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.services.workflows.schedules import SET_BACK_MS
+from aether_trio.services.workflows.sources import WantedEvents
 from aether_trio.storage.base import Fetch, Program, Row
 
 T = TypeVar("T")
@@ -79,7 +80,9 @@ class WorkflowHook:
         rules: RuleRuns,
         timers: Mapping[str, TimerHandler],
         letters: Mapping[str, LetterHandler],
+        wanted: WantedEvents,
     ) -> None:
+        self._wanted = wanted
         self._executions = executions
         self._functions = functions
         self._reactions = reactions
@@ -91,6 +94,14 @@ class WorkflowHook:
         """Things whose handlers have raised, to be put off in the next transaction."""
         self._now_ms = self._latest_ms = 0
         """The moment of the latest page, and of the latest that was committed."""
+
+    def wanted(self, before: TaskRow | None, task: TaskRow) -> Sequence[str]:
+        """Return the names of a task's event that definitions take; any thread."""
+        return self._wanted.among(task_events.names_of(before, task), task.workspace) if self._wanted else ()
+
+    def happened(self, tx: Transaction, task: TaskRow, names: Sequence[str], by: str) -> Program[None]:
+        """Write the event of a task to the outbox."""
+        return task_events.write(tx, task, names, by)
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""

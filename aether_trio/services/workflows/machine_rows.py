@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from aether_trio.services.workflows import changes
+from aether_trio.model.workflows.sources import bus_sources
+from aether_trio.services.workflows import changes, sources
 from aether_trio.services.workflows.listed_rows import rows_by_id
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
@@ -121,6 +123,8 @@ def put(machine: StoredMachine) -> Program[None]:
             machine.created_ms, machine.updated_ms, changed,
         ),
     )  # fmt: skip
+    taken = bus_sources(json.loads(machine.document)) if machine.active else frozenset()
+    yield from sources.note(sources.MACHINE, f"{machine.workspace} {machine.id}", machine.workspace, taken)
 
 
 def deactivate(workspace: str, id: str, now_ms: int) -> Program[bool]:  # noqa: A002
@@ -131,6 +135,7 @@ def deactivate(workspace: str, id: str, now_ms: int) -> Program[bool]:  # noqa: 
         "WHERE workspace = $1 AND id = $2 AND active = 1",
         (workspace, id, now_ms, changed),
     )
+    yield from sources.note(sources.MACHINE, f"{workspace} {id}", workspace, ())
     yield Execute(
         f"DELETE FROM workflow_timers WHERE kind = $1 AND key IN (SELECT {_TIMER_KEY} FROM workflow_instances "
         "WHERE defined_in = $2 AND machine_id = $3 AND completed_ms = 0 AND timeout_ms > 0)",

@@ -35,6 +35,7 @@ from aether_trio.model.workflows.happenings import (
 )
 from aether_trio.model.workflows.interpreter import signal_problem
 from aether_trio.model.workflows.state import State
+from aether_trio.services.access.changes import with_caveat
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
@@ -42,6 +43,7 @@ from aether_trio.services.tasks.transaction.task_transaction import TaskTransact
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.actions import move_key, take_key
+from aether_trio.services.workflows.applying import APPLY
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
     OperationAsked,
@@ -57,6 +59,7 @@ from aether_trio.services.workflows.executions import QUEUED, Begin, Executions,
 from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.functions import FUNCTION, CommandError
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.schedule_operations import PAUSE_SCHEDULE, RESUME_SCHEDULE
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -72,6 +75,14 @@ HISTORY: Final = 105
 ANSWER: Final = 106
 """Numbers of our operations; docs/wire.md lists them."""
 
+DEFINING: Final = frozenset(
+    {
+        Op.CREATE_WORKFLOW, Op.DELETE_WORKFLOW, Op.CREATE_RULE, Op.UPDATE_RULE, Op.DELETE_RULE, Op.CREATE_SCHEDULE,
+        Op.UPSERT_SCHEDULE, Op.DELETE_SCHEDULE, Op.CREATE_STATE_MACHINE, Op.DELETE_STATE_MACHINE, APPLY,
+        PAUSE_SCHEDULE, RESUME_SCHEDULE,
+    }
+)  # fmt: skip
+"""Operations that may change which events of the gateway are taken."""
 MAX_DATA_BYTES: Final = 1 * MIB
 PAGE: Final = 100
 HISTORY_PAGE: Final = 500
@@ -103,9 +114,12 @@ class WorkflowOperations:
         access: WorkspaceAccess,
         ids: IdFactory,
         read_workflow: ReadWorkflow,
+        spread: Callable[[], Awaitable[str]],
         *others: OperationFamily,
         strict: bool = True,
     ) -> None:
+        """`spread` waits until all nodes know what is committed; it says which do not."""
+        self._spread = spread
         self._engine = engine
         self._executions = executions
         self._access = access
@@ -159,7 +173,10 @@ class WorkflowOperations:
                 check_token(request.workspace, "workspace", strict=self._strict)
             except IdentityError as error:
                 raise OperationError(str(error)) from None
-        return await operation(request)
+        answer = await operation(request)
+        if request.op in DEFINING and (caveat := await self._spread()):
+            return answer._replace(message=with_caveat(answer.message, caveat))
+        return answer
 
     # -- definitions -------------------------------------------------------------------------------
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
-from aether_trio.services.workflows import changes
+from aether_trio.model.workflows.sources import rule_sources
+from aether_trio.services.workflows import changes, sources
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
 LATEST_DELETED: Final = 1_000
@@ -129,11 +131,18 @@ def insert(rule: StoredRule) -> Program[None]:
         f"INSERT INTO workflow_rules ({_FIELDS}, deleted) VALUES ({placeholders(len(_COLUMNS))}, 0)", _values(rule)
     )
     yield from changes.add_members(changes.RULE, 1)
+    if taken := _sources_of(rule):
+        yield from sources.note(sources.RULE, str(rule.id), rule.workspace, taken)
 
 
 def update(rule: StoredRule) -> Program[None]:
     """Write a rule that is there already."""
     yield Execute(f"UPDATE workflow_rules SET {_SET} WHERE id = $1", _values(rule))
+    yield from sources.note(sources.RULE, str(rule.id), rule.workspace, _sources_of(rule))
+
+
+def _sources_of(rule: StoredRule) -> frozenset[str]:
+    return rule_sources(json.loads(rule.document)) if rule.active else frozenset()
 
 
 def _values(rule: StoredRule) -> tuple[Any, ...]:
@@ -151,6 +160,7 @@ def delete(id: int) -> Program[None]:  # noqa: A002
     if not deleted:
         return
     yield from changes.add_members(changes.RULE, -1)
+    yield from sources.note(sources.RULE, str(id), "", ())
     rows: list[Row] = yield Fetch(
         "SELECT changed FROM workflow_rules WHERE deleted = 1 ORDER BY changed DESC LIMIT 1 OFFSET $1",
         (LATEST_DELETED,),

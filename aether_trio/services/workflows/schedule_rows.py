@@ -13,6 +13,8 @@ from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.workflows.schedules import FiringState, PlannedFiring
+from aether_trio.model.workflows.sources import event_sources
+from aether_trio.services.workflows import sources
 from aether_trio.services.workflows.listed_rows import rows_by_id
 from aether_trio.storage.base import Execute, ExecuteMany, Fetch, Program, Row, placeholders, rounded_up
 
@@ -146,6 +148,7 @@ def insert(stored: StoredSchedule) -> Program[bool]:
     count: int = yield Execute(_INSERT, _row(stored))
     if count:
         yield from _set_timer(stored)
+        yield from _note_source(stored)
     return bool(count)
 
 
@@ -153,12 +156,19 @@ def update(stored: StoredSchedule) -> Program[None]:
     """Write a schedule and its due moment."""
     yield Execute(_UPDATE, _row(stored))
     yield from _set_timer(stored)
+    yield from _note_source(stored)
 
 
 def move(stored: StoredSchedule) -> Program[None]:
     """Write what firing changes of a schedule, and its due moment."""
     yield Execute(_MOVE, (stored.workspace, stored.id, *_moving(stored)))
     yield from _set_timer(stored)
+
+
+def _note_source(stored: StoredSchedule) -> Program[None]:
+    """Write which event of the gateway plans firings of a schedule."""
+    taken = event_sources(stored.event) if stored.active else frozenset()
+    yield from sources.note(sources.SCHEDULE, timer_key(stored.workspace, stored.id), stored.workspace, taken)
 
 
 def _set_timer(stored: StoredSchedule) -> Program[None]:
@@ -229,6 +239,7 @@ def names_waited_for(names: Iterable[str]) -> Program[frozenset[str]]:
 def delete(workspace: str, id: str) -> Program[bool]:  # noqa: A002
     """Delete a schedule with all that it has; return whether it was there."""
     count: int = yield Execute("DELETE FROM workflow_schedules WHERE workspace = $1 AND id = $2", (workspace, id))
+    yield from sources.note(sources.SCHEDULE, timer_key(workspace, id), workspace, ())
     yield Execute("DELETE FROM workflow_timers WHERE kind = $1 AND key = $2", (TIMER, timer_key(workspace, id)))
     for table in ("workflow_planned_firings", "workflow_schedule_runs"):
         yield Execute(f"DELETE FROM {table} WHERE workspace = $1 AND schedule_id = $2", (workspace, id))  # noqa: S608

@@ -68,6 +68,9 @@ the keys; of the `pools` that it needs, a run has the first `held`. `workflow_fl
 was gathered. `workflow_flow_pools` counts what runs of those that have a bound without a key
 (services/workflows/flow.py).
 
+`workflow_sources` has which events of the gateway are taken, and by which definition: only those
+are written (services/workflows/sources.py).
+
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
 """
@@ -412,6 +415,14 @@ STATEMENTS: Final = (
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
     "CREATE TABLE workflow_event_ids (id TEXT {byte_order} PRIMARY KEY, at_ms {bigint} NOT NULL) {clustered}",
     "CREATE INDEX workflow_event_ids_by_age ON workflow_event_ids (at_ms)",
+    """CREATE TABLE workflow_sources (
+        kind TEXT NOT NULL,
+        key TEXT {byte_order} NOT NULL,
+        workspace TEXT {byte_order} NOT NULL,
+        event TEXT {byte_order} NOT NULL,
+        PRIMARY KEY (kind, key, workspace, event)
+    ) {clustered}""",
+    "CREATE INDEX workflow_sources_of ON workflow_sources (event, workspace)",
     """CREATE TABLE workflow_relays (
         request_id TEXT {byte_order} PRIMARY KEY,
         engine_session TEXT NOT NULL,

@@ -458,6 +458,47 @@ destination_template: {type: emit_event, event_name: d}
     )
 
 
+@pytest.mark.parametrize(
+    ("condition", "circle"),
+    [
+        ("", "rule 'next' → a task → rule 'next'"),
+        ('trigger_condition: input.task_type == "pack"', "rule 'next' → a task of type 'pack' → rule 'next'"),
+        ('trigger_condition: input.task_type in ["x", "pack"]', "rule 'next' → a task of type 'pack' → rule 'next'"),
+        ('trigger_condition: input.task_type == "order"', ""),
+        ("source_agent: packer", "rule 'next' → a task → rule 'next'"),
+    ],
+)
+def test_rules_that_feed_each_other_through_tasks_are_found(condition: str, circle: str) -> None:
+    text = f"""\
+rule_name: next
+source_event: task.completed
+{condition}
+destination_template: {{type: create_task, task_type: pack, target_implementation: packer}}
+"""
+    found = read_file("loop.yaml", text)
+    assert found.errors == ()
+    assert found.warnings == ((f"loop.yaml:1:1: {ENDLESS}: {circle}",) if circle else ())
+
+
+def test_workflows_that_begin_at_the_end_of_tasks_are_found() -> None:
+    text = """\
+id: flow
+trigger: {event: task.completed}
+steps: [{id: one, output: 1}]
+---
+id: other
+trigger: {event: task.completed, condition: 'input.task_type == "job"'}
+steps: [{id: one, action: {agent: a}}]
+---
+rule_name: again
+source_event: task.failed
+destination_template: {type: create_task, task_type: job, target_implementation: hand}
+"""
+    found = read_file("loop.yaml", text)
+    assert found.errors == ()
+    assert found.warnings == (f"loop.yaml:1:1: {ENDLESS}: workflow 'flow' → a task → workflow 'flow'",)
+
+
 # -- schedules -------------------------------------------------------------------------------------
 
 

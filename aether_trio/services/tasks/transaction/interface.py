@@ -75,8 +75,18 @@ NO_TASK_GRANTS: Final = NoTaskGrants()
 class TaskWorkflows(Protocol):
     """What workflows do in the transactions of tasks (services/workflows/).
 
-    Only tasks that are part of a workflow (`TaskRow.workflow`) are given to it.
+    Only tasks that are part of a workflow (`TaskRow.workflow`) are given to it, and those with
+    events that definitions take.
     """
+
+    def wanted(self, before: TaskRow | None, task: TaskRow) -> Sequence[str]:
+        """Return the names of a task's event that definitions take; any thread.
+
+        `before`: None for a new task. It is asked of all tasks, in memory.
+        """
+
+    def happened(self, tx: Transaction, task: TaskRow, names: Sequence[str], by: str) -> Program[None]:
+        """Write a task's event; `by`: the identity that has caused it, "": the gateway."""
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""
@@ -105,6 +115,12 @@ class TaskWorkflows(Protocol):
 
 class NoTaskWorkflows:
     """The TaskWorkflows of tasks without workflows."""
+
+    def wanted(self, before: TaskRow | None, task: TaskRow) -> Sequence[str]:
+        return ()
+
+    def happened(self, tx: Transaction, task: TaskRow, names: Sequence[str], by: str) -> Program[None]:
+        yield from ()
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         yield from ()
@@ -247,12 +263,19 @@ class Transaction(Protocol):
         """Decide on a task's status change; if it is allowed, write it and all it causes."""
 
     def write(
-        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
+        self,
+        before: TaskRow,
+        after: TaskRow,
+        reason: str,
+        *,
+        push: bool = False,
+        reserved: Worker | None = None,
+        by: str = "",
     ) -> Program[None]:
         """Write a task's changed row with the events, assignments and wake-ups it causes.
 
         `push`: the worker is sent the task. `reserved`: the worker that counts the task already
-        (`worker_choice.reserve_worker`).
+        (`worker_choice.reserve_worker`). `by`: the identity that has caused it, "": the gateway.
         """
 
     def create(self, task: TaskRow, payload: bytes) -> Program[bool]:

@@ -142,7 +142,9 @@ class TaskTransaction:
                 return RefusedMove(MoveRefusal.STATUS, problem)
             if move is Move.RETRY and (problem := (yield from self.context.grants.retry_problem(task))):
                 return RefusedMove(MoveRefusal.STATUS, problem)
-            yield from self.write(task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved)
+            yield from self.write(
+                task, decision.after, decision.reason, push=move in _ASSIGNING, reserved=reserved, by=facts.caller
+            )
         return decision
 
     def create(self, task: TaskRow, payload: bytes) -> Program[bool]:
@@ -173,6 +175,8 @@ class TaskTransaction:
             return False
         self.payloads[task.task_id] = payload
         self._note_written(row)
+        if names := self.context.workflows.wanted(None, task):
+            yield from self.context.workflows.happened(self, row, names, task.creator)
         if task.parent_task_id:
             # Nodes that follow all tasks below the parent follow the child from its first event.
             if self.context.shared and task.parent_task_id not in self.unwatched:
@@ -193,7 +197,14 @@ class TaskTransaction:
         return True
 
     def write(
-        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool = False, reserved: Worker | None = None
+        self,
+        before: TaskRow,
+        after: TaskRow,
+        reason: str,
+        *,
+        push: bool = False,
+        reserved: Worker | None = None,
+        by: str = "",
     ) -> Program[None]:
         if before.has_children and _has_event(before, after):
             yield from self.collect_child_events(before)
@@ -202,7 +213,7 @@ class TaskTransaction:
         self._derive(before, after)
         yield from task_rows.save(before, after, shared=self.context.shared)
         self._note_written(after)
-        yield from self._follow(before, after, reason, push=push, reserved=reserved)
+        yield from self._follow(before, after, reason, push=push, reserved=reserved, by=by)
 
     def _derive(self, before: TaskRow, after: TaskRow) -> None:
         """Set queue, holder, due time and number of events in a task's changed row."""
@@ -211,13 +222,15 @@ class TaskTransaction:
         after.events = before.events + _has_event(before, after)
 
     def _follow(
-        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool, reserved: Worker | None
+        self, before: TaskRow, after: TaskRow, reason: str, *, push: bool, reserved: Worker | None, by: str = ""
     ) -> Program[None]:
         """Write events, assignments and wake-ups that follow from a changed task."""
         if after.events > before.events:
             change = _status_changed if reason else _status_changed_silently
             yield from self._record(after, after.events, change(before.status, after.status, reason))
             self.effects.status_changes.append(after)
+            if names := self.context.workflows.wanted(before, after):
+                yield from self.context.workflows.happened(self, after, names, by)
         yield from worker_choice.update_workers(self, before, after, push=push, reserved=reserved)
         if after.is_final and not before.is_final:
             yield from self._on_end(after)

@@ -1,0 +1,86 @@
+"""Names of events that the gateway emits, and which of them a definition takes.
+
+| name | what has happened |
+|---|---|
+| `task.STATUS` | a task was created, or its status has changed (`TASK_EVENTS`) |
+
+Nothing is emitted that no definition takes: the cause of an event looks at these names first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.model.tasks.status import StoredStatus
+from aether_trio.model.workflows.definition import Json
+
+TASK: Final = "task."
+CREATED: Final = "task.created"
+ATTEMPT_FAILED: Final = "task.attempt_failed"
+"""An attempt has failed, and another one follows."""
+
+TASK_EVENTS: Final[Mapping[StoredStatus, tuple[str, ...]]] = MappingProxyType(
+    {
+        StoredStatus.PENDING: ("task.queued",),
+        StoredStatus.ASSIGNED: ("task.queued",),
+        StoredStatus.STARTING: ("task.queued",),
+        StoredStatus.RUNNING: ("task.running",),
+        StoredStatus.COMPLETED: ("task.completed",),
+        StoredStatus.FAILED: ("task.failed",),
+        StoredStatus.CANCELLED: ("task.cancelled",),
+        StoredStatus.DLQ: ("task.failed", "task.dlq"),
+        StoredStatus.REJECTED: ("task.rejected",),
+        StoredStatus.WAITING_INPUT: ("task.waiting_input",),
+        StoredStatus.WAITING_AUTHORITY: ("task.waiting_authority",),
+        StoredStatus.WAITING_DEPENDENCY: ("task.waiting_dependency",),
+        StoredStatus.HIBERNATED: ("task.hibernated",),
+    }
+)
+"""The names of the event of a task that has this status now, if that is an event."""
+TASK_NAMES: Final = frozenset({CREATED, ATTEMPT_FAILED}.union(*TASK_EVENTS.values()))
+
+
+def is_source(name: str) -> bool:
+    """Return whether an event of this name may be one that the gateway emits."""
+    return name in TASK_NAMES
+
+
+def rule_sources(document: Mapping[str, Json]) -> frozenset[str]:
+    """Return the names of the gateway's events that a rule's document takes."""
+    return _sources([document.get("source_event")])
+
+
+def trigger_sources(document: Mapping[str, Json]) -> frozenset[str]:
+    """Return the names that the trigger of a workflow takes."""
+    trigger = document.get("trigger")
+    return _sources([trigger.get("event")] if isinstance(trigger, dict) else [])
+
+
+def wait_sources(document: Mapping[str, Json]) -> frozenset[str]:
+    """Return the names that the steps of a workflow wait for."""
+    return _sources(_waits(document.get("steps")))
+
+
+def bus_sources(document: Mapping[str, Json]) -> frozenset[str]:
+    """Return the names that the `bus` of a machine takes."""
+    bus = document.get("bus")
+    entries = bus if isinstance(bus, list) else [bus]
+    return _sources([one.get("event") for one in entries if isinstance(one, dict)])
+
+
+def event_sources(event: str) -> frozenset[str]:
+    """Return the name, if it is one of the gateway's events."""
+    return _sources([event])
+
+
+def _waits(steps: Json) -> Iterator[Any]:
+    for step in steps if isinstance(steps, list) else ():
+        wait = step.get("wait") if isinstance(step, dict) else None
+        if isinstance(wait, dict):
+            yield wait.get("event")
+
+
+def _sources(names: Any) -> frozenset[str]:
+    return frozenset(name for name in names if isinstance(name, str) and is_source(name))
