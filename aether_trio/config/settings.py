@@ -480,6 +480,9 @@ class WorkflowSettings(Section, frozen=True):
     history_bytes: Annotated[int, about("Size of the history of an execution, beyond which it fails.", ge=64 * KIB)] = (
         50 * MIB
     )
+    dead_letters: Annotated[
+        int, about("Open dead letters of workflows that are kept; the oldest ones beyond are deleted.", ge=100)
+    ] = 100_000
     max_concurrent_executions: Annotated[
         int,
         about(

@@ -69,6 +69,7 @@ def time_limits(settings: Settings) -> TimeLimits:
         failed_ms=round(tasks.failed_retention_s * 1000),
         cancelled_ms=round(tasks.cancelled_retention_s * 1000),
         resolved_ms=round(tasks.resolved_retention_s * 1000),
+        workflow_letters=settings.workflow.dead_letters,
         start_timeout_ms=round(tasks.start_timeout_s * 1000),
         start_grace_ms=max(round(tasks.start_grace_s * 1000), 1),
     )

@@ -123,3 +123,22 @@ def test_a_part_of_an_execution_is_done_once_more(shell: Shell, tmp_path: Path) 
     assert "has no step 'first'" in done.stderr.decode()
     made = json.loads(shell.out("workflows", "fork", fork, "--from", "one", "--json"))
     assert (made["kept"], made["undone_by_both"]) == ([], [])
+
+
+def test_dead_letters_of_a_rule_act_again(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "rule.yaml"
+    rule = "rule_name: tell\nsource_event: redriven\ndestination_template:\n  type: emit_event\n  event_name: told\n"
+    file.write_text(rule + '  payload: "{{.input.who.name}}"\n')
+    shell.out("workflows", "apply", str(file))
+    for _ in range(2):
+        shell.out("send", "event::*", "--type", "event", '{"event_names": ["redriven"], "data": {"who": null}}')
+    while shell.out("dlq", "list", "--json").count("workflow_rule") < 2:
+        pass
+    done = shell.run("workflows", "redrive", "--rule", "tell")
+    assert done.returncode == 1
+    assert done.stdout.decode() == "0 dead letters have acted\n"
+    assert done.stderr.decode().count("is dead again: ") == 2
+    file.write_text(rule + '  payload: "{{.input.who}}"\n')
+    shell.out("workflows", "apply", str(file))
+    assert json.loads(shell.out("workflows", "redrive", "--all", "--json")) == {"acted": 2, "refused": []}
+    assert shell.run("workflows", "redrive").returncode == 2

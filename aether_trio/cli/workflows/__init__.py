@@ -8,6 +8,7 @@ from aether_trio.cli.workflows.authoring import apply, validate
 from aether_trio.cli.workflows.cases import test
 from aether_trio.cli.workflows.forking import fork
 from aether_trio.cli.workflows.past import history, watch
+from aether_trio.cli.workflows.redriving import redrive
 from aether_trio.cli.workflows.running import executions, run, wait
 from aether_trio.cli.workflows.showing import delete, list_workflows, show
 from aether_trio.cli.workflows.steering import answer, cancel, pause, resume, retry, signal
@@ -29,6 +30,7 @@ Examples:
   aether workflows signal EXECUTION go --data '{"by": "ann"}'
   aether workflows retry EXECUTION
   aether workflows fork EXECUTION --from write
+  aether workflows redrive --rule thank
 """,
 )
 def command() -> None:
@@ -42,6 +44,6 @@ def command() -> None:
 
 for one in (
     validate, test, apply, list_workflows, show, delete, run, wait, executions, cancel, retry, pause, resume,
-    signal, answer, watch, history, fork,
+    signal, answer, watch, history, fork, redrive,
 ):  # fmt: skip
     command.add_command(one)

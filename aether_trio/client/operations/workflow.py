@@ -14,6 +14,7 @@ import uuid
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Final, TypeAlias
 
 import anyio
@@ -31,12 +32,14 @@ from aether_trio.client.operations.workflow_values import (
     ExecutionFork,
     HistoryEntry,
     HistoryReplay,
+    Redriven,
     WorkflowDefinition,
     applied_of,
     definition_of,
     entry_of,
     execution_of,
     fork_of,
+    redriven_of,
     replayed_of,
 )
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -54,6 +57,7 @@ ANSWER: Final = _Kind(106)
 APPLY: Final = _Kind(107)
 REPLAY: Final = _Kind(113)
 FORK: Final = _Kind(114)
+REDRIVE: Final = _Kind(116)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
 _MORE: Final = "more after "
@@ -292,6 +296,31 @@ class Workflow(Namespace):
         key = idempotency_key or str(uuid.uuid4())
         encoded = json_text(data, "the input of a workflow").encode()
         return fork_of(_object(await self._do(FORK, execution_id, key, data=encoded)))
+
+    async def redrive(
+        self,
+        *,
+        rule: str = "",
+        workflow: str = "",
+        machine: str = "",
+        join: str = "",
+        since: datetime | None = None,
+        after: Redriven | None = None,
+        workspace: str = "",
+    ) -> Redriven:
+        """Act again on dead letters of a rule, workflow, machine or join, or on all.
+
+        A call looks at 50 of them. Each acts once. While the answer says `more`, call it again with
+        that as `after`. Raises Refused if more than one of them is named.
+        """
+        names = {"rule": rule, "workflow": workflow, "machine": machine, "join": join}
+        data: dict[str, Any] = {kind: name for kind, name in names.items() if name} or {"all": True}
+        if since is not None:
+            data["since"] = since.isoformat()
+        if after is not None:
+            data |= {"after": after.after, "until": after.until}
+        answer = await self._do(REDRIVE, data=json.dumps(data).encode(), workspace=workspace)
+        return redriven_of(_object(answer))
 
     # -- the operations of the protocol, with JSON as bytes
 

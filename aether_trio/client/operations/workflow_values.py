@@ -271,6 +271,30 @@ def replayed_of(found: Mapping[str, Any]) -> HistoryReplay:
     return HistoryReplay(entries=_number(found, "entries"), version=_number(found, "version"), divergence=divergence)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Redriven:
+    """A page of dead letters that were acted on again."""
+
+    acted: int
+    refused: Sequence[tuple[str, str]]
+    """(task id, reason) of those that are dead again."""
+    after: str
+    until: str
+
+    @property
+    def more(self) -> bool:
+        """Whether there are more."""
+        return bool(self.after)
+
+
+def redriven_of(found: Mapping[str, Any]) -> Redriven:
+    """Read the answer of REDRIVE."""
+    refused = tuple((_text(one, "task_id"), _text(one, "reason")) for one in found.get("refused") or ())
+    return Redriven(
+        acted=_number(found, "acted"), refused=refused, after=_text(found, "after"), until=_text(found, "until")
+    )
+
+
 def fork_of(found: Mapping[str, Any]) -> ExecutionFork:
     """Read the answer of FORK."""
     return ExecutionFork(

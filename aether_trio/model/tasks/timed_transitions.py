@@ -31,6 +31,7 @@ class TimeLimits:
     failed_ms: int = 14 * 86_400_000
     cancelled_ms: int = 7 * 86_400_000
     resolved_ms: int = 30 * 86_400_000  # how long a resolved dead letter is kept
+    workflow_letters: int = 100_000  # open dead letters of workflows that are kept
     start_timeout_ms: int = 60_000  # for an agent to connect after its start was sent
     start_grace_ms: int = 5_000  # for a started agent to reconnect
 

@@ -576,7 +576,7 @@ class Engine:
             self.input_consumer.look()  # an append whose commit is in doubt notifies no node
             self._child_events_written.set()  # nor for such a transaction
             try:
-                for page in (retention.forget_memories, retention.forget_resolved):
+                for page in (retention.forget_memories, retention.forget_resolved, retention.forget_workflow_letters):
                     while await self.result(page) >= retention.PAGE:
                         pass
             except StorageUnavailable as error:

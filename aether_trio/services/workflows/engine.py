@@ -44,6 +44,7 @@ from aether_trio.services.workflows.operations import WorkflowOperations
 from aether_trio.services.workflows.owners import owner_may
 from aether_trio.services.workflows.past_operations import PastOperations
 from aether_trio.services.workflows.reactions import EventReactions
+from aether_trio.services.workflows.redriving import RedriveOperations
 from aether_trio.services.workflows.rule_runs import RuleRuns
 from aether_trio.services.workflows.rules import RULE, RuleOperations, put_rule
 from aether_trio.services.workflows.schedule_operations import (
@@ -156,6 +157,7 @@ class WorkflowEngine:
             FunctionOperations(engine, self.functions, self.executions, self._access),
             MachineOperations(engine, self.machines, self._access, ids),
             JoinOperations(engine, self.joins, self._access),
+            RedriveOperations(engine, self._access),
             PastOperations(engine, self.executions, self._access, ids),
             strict=self._strict,
         )
