@@ -17,7 +17,7 @@ from chaos.tasks.checks import check_work
 from chaos.tasks.history import TaskHistory
 from chaos.workflows.fate import is_doomed, number_of, place_name
 from chaos.workflows.history import Sent, WorkflowHistory
-from chaos.workflows.plays import NOTHING, PLAYS, Demanded, Outcome, demanded
+from chaos.workflows.plays import AT_ONCE, NOTHING, PLAYS, Demanded, Outcome, demanded
 from chaos.workflows.snapshot import Snapshot
 from chaos.workflows.stories import PARTS
 
@@ -26,7 +26,8 @@ Json = Any
 EMPTY: Final = (
     "task_outbox", "workflow_arrivals", "workflow_waits", "workflow_interests", "workflow_kept_events",
     "workflow_kept_keys", "workflow_taken_events", "workflow_join_actions", "workflow_unfinished_events",
-    "workflow_relays", "workflow_planned_firings", "workflow_schedule_runs",
+    "workflow_relays", "workflow_planned_firings", "workflow_schedule_runs", "workflow_flow_runs",
+    "workflow_flow_items",
 )  # fmt: skip
 """The tables that have nothing when all executions have ended."""
 TIMERS_STAY: Final = frozenset({"join"})
@@ -49,6 +50,7 @@ class StepTask:
     """The task of a step, an item, a compensation or a question."""
 
     task_id: str
+    epoch: int
     place: str
     undo: bool
     status: str
@@ -137,6 +139,7 @@ class Evidence:
         parent.tasks.append(
             StepTask(
                 task_id,
+                epoch,
                 name,
                 "compensates" in metadata,
                 status,
@@ -148,6 +151,30 @@ class Evidence:
                 is_action,
             )
         )
+
+    @cached_property
+    def working(self) -> list[tuple[str, float, float, str]]:
+        """When which execution was at work whose turn is bounded, by the workers' records.
+
+        (turn, Unix ms, Unix ms, execution) of work that was taken: it lies within the execution.
+        """
+        turns = {
+            (task.task_id, task.epoch): (one.given["turn"], one.id)
+            for one in self.executions.values()
+            if "turn" in one.given
+            for task in one.tasks
+            if task.status == "completed"
+        }
+        began: dict[tuple[str, int], float] = {}
+        found = []
+        for moment in self.history.moments:
+            place = moment.task_id, moment.epoch
+            if moment.what == "began":
+                began[place] = moment.at_ms
+            elif moment.what == "done" and place in turns and place in began:
+                turn, execution = turns[place]
+                found.append((turn, began[place], moment.at_ms, execution))
+        return found
 
     @cached_property
     def completions(self) -> dict[tuple[str, str], int]:
@@ -218,6 +245,7 @@ def check_all(evidence: Evidence) -> list[Verdict]:
         verdict("an acknowledged event acts once, others at most once", len(evidence.sent("event")), "events", _events),
         verdict("what was answered and signalled counts", len(evidence.sent("answer") + evidence.sent("signal")),
                 "answers, signals", _heard),
+        verdict("flow control lets no more work at once", len(evidence.working), "pieces of work", _crowded),
         verdict("nothing is early", _timed(evidence), "waits", _early),
         verdict("histories replay to their states", len(evidence.replays), "histories", _replayed),
         verdict("no two workers had one assignment", len(evidence.tasks.attempts), "assignments", _shared),
@@ -438,6 +466,18 @@ def _heard(evidence: Evidence) -> Iterator[str]:
             yield f"{about} has heard {heard}, and it was sent {[one.id for one in sent]}"
         elif execution.play == "approval" and told not in ([], [heard]):
             yield f"{about} has heard {heard}, and the answer {told} was acknowledged"
+
+
+def _crowded(evidence: Evidence) -> Iterator[str]:
+    by_turn: dict[str, list[tuple[float, bool, str]]] = defaultdict(list)
+    for turn, began_ms, done_ms, execution in evidence.working:
+        by_turn[turn] += [(began_ms, True, execution), (done_ms, False, execution)]
+    for turn, moments in by_turn.items():
+        at_work: Counter[str] = Counter()
+        for at_ms, began, execution in sorted(moments):
+            at_work[execution] += 1 if began else -1
+            if began and len(+at_work) > AT_ONCE:
+                yield f"at {at_ms:.0f} ms {len(+at_work)} executions with the turn {turn} were at work"
 
 
 def _timed(evidence: Evidence) -> int:

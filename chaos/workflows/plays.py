@@ -216,6 +216,9 @@ _PAID: Final = {"event": "chaos.paid", "key": "input.order", "equals": "trigger.
 _WAITS: Final = {"short": 0.3, "long": 1.5, "late": 0.7}
 """Seconds that steps of these names wait, or are waited for."""
 
+AT_ONCE: Final = 2
+"""So many executions with the same `turn` run at the same time."""
+
 PLAYS: Final[Mapping[str, Play]] = {
     "chain": Play(
         {
@@ -441,6 +444,17 @@ PLAYS: Final[Mapping[str, Play]] = {
         lambda given, _: _n(given, "a", "last"),
         share=3,
         needs="trigger",
+    ),
+    "turns": Play(
+        {
+            "flow": {"concurrency": {"limit": AT_ONCE, "key": "trigger.turn"}},
+            "steps": [step("a"), step("last", "a")],
+            "outputs": {"$expr": "[steps.a.result.n, steps.last.result.n]"},
+        },
+        (Rule("a"), Rule("last", ("a",))),
+        lambda given, _: _n(given, "a", "last"),
+        share=2,
+        extra=lambda chance: {"turn": chance.choice("wxyz")},
     ),
     "survey": Play({}, (), share=3, needs="signal", function=True),
 }  # fmt: skip

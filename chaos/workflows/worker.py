@@ -99,6 +99,7 @@ async def work(address: str, specifier: str, file: Path) -> None:
                 await trio.sleep(found.seconds)
                 if found.error:
                     raise RuntimeError(found.error)
+                tell("done", job)
                 job.give_result(found.result)
         except RuntimeError:
             pass

@@ -32,6 +32,7 @@ FUNCTIONS = "functions too, and no step was done beyond its assignments"
 UNDONE = "compensations are complete, and in reverse order"
 EVENTS = "an acknowledged event acts once, others at most once"
 HEARD = "what was answered and signalled counts"
+QUEUED = "flow control lets no more work at once"
 EARLY = "nothing is early"
 REPLAYED = "histories replay to their states"
 SHARED = "no two workers had one assignment"
@@ -169,6 +170,19 @@ def evidence() -> Evidence:
         tables.work("e6", order_key, place)
     tables.step("e6", "paid", "completed")
 
+    for number in range(3):
+        turn_key = key_of(f"turn{number}")
+        given = {"key": turn_key, "turn": "w"}
+        asked("turns", f"t{number}", given)
+        tables.execution(f"t{number}", "turns", given, "completed", [number_of(turn_key, one) for one in ("a", "last")])
+        for place in ("a", "last"):
+            tables.work(f"t{number}", turn_key, place)
+        # The third one begins when the first one has ended.
+        began = 20_000 + number * 1_000
+        seen.moments += [
+            Moment("w1", what, at_ms, f"t{number}/a", 0) for what, at_ms in (("began", began), ("done", began + 1_500))
+        ]
+
     for kind, name in (("noted", "note"), ("near", "far")):
         sent(f"{name}-1", "event", f"chaos.{name}")
         sent(f"{name}-2", "event", f"chaos.{name}", acknowledged=False)
@@ -269,6 +283,12 @@ VIOLATIONS: dict[str, tuple[str, Callable[[Evidence], object]]] = {
     "an answer that was not given": (HEARD, lambda evidence: evidence.history.sent.pop("answer-1")),
     "a signal that was not sent": (HEARD, lambda evidence: evidence.history.sent.pop("signal-1")),
     "an event of another order": (HEARD, _sent(paid_1={"data": {"order": "other"}})),
+    "a third one works beside two": (
+        QUEUED, lambda evidence: evidence.history.moments.extend(
+            Moment("w3", what, at_ms, "t2/last", 0) for what, at_ms in (("began", 21_200), ("done", 21_300))
+        )
+    ),
+    "a place in the flow is held for ever": (ENDS, sql("INSERT INTO workflow_flow_items VALUES (1, 'i', 'r', '')")),
     "it slept too short": (EARLY, sql("UPDATE workflow_steps SET completed_ms = 1199 WHERE step = 'sleep'")),
     "a history leads elsewhere": (REPLAYED, lambda evidence: evidence.replays.update(e1="entry 2")),  # type: ignore[attr-defined]
     "two workers, one assignment": (SHARED, _two_begin),
@@ -291,7 +311,7 @@ def test_a_violation_is_found(evidence: Evidence, name: str) -> None:
 
 
 def test_every_check_of_workflows_has_a_violation(evidence: Evidence) -> None:
-    own = {ENDS, BEGUN, DEMANDED, WORK, FUNCTIONS, UNDONE, EVENTS, HEARD, EARLY, REPLAYED, SHARED, FAILURES}
+    own = {ENDS, BEGUN, DEMANDED, WORK, FUNCTIONS, UNDONE, EVENTS, HEARD, QUEUED, EARLY, REPLAYED, SHARED, FAILURES}
     assert own <= {verdict.invariant for verdict in check_all(evidence)}
     assert own <= {invariant for invariant, _ in VIOLATIONS.values()}
 
