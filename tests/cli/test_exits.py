@@ -38,6 +38,7 @@ OPTIONS: Final = {
     "profile": "process",
     "hours": "1",
     "gateway": "gw:1",
+    "begin": "2020-01-01",
 }
 NEEDED: Final = {
     "tasks create": ("--pool", "absent"),
@@ -179,6 +180,8 @@ MISSING: Final = (
     "topics purge", "access revoke", "access unlock", "workspaces show", "workspaces delete", "kv get", "dlq show",
     "dlq requeue", "workflows show", "workflows run", "workflows delete", "workflows cancel", "workflows retry",
     "workflows pause", "workflows signal", "workflows answer", "workflows watch", "workflows history",
+    "workflows schedules show", "workflows schedules pause", "workflows schedules backfill",
+    "workflows instances show", "workflows instances create", "workflows instances send", "workflows joins show",
 )  # fmt: skip
 
 

@@ -187,6 +187,13 @@ def about_workflows() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"workflows {name}", PLACE
     for name in ("show", "delete", "wait", "watch", "history", "cancel", "pause", "resume", "retry"):
         yield f"workflows {name}", (NAME,)
+    for name in ("schedules list", "instances list", "joins list"):
+        yield f"workflows {name}", PLACE
+    for name in ("schedules show", "schedules pause", "schedules resume", "instances show"):
+        yield f"workflows {name}", (NAME,)
+    yield "workflows schedules backfill", (NAME, "--from", "2020-01-01")
+    for name in ("instances create", "instances send", "joins show", "joins cancel"):
+        yield f"workflows {name}", (NAME, NAME)
     yield "workflows run", (NAME, f"{NAME}={TEXT}")
     yield "workflows signal", (NAME, NAME)
     yield "workflows answer", (NAME, NAME, "--approve", "--text", TEXT)

@@ -7,9 +7,12 @@ import click
 from aether_trio.cli.workflows.authoring import apply, validate
 from aether_trio.cli.workflows.cases import test
 from aether_trio.cli.workflows.forking import fork
+from aether_trio.cli.workflows.instances import instances
+from aether_trio.cli.workflows.joins import joins
 from aether_trio.cli.workflows.past import history, watch
 from aether_trio.cli.workflows.redriving import redrive
 from aether_trio.cli.workflows.running import executions, run, wait
+from aether_trio.cli.workflows.schedules import schedules
 from aether_trio.cli.workflows.showing import delete, list_workflows, show
 from aether_trio.cli.workflows.steering import answer, cancel, pause, resume, retry, signal
 
@@ -31,6 +34,7 @@ Examples:
   aether workflows retry EXECUTION
   aether workflows fork EXECUTION --from write
   aether workflows redrive --rule thank
+  aether workflows schedules list
 """,
 )
 def command() -> None:
@@ -44,6 +48,6 @@ def command() -> None:
 
 for one in (
     validate, test, apply, list_workflows, show, delete, run, wait, executions, cancel, retry, pause, resume,
-    signal, answer, watch, history, fork, redrive,
+    signal, answer, watch, history, fork, redrive, schedules, instances, joins,
 ):  # fmt: skip
     command.add_command(one)

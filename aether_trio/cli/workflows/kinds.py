@@ -40,7 +40,7 @@ def _rule(one: Found) -> Sequence[str]:
         cut(event),
         str(one.get("Priority", "")),
         "yes" if one.get("Active") else "no",
-        _moment(one.get("UpdatedAt")),
+        moment_text(one.get("UpdatedAt")),
     )
 
 
@@ -54,7 +54,7 @@ def _schedule(one: Found) -> Sequence[str]:
         f"{one.get('schedule_type', '')} {one.get('schedule_expr', '')}{zone}",
         f"workflow {one['workflow_id']}" if one.get("workflow_id") else json_line(action or {}),
         state,
-        _moment(one.get("next_fire_at")),
+        moment_text(one.get("next_fire_at")),
         cut(str(one.get("last_error") or "")),
     )
 
@@ -68,7 +68,7 @@ def _machine(one: Found) -> Sequence[str]:
         str(one.get("workspace", "")),
         str(inner.get("initial_state", "")),
         ", ".join(states) if isinstance(states, dict) else "",
-        _moment(one.get("updated_at")),
+        moment_text(one.get("updated_at")),
     )
 
 
@@ -153,7 +153,8 @@ def _fact(value: Any) -> str:
     return value if isinstance(value, str) else json_line(value, 2_000)
 
 
-def _moment(text: Any) -> str:
+def moment_text(text: Any) -> str:
+    """Return a moment of an answer where the reader is; "" for none."""
     try:
         return when_text(datetime.fromisoformat(text)) if isinstance(text, str) and text else ""
     except ValueError:

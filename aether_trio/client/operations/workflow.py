@@ -55,6 +55,9 @@ RETRY: Final = _Kind(104)
 HISTORY: Final = _Kind(105)
 ANSWER: Final = _Kind(106)
 APPLY: Final = _Kind(107)
+PAUSE_SCHEDULE: Final = _Kind(110)
+RESUME_SCHEDULE: Final = _Kind(111)
+BACKFILL_SCHEDULE: Final = _Kind(112)
 REPLAY: Final = _Kind(113)
 FORK: Final = _Kind(114)
 REDRIVE: Final = _Kind(116)
@@ -94,6 +97,13 @@ class WorkflowAnswer:
     data: bytes
     message: str
     total: int
+
+    def json(self) -> Any:
+        """Return the document; None if the answer has none, or one that is no JSON."""
+        try:
+            return json.loads(self.data) if self.data else None
+        except (ValueError, RecursionError):
+            return None
 
     @property
     def more_after(self) -> str:
@@ -399,6 +409,24 @@ class Workflow(Namespace):
     async def delete_schedule(self, schedule_id: str, *, workspace: str) -> WorkflowAnswer:
         """Delete a schedule."""
         return await self._do(_Op.DELETE_SCHEDULE, schedule_id, workspace=_exact(workspace))
+
+    async def pause_schedule(self, schedule_id: str, *, workspace: str = "") -> WorkflowAnswer:
+        """Let a schedule fire nothing until it is resumed."""
+        return await self._do(PAUSE_SCHEDULE, schedule_id, workspace=workspace)
+
+    async def resume_schedule(self, schedule_id: str, *, workspace: str = "") -> WorkflowAnswer:
+        """Let a paused schedule go on with its next slot."""
+        return await self._do(RESUME_SCHEDULE, schedule_id, workspace=workspace)
+
+    async def backfill_schedule(
+        self, schedule_id: str, begin: datetime, end: datetime, *, workspace: str = ""
+    ) -> WorkflowAnswer:
+        """Let a schedule fire for its slots from `begin` to before `end`.
+
+        The message of the answer says how many there are. A naive time is local time.
+        """
+        data = {"from": begin.astimezone().isoformat(), "until": end.astimezone().isoformat()}
+        return await self._do(BACKFILL_SCHEDULE, schedule_id, data=json.dumps(data).encode(), workspace=workspace)
 
     async def list_executions(
         self, workspace: str = "", *, workflow: str = "", status: str = "", limit: int = 0, after: str = ""
