@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from aether_trio.cli.workflows.mermaid import mermaid_of
 from tests.cli.shell import Shell
 from tests.cli.test_workflows import QuickShell, waiting
 from tests.helpers.gateway import GatewayProcess
@@ -97,11 +96,35 @@ def test_a_workflow_and_an_execution_are_drawn(shell: Shell, tmp_path: Path) -> 
     ]
     wrong = shell.run("workflows", "show", execution, "--mermaid", "--json")
     assert wrong.returncode == 2
+    drawn = json.loads(shell.out("workflows", "show", execution[:13], "--diagram", "json"))
+    assert drawn["execution_id"] == execution
+    assert drawn["nodes"][1] == {"id": "go", "kind": "wait", "about": "signal go", "status": "waiting"}
+    assert drawn["edges"][0] == {"from": "one", "to": "go", "kind": "depends_on"}
 
 
-def test_names_are_escaped_in_drawings() -> None:
-    document = {"id": "x", "steps": [{"id": 'a"<b', "output": 1}]}
-    assert mermaid_of(document, {}).splitlines()[1] == '  s0["a#34;#60;b"]'
+def test_a_machine_is_drawn(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "machine.yaml"
+    file.write_text("""
+id: order
+initial_state: new
+states:
+  new: {on: {pay: [{to: paid, when: input.sum > 1}, {to: new}]}, timeout: 2h, timeout_action: gone}
+  paid: {terminal: true}
+  gone: {terminal: true}
+""")
+    shell.out("workflows", "apply", str(file))
+    assert shell.out("workflows", "show", "order", "--kind", "machine", "--mermaid").splitlines() == [
+        "stateDiagram-v2",
+        '  state "new" as s0',
+        '  state "paid" as s1',
+        '  state "gone" as s2',
+        "  [*] --> s0",
+        "  s0 --> s1 : pay (if)",
+        "  s0 --> s0 : pay",
+        "  s0 --> s2 : after 7200 s",
+        "  s1 --> [*]",
+        "  s2 --> [*]",
+    ]
 
 
 def test_a_part_of_an_execution_is_done_once_more(shell: Shell, tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -85,7 +85,10 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str) -> tuple[W
     "--step", default="", metavar="STEP", help="Only this step of an execution, or an item such as 'fetch[3]'."
 )
 @click.option("--items", is_flag=True, help="With all items of its steps, up to 1,000.")
-@click.option("--mermaid", is_flag=True, help="A Mermaid flowchart of its steps, with their states.")
+@click.option("--mermaid", is_flag=True, help="A Mermaid flowchart of its steps, with their states; also of a machine.")
+@click.option(
+    "--diagram", type=click.Choice(["mermaid", "json"]), default=None, help="The same, or its nodes and edges as JSON."
+)
 @click.option("--json", "as_object", is_flag=True, help="A JSON object.")
 @workspace_option
 @access_options
@@ -98,11 +101,18 @@ def show(
     step: str,
     items: bool,
     mermaid: bool,
+    diagram: str | None,
     as_object: bool,
 ) -> None:
     """Show a workflow with its steps, or an execution and what it waits for."""
-    if mermaid and (kind != WORKFLOW or step or as_object):
-        raise click.UsageError("--mermaid draws a whole workflow or execution, and nothing else is printed.")
+    how = "mermaid" if mermaid else diagram
+    if how and (kind not in (WORKFLOW, "machine") or step or as_object):
+        raise click.UsageError(
+            "--mermaid and --diagram draw a whole workflow, execution or machine, and nothing else is printed."
+        )
+    if how:
+        _draw(target, who, workspace, name, kind, how)
+        return
     if kind != WORKFLOW:
         other = run_client(_show_other, target, who, kind, workspace, name)
         if as_object:
@@ -111,9 +121,7 @@ def show(
             print_other(other)
         return
     found = run_client(_show, target, who, workspace, name, step)
-    if mermaid:
-        _draw(target, who, found)
-    elif as_object:
+    if as_object:
         print_json(plain(found), indent=2)
     elif isinstance(found, WorkflowDefinition):
         print_definition(found)
@@ -123,23 +131,27 @@ def show(
         print_execution(found, items=items or bool(step))
 
 
-def _draw(target: GatewayTarget, who: Identity, found: WorkflowDefinition | Execution) -> None:
-    from aether_trio.cli.workflows.mermaid import mermaid_of
+def _draw(target: GatewayTarget, who: Identity, workspace: str, name: str, kind: str, how: str) -> None:
+    from aether_trio.model.workflows.mermaid import mermaid_of
 
-    if isinstance(found, WorkflowDefinition):
-        say(mermaid_of(found.document, {}), lines=True)
-        return
-    definition = run_client(_definition, target, who, found.workspace, found.workflow)
-    states = {one.step: one.status for one in found.steps if one.item is None and not one.compensates}
-    note = (
-        "" if definition.version == found.version else f"version {found.version}, on the graph of {definition.version}"
-    )
-    say(mermaid_of(definition.document, states, note), lines=True)
+    drawn = run_client(_diagram, target, who, workspace, name, kind)
+    if how == "json":
+        print_json(drawn, indent=2)
+    else:
+        say(mermaid_of(drawn), lines=True)
 
 
-async def _definition(target: GatewayTarget, who: Identity, workspace: str, name: str) -> WorkflowDefinition:
+async def _diagram(target: GatewayTarget, who: Identity, workspace: str, name: str, kind: str) -> dict[str, Any]:
     async with open_workflows(target, who) as client:
-        return await client.workflow.definition(name, workspace=workspace)
+        if kind != WORKFLOW:
+            return dict(await client.workflow.diagram(name, kind=kind, workspace=workspace))
+        if not is_whole(name):
+            try:
+                return dict(await client.workflow.diagram(name, workspace=workspace))
+            except AetherError as error:
+                if not is_refusal(error) or "not found" not in error.message:
+                    raise
+        return dict(await client.workflow.diagram(await execution_id_of(client, name), kind="execution"))
 
 
 async def _show_other(target: GatewayTarget, who: Identity, kind: str, workspace: str, name: str) -> Found:

@@ -60,6 +60,7 @@ RESUME_SCHEDULE: Final = _Kind(111)
 BACKFILL_SCHEDULE: Final = _Kind(112)
 REPLAY: Final = _Kind(113)
 FORK: Final = _Kind(114)
+DIAGRAM: Final = _Kind(115)
 REDRIVE: Final = _Kind(116)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
@@ -281,6 +282,14 @@ class Workflow(Namespace):
         """
         data = b'{"dry_run": true}' if dry_run else b""
         return replayed_of(_object(await self._do(REPLAY, execution_id, data=data)))
+
+    async def diagram(self, name: str, *, kind: str = "workflow", workspace: str = "") -> Mapping[str, Any]:
+        """Return the nodes and edges of what `kind` says, as JSON.
+
+        That is a workflow, an execution, a machine or an instance of one; docs/wire.md says what
+        they have. Raises Refused for what there is not, and for functions.
+        """
+        return _object(await self._do(DIAGRAM, name, kind, workspace=workspace))
 
     async def fork(
         self,

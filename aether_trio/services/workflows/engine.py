@@ -29,6 +29,7 @@ from aether_trio.services.workflows.actions import Actions
 from aether_trio.services.workflows.applying import Appliers, ApplyOperations
 from aether_trio.services.workflows.asked import WorkspaceAccess
 from aether_trio.services.workflows.definitions import Definitions
+from aether_trio.services.workflows.diagram_operations import DiagramOperations
 from aether_trio.services.workflows.event_handler import EventHandler
 from aether_trio.services.workflows.executions import Executions, HistoryLimit
 from aether_trio.services.workflows.flow import Admission, RunBegins
@@ -134,6 +135,7 @@ class WorkflowEngine:
 
     def operations(self, engine: Engine, ids: IdFactory, changes: AccessChanges) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""
+        machines = MachineOperations(engine, self.machines, self._access, ids)
         return WorkflowOperations(
             engine,
             self.executions,
@@ -155,7 +157,8 @@ class WorkflowEngine:
             ScheduleOperations(engine, self.schedules, self._access),
             RuleOperations(engine, self._access),
             FunctionOperations(engine, self.functions, self.executions, self._access),
-            MachineOperations(engine, self.machines, self._access, ids),
+            machines,
+            DiagramOperations(engine, machines, self._access),
             JoinOperations(engine, self.joins, self._access),
             RedriveOperations(engine, self._access),
             PastOperations(engine, self.executions, self._access, ids),

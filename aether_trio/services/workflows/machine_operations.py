@@ -19,6 +19,7 @@ from aether_trio.model.identity import MAX_TOKEN_BYTES, IdentityError, check_tok
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.model.workflows.definition import MachineDefinition
+from aether_trio.model.workflows.diagrams import Diagram, machine_diagram
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.keys import key_text
 from aether_trio.model.workflows.reading import fold
@@ -92,6 +93,22 @@ class MachineOperations:
                     await self._access.need(asked.session, place, level)
                 return found
         raise OperationError(f"state machine {shown(id)} not found in workspace {shown(workspace)}")
+
+    async def diagram(self, asked: OperationAsked) -> Diagram:
+        """Return the states and transitions of a machine. Raises OperationError."""
+        stored = await self._find(asked, asked.id, AccessLevel.READ)
+        await self._compile(stored)
+        return machine_diagram(self._machines.definition(stored)) | {"workspace": stored.workspace}
+
+    async def instance_diagram(self, asked: OperationAsked) -> Diagram:
+        """Return those of an instance's machine, with its state. Raises OperationError."""
+        row = await self._find_instance(asked, AccessLevel.READ)
+        stored = await self._engine.database.read_small(partial(machine_rows.load, row.defined_in, row.machine_id))
+        if stored is None:
+            raise OperationError(f"state machine {shown(row.machine_id)} is gone")
+        await self._compile(stored)
+        drawn = machine_diagram(self._machines.definition(stored), row.state)
+        return drawn | {"workspace": row.workspace, "instance_id": row.instance_id}
 
     async def _create(self, asked: OperationAsked) -> OperationAnswer:
         document = asked.document

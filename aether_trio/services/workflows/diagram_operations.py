@@ -1,0 +1,83 @@
+"""DIAGRAM: graphs of workflows and executions, and states of machines."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final
+
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.text import shown
+from aether_trio.model.workflows.diagrams import graph_diagram
+from aether_trio.model.workflows.happenings import StepPlace
+from aether_trio.model.workflows.state import GraphState
+from aether_trio.services.tasks.engine import Engine
+from aether_trio.services.workflows import definitions, execution_rows
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
+from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.execution_rows import ExecutionRow
+from aether_trio.services.workflows.execution_view import item_counts
+from aether_trio.services.workflows.executions import read_state
+from aether_trio.services.workflows.functions import FUNCTION, is_function
+from aether_trio.services.workflows.machine_operations import MachineOperations
+from aether_trio.services.workflows.stored_graphs import compile_stored
+
+DIAGRAM: Final = 115
+"""Returns the nodes and edges of a workflow, execution, machine or instance."""
+KINDS: Final = ("workflow", "execution", "machine", "instance")
+
+
+class DiagramOperations:
+    """Answers DIAGRAM; `secondary_id` says what `id` names, by default a workflow."""
+
+    def __init__(self, engine: Engine, machines: MachineOperations, access: WorkspaceAccess) -> None:
+        self._engine = engine
+        self._machines = machines
+        self._access = access
+        self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {DIAGRAM: self._diagram}
+        )
+
+    async def _diagram(self, asked: OperationAsked) -> OperationAnswer:
+        match asked.secondary_id or "workflow":
+            case "workflow":
+                return OperationAnswer(await self._of_workflow(asked))
+            case "execution":
+                return OperationAnswer(await self._of_execution(asked))
+            case "machine":
+                return OperationAnswer(await self._machines.diagram(asked))
+            case "instance":
+                return OperationAnswer(await self._machines.instance_diagram(asked))
+        raise OperationError(f"secondary_id is one of {', '.join(KINDS)}, and not {shown(asked.secondary_id)}")
+
+    async def _of_workflow(self, asked: OperationAsked) -> dict[str, Any]:
+        workspace = asked.own_workspace
+        stored = await self._engine.database.read(partial(definitions.newest, workspace, asked.id, also_inactive=True))
+        if stored is None or await self._access.problem(asked.session, stored.workspace, AccessLevel.READ):
+            raise OperationError(f"workflow {shown(asked.id)} not found in workspace {shown(workspace)}")
+        return await _drawn(stored, GraphState.new()) | {"workspace": stored.workspace}
+
+    async def _of_execution(self, asked: OperationAsked) -> dict[str, Any]:
+        row: ExecutionRow | None = await self._engine.database.read(partial(execution_rows.load, asked.id))
+        if row is None or await self._access.problem(asked.session, row.workspace, AccessLevel.READ):
+            raise OperationError(f"execution {shown(asked.id)} not found")
+        place = row.defined_in, row.workflow_id, row.version
+        stored = await self._engine.database.read(partial(definitions.load, *place))
+        if stored is None:
+            raise OperationError(f"version {row.version} of workflow {row.workflow_id} is gone")
+        state = GraphState.new() if row.kind == FUNCTION else GraphState.from_json(read_state(row.state))
+        drawn = await _drawn(stored, state)
+        return drawn | {"workspace": row.workspace, "execution_id": row.execution_id, "status": row.status}
+
+
+async def _drawn(stored: StoredDefinition, state: GraphState) -> dict[str, Any]:
+    if is_function(stored):
+        raise OperationError(f"workflow {stored.id} is a function: it has no graph of steps")
+    graph = await compile_in_thread(partial(compile_stored, stored), len(stored.document))
+    statuses: dict[str, str] = {}
+    if state.started_ms:
+        statuses = {step: state.step_status(StepPlace(step)) for step in graph.steps}
+    items = {step: item_counts(progress) for step, progress in state.steps.items()}
+    return graph_diagram(graph, statuses, items)
