@@ -34,6 +34,8 @@ QUICK = {
     "audit_rows": 5_000,
     "backup_mib": 8,
     "items": 500,
+    "waiting": 2_000,
+    "event_rules": 1_000,
 }
 QUICK_GROWTH = {"agents": (10, 100, 400), "messages": (100, 5_000), "keys": (10, 1_000)}
 
@@ -93,6 +95,10 @@ def parser() -> argparse.ArgumentParser:
     sizes.add_argument("--audit-rows", type=number.count, metavar="N", help="rows that access-verify checks (500000)")
     sizes.add_argument("--items", type=number.count, metavar="N", help="items of the large workflows-map (10000)")
     sizes.add_argument("--backup-mib", type=number.count, metavar="N", help="MiB that `backup` backs up (1024)")
+    sizes.add_argument(
+        "--waiting", type=number.count, metavar="N", help="executions that wait in workflows-waiting (1000000)"
+    )
+    sizes.add_argument("--event-rules", type=number.count, metavar="N", help="rules of workflows-events (10000)")
     for thing, usual in GROWTH.items():
         sizes.add_argument(
             f"--growth-{thing}",
@@ -261,6 +267,8 @@ def options_of(given: argparse.Namespace) -> Options:
         "sessions",
         "audit_rows",
         "items",
+        "waiting",
+        "event_rules",
         "backup_mib",
     ):
         if getattr(given, name) is not None:

@@ -57,3 +57,17 @@ def more_than_another(
     ]
     found = [Goal(f"CPU, more than {name}", (cost.best - other.best) / unit.best, "echoes", most)]
     return [*found, Goal("the same, median of rounds", median(rounds) / unit.best, "echoes")] if rounds else found
+
+
+def more_us_than_another(mine: Sequence[Window], others: Sequence[Window], name: str, most: float) -> list[Goal]:
+    """Say how many microseconds of CPU more than in another scenario a unit costs."""
+    cost, other = cpu_pair(mine), cpu_pair(others)
+    if cost is None or other is None:
+        return []
+    rounds = [
+        one.cpu_us - two.cpu_us
+        for one, two in zip(mine, others, strict=True)
+        if one.cpu_us is not None and two.cpu_us is not None
+    ]
+    found = [Goal(f"CPU, more than {name}", cost.best - other.best, "us", most)]
+    return [*found, Goal("the same, median of rounds", median(rounds), "us")] if rounds else found

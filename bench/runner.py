@@ -15,7 +15,7 @@ from bench import ground, results
 from bench.clusters import Cluster, Shape, serving_cluster
 from bench.echo import EchoProcess
 from bench.explain import explain
-from bench.goals import more_than_another, times_another
+from bench.goals import more_than_another, more_us_than_another, times_another
 from bench.loop import Loop
 from bench.process import ProcessGone
 from bench.scenarios import Scenario, growth
@@ -243,6 +243,8 @@ def _run_beside(
                 windows, others, name = turn.windows, other.windows, kind.against
                 if kind.most_more:
                     turn.scenario.goals += more_than_another(windows, others, echo_windows, name, kind.most_more)
+                if kind.most_more_us:
+                    turn.scenario.goals += more_us_than_another(windows, others, name, kind.most_more_us)
                 turn.scenario.goals += times_another(windows, others, name, kind.most_times or None)
                 turn.scenario.compare(other.scenario)
             progress.say(f"{turn.name}: {state(turn.windows, echo_windows)}", last=True)
@@ -250,12 +252,12 @@ def _run_beside(
     return found
 
 
-_Gateway: TypeAlias = tuple[Sequence[str], bool, Shape | None]
+_Gateway: TypeAlias = tuple[Sequence[str], bool, Shape | None, str]
 
 
 def _gateway_of(kind: type[Scenario], options: Options) -> _Gateway:
     """Return what tells the gateways of scenarios apart."""
-    return tuple(kind.gateway_args(options)), kind.many_rules, kind.cluster
+    return tuple(kind.gateway_args(options)), kind.many_rules, kind.cluster, kind.name if kind.separate else ""
 
 
 @contextmanager

@@ -55,6 +55,10 @@ class Options:
     audit_rows: int = 500_000
     items: int = 10_000
     """Items of the large map in workflows-map."""
+    waiting: int = 1_000_000
+    """Executions that wait while some are woken."""
+    event_rules: int = 10_000
+    """Rules for events, of the workflow engine."""
     backup_mib: int = 1024
     """How much a gateway has that is backed up."""
     rate: float | None = None

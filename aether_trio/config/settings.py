@@ -457,7 +457,7 @@ class TaskSettings(Section, frozen=True):
         float, about("A POOL task that no worker has claimed after this is cancelled; 0 is never.", ge=0)
     ] = 1 * HOURS
     completed_retention_s: Annotated[
-        float, about("How long completed and rejected tasks are kept; 0 is for ever.", ge=0)
+        float, about("How long completed tasks and machine instances are kept; 0 is for ever.", ge=0)
     ] = 7 * DAYS
     failed_retention_s: Annotated[float, about("How long failed tasks are kept; 0 is for ever.", ge=0)] = 14 * DAYS
     cancelled_retention_s: Annotated[float, about("How long cancelled tasks are kept; 0 is for ever.", ge=0)] = 7 * DAYS

@@ -26,6 +26,8 @@ from bench.scenarios.tasks import CYCLES
 from bench.scenarios.tasks_children import CHILDREN
 from bench.scenarios.tasks_queued import QUEUED
 from bench.scenarios.workflows import WORKFLOWS
+from bench.scenarios.workflows_events import EVENTS
+from bench.scenarios.workflows_waiting import WAITING
 
 SCENARIOS: dict[str, type[Scenario]] = {
     scenario.name: scenario for scenario in (RawEcho, ConnectStorm, Idle, *ROUTED, Paced, *FANOUTS, PutGet, Enqueue)
@@ -35,7 +37,7 @@ FAMILIES: dict[str, dict[str, type[Scenario]]] = {
     "quiet": {scenario.name: scenario for scenario in QUIET},
     "cluster": {scenario.name: scenario for scenario in CLUSTER},
     "tasks": {scenario.name: scenario for scenario in (*CYCLES, *QUEUED, *CHILDREN)},
-    "workflows": {scenario.name: scenario for scenario in WORKFLOWS},
+    "workflows": {scenario.name: scenario for scenario in (*WORKFLOWS, *EVENTS, *WAITING)},
     "growth": {scenario.name: scenario for scenario in GROWTH},
     "access": {scenario.name: scenario for scenario in (*COMPARED, Decide, Revoke, *RATES, Verify)},
     "soak": {Soak.name: Soak},

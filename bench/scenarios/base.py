@@ -62,6 +62,12 @@ class Scenario:
     most_more: ClassVar[float] = 0.0
     """Or so many echoes more than the other's at most; 0: none."""
 
+    most_more_us: ClassVar[float] = 0.0
+    """Or so many microseconds of CPU more than the other's at most; 0: none."""
+
+    separate: ClassVar[bool] = False
+    """It shares no gateway with those beside it."""
+
     many_rules: ClassVar[bool] = False
     """The gateway has `Options.rules` access rules when it starts."""
 

@@ -48,3 +48,22 @@ def test_a_small_run_adds_up(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     shown = capsys.readouterr().out
     for figure in ("start to first step, p50", "CPU, times workflows-tasks-chain", "map of 150 items", "lone cycle"):
         assert figure in shown
+
+
+def test_events_are_matched_and_executions_woken_in_a_small_run(tmp_path: Path) -> None:
+    out = tmp_path / "out.json"
+    names = ["workflows-events", "workflows-events-literals", "workflows-waiting"]
+    sizes = ["--quick", "--window", "0.1", "--event-rules", "120", "--waiting", "8", "--seconds", "0.1"]
+    arguments = [*sizes, "--data-root", str(tmp_path), "--transport", "framed"]
+    assert cli.main([*names, *arguments, "--json", str(out)]) == 0
+    found: dict[str, Any] = json.loads(out.read_text())["scenarios"]
+    results = {name.rpartition("/")[2]: result for name, result in found.items()}
+    assert sorted(results) == sorted(names)
+    for name, rules in (("workflows-events", 1), ("workflows-events-literals", 120)):
+        assert results[name]["checks"]["rules"] == rules
+        assert results[name]["checks"]["events"] > 0
+    woken = results["workflows-waiting"]["checks"]
+    assert sorted(woken) == ["event", "hibernated", "signal", "time"]
+    assert len(set(woken.values())) == 1
+    figures = [goal["figure"] for goal in results["workflows-waiting"]["goals"]]
+    assert "start of the gateway on 8 waiting" in figures

@@ -233,3 +233,10 @@ def insert_instance(row: InstanceRow) -> Program[bool]:
 def update_instance(row: InstanceRow) -> Program[None]:
     """Write the changed row of an instance."""
     yield Execute(f"UPDATE workflow_instances SET {_SET} WHERE {_OF}", _values(row))
+
+
+def delete_instance(row: InstanceRow) -> Program[None]:
+    """Delete an instance."""
+    yield Execute(
+        f"DELETE FROM workflow_instances WHERE {_OF}", (row.workspace, row.defined_in, row.machine_id, row.instance_id)
+    )

@@ -182,8 +182,15 @@ class Machines:
         return True
 
     def time_passed(self, tx: Transaction, key: str) -> Program[None]:
-        """Act on the timeout of an instance: the handler of its timer."""
+        """Act on the timeout of an instance, or forget it: the handler of its timer."""
         row = yield from machine_rows.of_timer(key)
+        if row is not None and row.completed_ms:
+            due_ms = _due_ms(tx, row)
+            if 0 < due_ms <= tx.context.now_ms:
+                yield from machine_rows.delete_instance(row)
+                due_ms = 0
+            yield from execution_rows.set_timer(TIMER, key, due_ms)
+            return
         stored = None if row is None else (yield from machine_rows.load(row.defined_in, row.machine_id))
         if row is None or stored is None or not stored.active or not row.timeout_ms:
             yield from execution_rows.set_timer(TIMER, key, 0)
@@ -215,9 +222,10 @@ class Machines:
                 raise MachineError(f"machine {stored.id} has an instance {shown(row.instance_id)}")
         else:
             yield from machine_rows.update_instance(row)
-        if row.timeout_ms != (0 if before is None else before.timeout_ms):
-            yield from execution_rows.set_timer(TIMER, row.timer_key, row.timeout_ms)
-            _note_due(tx, row.timeout_ms)
+        due_ms = _due_ms(tx, row)
+        if due_ms != (0 if before is None else _due_ms(tx, before)):
+            yield from execution_rows.set_timer(TIMER, row.timer_key, due_ms)
+            _note_due(tx, due_ms)
         for number, action in enumerate(step.actions):
             yield from self._act(tx, stored, row, number, action, hops)
         return row
@@ -345,6 +353,17 @@ def _row(stored: StoredMachine, before: InstanceRow | None, instance: MachineIns
 
 def _is_done(row: InstanceRow, operation: str) -> bool:
     return operation in row.recent.split()
+
+
+def _due_ms(tx: Transaction, row: InstanceRow) -> int:
+    """Return the next moment of an instance, its timeout or its end; 0: none.
+
+    A completed one is forgotten then.
+    """
+    if not row.completed_ms:
+        return row.timeout_ms
+    keep_ms = tx.context.limits.completed_ms
+    return row.completed_ms + keep_ms if keep_ms else 0
 
 
 def _note_due(tx: Transaction, due_ms: int) -> None:

@@ -50,7 +50,8 @@ the values of their keys in `workflow_kept_keys`. A key and its value are hashes
 `workflow_instances`, `transitions` counts the changes of state, of which the ids of actions are
 made; `recent` has the ids of the latest operations, with spaces between, so that one whose commit
 was in doubt is not done twice. `timeout_ms` is the moment of the timeout, 0 for none; its row in
-`workflow_timers` rests while the machine is not active.
+`workflow_timers` rests while the machine is not active. That of a completed instance is when it is
+forgotten.
 
 `workflow_joins` has the instances of joins, by the hash of their workspace, name and correlation
 key. `state` is JSON of JoinState, of which other columns are a mirror; `kept` is what rules have

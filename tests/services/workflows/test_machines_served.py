@@ -145,7 +145,10 @@ async def test_an_instance_goes_through_its_states(core: Core, world: World) -> 
         assert found["ship"] == [1, 2]
         assert found["paid"]["all"] == {"who": "ann", "n": 5, "amount": 20}
         assert found["paid"]["in"] == {"id": "order", "instance": "o1", "workspace": "w", "state": "paid"}
-        assert world.databases["tasks"].query("SELECT kind FROM workflow_timers") == []
+        [(due_ms, completed_ms)] = world.databases["tasks"].query(
+            "SELECT t.due_ms, i.completed_ms FROM workflow_timers t, workflow_instances i"
+        )
+        assert due_ms == completed_ms + 7 * 86_400_000, "then it is forgotten"
 
 
 async def test_lists_of_instances_are_bounded_and_of_the_machine(core: Core) -> None:
@@ -568,3 +571,21 @@ async def test_a_large_machine_is_compiled_beside_the_event_loop(world: World) -
         async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
             await instance(boss)
             assert (await boss.do(Op.SEND_SM_EVENT, "o1", "cancel"))["current_state"] == "cancelled"
+
+
+async def test_completed_instances_are_forgotten(world: World) -> None:
+    settings = {"workflow": {"engine": "embedded"}, "tasks": {"completed_retention_s": 60}}
+    async with deadlock_is_an_error(), world.open(**settings) as core, client(core) as boss:
+        await define(boss)
+        for name in ("o1", "o2", "o3"):
+            await instance(boss, name)
+        await boss.do(Op.SEND_SM_EVENT, "o1", "cancel")
+        await trio.sleep(40)
+        await boss.do(Op.SEND_SM_EVENT, "o2", "cancel")
+        assert {one["instance_id"] for one in await boss.do(Op.LIST_SM_INSTANCES)} == {"o1", "o2", "o3"}
+        await trio.sleep(30)
+        assert {one["instance_id"] for one in await boss.do(Op.LIST_SM_INSTANCES)} == {"o2", "o3"}
+        await boss.do(Op.DELETE_STATE_MACHINE, "order")
+        await trio.sleep(40)
+        assert {one["instance_id"] for one in await boss.do(Op.LIST_SM_INSTANCES)} == {"o3"}
+        assert world.databases["tasks"].query("SELECT key FROM workflow_timers WHERE kind = 'instance'") == []
