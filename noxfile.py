@@ -35,14 +35,15 @@ def tests(session: nox.Session) -> None:
     # Then each of the hundreds of processes that tests start compiles all that it imports, which
     # takes as long as the rest of its start. Hence the empty value. In the order of the folders:
     # xdist's own order, by the number of tests, has the files of a few long tests last, and one
-    # worker waits. Two at a time, as most of the time is waiting; a file's tests stay together, and
-    # so do its fixtures. `-- -n 0` runs them in one process.
+    # worker waits. Four at a time: CI has two processors, and a third of the time is waiting, in
+    # which two workers leave one idle. A file's tests stay together, and so do its fixtures.
+    # `-- -n 0` runs them in one process.
     session.run(
         "python",
         "-m",
         "pytest",
         "-n",
-        "2",
+        "4",
         "--dist",
         "loadfile",
         "--no-loadscope-reorder",

@@ -19,6 +19,7 @@ import click
 from aether_trio.cli.app import app
 from aether_trio.config import ApiKey, describe, load_settings
 from aether_trio.services.credentials.checker import hash_api_key
+from tests.helpers.forked import ForkedProcess, run
 from tests.helpers.gateway import GatewayProcess, start_gateway
 
 ROOT = Path(__file__).parents[2]
@@ -37,9 +38,11 @@ def sets(*settings: str) -> list[str]:
     return [part for one in settings for part in ("--set", one)]
 
 
-def aether(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+def aether(
+    *arguments: str, cwd: Path | None = None, new_interpreter: bool = False, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run `aether` where no gateway is named."""
-    return subprocess.run(
+    return (subprocess.run if new_interpreter else run)(
         [sys.executable, "-W", "error", *AETHER[1:], *arguments],
         cwd=cwd,
         env=clean_environment(COLUMNS="110", **env),
@@ -64,7 +67,7 @@ def on_terminal(env: Mapping[str, str], columns: int, *arguments: str, stdin: by
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     plain = {name: value for name, value in env.items() if name != "COLUMNS"}
     try:
-        process = subprocess.Popen(arguments, env=plain, stdin=theirs, stdout=theirs, stderr=theirs)
+        process = ForkedProcess(arguments, env=plain, stdin=theirs, stdout=theirs, stderr=theirs)
         os.close(theirs)
         os.write(ours, stdin)
         shown = bytearray()
@@ -123,7 +126,7 @@ class Shell:
         self.env = clean_environment(**named | env)
 
     def run(self, *arguments: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
+        return run(
             [sys.executable, "-W", "error", *AETHER[1:], *arguments],
             env=self.env,
             input=stdin,
@@ -158,7 +161,7 @@ class Shell:
 
     def start(self, *arguments: str, program: tuple[str, ...] = AETHER, **options: Any) -> subprocess.Popen[bytes]:
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen([*program, *arguments], env=self.env, **{**pipes, **options})
+        return ForkedProcess([*program, *arguments], env=self.env, **{**pipes, **options})
 
     @contextmanager
     def running(self, *arguments: str, **options: Any) -> Iterator[Command]:

@@ -39,7 +39,11 @@ trio.run(main)
 
 @contextmanager
 def orchestrators(shell: Shell, folder: Path, *names: str) -> Iterator[None]:
-    """Run an orchestrator for each agent, each with a separate folder and file."""
+    """Run an orchestrator for each agent, each with a separate folder and file.
+
+    It ends its agents when it is ended; those of a killed one would look for the gateway forever.
+    """
+    running = []
     with ExitStack() as stack:
         for name in names:
             place = folder / name
@@ -48,8 +52,15 @@ def orchestrators(shell: Shell, folder: Path, *names: str) -> Iterator[None]:
             file = place / "agents.yaml"
             file.write_text(f"agents: {{{name}: {{command: [python, agent.py]}}}}\n", encoding="utf-8")
             process = stack.enter_context(shell.running("orchestrate", str(file), "--most", "100"))
+            running.append(process)
             assert f"starts {name}" in process.line()
-        yield
+        try:
+            yield
+        finally:
+            for one in running:
+                one.process.terminate()
+            for one in running:
+                one.end()
 
 
 async def answers(address: str, sent: dict[str, list[str]]) -> dict[str, set[str]]:

@@ -39,7 +39,7 @@ def test_every_command_explains_itself(command: list[str]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_help_of_a_process(command: str) -> None:
     """Each command is imported when it is run, and alone."""
-    done = aether(command, "--help")
+    done = aether(command, "--help", new_interpreter=True)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.startswith(f"Usage: aether {command} ")
 

@@ -113,7 +113,9 @@ async def test_a_stuck_reader_costs_little_and_loses_nothing() -> None:
     ws = f"stuck-{uuid.uuid4().hex[:8]}"
     async with contextlib.AsyncExitStack() as stack:
         stack.enter_context(trio.fail_after(LIMIT_S))
-        gateway = await stack.enter_async_context(open_gateway_process(extra_args=NEVER_CUT))
+        gateway = await stack.enter_async_context(
+            open_gateway_process(extra_args=NEVER_CUT, env={"NEW_INTERPRETERS": "1"})
+        )
         swarm = stack.enter_context(Swarm(gateway.address, ws, READERS))
 
         async def connect(name: str, **settings: object) -> RawPeer:

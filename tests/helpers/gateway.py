@@ -39,6 +39,7 @@ import trio
 
 from aether_trio.devtools.ports import HeldPorts
 from tests.helpers.engines import PostgresEngine
+from tests.helpers.forked import ForkedProcess
 
 START_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 300.0
@@ -98,7 +99,7 @@ class GatewayProcess:
         root = str(Path(__file__).resolve().parents[2])
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
         with self._output_file.open("ab") as output:
-            self._process = subprocess.Popen(
+            self._process = ForkedProcess(
                 [*arguments, *self.extra_args],
                 cwd=self._scratch,
                 env=environment,

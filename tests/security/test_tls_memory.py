@@ -38,7 +38,7 @@ def pki(tmp_path_factory: pytest.TempPathFactory) -> Pki:
 @pytest.fixture(scope="module")
 def gateway(pki: Pki) -> Iterator[GatewayProcess]:
     tls = ["--set", f"tls.cert={pki.cert}", "--set", f"tls.key={pki.key}"]
-    with start_gateway(ephemeral=True, extra_args=tls) as process:
+    with start_gateway(ephemeral=True, extra_args=tls, env={"NEW_INTERPRETERS": "1"}) as process:
         yield process
 
 

@@ -24,7 +24,8 @@ def impatient() -> Iterator[GatewayProcess]:
     # The first is longer, as it begins before we have said anything: a stall of this process is not
     # to end what it goes on with.
     sets = ("gateway.first_bytes_timeout_s=8", "limits.init_wait_s=1")
-    with start_gateway(ephemeral=True, extra_args=[part for one in sets for part in ("--set", one)]) as running:
+    arguments = [part for one in sets for part in ("--set", one)]
+    with start_gateway(ephemeral=True, extra_args=arguments, env={"NEW_INTERPRETERS": "1"}) as running:
         yield running
         assert "Traceback" not in running.output()
 
