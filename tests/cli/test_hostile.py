@@ -17,6 +17,7 @@ import pytest
 
 from aether_trio.client import connect_sync
 from tests.cli.shell import AETHER, LIMIT_S, Shell, leaves
+from tests.helpers.forked import ForkedProcess
 from tests.helpers.gateway import GatewayProcess
 
 NAME = "[/b]\x9b31m:smile:\u202e"
@@ -42,7 +43,7 @@ def on_terminal(shell: Shell, *arguments: str, lines: int | None = None, errors:
     env = shell.env | {"TERM": "xterm", "COLUMNS": "1000"}
     command = [*AETHER, *arguments]
     stderr = theirs if errors else subprocess.DEVNULL
-    with subprocess.Popen(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=stderr) as process:
+    with ForkedProcess(command, env=env, stdin=subprocess.DEVNULL, stdout=theirs, stderr=stderr) as process:
         os.close(theirs)
         told = b""
         while lines is None or told.count(b"\n") < lines:

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import pytest
 import trustme
 
 from tests.cli.shell import AETHER, KEY, LIMIT_S, ROOT, Shell, serving_with_a_key, sets
+from tests.helpers.forked import run
 from tests.helpers.gateway import GatewayFailed, GatewayProcess, start_gateway
 
 
@@ -294,9 +294,7 @@ class TestRunning:
                 for line in lines:
                     command = [*AETHER, *shlex.split(line)[1:]]
                     env = {**os.environ, "PYTHONPATH": str(ROOT)}
-                    done = subprocess.run(
-                        command, env=env, cwd=tmp_path, capture_output=True, timeout=LIMIT_S, check=False
-                    )
+                    done = run(command, env=env, cwd=tmp_path, capture_output=True, timeout=LIMIT_S, check=False)
                     assert done.returncode == 0, (line, done)
                 assert ("SDK" in process.output()) is not tls
 

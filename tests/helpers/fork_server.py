@@ -105,7 +105,7 @@ def _receive(connection: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Make of this process what a new interpreter with the request's arguments would be."""
+    """Make of this process what a new interpreter would be for the request."""
     if request["session"]:
         os.setsid()
     if request["group"] >= 0:

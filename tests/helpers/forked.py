@@ -72,7 +72,7 @@ _server = _Server()
 
 
 class ForkedProcess(subprocess.Popen[Any]):
-    """A Popen whose process is a fork of one that has imported the package, if that can be."""
+    """A Popen whose process is a fork of one with the package, if that can be."""
 
     _connection: socket.socket | None = None
 

@@ -1,4 +1,4 @@
-"""A program that prints what it finds of its process, then ends as its first argument says."""
+"""Prints what it finds of its process, then ends as its first argument says."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def own(errors: bytes) -> bytes:
 
 
 def pair(command: tuple[str, ...], **options: Any) -> list[tuple[int, bytes, bytes]]:
-    """Run the command by a new interpreter and by a fork: the exit code and output of each."""
+    """Give the exit code, output and errors by a new interpreter and by a fork."""
     given = options.pop("input", None)
     ended = []
     for way in WAYS.values():
@@ -42,7 +42,7 @@ def pair(command: tuple[str, ...], **options: Any) -> list[tuple[int, bytes, byt
 @pytest.mark.parametrize("command", [SHOW, STRICT], ids=["plain", "strict"])
 @pytest.mark.parametrize("end", ["exit", "message", "error", "warning", "input", "none"])
 def test_a_program_finds_and_says_the_same(command: tuple[str, ...], end: str) -> None:
-    environment = dict(os.environ)  # else a library's own variables, as readline's, are inherited too
+    environment = dict(os.environ)  # else those that readline sets are inherited, too
     given = b"one\r\ntwo \xff\n"
     new, forked = pair((*command, end, "--an", "öption", "\udcff"), input=given, env=environment)
     lines = [out.splitlines() for _, out, _ in (new, forked)]

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+from tests.helpers.forked import run
 
 SERVE = (sys.executable, "-m", "aether_trio", "serve")
 
 
 def new_key(*arguments: str) -> tuple[str, dict[str, object]]:
     """Make a key for all kinds of participants: its plaintext and its record."""
-    made = subprocess.run(
+    made = run(
         [sys.executable, "-m", "aether_trio", "keys", "new", "--json", "--principal", "*", *arguments],
         check=True, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
