@@ -251,17 +251,23 @@ class Engine:
         )
 
     async def run_program(
-        self, program: Callable[[Context], Program[T]], changed: Callable[[T], TaskTransaction | None], *, key: str = ""
+        self,
+        program: Callable[[Context], Program[T]],
+        changed: Callable[[T], TaskTransaction | None],
+        *,
+        key: str = "",
+        known: bool = False,
     ) -> T:
         """Commit a change of tasks, do its effects, and return the program's result.
 
         `changed(result)` is the transaction with its effects, if there are any. `key`: the id of
-        the one task on which the program decides (`Database.run_keyed`).
+        the one task on which the program decides (`Database.run_keyed`). `known`: no statement but
+        those of its TaskTransaction changes rows of tasks (LiveRows), as with a key.
         """
         if self.database.shared:
             run = partial(self.database.run_keyed, key=key) if key else self.database.run
             return await self._run(program, run, changed)
-        live_rows = self._live_rows if key else None
+        live_rows = self._live_rows if key or known else None
         try:
             return await self._run(program, self.database.run_small, changed, small=True, live_rows=live_rows)
         except LargeError:
@@ -354,24 +360,31 @@ class Engine:
                 yield from self._access.write_audit(tx.effects.audit_rows, context.now_ms)
         return result
 
-    async def perform(self, mutation: Mutation, *, locking: bool = False) -> TaskTransaction:
-        """Commit a change of tasks and do its effects; `locking`: Database.separate_queue."""
+    async def perform(self, mutation: Mutation, *, locking: bool = False, known: bool = False) -> TaskTransaction:
+        """Commit a change of tasks and do its effects.
+
+        `locking`: Database.separate_queue. `known`: as in `run_program`.
+        """
 
         def program(context: Context) -> Program[TaskTransaction]:
             tx = TaskTransaction(context)
             yield from mutation(tx)
             return tx
 
-        return await self._run(program, self._locking.run if locking else self.database.run, lambda tx: tx)
+        live_rows = self._live_rows if known and not self.database.shared else None
+        run = self._locking.run if locking else self.database.run
+        return await self._run(program, run, lambda tx: tx, live_rows=live_rows)
 
-    async def result(self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False) -> T:
+    async def result(
+        self, page: Callable[[TaskTransaction], Program[T]], *, locking: bool = False, known: bool = False
+    ) -> T:
         """Run a program of one transaction on tasks with `perform`; return its result."""
         results: list[T] = []
 
         def mutation(tx: TaskTransaction) -> Program[None]:
             results.append((yield from page(tx)))
 
-        await self.perform(mutation, locking=locking)
+        await self.perform(mutation, locking=locking, known=known)
         return results[-1]
 
     def _send_all_again(self) -> None:
@@ -617,7 +630,7 @@ class Engine:
             page: Callable[[Transaction], Program[child_events.Collected]] = child_events.collect
             if self.database.shared:
                 page = partial(child_events.collect_locking, after=last, without=locked)
-            taken = await self.result(page, locking=True)
+            taken = await self.result(page, locking=True, known=True)
             locked |= taken.locked
             last = taken.last
             if not last:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from aether_trio.model.limits import MIB
@@ -86,6 +87,9 @@ _INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placehold
 _CHANGING: Final = ("status", "state", "generation", "entries", "bytes", "due_ms", "completed_ms", "error")
 _CHANGES: Final = ", ".join(f"{name} = ${number}" for number, name in enumerate(_CHANGING, start=2))
 _SAVE: Final = f"UPDATE workflow_executions SET {_CHANGES} WHERE execution_id = $1"  # noqa: S608
+_all_of: Final = attrgetter(*COLUMNS)
+changing: Final = attrgetter(*_CHANGING)
+"""Returns the values that change of an execution's row, in one order."""
 _BEGIN_STEP: Final = """INSERT INTO workflow_steps
     (execution_id, step, item, status, attempt, task_id, started_ms, completed_ms, error, error_type, input)
     VALUES ($1, $2, $3, $4, $5, $6, $7, 0, '', '', $8)
@@ -180,12 +184,12 @@ def started(execution_id: str) -> Program[int | None]:
 
 def insert(row: ExecutionRow) -> Program[None]:
     """Insert the row of a new execution."""
-    yield Execute(_INSERT, tuple(getattr(row, name) for name in COLUMNS))
+    yield Deferred("workflow_executions", _INSERT, _all_of(row))
 
 
 def save(row: ExecutionRow) -> Program[None]:
     """Write what changes of an execution."""
-    yield Execute(_SAVE, (row.execution_id, *(getattr(row, name) for name in _CHANGING)))
+    yield Deferred("workflow_executions", _SAVE, (row.execution_id, *changing(row)))
 
 
 def begin(row: ExecutionRow) -> Program[None]:
@@ -257,7 +261,7 @@ def begin_step(
     execution_id: str, place: StepPlace, attempt: int, task_id: str, now_ms: int, status: str, given: bytes | None
 ) -> Program[None]:
     """Write that a step or item is begun by a task."""
-    yield Execute(_BEGIN_STEP, (execution_id, *place, status, attempt, task_id, now_ms, given))
+    yield Deferred("workflow_steps", _BEGIN_STEP, (execution_id, *place, status, attempt, task_id, now_ms, given))
 
 
 def end_step(
@@ -281,12 +285,12 @@ def mark_step(
 ) -> Program[None]:
     """Write the status of a step that no task of its row tells of."""
     ended_ms = 0 if status in ("pending", "running", "waiting") else now_ms
-    yield Execute(_MARK, (execution_id, *place, status, now_ms, ended_ms, error, error_type))
+    yield Deferred("workflow_steps", _MARK, (execution_id, *place, status, now_ms, ended_ms, error, error_type))
 
 
 def keep_result(execution_id: str, place: StepPlace, now_ms: int, result: bytes) -> Program[None]:
     """Write the result of a step that the interpreter has made."""
-    yield Execute(_KEEP, (execution_id, *place, now_ms, result))
+    yield Deferred("workflow_steps", _KEEP, (execution_id, *place, now_ms, result))
 
 
 def copy_steps(origin: str, execution_id: str, whole: Sequence[str], partly: Sequence[str]) -> Program[None]:

@@ -24,15 +24,13 @@ import structlog
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.containment import report
-from aether_trio.model.errors import RequestError
 from aether_trio.model.limits import MIB
-from aether_trio.model.tasks import Move, Reason, StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
 from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.workflows.definition import NO_FLOW_CONTROL, Action, ActionType, Graph, Json
 from aether_trio.model.workflows.flow_control import DropReason, gathers
-from aether_trio.model.workflows.forks import KeptPart
 from aether_trio.model.workflows.happenings import (
     ITEMS_PAGE,
     NO_ITEM,
@@ -64,7 +62,7 @@ from aether_trio.model.workflows.happenings import (
     StepPlace,
     TimePassed,
 )
-from aether_trio.model.workflows.hops import Hops, decode, encode, extend
+from aether_trio.model.workflows.hops import Hops, decode, extend
 from aether_trio.model.workflows.interpreter import advance
 from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
@@ -99,17 +97,21 @@ from aether_trio.services.workflows.flow import (
 from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.history_entries import NO_RESULTS, decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
+from aether_trio.services.workflows.new_executions import (
+    QUEUED,
+    Begin,
+    ExecutionPosition,
+    StartDropped,
+    StartRefused,
+    new_execution,
+)
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, events_of, taker_of
 from aether_trio.storage.base import Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.workflows")
 
-RUN: Final = "workflow_run"
-"""The type of the task that is an execution."""
 QUESTION: Final = "workflow_question"
-QUEUED: Final = "queued"
-"""The status of an execution that flow control lets wait."""
 TIMER: Final = "execution"
 """The kind of the timers of executions."""
 MAX_DEPTH: Final = 16
@@ -120,6 +122,7 @@ WARN_PART: Final = 5
 FIND_PAGE: Final = 1_000
 LATER_MS: Final = 1_000
 """The pause after a moment at which the interpreter has done nothing."""
+_NEW_STATE: Final = write_json(State.new().to_json())
 _OUTCOMES: Final = {StoredStatus.COMPLETED: "completed", StoredStatus.CANCELLED: "cancelled"}
 
 
@@ -132,12 +135,24 @@ class HistoryLimit(NamedTuple):
 
 @dataclass(slots=True)
 class _Loaded:
-    """An execution in a transaction; `changed`: it is to be saved."""
+    """An execution in a transaction; `changed`: it is to be saved.
+
+    `new`: it has no row. `given` has the encoded results of steps that end in this transaction.
+    """
 
     row: ExecutionRow
     state: State
     changed: bool = False
     results: dict[StepPlace, Json] = field(default_factory=dict)
+    given: dict[StepPlace, bytes | None] = field(default_factory=dict)
+    new: bool = False
+    inserted: tuple[Any, ...] = ()
+    """What was written of a new execution (`execution_rows.changing`)."""
+
+    def forget(self, place: StepPlace) -> None:
+        """Forget the result of a step or item: it is written, or begun again."""
+        self.results.pop(place, None)
+        self.given.pop(place, None)
 
 
 @dataclass(slots=True)
@@ -146,6 +161,8 @@ class _Turn:
 
     queue: deque[tuple[str, Happening]] = field(default_factory=deque)
     loaded: dict[str, _Loaded] = field(default_factory=dict)
+    given: dict[str, dict[StepPlace, bytes | None]] = field(default_factory=dict)
+    """Of each execution, the results of steps that end."""
     ending: set[str] = field(default_factory=set)
     """Executions whose tasks end as the interpreter has said."""
     kept: dict[tuple[str, StepPlace], tuple[str, int]] = field(default_factory=dict)
@@ -155,36 +172,6 @@ class _Turn:
     """How many queued executions have begun."""
     functions: dict[str, object] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
-
-
-class ForkOf(NamedTuple):
-    """Of which execution a new one is a fork, from which step, and what it keeps."""
-
-    origin: str
-    step: str
-    kept: KeptPart
-
-
-@dataclass(frozen=True, slots=True)
-class Begin:
-    """What a new execution is told: by whom it is started, and with which input."""
-
-    input: Json
-    creator: str
-    correlation_id: str = ""
-    metadata: dict[str, str] = field(default_factory=dict)
-    hops: Hops = ()  # what has led to it, and its workflow; () if it was started by a client
-    origin: str = ""  # the schedule that starts it
-    instead_of: str = ""  # the execution of the same workflow whose place it takes
-    fork: ForkOf | None = None
-
-
-class StartRefused(Exception):
-    """An execution cannot be started; the text says why."""
-
-
-class StartDropped(StartRefused):
-    """Flow control drops a start, as its document says."""
 
 
 class FunctionRuns(Protocol):
@@ -199,13 +186,7 @@ class FunctionRuns(Protocol):
         stored: StoredDefinition,
         workspace: str,
         begin: Begin,
-        depth: int,
-        *,
-        task_id: str,
-        parent: ExecutionRow | None = None,
-        part: WorkflowPart = WorkflowPart.NONE,
-        place: dict[str, str] | None = None,
-        queued: bool = False,
+        position: ExecutionPosition,
     ) -> Program[None]:
         """Start a run of a stored function, or let it wait. Raises StartRefused."""
 
@@ -350,23 +331,11 @@ class Executions:
         if admitted.run_id:
             part |= WorkflowPart.FLOW
         queued = bool(admitted.run_id) and not admitted.begins
+        position = ExecutionPosition(task_id, parent, depth, part, place or {}, queued)
         if graph is None:
-            yield from self._functions.start(
-                tx,
-                stored,
-                workspace,
-                begin,
-                depth,
-                task_id=task_id,
-                parent=parent,
-                part=part,
-                place=place,
-                queued=queued,
-            )
+            yield from self._functions.start(tx, stored, workspace, begin, position)
         else:
-            yield from self._start_graph(
-                tx, stored, graph, workspace, begin, depth, task_id, parent, part, place, queued
-            )
+            yield from self._start_graph(tx, stored, graph, workspace, begin, position)
         yield from self.perform_flow(tx, admitted.effects)
         return task_id
 
@@ -377,75 +346,49 @@ class Executions:
         graph: Graph,
         workspace: str,
         begin: Begin,
-        depth: int,
-        task_id: str,
-        parent: ExecutionRow | None,
-        part: WorkflowPart,
-        place: dict[str, str] | None,
-        queued: bool,
+        position: ExecutionPosition,
     ) -> Program[None]:
         try:
             trigger = write_json(begin.input)
         except JsonError as error:
             raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
-        request = pb.CreateTaskRequest(
-            task_type=RUN,
-            assignment_mode=pb.POOL,
-            target_implementation=stored.id,
-            correlation_id=begin.correlation_id or ("" if parent is None else parent.correlation_id),
-            root_task_id="" if parent is None else parent.root_id,
-            metadata={**begin.metadata, **(place or {}), "workflow_id": stored.id, "version": str(stored.version)},
-            payload=trigger,
-        )
-        try:
-            self._actions.check_size(request, workspace)
-            above = "" if parent is None else parent.execution_id
-            task = new_row(tx, request, task_id, workspace, begin.creator, above)
-        except (RequestError, ValueError) as error:
-            raise StartRefused(str(error)) from None
+        task, row = new_execution(tx, self._actions, stored, workspace, begin, position, trigger, state=_NEW_STATE)
         if tx.context.small and len(trigger) > results.SMALL_BYTES:
             raise LargeError
         now_ms = tx.context.now_ms
-        task.workflow = WorkflowPart.RUN | part
-        if queued:
-            let_wait(task, now_ms)
-        else:
+        task.workflow = WorkflowPart.RUN | position.part
+        if not position.queued:
             task.status, task.started_ms, task.running_ms = StoredStatus.RUNNING, now_ms, now_ms
+        task.has_children = 1  # its steps need not write that
+        if position.parent is not None:
+            tx.known_parents.add(position.parent.execution_id)
         if not (yield from tx.create(task, trigger)):
             return  # this program has run before, and was committed
-        row = ExecutionRow(
-            task_id,
-            workspace,
-            stored.workspace,
-            stored.id,
-            stored.version,
-            stored.owner,
-            QUEUED if queued else "running",
-            b"",
-            trigger,
-            parent_id=task.parent_task_id,
-            root_id=task.root_task_id,
-            correlation_id=task.correlation_id,
-            depth=depth,
-            started_ms=now_ms,
-            hops=encode(begin.hops),
-        )
-        row.state = write_json(State.new().to_json())
+        if (fork := begin.fork) is None and not position.queued:
+            yield from self._begin(tx, graph, row, begin.input, new=True)
+            return
         yield from execution_rows.insert(row)
-        if (fork := begin.fork) is not None:
-            yield from execution_rows.copy_steps(fork.origin, task_id, fork.kept.whole, fork.kept.partly)
+        if fork is not None:
+            yield from execution_rows.copy_steps(fork.origin, row.execution_id, fork.kept.whole, fork.kept.partly)
             kept = write_json(fork.kept.state)
-            yield from execution_rows.insert_fork(StoredFork(task_id, fork.origin, fork.step, now_ms, kept))
-        if not queued:
+            yield from execution_rows.insert_fork(StoredFork(row.execution_id, fork.origin, fork.step, now_ms, kept))
+        if not position.queued:
             yield from self._begin(tx, graph, row, begin.input, None if fork is None else fork.kept.state)
 
     def _begin(
-        self, tx: Transaction, graph: Graph, row: ExecutionRow, given: Json, kept: dict[str, Json] | None = None
+        self,
+        tx: Transaction,
+        graph: Graph,
+        row: ExecutionRow,
+        given: Json,
+        kept: dict[str, Json] | None = None,
+        *,
+        new: bool = False,
     ) -> Program[None]:
-        """Begin an execution whose rows are written; `kept` is what a fork has kept."""
+        """Begin an execution; `kept` is what a fork has kept, `new`: it has no row."""
         turn = _turn_of(tx)
         yield from self.waits.begin(row.execution_id, row.workspace, events_of(graph))
-        turn.loaded[row.execution_id] = _Loaded(row, State.new())
+        turn.loaded[row.execution_id] = _Loaded(row, State.new(), new=new)
         now_ms = tx.context.now_ms
         begins: Started | Forked
         if kept is None or (fork := (yield from execution_rows.fork_of(row.execution_id))) is None:
@@ -601,6 +544,10 @@ class Executions:
         )
         yield from self.flow_ended(tx, row.execution_id)
 
+    def begins(self, tx: Transaction, execution_id: str) -> bool:
+        """Return whether an execution of a graph begins in this transaction."""
+        return execution_id in _turn_of(tx).loaded
+
     def happen(self, tx: Transaction, execution_id: str, happening: Happening) -> Program[None]:
         """Let something happen to an execution: a signal, a pause, an event."""
         if (yield from self._functions.happen(tx, execution_id, happening)):
@@ -643,6 +590,7 @@ class Executions:
             if row is None:
                 return None
             found = turn.loaded[execution_id] = _Loaded(row, State.from_json(read_state(row.state)))
+        found.given = turn.given.setdefault(execution_id, found.given)
         return found
 
     def _save(self, tx: Transaction, loaded: _Loaded) -> Program[None]:
@@ -658,7 +606,18 @@ class Executions:
             yield from execution_rows.set_timer(TIMER, row.execution_id, due_ms)
         if due_ms and not 0 < tx.effects.due_ms <= due_ms:
             tx.effects.due_ms = due_ms
-        yield from execution_rows.save(row)
+        if loaded.new:
+            yield from self._insert(loaded)
+        elif loaded.inserted != execution_rows.changing(row):
+            yield from execution_rows.save(row)
+            loaded.inserted = ()
+
+    def _insert(self, loaded: _Loaded) -> Program[None]:
+        """Write the row of a new execution, which need not be saved if it stays as it is."""
+        row = loaded.row
+        row.status, loaded.new = loaded.state.status, False
+        loaded.inserted = execution_rows.changing(row)
+        yield from execution_rows.insert(row)
 
     def _advance(self, tx: Transaction, turn: _Turn, loaded: _Loaded, happening: Happening) -> Program[None]:
         row = loaded.row
@@ -684,6 +643,8 @@ class Executions:
             row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
             yield from self.waits.begin(row.execution_id, row.workspace, events_of(graph))
         yield from execution_rows.record(row, happening.at_ms, entry)
+        if loaded.new:
+            yield from self._insert(loaded)
         self._check_history(turn, loaded, happening.at_ms, len(entry))
         for command in commands:
             yield from self._do(tx, turn, loaded, graph, command)
@@ -731,7 +692,10 @@ class Executions:
         if need.place == TRIGGER:
             return read_json(row.trigger_data)
         if need.place not in loaded.results:
-            stored = yield from execution_rows.result_of(row.execution_id, need.place)
+            if need.place in loaded.given:
+                stored = loaded.given[need.place]
+            else:
+                stored = yield from execution_rows.result_of(row.execution_id, need.place)
             loaded.results[need.place] = None if stored is None else read_json(stored)
         return loaded.results[need.place]
 
@@ -753,11 +717,11 @@ class Executions:
             case StartExecution():
                 yield from self._start_child(tx, turn, loaded, graph, command)
             case AskPerson():
-                yield from self._ask(tx, turn, loaded, command)
+                yield from self._ask(tx, loaded, graph, command)
             case CancelStep():
                 yield from self._cancel_step(tx, row, command.place)
             case KeepResult():
-                loaded.results.pop(command.place, None)  # what is read again has floats
+                loaded.forget(command.place)  # what is read again has floats
                 data = write_json(command.result)
                 yield from execution_rows.keep_result(row.execution_id, command.place, now_ms, data)
             case MarkStep():
@@ -765,9 +729,9 @@ class Executions:
                     row.execution_id, command.place, now_ms, command.status, command.error, command.error_type
                 )
             case EndExecution():
-                yield from self._end(tx, turn, loaded, command)
+                yield from self._end(tx, turn, loaded, graph, command)
             case ContinueExecution():
-                yield from self._continue(tx, turn, loaded, command)
+                yield from self._continue(tx, turn, loaded, graph, command)
             case PauseExecution():
                 row.error = command.reason
             case OpenWait():
@@ -781,6 +745,7 @@ class Executions:
         metadata = place_metadata(row.execution_id, command, is_item=is_item)
         cause = Cause(_key_of(row, place, command.attempt), row.owner, row.workspace, _hops(row, command.action))
         child = Child(row.execution_id, row.root_id, row.correlation_id, metadata, command.timeout_ms)
+        tx.known_parents.add(row.execution_id)
         try:
             task = yield from self._actions.perform(tx, command.action, command.values, cause, child)
         except ActionRefused as error:
@@ -788,6 +753,7 @@ class Executions:
             return
         if task is not None:
             given = write_json(command.values)
+            loaded.forget(place)
             yield from execution_rows.begin_step(
                 row.execution_id, place, command.attempt, task.task_id, tx.context.now_ms, "running", given
             )
@@ -819,11 +785,12 @@ class Executions:
             self._failed_at_once(tx, turn, row, command, str(error), error_type)
             return
         given = write_json(command.input)
+        loaded.forget(command.place)
         yield from execution_rows.begin_step(
             row.execution_id, command.place, command.attempt, task_id, tx.context.now_ms, "running", given
         )
 
-    def _ask(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: AskPerson) -> Program[None]:
+    def _ask(self, tx: Transaction, loaded: _Loaded, graph: Graph, command: AskPerson) -> Program[None]:
         row, place = loaded.row, command.place
         form: dict[str, Json] = {"question": command.question}
         if command.choices:
@@ -839,8 +806,7 @@ class Executions:
             # An escalation: another person is asked.
             yield from tx.write(asked, asked.changed({"wait": wait.named(asked.events + 1, open_id).to_json()}), "")
             return
-        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
-        is_item = place.item >= 0 and graph is not None and graph.steps[place.step].for_each is not None
+        is_item = place.item >= 0 and graph.steps[place.step].for_each is not None
         request = pb.CreateTaskRequest(
             task_type=QUESTION,
             assignment_mode=pb.POOL,
@@ -855,7 +821,9 @@ class Executions:
         task.status, task.paused_ms = StoredStatus.WAITING_INPUT, tx.context.now_ms
         task.wait = wait.named(0, task_id).to_json()
         task.workflow = WorkflowPart.STEP | WorkflowPart.QUESTION
+        tx.known_parents.add(row.execution_id)
         yield from create_task(tx, task, b"")
+        loaded.forget(place)
         yield from execution_rows.begin_step(
             row.execution_id, place, command.attempt, task_id, tx.context.now_ms, "waiting", write_json(form)
         )
@@ -938,11 +906,12 @@ class Executions:
             kept = yield from self.waits.next_kept(execution_id, place, number)
             self._give_kept(turn, execution_id, place, taker, kept, now_ms)
 
-    def _end(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: EndExecution) -> Program[None]:
+    def _end(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: EndExecution) -> Program[None]:
         row = loaded.row
         task = yield from task_rows.load(row.execution_id)
         row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, command.error
-        yield from self.waits.end(row.execution_id)
+        if any(events_of(graph)):
+            yield from self.waits.end(row.execution_id)
         result: TaskResult | None = None
         if command.status == "completed":
             result = TaskResult(ResultKind.JSON, write_json(command.result))
@@ -974,7 +943,9 @@ class Executions:
             data = None if result is None else result.data
             yield from self._place_ended(tx, turn, task, outcome, command.error, command.error_type, data)
 
-    def _continue(self, tx: Transaction, turn: _Turn, loaded: _Loaded, command: ContinueExecution) -> Program[None]:
+    def _continue(
+        self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: ContinueExecution
+    ) -> Program[None]:
         """End an execution as completed, and start the one that goes on with its work."""
         row = loaded.row
         task = yield from task_rows.load(row.execution_id)
@@ -983,7 +954,7 @@ class Executions:
         if stored is None or task is None:
             text = f"there is no workflow {name} in workspace {row.workspace}"
             yield from self._end(
-                tx, turn, loaded, EndExecution(status="failed", error=text, error_type="UNKNOWN_WORKFLOW")
+                tx, turn, loaded, graph, EndExecution(status="failed", error=text, error_type="UNKNOWN_WORKFLOW")
             )
             return
         next_id = _child_id(tx.context.now_ms, row, StepPlace("continue_as"), row.generation)
@@ -1001,7 +972,7 @@ class Executions:
             ended = EndExecution(status="failed", error=str(error), error_type="START_REFUSED")
         else:
             ended = EndExecution(status="completed", result={"continued_as": next_id})
-        yield from self._end(tx, turn, loaded, ended)
+        yield from self._end(tx, turn, loaded, graph, ended)
 
     # -- ends of steps -----------------------------------------------------------------------------
 
@@ -1042,6 +1013,7 @@ class Executions:
             yield from execution_rows.arrive(task.parent_task_id, encode_happening(ended))
             tx.effects.arrivals.add(task.parent_task_id)
         else:
+            turn.given.setdefault(task.parent_task_id, {})[stored] = data
             turn.queue.append((task.parent_task_id, ended))
 
     def _failed_at_once(
@@ -1063,12 +1035,6 @@ class Executions:
             compensates=isinstance(command, DoAction) and command.compensates,
         )
         turn.queue.append((row.execution_id, ended))
-
-
-def let_wait(task: TaskRow, now_ms: int) -> None:
-    """Make the new task of an execution wait until flow control lets it begin."""
-    task.status, task.paused_ms = StoredStatus.WAITING_DEPENDENCY, now_ms
-    task.wait = Wait(reason=Reason.DEPENDENCY).to_json()
 
 
 def _turn_of(tx: Transaction) -> _Turn:

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
-from aether_trio.model.errors import RequestError
 from aether_trio.model.tasks import Move, Reason, RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import FORM, FormError, check_match
 from aether_trio.model.tasks.result import MAX_RESULT_BYTES, NO_RESULT, ResultKind, TaskResult
@@ -39,7 +39,7 @@ from aether_trio.model.workflows.happenings import (
     SignalReceived,
     StepPlace,
 )
-from aether_trio.model.workflows.hops import decode, encode
+from aether_trio.model.workflows.hops import decode
 from aether_trio.services.tasks.transaction import results, task_rows
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
 from aether_trio.services.workflows import definitions, execution_rows, function_rows
@@ -57,18 +57,14 @@ from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow
 from aether_trio.services.workflows.executions import (
     QUESTION,
-    QUEUED,
-    RUN,
     WARN_PART,
-    Begin,
     HistoryLimit,
-    StartRefused,
     functions_in,
-    let_wait,
     result_json,
 )
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
+from aether_trio.services.workflows.new_executions import QUEUED, Begin, ExecutionPosition, StartRefused, new_execution
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, key_problem
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -155,13 +151,7 @@ class Functions:
         stored: StoredDefinition,
         workspace: str,
         begin: Begin,
-        depth: int,
-        *,
-        task_id: str,
-        parent: ExecutionRow | None = None,
-        part: WorkflowPart = WorkflowPart.NONE,
-        place: dict[str, str] | None = None,
-        queued: bool = False,
+        position: ExecutionPosition,
     ) -> Program[None]:
         """Start a run of a function whose owner may act there, or let it wait.
 
@@ -176,56 +166,26 @@ class Functions:
             trigger = to_json(given)
         except CommandError as error:
             raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
-        metadata = {
-            **begin.metadata,
-            **(place or {}),
-            "workflow_id": stored.id,
-            "version": str(stored.version),
-            FUNCTION: "true",
-        }
-        request = pb.CreateTaskRequest(
-            task_type=RUN,
-            assignment_mode=pb.POOL,
-            target_implementation=about["worker"],
-            correlation_id=begin.correlation_id or ("" if parent is None else parent.correlation_id),
-            root_task_id="" if parent is None else parent.root_id,
-            metadata=metadata,
-            payload=trigger,
+        begin = replace(begin, metadata={**begin.metadata, FUNCTION: "true"})
+        task, row = new_execution(
+            tx,
+            self._actions,
+            stored,
+            workspace,
+            begin,
+            position,
+            trigger,
+            worker=about["worker"],
+            kind=FUNCTION,
+            state=b"{}",
         )
-        parent_id = "" if parent is None else parent.execution_id
-        try:
-            self._actions.check_size(request, workspace)
-            task = new_row(tx, request, task_id, workspace, begin.creator, parent_id)
-        except (RequestError, ValueError) as error:
-            raise StartRefused(str(error)) from None
-        task.workflow = WorkflowPart.FUNCTION | part
+        task.workflow = WorkflowPart.FUNCTION | position.part
         task.retry_policy, task.max_attempts = POLICY.to_json(), POLICY.attempts
         task.grace_ms = int(about.get("grace_ms", GRACE_MS))
-        now_ms = tx.context.now_ms
-        if queued:
-            let_wait(task, now_ms)
-        row = ExecutionRow(
-            task_id,
-            workspace,
-            stored.workspace,
-            stored.id,
-            stored.version,
-            stored.owner,
-            QUEUED if queued else "running",
-            b"{}",
-            trigger,
-            parent_id=parent_id,
-            root_id=task.root_task_id,
-            correlation_id=task.correlation_id,
-            depth=depth,
-            started_ms=now_ms,
-            hops=encode(begin.hops),
-            kind=FUNCTION,
-        )
         if not (yield from create_task(tx, task, trigger)):
             return  # this program has run before, and was committed
         yield from execution_rows.insert(row)
-        if not queued:
+        if not position.queued:
             yield from self._begin(tx, row, begin.creator)
 
     def begin(self, tx: Transaction, execution_id: str) -> Program[None]:

@@ -55,10 +55,11 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import execution_view, shown_execution
-from aether_trio.services.workflows.executions import QUEUED, Begin, Executions, StartRefused, read_state
+from aether_trio.services.workflows.executions import Executions, read_state
 from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.functions import FUNCTION, CommandError
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.new_executions import QUEUED, Begin, StartRefused
 from aether_trio.services.workflows.schedule_operations import PAUSE_SCHEDULE, RESUME_SCHEDULE
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
@@ -258,13 +259,13 @@ class WorkflowOperations:
             run_id = yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
             if key and run_id != task_id:
                 yield from move_key(workspace, key, run_id)
-            row = yield from execution_rows.load(run_id)
+            row = None if self._executions.begins(tx, run_id) else (yield from execution_rows.load(run_id))
             if row is not None and row.status == QUEUED:
                 words[0] = "waits for its turn" if run_id == task_id else "takes it in, and waits for more"
             return tx, run_id
 
         try:
-            _, execution_id = await self._engine.run_program(program, lambda result: result[0])
+            _, execution_id = await self._engine.run_program(program, lambda result: result[0], known=True)
         except StartRefused as error:
             raise OperationError(str(error)) from None
         text = "has begun" if execution_id == task_id else "had begun with this key"

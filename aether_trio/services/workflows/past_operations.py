@@ -23,17 +23,10 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.execution_rows import ExecutionRow
-from aether_trio.services.workflows.executions import (
-    QUEUED,
-    TIMER,
-    Begin,
-    Executions,
-    ForkOf,
-    StartRefused,
-    read_state,
-)
+from aether_trio.services.workflows.executions import TIMER, Executions, read_state
 from aether_trio.services.workflows.json_values import read_json as read_data
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.new_executions import QUEUED, Begin, ForkOf, StartRefused
 from aether_trio.services.workflows.replay import Divergence, Replay, ReplayError
 from aether_trio.services.workflows.stored_graphs import WORKFLOW, compile_stored, schema_problem
 from aether_trio.services.workflows.waits import events_of
@@ -218,7 +211,7 @@ class PastOperations:
                 tx.effects.due_ms = state.due_ms
             yield from execution_rows.save_version(current)
             yield from execution_rows.save(current)
-            yield from self._executions.waits.begin(row.execution_id, row.workspace, events_of(graph))
+            yield from self._executions.waits.change(row.execution_id, row.workspace, tuple(events_of(graph)))
             return tx, True
 
         _, moved = await self._engine.run_program(program, lambda result: result[0])

@@ -36,7 +36,7 @@ from aether_trio.services.workflows.event_dead_letters import (
     FailedReaction,
 )
 from aether_trio.services.workflows.events import TakenEvent
-from aether_trio.services.workflows.executions import Begin, Executions, StartDropped, StartRefused
+from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.known import (
     KnownMachine,
     KnownMachines,
@@ -48,6 +48,7 @@ from aether_trio.services.workflows.known import (
     trigger_of,
 )
 from aether_trio.services.workflows.machines import BusArrival, MachineError, Machines
+from aether_trio.services.workflows.new_executions import Begin, StartDropped, StartRefused
 from aether_trio.services.workflows.rule_runs import ReactionRefused, RuleEvent, RuleRuns, environment_of
 from aether_trio.services.workflows.waits import WaitPosition
 from aether_trio.storage.base import Program

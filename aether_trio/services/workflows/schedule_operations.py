@@ -34,8 +34,9 @@ from aether_trio.services.workflows.asked import (
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import TakenEvent
-from aether_trio.services.workflows.executions import Begin, Executions, StartDropped, StartRefused
+from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.flow_stops import SCHEDULE, stop_queued
+from aether_trio.services.workflows.new_executions import Begin, StartDropped, StartRefused
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
 from aether_trio.services.workflows.schedules import (
     Firing,

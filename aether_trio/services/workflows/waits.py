@@ -21,7 +21,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -103,6 +103,16 @@ class Waits:
                 "VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (execution_id, event, key_hash) DO NOTHING",
                 (execution_id, workspace, event, hash_of_key(source), source, rows[0][0] or 0),
             )
+
+    def change(self, execution_id: str, workspace: str, events: Sequence[tuple[str, str]]) -> Program[None]:
+        """Note for which events an execution may wait on another version.
+
+        Where there are none, nothing is left for its end to forget.
+        """
+        if events:
+            yield from self.begin(execution_id, workspace, events)
+        else:
+            yield from self.end(execution_id)
 
     def end(self, execution_id: str) -> Program[None]:
         """Forget the waits of an execution, and the events that were kept for it alone."""

@@ -279,10 +279,11 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     task = yield from tx.load(request.task_id)
     if task is None:
         return OperationResult()
-    if not _is_separate(task, caller):
+    if not _is_separate(task, caller, request.move):
         if context.shared:
             yield Alone()
-        elif context.live_rows is not None:
+        elif context.live_rows is not None and (_is_tied(task) or task.workflow != WorkflowPart.STEP):
+            # What ends with the step of an execution is written by `tx` alone.
             context.live_rows.forget()
     epoch: int | None = task.epoch
     if caller.name != task.assigned_to:
@@ -400,14 +401,19 @@ def _wait_for_principal(task: TaskRow, move: Move) -> Wait | None:
     return wait if wait is not None and wait.expected_principal else None
 
 
-def _is_separate(task: TaskRow, caller: Caller) -> bool:
+def _is_separate(task: TaskRow, caller: Caller, move: Move) -> bool:
     """Return whether a worker's move of its task leaves other tasks' rows alone.
 
     But for the waiting tasks that its worker is assigned next.
     """
-    tied = task.has_children or task.awaited or task.tokens or task.input_offset or task.grants or task.workflow
+    tied = _is_tied(task) or (task.workflow and not (move is Move.CLAIM and task.workflow == WorkflowPart.STEP))
     mine = task.assigned_to == caller.name and task.status in (StoredStatus.ASSIGNED, StoredStatus.RUNNING)
     return mine and not tied and task.task_type != AGENT_STARTUP
+
+
+def _is_tied(task: TaskRow) -> bool:
+    """Return whether the end of a task changes more than workflows do."""
+    return bool(task.has_children or task.awaited or task.tokens or task.input_offset or task.grants)
 
 
 def _pause_key(task: TaskRow, caller: Caller, request: OperationRequest, epoch: int | None) -> str:

@@ -85,8 +85,9 @@ def load_parent(tx: Transaction, task_id: str) -> Program[Parent | None]:
     return parent._replace(status=StoredStatus(parent.status))
 
 
-def mark_parent(task_id: str) -> Program[None]:
+def mark_parent(tx: Transaction, task_id: str) -> Program[None]:
     """Write in a task's row that it has children."""
+    tx.row_changes(task_id)
     yield Execute("UPDATE tasks SET has_children = 1 WHERE task_id = $1 AND has_children = 0", (task_id,))
 
 
@@ -175,6 +176,7 @@ def collect_for(tx: Transaction, task_id: str) -> Program[int]:
 
 
 def _number(tx: Transaction, task_id: str, left: Sequence[tuple[int, bytes]]) -> Program[None]:
+    tx.row_changes(task_id)
     found: list[Row] = yield Fetch(
         "UPDATE tasks SET events = events + $2 WHERE task_id = $1 RETURNING events, parent_task_id",
         (task_id, len(left)),

@@ -250,6 +250,9 @@ class Transaction(Protocol):
     def charge(self, rows: int = 0, *, moved: int = 0) -> None:
         """Count rows to be read and tasks to be changed; LargeError beyond SMALL_ROWS."""
 
+    def row_changes(self, task_id: str) -> None:
+        """Note that a statement changes a task's row, besides `write` and `create`."""
+
     def facts(self, caller: str = "", **more: Any) -> Facts:
         """Make the facts (time, caller, reason) of a status change that happens now."""
 

@@ -8,6 +8,7 @@ Invariants, for a database that runs one program after the other:
 * a row that is here is the row that the table has, also within a transaction;
 * a row is unknown from when a program writes it (`writes`) until that program is committed, and if
   another program has written it since, until that one is (`committed`);
+* a row that a statement changes besides, is unknown until a program writes it (`forget_row`);
 * a program whose writes are not all known here forgets all rows when it begins (`forget`), and what
   was written before it is not remembered after it.
 
@@ -22,6 +23,7 @@ from typing import Final
 
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.status import HELD
+from aether_trio.model.tasks.task import NO_WORKER
 
 MAX_ROWS: Final = 2_000
 MAX_SPEC_BYTES: Final = 4_096
@@ -49,6 +51,12 @@ class LiveRows:
             self._rows.pop(task_id, None)
             self._writers[task_id] = writer
 
+    def forget_row(self, task_id: str) -> None:
+        """Forget a task's row, also if it is being written."""
+        with self._lock:
+            self._rows.pop(task_id, None)
+            self._writers.pop(task_id, None)
+
     def forget(self) -> None:
         """Forget all rows, and those that are being written."""
         with self._lock:
@@ -67,7 +75,7 @@ class LiveRows:
             for row in rows:
                 if self._writers.get(row.task_id) is writer:
                     del self._writers[row.task_id]
-                    if row.status in HELD and len(row.spec) <= MAX_SPEC_BYTES:
+                    if row.status in HELD and not row.workflow & NO_WORKER and len(row.spec) <= MAX_SPEC_BYTES:
                         self._rows[row.task_id] = row
             full = len(self._rows) > MAX_ROWS or len(self._writers) > MAX_ROWS
         if full:

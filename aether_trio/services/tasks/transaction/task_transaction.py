@@ -106,6 +106,10 @@ class TaskTransaction:
         if self.context.live_rows is not None:
             self.context.live_rows.writes(row.task_id, self)
 
+    def row_changes(self, task_id: str) -> None:
+        if self.context.live_rows is not None:
+            self.context.live_rows.forget_row(task_id)
+
     def access_change(self) -> Program[Draft]:
         changes = self.effects.access_changes
         if not changes:
@@ -187,7 +191,7 @@ class TaskTransaction:
                     (task.task_id, task.parent_task_id),
                 )
             if task.parent_task_id not in self.known_parents:
-                yield from child_events.mark_parent(task.parent_task_id)
+                yield from child_events.mark_parent(self, task.parent_task_id)
             if left is None:
                 yield from child_events.add(self, self._child_event(task, "spawned"))
         if worker is not None:
@@ -357,6 +361,7 @@ class TaskTransaction:
             if other is not None and other.workspace != task.workspace:
                 other = None  # a task of another workspace is treated as one that does not exist
             if other is not None and not other.awaited:
+                self.row_changes(task_id)
                 yield Execute("UPDATE tasks SET awaited = 1 WHERE task_id = $1", (task_id,))
             if other is None or other.is_final:
                 ended += 1
@@ -440,6 +445,7 @@ class TaskTransaction:
         """Write an event of a task whose row changes in nothing else."""
         if task.has_children:
             yield from self.collect_child_events(task)
+        self.row_changes(task.task_id)
         numbers: list[Row] = yield Fetch(
             "UPDATE tasks SET events = events + 1 WHERE task_id = $1 RETURNING events", (task.task_id,)
         )

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import pytest
 
 from aether_trio.model.tasks import StoredStatus, TaskRow
+from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.services.tasks.transaction import live_rows
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
 
@@ -56,6 +57,30 @@ def test_what_began_before_all_was_forgotten_is_not_remembered() -> None:
     assert rows.get("a") is not None
     rows.forget()
     assert rows.get("a") is None
+
+
+def test_a_row_that_a_statement_changes_is_unknown_also_to_its_writer() -> None:
+    rows = LiveRows()
+    writer = object()
+    rows.writes("a", writer)
+    rows.committed([row("a", 1)], writer, 0)
+    rows.forget_row("a")
+    assert rows.get("a") is None
+    rows.writes("a", writer)
+    rows.forget_row("a")
+    rows.committed([row("a", 2)], writer, 0)
+    assert rows.get("a") is None
+
+
+def test_an_execution_is_not_remembered_as_no_worker_claims_it() -> None:
+    rows = LiveRows()
+    execution, step = row("a"), row("b")
+    execution.workflow, step.workflow = WorkflowPart.RUN, WorkflowPart.STEP
+    for one in (execution, step):
+        rows.writes(one.task_id, rows)
+    rows.committed([execution, step], rows, 0)
+    assert rows.get("a") is None
+    assert rows.get("b") == step
 
 
 @pytest.mark.parametrize(
