@@ -23,7 +23,8 @@ from chaos.tasks import report as task_report
 from chaos.tasks.run import TaskWishes
 from chaos.tasks.run import run as run_tasks
 from chaos.workflows import report as workflow_report
-from chaos.workflows.run import WorkflowWishes
+from chaos.workflows.checks import check_all as check_workflows
+from chaos.workflows.run import WorkflowResult, WorkflowWishes, evidence_of
 from chaos.workflows.run import run as run_workflows
 
 EPILOG = """\
@@ -108,6 +109,7 @@ def workflow_parser() -> argparse.ArgumentParser:
         "--pace", type=_positive, default=3.0, metavar="S", help="seconds between two stories of one of 40 (3)"
     )
     made.add_argument("--keep", type=Path, metavar="DIR", help="leave there what the processes printed, and the tables")
+    made.add_argument("--check", type=Path, metavar="DIR", help="run nothing: check what --keep DIR has left")
     made.add_argument("--json", type=Path, metavar="FILE", help="write the result there, too")
     return made
 
@@ -124,8 +126,12 @@ def _workflows(arguments: Sequence[str]) -> int:
         pace_s=given.pace,
         keep=given.keep,
     )
-    print(f"seed {wishes.seed}", file=sys.stderr, flush=True)
-    result = trio.run(run_workflows, wishes, _say)
+    if given.check:
+        evidence = trio.run(evidence_of, given.check)
+        result = WorkflowResult(wishes, evidence, check_workflows(evidence))
+    else:
+        print(f"seed {wishes.seed}", file=sys.stderr, flush=True)
+        result = trio.run(run_workflows, wishes, _say)
     workflow_report.show(result, Console())
     if given.json:
         given.json.write_text(json.dumps(workflow_report.as_json(result), indent=2) + "\n")

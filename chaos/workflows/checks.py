@@ -110,7 +110,7 @@ class Evidence:
             for id_, play, kind, status, given, *more in rows
         }
         for id_, step, *more in self.snapshot.rows(
-            "SELECT execution_id, step, status, started_ms, completed_ms FROM workflow_steps WHERE item < 0"
+            "SELECT execution_id, step, status, started_ms, completed_ms FROM workflow_steps WHERE item = -1"
         ):
             found[id_].steps[step] = tuple(more)
         for row in self.snapshot.rows(

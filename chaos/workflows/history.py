@@ -79,12 +79,21 @@ class WorkflowHistory:
         return sent
 
     def write(self, file: Path) -> None:
-        """Write all that was seen as lines of JSON."""
-        with file.open("w") as lines:
-            for what in ("begun", "sent"):
-                for record in getattr(self, what).values():
-                    lines.write(json.dumps({"what": what, **asdict(record)}) + "\n")
-            lines.write(json.dumps({"what": "cancelled", "executions": self.cancelled}) + "\n")
+        """Write all but the moments, which the workers have written, as JSON."""
+        found = {**vars(self), "moments": []}
+        for name in ("begun", "sent"):
+            found[name] = {key: asdict(one) for key, one in found[name].items()}
+        file.write_text(json.dumps(found))
+
+    @classmethod
+    def read(cls, file: Path) -> WorkflowHistory:
+        """Read what `write` has written."""
+        found = json.loads(file.read_text())
+        found["begun"] = {key: Begun(**one) for key, one in found["begun"].items()}
+        found["sent"] = {id_: Sent(**one) for id_, one in found["sent"].items()}
+        for name in ("faults", "refused"):
+            found[name] = Counter(found[name])
+        return cls(**found)
 
 
 def read_moments(files: Iterable[Path]) -> list[Moment]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 import shutil
+import sqlite3
 import tempfile
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from chaos.workflows.checks import Evidence, check_all
 from chaos.workflows.history import WorkflowHistory
 from chaos.workflows.plays import PLAYS, documents
 from chaos.workflows.replays import replay_all
-from chaos.workflows.snapshot import take
+from chaos.workflows.snapshot import Kept, Snapshot, take
 from chaos.workflows.stories import Stories
 from chaos.workflows.storms import Storm, Workers
 
@@ -35,6 +36,10 @@ LOOK_S: Final = 0.5
 SAY_EVERY_S: Final = 10.0
 LATE_S: Final = 2.0
 """When all that was to happen has happened, something may happen a second time so much later."""
+ASKED: Final = "asked.json"
+TABLES: Final = "tables.db"
+RECORDS: Final = "w*.jsonl"
+"""What workers have recorded."""
 OPEN: Final = "SELECT COUNT(*) FROM workflow_executions WHERE completed_ms = 0"
 PENDING: Final = (
     ("tasks that have not ended", UNENDED),
@@ -90,7 +95,7 @@ class WorkflowRun:
         self.wishes = wishes
         self.place = place
         self.history = WorkflowHistory()
-        self.tasks = TaskHistory()
+        self._home = home
         self._say = say
         self._begun_s = trio.current_time()
         self.workers = Workers(wishes.workers, lambda: place.address, home)
@@ -107,7 +112,7 @@ class WorkflowRun:
             try:
                 await self._registered(boss)
                 await self._play(boss)
-                await read(self.place, self.tasks)  # while the workers are connected
+                await take(self.place, self._home / TABLES)  # while the workers are connected
             finally:
                 self.workers.close()
         self.history.seconds = self.now()
@@ -183,6 +188,22 @@ SIMPLE: Final = ("chaos.note", "chaos.far")
 DONE: Final = "SELECT task_id FROM tasks WHERE task_type IN ('noted', 'near')"
 
 
+def _records(directory: Path) -> list[Path]:
+    return sorted(directory.glob(RECORDS))
+
+
+async def evidence_of(directory: Path) -> Evidence:
+    """Read what a run has left in its directory, also one that was kept."""
+    history = WorkflowHistory.read(directory / ASKED)
+    files = _records(directory)
+    history.moments = recorded.read_moments(files)
+    tasks = TaskHistory()
+    await read(Kept(directory / TABLES), tasks)
+    tasks.moments = read_moments(files)
+    snapshot = Snapshot(sqlite3.connect(directory / TABLES))
+    return Evidence(history, tasks, snapshot, await replay_all(snapshot))
+
+
 async def run(wishes: WorkflowWishes, say: Callable[[str], None]) -> WorkflowResult:
     """Run once; raises what keeps the run from its end; violations are results."""
     home = Path(tempfile.mkdtemp(prefix="aether-workflows-"))
@@ -194,15 +215,10 @@ async def run(wishes: WorkflowWishes, say: Callable[[str], None]) -> WorkflowRes
                 await one.run()
             except* AetherError as group:
                 raise RuntimeError(f"a client gave up: {group.exceptions[0]}") from group
-            snapshot = await take(place, home / "tables.db")
             one.history.tracebacks += _tracebacks(place)
-        files = [home / f"{name}.jsonl" for name in one.workers.names]
-        one.tasks.moments = read_moments(files)
-        one.history.moments = recorded.read_moments(files)
-        evidence = Evidence(one.history, one.tasks, snapshot, await replay_all(snapshot))
+        one.history.write(home / ASKED)
+        evidence = await evidence_of(home)
         say(f"{one.now():7.1f} s  {len(evidence.executions)} executions are checked")
-        if wishes.keep is not None:
-            one.history.write(home / "asked.jsonl")
         return WorkflowResult(wishes, evidence, check_all(evidence))
     finally:
         if wishes.keep is not None:

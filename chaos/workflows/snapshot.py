@@ -52,6 +52,17 @@ class Snapshot:
             answer = cursor.fetchall() if isinstance(statement, Fetch) else cursor.rowcount
 
 
+class Kept(Alone):
+    """A file of `take` as a place of which tables can be read."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+
+    async def sql(self, text: str) -> list[list[str]]:
+        with closing(sqlite3.connect(self._file)) as connection:
+            return [["" if value is None else str(value) for value in row] for row in connection.execute(text)]
+
+
 async def take(place: Place, file: Path) -> Snapshot:
     """Copy the tables into a file; nothing may be written to them meanwhile."""
     copy = sqlite3.connect(file)

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sqlite3
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,11 +20,27 @@ from chaos.workflows.fate import fate, is_doomed, number_of
 from chaos.workflows.history import Begun, Moment, Sent, WorkflowHistory
 from chaos.workflows.plays import PLAYS, Outcome, demanded, documents
 from chaos.workflows.replays import replay_all
-from chaos.workflows.run import WorkflowWishes, run
+from chaos.workflows.run import WorkflowWishes, evidence_of, run
 from chaos.workflows.snapshot import Snapshot
 from tests.chaos.test_tasks import history as tasks_that_went_well
 
-PLACES = ("a", "b", "c", "last", "before", "hotel", "flight", "car", "hotel~", "flight~", "car~", "left", "right")
+PLACES = (
+    "each[0]",
+    "each[1]",
+    "a",
+    "b",
+    "c",
+    "last",
+    "before",
+    "hotel",
+    "flight",
+    "car",
+    "hotel~",
+    "flight~",
+    "car~",
+    "left",
+    "right",
+)
 ENDS = "every execution has ended, and nothing is open"
 BEGUN = "each was begun once, and its client told its end"
 DEMANDED = "it came to what its outcomes demand"
@@ -169,6 +186,19 @@ def evidence() -> Evidence:
     for place in ("before", "last"):
         tables.work("e6", order_key, place)
     tables.step("e6", "paid", "completed")
+
+    fan_key = key_of("fan")
+    asked("fan", "e7", {"key": fan_key, "items": 2})
+    seen.begun[fan_key].ended = "failed"
+    tables.execution("e7", "fan", {"key": fan_key, "items": 2}, "failed", error="step each: item 1: it has split")
+    tables.step("e7", "each", "failed")
+    tables.put("workflow_steps", execution_id="e7", step="each", item=-2, status="completed", completed_ms=1)
+    for item, status in enumerate(("completed", "failed")):
+        name = f"each[{item}]"
+        result = {"n": number_of(fan_key, name)} if status == "completed" else None
+        meta = {"step_id": "each", "item": str(item)}
+        spec = pb.CreateTaskRequest(metadata=meta).SerializeToString()
+        tables.task(f"e7/{name}", "each", status, result, spec=spec, retry_count=6 * item)
 
     for number in range(3):
         turn_key = key_of(f"turn{number}")
@@ -360,9 +390,12 @@ def test_wrong_arguments_are_refused(wrong: list[str], capsys: pytest.CaptureFix
 
 
 @pytest.mark.crash
-async def test_executions_outlive_a_worker_and_the_gateway_that_are_killed() -> None:
+async def test_executions_outlive_a_worker_and_the_gateway_that_are_killed(tmp_path: Path) -> None:
     said: list[str] = []
-    wishes = WorkflowWishes(seed=4, executions=60, nodes=0, workers=2, mean_s=0.7, pace_s=1.0, each_once=True)
+    keep = tmp_path / "kept"
+    wishes = WorkflowWishes(
+        seed=4, executions=60, nodes=0, workers=2, mean_s=0.7, pace_s=1.0, each_once=True, keep=keep
+    )
     result = await run(wishes, said.append)
     story = "\n".join(said)
     hit = {f"{what} of a {whom}": 1 for what in ("kill -9", "SIGSTOP") for whom in ("worker", "node")}
@@ -370,6 +403,7 @@ async def test_executions_outlive_a_worker_and_the_gateway_that_are_killed() -> 
     violations = [f"{verdict.invariant}: {one}" for verdict in result.verdicts for one in verdict.violations]
     assert violations == [], story
     assert [verdict.invariant for verdict in result.verdicts if not verdict.looked_at] == [], story
+    assert check_all(await evidence_of(keep)) == result.verdicts
     # The replay of a real history finds a state to which it does not lead, and a lost entry.
     tables = result.evidence.snapshot
     [one, other, *_] = [
