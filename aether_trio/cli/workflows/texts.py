@@ -300,6 +300,7 @@ def execution_facts(one: Execution) -> list[tuple[str, str]]:
         ("forks", ", ".join(one.forks[:3]) + (f" and {len(one.forks) - 3} more" if len(one.forks) > 3 else "")),
         ("input", json_line(one.input) if one.input not in (None, {}) else ""),
         ("result", "" if one.result is None else json_line(one.result)),
+        ("usage", ", ".join(f"{name} {total:g}" for name, total in one.usage.items())),
         ("error" if one.status != "paused" else "paused", cut(one.error, 400)),
         ("waits for", "; ".join(waiting[:3]) + (f" and {len(waiting) - 3} more" if len(waiting) > 3 else "")),
     ]

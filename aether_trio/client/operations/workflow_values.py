@@ -86,6 +86,8 @@ class Execution:
     history_entries: int
     waits_for: Mapping[str, Any] = field(default_factory=dict)
     """While it is queued: {"for": "turn" or "more", "keys": […]}; {} in lists."""
+    usage: Mapping[str, float] = field(default_factory=dict)
+    """What its workers have reported as `usage.NAME`, summed up; {} in lists."""
     forked_from: str = ""
     """The execution of which this one is a fork, from the step `forked_at` on; "" if it is none."""
     forked_at: str = ""
@@ -215,6 +217,7 @@ def execution_of(found: Mapping[str, Any], steps: Sequence[Mapping[str, Any]] = 
         parent_id=_text(more, "parent"),
         history_entries=_number(more, "entries"),
         waits_for=found.get("WaitsFor") or {},
+        usage=found.get("Usage") or {},
         forked_from=_text(more, "forked_from"),
         forked_at=_text(more, "forked_at"),
         forks=tuple(_text(one, "execution_id") for one in more.get("forks") or ()),

@@ -48,6 +48,7 @@ class WorkflowPart(enum.IntFlag):
     FUNCTION = 32  # an execution of a durable function: a worker moves it on
     CALLED = 64  # a step of a durable function
     FLOW = 128  # others wait for its end (flow control)
+    BUDGET = 256  # the question whether an execution goes on that has used up its budget
 
     __hash__ = int.__hash__
 

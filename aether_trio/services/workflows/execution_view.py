@@ -19,7 +19,7 @@ from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import NO_ITEM, StepPlace
 from aether_trio.model.workflows.state import DELAYED, WORDS, GraphState, StepProgress, StepTimer
 from aether_trio.services.tasks.transaction import results, task_rows
-from aether_trio.services.workflows import definitions, execution_rows, flow_rows
+from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StepRow
 from aether_trio.storage.base import Program
 
@@ -66,6 +66,9 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
         shown["Metadata"] |= {"forked_from": fork.origin, "forked_at": fork.step}
     if forks := (yield from execution_rows.forks_of(current.execution_id, FORKS_SHOWN)):
         shown["Metadata"]["forks"] = [{"execution_id": execution_id, "step": step} for execution_id, step in forks]
+    used = yield from budgets.totals(current.execution_id)
+    if used:
+        shown["Usage"] = {name: one.total for name, one in used.items()}
     view = _View(current, documents, state, data, tasks)
     return {"execution": shown, "steps": view.steps(rows, only)}
 

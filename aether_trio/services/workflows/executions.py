@@ -29,8 +29,18 @@ from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
 from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.model.tasks.task import WorkflowPart
-from aether_trio.model.workflows.definition import NO_FLOW_CONTROL, Action, ActionType, Graph, Json
-from aether_trio.model.workflows.flow_control import DropReason, gathers
+from aether_trio.model.workflows import flow_control
+from aether_trio.model.workflows.definition import (
+    NO_BUDGET,
+    NO_FLOW_CONTROL,
+    Action,
+    ActionType,
+    FlowGate,
+    Graph,
+    Json,
+    Pace,
+)
+from aether_trio.model.workflows.flow_control import DropReason, DropRun, FlowItem, gathers
 from aether_trio.model.workflows.happenings import (
     ITEMS_PAGE,
     NO_ITEM,
@@ -54,7 +64,9 @@ from aether_trio.model.workflows.happenings import (
     NeedItems,
     NeedResults,
     OpenWait,
+    PauseAsked,
     PauseExecution,
+    ResumeAsked,
     RetryAsked,
     Started,
     StartExecution,
@@ -67,7 +79,7 @@ from aether_trio.model.workflows.interpreter import advance
 from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
-from aether_trio.services.workflows import definitions, execution_rows, flow_rows
+from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.actions import (
     ENGINE,
     ActionRefused,
@@ -78,6 +90,7 @@ from aether_trio.services.workflows.actions import (
     dated_id,
     new_row,
 )
+from aether_trio.services.workflows.budgets import Used
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StoredFork
 from aether_trio.services.workflows.flow import (
@@ -94,6 +107,7 @@ from aether_trio.services.workflows.flow import (
     begin_later,
     compute_keys,
 )
+from aether_trio.services.workflows.flow import TIMER as FLOW_TIMER
 from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.history_entries import NO_RESULTS, decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
@@ -292,6 +306,86 @@ class Executions:
         turn.queue.append((execution_id, TimePassed(at_ms=tx.context.now_ms)))
         yield from self._drive(tx, turn)
 
+    # -- budgets -----------------------------------------------------------------------------------
+
+    def used(self, tx: Transaction, task: TaskRow, metadata: Mapping[str, str]) -> Program[str]:
+        """Sum up what a worker reports to have used for a task.
+
+        An execution whose budget is used up by it is paused. Return what is wrong with the report,
+        or "".
+        """
+        usage, problem = budgets.read_usage(metadata)
+        parts = WorkflowPart.FUNCTION | WorkflowPart.STEP | WorkflowPart.CALLED
+        if not usage or not task.workflow & parts:
+            return problem
+        own_id = task.task_id if task.workflow & WorkflowPart.FUNCTION else task.parent_task_id
+        for name, value in usage.items():
+            more = yield from budgets.note(own_id, task, name, value)
+            above_id = own_id if more else ""
+            while above_id:
+                row = yield from execution_rows.load(above_id)
+                if row is None:
+                    break
+                used = yield from budgets.add(above_id, name, more)
+                yield from self._check_budget(tx, row, name, used)
+                above_id = row.parent_id
+        return problem
+
+    def _check_budget(self, tx: Transaction, row: ExecutionRow, name: str, used: Used) -> Program[None]:
+        """Pause an execution that has used up its budget of something."""
+        if row.completed_ms or row.kind != "graph":
+            return
+        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
+        budget = 0.0 if graph is None else graph.budget.usage.get(name, 0.0)
+        if not budget or used.total < (used.allowance or budget):
+            return
+        reason = f"the budget of {used.allowance or budget:g} {name} is used up: {used.total:g} are used"
+        yield from self._pause_for_budget(tx, row, reason)
+
+    def _pause_for_budget(self, tx: Transaction, row: ExecutionRow, reason: str) -> Program[None]:
+        turn = _turn_of(tx)
+        turn.queue.append((row.execution_id, PauseAsked(at_ms=tx.context.now_ms, reason=reason)))
+        yield from budgets.ask(tx, row, reason)
+        yield from self._drive(tx, turn)
+
+    def budget_answered(self, tx: Transaction, task: TaskRow) -> Program[None]:
+        """Let an execution go on, or end it, as a person has answered."""
+        execution_id, now_ms = task.parent_task_id, tx.context.now_ms
+        row = yield from execution_rows.load(execution_id)
+        result = tx.results.get(task.task_id)
+        answer = {} if result is None else read_json(result.data)
+        done = task.status is StoredStatus.COMPLETED
+        status = "completed" if done else "cancelled"
+        data = None if result is None else result.data
+        yield from execution_rows.end_step(execution_id, budgets.PLACE, task.task_id, now_ms, status, "", "", data)
+        if row is None or row.completed_ms or not done:
+            return
+        turn, by = _turn_of(tx), str(answer.get("by", ""))
+        if answer.get("approved") and answer.get("choice") != budgets.END:
+            graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
+            if graph is not None:
+                yield from budgets.grant(execution_id, graph.budget.usage)
+            turn.queue.append((execution_id, ResumeAsked(at_ms=now_ms, by=by)))
+        else:
+            error = f"the budget is used up, and {by or 'a person'} has ended the execution"
+            turn.queue.append((execution_id, LimitReached(at_ms=now_ms, error=error, error_type="BUDGET")))
+        yield from self._drive(tx, turn)
+
+    def _check_rate(self, tx: Transaction, graph: Graph, row: ExecutionRow) -> Program[None]:
+        """Pause an execution with which more begin within an hour than the budget allows."""
+        limit = graph.budget.runs_per_hour
+        if not limit:
+            return
+        place = f"budget/{row.workspace}/{row.defined_in}/{row.workflow_id}"
+        gate = FlowGate(rate=Pace(limit=limit, period_ms=budgets.HOUR_MS))
+        state = yield from flow_rows.load_gate(place)
+        step = flow_control.arrive(gate, state, FlowItem(row.execution_id), tx.context.now_ms)
+        yield from flow_rows.save_gate(place, step.state)
+        yield from execution_rows.set_timer(FLOW_TIMER, place, step.due_ms)
+        if any(isinstance(one, DropRun) for one in step.decisions):
+            reason = f"the budget of {limit} executions of {row.workflow_id} an hour is used up"
+            yield from self._pause_for_budget(tx, row, reason)
+
     # -- from operations ---------------------------------------------------------------------------
 
     def start(
@@ -399,6 +493,7 @@ class Executions:
                 origin=fork.origin, step=fork.step, kept=kept,
             )  # fmt: skip
         turn.queue.append((row.execution_id, begins))
+        yield from self._check_rate(tx, graph, row)
         yield from self._drive(tx, turn)
 
     # -- flow control ------------------------------------------------------------------------------
@@ -734,6 +829,7 @@ class Executions:
                 yield from self._continue(tx, turn, loaded, graph, command)
             case PauseExecution():
                 row.error = command.reason
+                yield from budgets.ask(tx, row, command.reason)
             case OpenWait():
                 yield from self._open_wait(turn, row, graph, command, now_ms)
             case CloseWait():
@@ -912,6 +1008,8 @@ class Executions:
         row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, command.error
         if any(events_of(graph)):
             yield from self.waits.end(row.execution_id)
+        if graph.budget != NO_BUDGET:
+            yield from budgets.close(tx, row.execution_id)
         result: TaskResult | None = None
         if command.status == "completed":
             result = TaskResult(ResultKind.JSON, write_json(command.result))

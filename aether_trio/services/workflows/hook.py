@@ -113,6 +113,8 @@ class WorkflowHook:
             yield from self._functions.step_ended(tx, task)
         else:
             yield from self._executions.ended(tx, task)
+        if task.workflow & WorkflowPart.BUDGET:
+            yield from self._executions.budget_answered(tx, task)
         if task.workflow & WorkflowPart.FLOW:
             if task.workflow & WorkflowPart.FUNCTION:
                 yield from self._executions.flow_ended(tx, task.task_id)
@@ -136,6 +138,10 @@ class WorkflowHook:
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let an execution take in a page of its items that have ended."""
         return self._executions.fold(tx, execution_id)
+
+    def used(self, tx: Transaction, task: TaskRow, metadata: Mapping[str, str]) -> Program[str]:
+        """Sum up what a task has used, as its worker reports; return what is wrong."""
+        return self._executions.used(tx, task, metadata)
 
     def find_unfinished(self, tx: Transaction) -> Program[None]:
         """Find what an ended process has left, such as items that were not taken in."""

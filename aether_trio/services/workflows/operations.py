@@ -41,7 +41,7 @@ from aether_trio.services.tasks.transaction import task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
-from aether_trio.services.workflows import definitions, execution_rows, flow_rows
+from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.actions import move_key, take_key
 from aether_trio.services.workflows.applying import APPLY
 from aether_trio.services.workflows.asked import (
@@ -84,6 +84,9 @@ DEFINING: Final = frozenset(
     }
 )  # fmt: skip
 """Operations that may change which events of the gateway are taken."""
+BUDGET: Final = StepPlace("budget")
+"""How an answer names the question of a budget."""
+
 MAX_DATA_BYTES: Final = 1 * MIB
 PAGE: Final = 100
 HISTORY_PAGE: Final = 500
@@ -378,6 +381,8 @@ class WorkflowOperations:
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
             task_id = yield from execution_rows.task_of(row.execution_id, place)
+            if not task_id and place == BUDGET:
+                task_id = yield from execution_rows.task_of(row.execution_id, budgets.PLACE)
             task = (yield from task_rows.load(task_id)) if task_id else None
             wait = None if task is None else task.waits_for
             if task is None or wait is None or not task.workflow & WorkflowPart.QUESTION:

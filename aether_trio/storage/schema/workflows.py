@@ -72,6 +72,10 @@ was gathered. `workflow_flow_pools` counts what runs of those that have a bound 
 `workflow_sources` has which events of the gateway are taken, and by which definition: only those
 are written (services/workflows/sources.py).
 
+`workflow_usage` has what attempts at tasks have used, as their workers have reported;
+`workflow_usage_totals` the sums of executions, with all below them, and an `allowance` above their
+budget.
+
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
 """
@@ -412,6 +416,22 @@ STATEMENTS: Final = (
         name TEXT {byte_order} PRIMARY KEY,
         most {bigint} NOT NULL,
         running {bigint} NOT NULL
+    ) {clustered}""",
+    """CREATE TABLE workflow_usage (
+        execution_id TEXT {byte_order} NOT NULL,
+        task_id TEXT {byte_order} NOT NULL,
+        epoch {bigint} NOT NULL,
+        name TEXT {byte_order} NOT NULL,
+        value DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (task_id, epoch, name)
+    ) {clustered}""",
+    "CREATE INDEX workflow_usage_of ON workflow_usage (execution_id)",
+    """CREATE TABLE workflow_usage_totals (
+        execution_id TEXT {byte_order} NOT NULL,
+        name TEXT {byte_order} NOT NULL,
+        total DOUBLE PRECISION NOT NULL,
+        allowance DOUBLE PRECISION NOT NULL,
+        PRIMARY KEY (execution_id, name)
     ) {clustered}""",
     "CREATE TABLE workflow_cursors (name TEXT {byte_order} PRIMARY KEY, position {bigint} NOT NULL) {clustered}",
     "CREATE TABLE workflow_event_ids (id TEXT {byte_order} PRIMARY KEY, at_ms {bigint} NOT NULL) {clustered}",

@@ -177,6 +177,10 @@ class TaskSessions:
                 if assignment and task.assigned_to == name and assignment != str(task.epoch):
                     lost.append(f"this assignment of task {task_id} is over: the task was assigned anew")
                     return
+            if task.workflow and task.assigned_to == name:
+                problem = yield from tx.context.workflows.used(tx, task, metadata)
+                if problem:
+                    lost.append(problem)
             if result is not None and task.assigned_to == name:
                 yield from results.write(task_id, result)
                 yield from tx.write(task, task.changed({"result_bytes": len(result.data)}), "")

@@ -109,6 +109,9 @@ class TaskWorkflows(Protocol):
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let an execution take in a page of its items that have ended."""
 
+    def used(self, tx: Transaction, task: TaskRow, metadata: Mapping[str, str]) -> Program[str]:
+        """Sum up what a task has used, as its worker reports; return what is wrong."""
+
     def find_unfinished(self, tx: Transaction) -> Program[None]:
         """Find what an ended process has left, such as items that were not taken in."""
 
@@ -140,6 +143,10 @@ class NoTaskWorkflows:
 
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
         yield from ()
+
+    def used(self, tx: Transaction, task: TaskRow, metadata: Mapping[str, str]) -> Program[str]:
+        yield from ()
+        return ""
 
     def find_unfinished(self, tx: Transaction) -> Program[None]:
         yield from ()
