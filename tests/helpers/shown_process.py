@@ -36,7 +36,7 @@ def found() -> dict[str, object]:
         "files": sorted(int(one.name) for one in (own / "fd").iterdir() if one.exists()),
         "signals": {one.name: str(signal.getsignal(one)).partition(" at ")[0] for one in signal.valid_signals()
                     if isinstance(one, signal.Signals)},
-        "mask": [line for line in (own / "status").read_text().splitlines() if line.startswith(("SigBlk", "SigIgn"))],
+        "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
         "wakeup": signal.set_wakeup_fd(-1),
         "leader": (os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()),
         "module": (__name__, __file__, __package__, sys.modules["__main__"].__dict__ is globals()),

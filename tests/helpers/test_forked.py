@@ -23,7 +23,7 @@ LIMIT_S = 300
 
 def own(errors: bytes) -> bytes:
     """Leave out a traceback's lines about what started the program."""
-    return re.sub(rb'(?:  File "<frozen runpy>".*\n|  File ".*fork_server.py".*\n.*\n)', b"", errors)
+    return re.sub(rb'(?:  File "<frozen runpy>".*\n|  File ".*fork_server.py".*\n.*\n(?: +[~^]+\n)?)', b"", errors)
 
 
 def pair(command: tuple[str, ...], **options: Any) -> list[tuple[int, bytes, bytes]]:
