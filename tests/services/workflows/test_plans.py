@@ -1,4 +1,4 @@
-"""With 20,000 waits, rules and instances, no statement reads more rows than it uses.
+"""With 20,000 waits and rules, no statement reads more rows than it uses.
 
 The statements are those that the gateway makes, caught as it makes them; the plans are what the
 engine says it would do with each.
