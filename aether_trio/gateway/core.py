@@ -255,7 +255,7 @@ async def open_core(
             task_nodes,
             nursery,
             handle=workflow_engine.events(engine).handle,
-            operations=workflow_engine.operations(engine, ids, changes),
+            operations=workflow_engine.operations(engine, ids, changes, log),
         )
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.

@@ -165,3 +165,58 @@ def test_dead_letters_of_a_rule_act_again(shell: Shell, tmp_path: Path) -> None:
     shell.out("workflows", "apply", str(file))
     assert json.loads(shell.out("workflows", "redrive", "--all", "--json")) == {"acted": 2, "refused": []}
     assert shell.run("workflows", "redrive").returncode == 2
+
+
+def test_a_timeline_goes_on_where_it_has_stopped(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "timed.yaml"
+    file.write_text(FLOW.replace("id: past", "id: timed"))
+    shell.out("workflows", "apply", str(file))
+    execution = shell.out("workflows", "run", "timed", "n=3").strip()
+    waiting(shell, execution, "go")
+    shell.out("workflows", "signal", execution, "go", "--data", json.dumps("a\x1b[31mb\u202ec"))
+    shell.out("workflows", "wait", execution)
+    whole = shell.out("workflows", "show", execution, "--timeline")
+    assert "has started with" in whole
+    assert "signal go by" in whole
+    assert "\x1b" not in whole
+    assert "\u202e" not in whole
+    done = shell.run("workflows", "show", execution, "--timeline", "--limit", "1")
+    more = done.stderr.decode().split("--after '")[1].split("'")[0]
+    rest = shell.out("workflows", "show", execution, "--timeline", "--after", more)
+    assert done.stdout.decode() + rest == whole
+    lines = [
+        json.loads(line) for line in shell.out("workflows", "show", execution, "--timeline", "--json").splitlines()
+    ]
+    assert [one["type"] for one in lines if one["source"] == "history"] == ["Started", "SignalReceived"]
+    assert shell.run("workflows", "show", execution, "--timeline", "--items").returncode == 2
+
+
+def test_files_meet_the_real_events(shell: Shell, tmp_path: Path) -> None:
+    file = tmp_path / "rules.yaml"
+    file.write_text("""
+rule_name: foretold
+source_event: foretold.event
+trigger_condition: input.n > 1
+destination_template: {agent: reader, tool_name: t, arguments: {text: "{{.input.text}}"}}
+---
+id: foretold
+trigger: {event: foretold.event}
+inputs: {n: number}
+steps: [{id: one, output: 1}]
+""")
+    for n, text in ((1, "one"), (2, "two\x1b[31m")):
+        event = {"event_names": ["foretold.event"], "data": {"n": n, "text": text}}
+        shell.out("send", "event::*", "--type", "event", json.dumps(event))
+    told = shell.out("workflows", "test", str(file), "--events", "1h").splitlines()
+    assert [line.split(": ", 1)[1].split(" {")[0] for line in told if " of " in line and "would" in line][:3] == [
+        "workflow foretold would start",
+        "rule foretold would send",
+        "workflow foretold would start",
+    ]
+    assert told[-1].endswith("3 would have had an effect")
+    assert not any("\x1b" in line for line in told)
+    found = json.loads(shell.out("workflows", "test", str(file), "--events", "1h", "--json"))
+    assert (len(found["foretold"]), found["errors"]) == (3, 0)
+    file.write_text(file.read_text().replace("n: number", "n: string"))
+    assert shell.run("workflows", "test", str(file), "--events", "1h").returncode == 1
+    assert shell.run("workflows", "test", str(file), "--events", "soon").returncode == 2

@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from aether_trio.cli import exits
+from aether_trio.cli.identities import access_options
+from aether_trio.cli.options import GatewayTarget, workspace_option
 from aether_trio.cli.output import print_json, say
-from aether_trio.cli.workflows.files import decoded_files, files_of
+from aether_trio.cli.workflows.files import decoded_files, files_of, read_workflow_files
+from aether_trio.model.identity import Identity
 
 if TYPE_CHECKING:
     from aether_trio.model.workflows.definition import Graph
@@ -25,20 +28,48 @@ Examples:
   aether workflows test report.yaml
   aether workflows test workflows/
   aether workflows test report.yaml --case 'nothing is found'
+  aether workflows test rules.yaml --events 24h
 """
 )
 @click.argument("paths", nargs=-1, required=True, type=click.Path(allow_dash=True), metavar="FILE|DIR|-...")
 @click.option("--case", "wanted", default="", metavar="NAME", help="Only the cases with this name.")
+@click.option(
+    "--events",
+    default="",
+    metavar="DURATION",
+    help="Instead say what they would have done with the gateway's events of the last 24h, say.",
+)
 @click.option("--json", "as_object", is_flag=True, help="A JSON object with every case and how it has ended.")
-def test(paths: tuple[str, ...], wanted: str, as_object: bool) -> None:
+@workspace_option
+@access_options
+def test(
+    target: GatewayTarget,
+    who: Identity,
+    workspace: str,
+    paths: tuple[str, ...],
+    wanted: str,
+    events: str,
+    as_object: bool,
+) -> None:
     """Run the `tests` of workflows on a virtual clock, without a gateway.
+
+    With --events a gateway is asked: which rules, workflows and machines of the files its events
+    would have moved, and with what. Nothing is applied, written or sent.
 
     \b
     Exit codes:
       0  every case ends as it expects
-      1  one does not, or a file is wrong
+      1  one does not, a file is wrong, or with --events something would have failed
       2  there is no such file, or no case
     """
+    if events:
+        from aether_trio.cli.workflows.foretelling import print_foretold
+
+        if wanted:
+            raise click.UsageError("--events runs no case, so --case has no meaning with it.")
+        found = read_workflow_files(files_of(paths), workspace).checked("nothing was tested")
+        print_foretold(target, who, workspace, found.documents, events, as_object)
+        return
     results = list(_results(_read(files_of(paths)), wanted))
     if not results:
         what = f"no case is named {wanted}" if wanted else "the workflows have no tests"

@@ -85,6 +85,15 @@ async def _list(target: GatewayTarget, who: Identity, workspace: str) -> tuple[W
     "--step", default="", metavar="STEP", help="Only this step of an execution, or an item such as 'fetch[3]'."
 )
 @click.option("--items", is_flag=True, help="With all items of its steps, up to 1,000.")
+@click.option(
+    "--timeline",
+    is_flag=True,
+    help="Its history, attempts, progress reports and conversations in one order; with --json a line for each.",
+)
+@click.option("--after", default="", metavar="POSITION", help="Where --timeline goes on, as it has said.")
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=1_000, show_default=True, help="How many entries --timeline shows."
+)
 @click.option("--mermaid", is_flag=True, help="A Mermaid flowchart of its steps, with their states; also of a machine.")
 @click.option(
     "--diagram", type=click.Choice(["mermaid", "json"]), default=None, help="The same, or its nodes and edges as JSON."
@@ -100,12 +109,24 @@ def show(
     kind: str,
     step: str,
     items: bool,
+    timeline: bool,
+    after: str,
+    limit: int,
     mermaid: bool,
     diagram: str | None,
     as_object: bool,
 ) -> None:
     """Show a workflow with its steps, or an execution and what it waits for."""
     how = "mermaid" if mermaid else diagram
+    if timeline:
+        from aether_trio.cli.workflows.timeline import print_timeline
+
+        if how or step or items or kind != WORKFLOW:
+            raise click.UsageError(
+                "--timeline shows all of one execution, and goes with --json, --after and --limit only."
+            )
+        print_timeline(target, who, name, after, limit, as_lines=as_object)
+        return
     if how and (kind not in (WORKFLOW, "machine") or step or as_object):
         raise click.UsageError(
             "--mermaid and --diagram draw a whole workflow, execution or machine, and nothing else is printed."

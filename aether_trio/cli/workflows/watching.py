@@ -61,7 +61,7 @@ class ExecutionWatch:
             if not self._as_lines:
                 facts = dict(execution_facts(execution))
                 waits = f", waits for {facts['waits for']}" if facts["waits for"] else ""
-                say(_line(clock_text(None), "", f"execution {execution.execution_id} is {facts['status']}{waits}"))
+                say(timed_line(clock_text(None), "", f"execution {execution.execution_id} is {facts['status']}{waits}"))
         while True:
             entries = await workflow.history(self._given, after=self._after)
             print_history(entries, as_lines=self._as_lines)
@@ -81,7 +81,7 @@ class ExecutionWatch:
         took = took_text(execution.started_at, execution.completed_at)
         result = "" if execution.result is None else f": {json_line(execution.result)}"
         error = f": {execution.error}" if execution.error else ""
-        say(_line(clock_text(execution.completed_at), "", f"{execution.status} after {took}{result or error}"))
+        say(timed_line(clock_text(execution.completed_at), "", f"{execution.status} after {took}{result or error}"))
 
 
 def print_history(entries: Sequence[HistoryEntry], *, as_lines: bool, numbers: bool = False) -> None:
@@ -92,10 +92,11 @@ def print_history(entries: Sequence[HistoryEntry], *, as_lines: bool, numbers: b
             continue
         at = clock_text(entry.at)
         for place, text in entry_lines(entry):
-            say(f"{entry.number:>5}  {_line(at, place, text)}" if numbers else _line(at, place, text))
+            say(f"{entry.number:>5}  {timed_line(at, place, text)}" if numbers else timed_line(at, place, text))
 
 
-def _line(at: str, place: str, text: str) -> str:
+def timed_line(at: str, place: str, text: str) -> str:
+    """Return the line that says what has happened at a step or item."""
     return f"{at}  {place:<{_WIDTH}}  {text}".rstrip()
 
 

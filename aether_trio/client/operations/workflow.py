@@ -30,9 +30,11 @@ from aether_trio.client.operations.workflow_values import (
     Applied,
     Execution,
     ExecutionFork,
+    Foretold,
     HistoryEntry,
     HistoryReplay,
     Redriven,
+    Timeline,
     WorkflowDefinition,
     applied_of,
     definition_of,
@@ -61,6 +63,8 @@ BACKFILL_SCHEDULE: Final = _Kind(112)
 REPLAY: Final = _Kind(113)
 FORK: Final = _Kind(114)
 DIAGRAM: Final = _Kind(115)
+TIMELINE: Final = _Kind(118)
+FORETELL: Final = _Kind(119)
 REDRIVE: Final = _Kind(116)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
@@ -282,6 +286,32 @@ class Workflow(Namespace):
         """
         data = b'{"dry_run": true}' if dry_run else b""
         return replayed_of(_object(await self._do(REPLAY, execution_id, data=data)))
+
+    async def timeline(self, execution_id: str, *, after: str = "", limit: int = 200) -> Timeline:
+        """Return up to 200 entries of all that is known of an execution, in one order.
+
+        These are its history, and of its tasks the attempts, events, progress reports and
+        conversations, behind the position `after`.
+        """
+        data = json.dumps({"limit": max(1, min(limit, 200))}).encode()
+        found = _object(await self._do(TIMELINE, execution_id, after, data=data))
+        return Timeline(entries=tuple(found.get("entries") or ()), next=str(found.get("next") or ""))
+
+    async def foretell(
+        self, documents: Iterable[Mapping[str, Any]], *, since_ms: int, workspace: str = "", after: int = 0
+    ) -> Foretold:
+        """Say what documents would have done with the events since a moment (Unix ms).
+
+        Nothing is applied, written or sent. `after` is `next` of the page before.
+        """
+        asked = {"documents": list(documents), "since_ms": since_ms, "after": after}
+        data = json_text(asked, "a document of a workflow").encode()
+        found = _object(await self._do(FORETELL, data=data, workspace=workspace))
+        return Foretold(
+            events=int(found.get("events") or 0),
+            foretold=tuple(found.get("foretold") or ()),
+            next=int(found.get("next") or 0),
+        )
 
     async def diagram(self, name: str, *, kind: str = "workflow", workspace: str = "") -> Mapping[str, Any]:
         """Return the nodes and edges of what `kind` says, as JSON.

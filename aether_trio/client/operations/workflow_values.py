@@ -146,6 +146,26 @@ class HistoryReplay:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Timeline:
+    """A page of what is known of an execution; docs/wire.md says what entries have."""
+
+    entries: Sequence[Mapping[str, Any]]
+    next: str
+    """The position behind which the next page begins; "" if there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Foretold:
+    """What documents would have done with a page of events."""
+
+    events: int
+    foretold: Sequence[Mapping[str, Any]]
+    """docs/wire.md says what these have."""
+    next: int
+    """The offset behind which the next page begins; 0 if there is none."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutionFork:
     """A new execution that goes on with what another one has done."""
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 
 from aether_trio.config.settings import WorkflowSettings
+from aether_trio.log.topic_log import TopicLog
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access.changes import AccessChanges
 from aether_trio.services.access.rule_authorizer import RuleAuthorizer
@@ -34,6 +35,7 @@ from aether_trio.services.workflows.event_handler import EventHandler
 from aether_trio.services.workflows.executions import Executions, HistoryLimit
 from aether_trio.services.workflows.flow import Admission, RunBegins
 from aether_trio.services.workflows.flow_stops import SCHEDULE, FlowStops
+from aether_trio.services.workflows.foretelling import ForetellOperations
 from aether_trio.services.workflows.function_operations import FunctionOperations
 from aether_trio.services.workflows.functions import Functions
 from aether_trio.services.workflows.hook import WorkflowHook
@@ -56,6 +58,7 @@ from aether_trio.services.workflows.schedule_operations import (
 from aether_trio.services.workflows.schedules import Schedules
 from aether_trio.services.workflows.sources import WantedEvents
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
+from aether_trio.services.workflows.timeline import TimelineOperations
 from aether_trio.services.workflows.waits import Waits
 from aether_trio.storage.base import Program
 
@@ -133,8 +136,15 @@ class WorkflowEngine:
         """Make what handles events, with the task engine that has the hook."""
         return EventHandler(engine, self.reactions, self._starter)
 
-    def operations(self, engine: Engine, ids: IdFactory, changes: AccessChanges) -> WorkflowOperations:
+    def operations(self, engine: Engine, ids: IdFactory, changes: AccessChanges, log: TopicLog) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""
+        appliers = Appliers(
+            {
+                RULE: put_rule,
+                SCHEDULE: partial(put_schedule, self.schedules),
+                MACHINE: partial(put_machine, self.machines),
+            }
+        )
         machines = MachineOperations(engine, self.machines, self._access, ids)
         return WorkflowOperations(
             engine,
@@ -143,17 +153,9 @@ class WorkflowEngine:
             ids,
             compiled_for_storage,
             changes.spread,
-            ApplyOperations(
-                engine,
-                self._access,
-                Appliers(
-                    {
-                        RULE: put_rule,
-                        SCHEDULE: partial(put_schedule, self.schedules),
-                        MACHINE: partial(put_machine, self.machines),
-                    }
-                ),
-            ),
+            ApplyOperations(engine, self._access, appliers),
+            ForetellOperations(appliers, self._access, log),
+            TimelineOperations(engine, self._access, log),
             ScheduleOperations(engine, self.schedules, self._access),
             RuleOperations(engine, self._access),
             FunctionOperations(engine, self.functions, self.executions, self._access),

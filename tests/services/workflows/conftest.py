@@ -12,7 +12,7 @@ from tests.helpers.core_fixtures import core, world
 __all__ = ["core", "world"]
 
 
-PAST = ("test_diagrams_served",)
+PAST = ("test_diagrams_served", "test_foretold", "test_timeline")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,0 +1,257 @@
+"""FORETELL: what definitions would have done with the events of the log.
+
+Nothing is written.
+
+    events of the log ──▶ rules, triggers and buses of documents ──▶ what matches, and with what
+
+The documents are not those that are stored. Conditions, destinations, inputs and keys are computed
+as the engine computes them; what would happen then to tasks, and flow control, is not foretold. The
+caller sees events of the workspaces that it may read, as the owner of what it applies would.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple, TypeAlias
+
+import trio
+
+from aether_trio.log.topic_log import TopicLog
+from aether_trio.model.access import AccessLevel
+from aether_trio.model.limits import KIB, MIB
+from aether_trio.model.text import TextError, escaped
+from aether_trio.model.topics import EVENT_INTAKE
+from aether_trio.model.workflows.definition import (
+    BusEvent,
+    Definition,
+    EvaluationError,
+    Graph,
+    Json,
+    MachineDefinition,
+    RuleDefinition,
+    ScheduleDefinition,
+    Trigger,
+)
+from aether_trio.model.workflows.go_names import go_time
+from aether_trio.model.workflows.hops import TooManyHops, extend
+from aether_trio.model.workflows.keys import key_text
+from aether_trio.model.workflows.reading import DefinitionErrors
+from aether_trio.model.workflows.records import read_action
+from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
+from aether_trio.services.workflows.actions import values_of
+from aether_trio.services.workflows.applying import Appliers
+from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.compilation_thread import compile_in_thread
+from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.events import TakenEvent, read_event
+from aether_trio.services.workflows.json_values import JsonError, write_json
+from aether_trio.services.workflows.reactions import holds
+from aether_trio.services.workflows.rule_runs import environment_of
+from aether_trio.services.workflows.rules import equalities_of
+from aether_trio.services.workflows.stored_graphs import schema_problem
+from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.storage.base import Row
+
+FORETELL: Final = 119
+"""Says what documents would have done with the events of the log."""
+PAGE_EVENTS: Final = 1_000
+PAGE_BYTES: Final = 4 * MIB
+"""Events of one answer, and their bytes."""
+FOUND: Final = 500
+FOUND_BYTES: Final = 512 * KIB
+"""Reactions in one answer, and their bytes."""
+SHOWN_BYTES: Final = 16 * KIB
+"""A reaction whose values are larger is shown without them."""
+KEYS: Final = frozenset({"documents", "since_ms", "after"})
+
+
+class Triggered(NamedTuple):
+    """A workflow, and the trigger by which an event starts it."""
+
+    graph: Graph
+    trigger: Trigger
+
+
+class BusEntry(NamedTuple):
+    """A machine, and an entry of its bus."""
+
+    machine: MachineDefinition
+    bus: BusEvent
+
+
+Reacting: TypeAlias = RuleDefinition | Triggered | BusEntry | ScheduleDefinition
+
+
+class _Foretold(Exception):
+    """What would have been a dead letter; the text says why."""
+
+
+class ForetellOperations:
+    """Answers FORETELL, a page of events at a time."""
+
+    def __init__(self, appliers: Appliers, access: WorkspaceAccess, log: TopicLog) -> None:
+        self._appliers = appliers
+        self._access = access
+        self._log = log
+        self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
+            {FORETELL: self._foretell}
+        )
+
+    async def _foretell(self, asked: OperationAsked) -> OperationAnswer:
+        """Return `{"events", "foretold": [...], "next"}`; `next` 0: there are no more."""
+        given = asked.document
+        documents, since_ms, after = given.get("documents"), given.get("since_ms", 0), given.get("after", 0)
+        whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in (since_ms, after))
+        if not isinstance(documents, list) or not whole or given.keys() - KEYS:
+            raise OperationError('data is {"documents": [DOCUMENT, ...], "since_ms": MOMENT, "after": OFFSET}')
+        try:
+            found = await compile_in_thread(partial(self._appliers.read, documents, asked.workspace), len(asked.data))
+        except DefinitionErrors as error:
+            raise OperationError(str(error)) from None
+        for workspace in dict.fromkeys(one.workspace for one in found):
+            await self._access.need(asked.session, workspace, AccessLevel.READ)
+        index = _index_of(found)
+        behind = after or await self._before(since_ms)
+        rows, more = await self._page(behind, PAGE_EVENTS, PAGE_BYTES)
+        foretold: list[dict[str, Any]] = []
+        readable: dict[str, bool] = {}
+        events, size = 0, 0
+        for offset, at_ms, frame in rows:
+            await trio.lowlevel.checkpoint()
+            event = read_event(offset, bytes(frame), at_ms)
+            if event is not None and await self._reads(asked, event.workspace or EVERYWHERE, readable):
+                events += 1
+                for reaction in _reactions(index, event):
+                    foretold.append(reaction)
+                    size += len(write_json(reaction))
+            behind = offset
+            if len(foretold) >= FOUND or size >= FOUND_BYTES:
+                more = more or offset < rows[-1][0]
+                break
+        return OperationAnswer({"events": events, "foretold": foretold, "next": behind if more else 0})
+
+    async def _reads(self, asked: OperationAsked, workspace: str, readable: dict[str, bool]) -> bool:
+        if workspace not in readable:
+            readable[workspace] = not await self._access.problem(asked.session, workspace, AccessLevel.READ)
+        return readable[workspace]
+
+    async def _page(self, after: int, rows: int, max_bytes: int) -> tuple[list[Row], bool]:
+        """Read messages (offset, Unix ms, frame) of the log, and whether there are more."""
+        [page] = await self._log.read_topics([(EVENT_INTAKE, after)], rows=rows, max_bytes=max_bytes)
+        return page
+
+    async def _before(self, since_ms: int) -> int:
+        """Return an offset behind which the events since a moment are, and no others."""
+        low, high = 0, 1
+        while (await self._is_earlier(high, since_ms)) is not None:
+            low, high = high, high * 2
+        while low < high:
+            middle = (low + high) // 2
+            earlier = await self._is_earlier(middle, since_ms)
+            if earlier is None:
+                high = middle
+            else:
+                low = max(earlier, middle + 1)
+        return low
+
+    async def _is_earlier(self, after: int, since_ms: int) -> int | None:
+        """Return the offset of the first message behind one if it is too early; else None."""
+        rows, _ = await self._page(after, 1, 1)
+        return int(rows[0][0]) if rows and rows[0][1] < since_ms else None
+
+
+def _index_of(found: Sequence[Definition]) -> RuleIndex[tuple[int, int], Reacting]:
+    index: RuleIndex[tuple[int, int], Reacting] = RuleIndex()
+    for number, one in enumerate(found):
+        match one:
+            case RuleDefinition() if one.active:
+                equalities = equalities_of(one.condition)
+                takes = _filter(one.source_event, one.source_agent, one.workspace, equalities, one.priority)
+                index.add((number, 0), takes, one)
+            case Graph() if one.trigger is not None and one.trigger.event:
+                equalities = equalities_of(one.trigger.condition)
+                takes = _filter(one.trigger.event, one.trigger.source_agent, one.workspace, equalities)
+                index.add((number, 0), takes, Triggered(one, one.trigger))
+            case MachineDefinition():
+                for place, bus in enumerate(one.bus):
+                    takes = _filter(bus.event, bus.source_agent, one.workspace)
+                    index.add((number, place), takes, BusEntry(one, bus))
+            case ScheduleDefinition() if one.event:
+                index.add((number, 0), _filter(one.event, ANY, one.workspace), one)
+    return index
+
+
+def _filter(event: str, agent: str, workspace: str, equalities: Sequence[Any] = (), priority: int = 0) -> EventFilter:
+    return EventFilter(
+        event=event, agent=agent or ANY, workspace=workspace, equalities=tuple(equalities), priority=priority
+    )
+
+
+def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[dict[str, Any]]:
+    for name in event.names:
+        env = environment_of(event, name)
+        for reacting in index.candidates(name, event.agent, event.workspace, env):
+            told = {"at": go_time(event.at_ms), "offset": event.offset, "event": name, "source": event.principal}
+            told |= {"event_workspace": event.workspace, **_what(reacting)}
+            try:
+                does = _does(reacting, event, name, env)
+            except (EvaluationError, TextError, TooManyHops, _Foretold, JsonError) as error:
+                yield {**told, "error": escaped(str(error), 2_000)}
+                continue
+            if does is None:
+                continue
+            if len(write_json(does)) > SHOWN_BYTES:
+                does = {"too_large_to_show": len(write_json(does))}
+            yield {**told, "does": does}
+
+
+def _what(reacting: Reacting) -> dict[str, str]:
+    match reacting:
+        case RuleDefinition():
+            return {"kind": "rule", "id": reacting.name}
+        case ScheduleDefinition():
+            return {"kind": "schedule", "id": reacting.id}
+        case Triggered(graph):
+            return {"kind": "workflow", "id": graph.id}
+        case BusEntry(machine):
+            return {"kind": "machine", "id": machine.id}
+
+
+def _does(reacting: Reacting, event: TakenEvent, name: str, env: dict[str, Json]) -> dict[str, Any] | None:
+    """Return what a definition would have done; None if its condition does not hold.
+
+    Raises EvaluationError, TextError, TooManyHops, JsonError and _Foretold.
+    """
+    moment = datetime.fromtimestamp(event.at_ms / 1000, UTC)
+    match reacting:
+        case RuleDefinition():
+            if not holds(reacting.condition, env, moment):
+                return None
+            document = reacting.destination.evaluate({**env, "events": [env]}, now=lambda: moment)
+            action = read_action(document, TOOLS, f"rule '{reacting.name}'")
+            extend(event.hops, "rule", reacting.name)
+            if action.join is not None:
+                key = key_text(
+                    action.join.correlation_key.evaluate(env, now=lambda: moment), "the correlation_key of the join"
+                )
+                return {"type": "join", "join": action.join.name, "correlation_key": key}
+            values_of(action, {}, event.at_ms)
+            found: dict[str, Any] = document if isinstance(document, dict) else {}
+            return {"type": action.type.value, **{key: value for key, value in found.items() if key != "type"}}
+        case Triggered(graph, trigger):
+            if not holds(trigger.condition, env, moment):
+                return None
+            extend(event.hops, "workflow", graph.id)
+            if not event.workspace:
+                raise _Foretold("the event is of no workspace, and an execution needs one")
+            if graph.input_schema is not None and (problem := schema_problem(graph.input_schema, event.data)):
+                raise _Foretold(f"the input of workflow {graph.id} is not as declared: {problem}")
+            return {"type": "start", "workspace": event.workspace, "input": event.data}
+        case BusEntry(_, bus):
+            key = key_text(bus.key.evaluate(env, now=lambda: moment), f"the key of bus event {name}")
+            return {"type": "send", "instance": key, "event": bus.send or name, "creates": bus.creates}
+        case ScheduleDefinition():
+            return {"type": "fire", "after": reacting.schedule_expr, "workflow": reacting.workflow_id}
