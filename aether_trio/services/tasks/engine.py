@@ -53,6 +53,7 @@ from aether_trio.services.tasks.transaction import child_events, due, retention,
 from aether_trio.services.tasks.transaction.interface import (
     NO_TASK_GRANTS,
     NO_TASK_WORKFLOWS,
+    ChangeRefused,
     Context,
     LargeError,
     NewAssignment,
@@ -331,7 +332,7 @@ class Engine:
                 self.after_commit(tx)
         except CommitUnknown:
             self._send_all_again()  # in a group that begins when this one is decided
-        except (StorageUnavailable, LargeError) as error:
+        except (StorageUnavailable, LargeError, ChangeRefused) as error:
             logger.debug("a change of tasks whose client has left was not made", reason=str(error))
         except Exception as error:
             report(error, "a client that has left while its change of tasks was committed")

@@ -27,7 +27,7 @@ from aether_trio.model.workflows.definition import (
 from aether_trio.model.workflows.documents import KINDS, WORKFLOW, compile_document, kind_of_document
 from aether_trio.model.workflows.reading import DefinitionErrors, pointer
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.transaction.interface import Context, LargeError
+from aether_trio.services.tasks.transaction.interface import ChangeRefused, Context, LargeError
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import definitions
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
@@ -49,7 +49,7 @@ _SMALL: Final = 8
 APPLY: Final = 107
 
 
-class ConflictError(ValueError):
+class ConflictError(ChangeRefused, ValueError):
     """A definition cannot be applied to what is stored; the text says why."""
 
 

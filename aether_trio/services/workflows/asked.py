@@ -11,6 +11,7 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.limits import MIB
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
+from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.json_values import read_json, write_json
 from aether_trio.session.session import Session
@@ -25,7 +26,7 @@ MORE: Final = "more after "
 """How the message of a list begins whose end is not reached; where it goes on follows."""
 
 
-class OperationError(Exception):
+class OperationError(ChangeRefused):
     """An operation on workflows is refused; the text is the answer's error."""
 
 

@@ -41,7 +41,7 @@ from aether_trio.model.workflows.happenings import (
 )
 from aether_trio.model.workflows.hops import decode
 from aether_trio.services.tasks.transaction import results, task_rows
-from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.tasks.transaction.interface import ChangeRefused, LargeError, Transaction
 from aether_trio.services.workflows import definitions, execution_rows, function_rows
 from aether_trio.services.workflows.actions import (
     ENGINE,
@@ -101,7 +101,7 @@ _LATER: Final = ""
 """The key in `FunctionState.due` of a run that a worker has put off."""
 
 
-class CommandError(ValueError):
+class CommandError(ChangeRefused, ValueError):
     """What a worker asks for is malformed, or beyond a limit; nothing is done."""
 
 

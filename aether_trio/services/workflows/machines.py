@@ -29,7 +29,7 @@ from aether_trio.model.workflows.hops import Hops, TooManyHops, decode, extend
 from aether_trio.model.workflows.keys import key_text
 from aether_trio.model.workflows.machines import MachineAction, MachineInstance, MachineProblem, MachineStep
 from aether_trio.model.workflows.reading import DefinitionErrors
-from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.tasks.transaction.interface import ChangeRefused, Transaction
 from aether_trio.services.workflows import action_dead_letters, execution_rows, machine_rows
 from aether_trio.services.workflows.action_dead_letters import FailedAction, RepeatedAction
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, values_of
@@ -50,7 +50,7 @@ IGNORED: Final = frozenset(
 """Why an event of the bus leaves an instance as it is, and nothing is wrong."""
 
 
-class MachineError(ValueError):
+class MachineError(ChangeRefused, ValueError):
     """A machine or instance cannot do what is asked; `error_type` is for programs."""
 
     def __init__(self, message: str, error_type: str = "REFUSED") -> None:

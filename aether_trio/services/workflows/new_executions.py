@@ -13,7 +13,7 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.workflows.definition import Json
 from aether_trio.model.workflows.forks import KeptPart
 from aether_trio.model.workflows.hops import Hops, encode
-from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.tasks.transaction.interface import ChangeRefused, Transaction
 from aether_trio.services.workflows.actions import Actions, new_row
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
@@ -49,7 +49,7 @@ class Begin:
     fork: ForkOf | None = None
 
 
-class StartRefused(Exception):
+class StartRefused(ChangeRefused):
     """An execution cannot be started; the text says why."""
 
 

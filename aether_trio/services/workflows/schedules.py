@@ -32,6 +32,7 @@ from aether_trio.model.workflows.schedules import (
     PlannedFiring,
 )
 from aether_trio.model.workflows.timetables import NoSlots, Timetable, TimetableError, read_timetable
+from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows import schedule_rows
 from aether_trio.services.workflows.cron import cron_matches
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
@@ -47,7 +48,7 @@ MAX_ERROR: Final = 500
 SLOT: Final = "slot"
 
 
-class ScheduleError(ValueError):
+class ScheduleError(ChangeRefused, ValueError):
     """An operation on a schedule is refused; the text says why."""
 
 

@@ -27,6 +27,13 @@ class LargeError(Exception):
     """A small transaction on tasks would read too many rows; it is run as a large one."""
 
 
+class ChangeRefused(Exception):
+    """What was asked for is refused in its transaction, and nothing is committed.
+
+    It is the caller's answer. When the caller has left, nothing is wrong.
+    """
+
+
 class TaskGrants(Protocol):
     """What tasks do with grants, in their transactions (services/authority/).
 
