@@ -73,6 +73,8 @@ from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
 from aether_trio.services.workflows.engine import WorkflowEngine
+from aether_trio.services.workflows.webhook_secrets import WebhookSecrets
+from aether_trio.services.workflows.webhooks import Webhooks
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory
@@ -115,6 +117,7 @@ class Core:
     tokens: TokenStore
     audit: AuditTrail
     workflows: WorkflowEngines
+    webhooks: Webhooks | None
     sessions: SessionServer
     tail: TopicWatcher
 
@@ -179,10 +182,12 @@ async def open_core(
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
         task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
+        tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
         workflow_engine = WorkflowEngine(
             authorizer,
             lambda workspace: quotas.of(workspace).task_payload_bytes,
             settings.workflow,
+            WebhookSecrets(lambda: tokens.keys),
             strict=strict,
         )
         engine = Engine(
@@ -243,6 +248,7 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread, crashes)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
+        webhooks = None if settings.workflow.engine == "off" else workflow_engine.webhooks(engine)
         workflows = WorkflowEngines(
             settings.workflow,
             clock,
@@ -259,7 +265,6 @@ async def open_core(
         )
 
         # Sessions: the hooks of their steps, the router of messages, the handlers of requests.
-        tokens = TokenStore(tasks_database, clock, read_hmac_keys(settings.auth, dev=settings.gateway.dev))
         credentials = CredentialChecker(
             settings.auth,
             clock,
@@ -425,6 +430,7 @@ async def open_core(
             tokens=tokens,
             audit=audit,
             workflows=workflows,
+            webhooks=webhooks,
             sessions=sessions,
             tail=TopicWatcher(log, ephemeral_topics, clock),
         )

@@ -167,7 +167,7 @@ def _open_transports(core: Core, health: GrpcHealth, nursery: trio.Nursery) -> d
         metrics.watch_transport(core.metrics, "framed", framed.statistics)
     if settings.websocket.enabled:
         transports["websocket"] = http = HttpServer(
-            serve, settings.websocket, nursery, log=core.log.identity.hex(), unfinished=unfinished
+            serve, settings.websocket, nursery, log=core.log.identity.hex(), unfinished=unfinished, hooks=core.webhooks
         )
         nursery.start_soon(http.keep_alive, name="websocket-pings")
         metrics.watch_transport(core.metrics, "websocket", http.statistics)

@@ -362,3 +362,25 @@ def test_rules_schedules_and_machines_are_applied_listed_and_deleted(shell: Shel
         assert shell.out("workflows", "delete", name, *those) == f"{kind} {name} is deleted\n"
         assert shell.notice("workflows", "list", *those) == f"no {kind} in the workspace kinds\n"
         shell.fails(1, f"`aether workflows list --kind {kind}`", "workflows", "delete", name, *those)
+
+
+def test_a_webhook_is_applied_rotated_and_deleted(shell: Shell, tmp_path: Path) -> None:
+    place = ("--workspace", "hooks")
+    (tmp_path / "shop.yaml").write_text("kind: webhook\nname: shop\nevent: order.paid\n")
+    made, secret = shell.out("workflows", "apply", str(tmp_path), *place).splitlines()
+    assert made == "webhook shop is created in hooks"
+    assert secret.startswith("the secret of webhook shop, which is not shown again: whsec_")
+    assert shell.out("workflows", "apply", str(tmp_path), *place) == "webhook shop is unchanged in hooks\n"
+    assert shell.out("workflows", "rotate", "shop", *place).startswith("whsec_")
+    (tmp_path / "shop.yaml").write_text(
+        "kind: webhook\nname: shop\nevent: order.paid\nsecrets: [whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw]\n"
+    )
+    assert shell.out("workflows", "apply", str(tmp_path), *place) == "webhook shop is updated in hooks\n"
+    assert shell.out("workflows", "apply", str(tmp_path), *place) == "webhook shop is unchanged in hooks\n"
+    those = ("--kind", "webhook", *place)
+    listed = shell.out("workflows", "list", *those)
+    assert "/hooks/hooks/shop" in listed
+    assert "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw" not in listed + shell.out("workflows", "show", "shop", *those)
+    assert shell.out("workflows", "delete", "shop", *those) == "webhook shop is deleted\n"
+    assert shell.notice("workflows", "list", *those) == "no webhook in the workspace hooks\n"
+    shell.fails(1, "webhook 'shop' not found", "workflows", "rotate", "shop", *place)

@@ -102,6 +102,8 @@ def apply(
         say(f"warning: {warning}", err=True)
     for one in applied.applied:
         say(f"{applied_name(one)} {_would(one.change, dry_run)} in {one.workspace}")
+        if one.secret:
+            say(f"the secret of {applied_name(one)}, which is not shown again: {one.secret}")
     for line in (*moved, *stay):
         say(line)
 

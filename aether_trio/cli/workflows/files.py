@@ -78,13 +78,13 @@ def read_workflow_files(files: Sequence[Path | None], workspace: str = "") -> Wo
 
     Raises CliError for a file that cannot be read.
     """
-    from aether_trio.services.workflows.documents import identity_of, read_files
+    from aether_trio.services.workflows.documents import document_of, identity_of, read_files
 
     decoded, errors = decoded_files(files)
     found = read_files(decoded, workspace=workspace)
     identities = [identity_of(one) for one in found.definitions]
     return WorkflowFiles(
-        tuple({"kind": kind, **one.source} for (kind, _, _), one in zip(identities, found.definitions, strict=True)),
+        tuple(map(document_of, found.definitions)),
         tuple(f"{kind} {name}" for kind, _, name in identities),
         (*errors, *found.errors),
         found.warnings,

@@ -72,6 +72,17 @@ def _machine(one: Found) -> Sequence[str]:
     )
 
 
+def _webhook(one: Found) -> Sequence[str]:
+    return (
+        str(one.get("id", "")),
+        str(one.get("workspace", "")),
+        str(one.get("address", "")),
+        cut(str(one.get("event", ""))),
+        "yes" if one.get("active") else "no",
+        moment_text(one.get("updated_at")),
+    )
+
+
 KINDS: Final[Mapping[str, OtherKind]] = MappingProxyType(
     {
         "rule": OtherKind(
@@ -96,6 +107,13 @@ KINDS: Final[Mapping[str, OtherKind]] = MappingProxyType(
             _machine,
             lambda workflow, workspace, after: workflow.list_state_machines(workspace, after=after),
             lambda workflow, found, workspace: workflow.delete_state_machine(found, workspace=workspace),
+        ),
+        "webhook": OtherKind(
+            "webhooks",
+            ("webhook", "workspace", "address", "event", "active", "applied"),
+            _webhook,
+            lambda workflow, workspace, after: workflow.list_webhooks(workspace, after=after),
+            lambda workflow, found, workspace: workflow.delete_webhook(found, workspace=workspace),
         ),
     }
 )

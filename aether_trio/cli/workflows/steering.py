@@ -126,3 +126,20 @@ def answer(
     if approved is None and (choice or data is not None or text):
         approved = True
     run_client(answer_question, target, who, execution, step, GivenAnswer(approved, choice, text, value))
+
+
+@click.command()
+@click.argument("name", metavar="WEBHOOK")
+@click.option("--workspace", default="default", show_default=True, help="The workspace of the webhook.")
+@access_options
+def rotate(target: GatewayTarget, who: Identity, name: str, workspace: str) -> None:
+    """Give a webhook a new secret, and print it.
+
+    The one before is valid until the next rotation, so that the sender can change meanwhile.
+    """
+    say(run_client(_rotate, target, who, name, workspace))
+
+
+async def _rotate(target: GatewayTarget, who: Identity, name: str, workspace: str) -> str:
+    async with open_workflows(target, who) as client:
+        return await client.workflow.rotate_webhook(name, workspace=workspace)

@@ -66,6 +66,8 @@ DIAGRAM: Final = _Kind(115)
 TIMELINE: Final = _Kind(118)
 FORETELL: Final = _Kind(119)
 REDRIVE: Final = _Kind(116)
+LIST_WEBHOOKS: Final = _Kind(108)
+CHANGE_WEBHOOK: Final = _Kind(109)
 """Operations of the gateway's own engine, beyond those of the descriptor (docs/wire.md)."""
 
 _MORE: Final = "more after "
@@ -466,6 +468,19 @@ class Workflow(Namespace):
         """
         data = {"from": begin.astimezone().isoformat(), "until": end.astimezone().isoformat()}
         return await self._do(BACKFILL_SCHEDULE, schedule_id, data=json.dumps(data).encode(), workspace=workspace)
+
+    async def list_webhooks(self, workspace: str = "", *, limit: int = 0, after: str = "") -> WorkflowAnswer:
+        """List the webhooks, without their secrets."""
+        return await self._do(LIST_WEBHOOKS, data=_page(limit, after), workspace=workspace)
+
+    async def delete_webhook(self, name: str, *, workspace: str = "") -> WorkflowAnswer:
+        """Delete a webhook: its address is gone when this returns."""
+        return await self._do(CHANGE_WEBHOOK, name, "delete", workspace=workspace)
+
+    async def rotate_webhook(self, name: str, *, workspace: str = "") -> str:
+        """Give a webhook a new secret; the one before is valid until the next rotation."""
+        answer = await self._do(CHANGE_WEBHOOK, name, "rotate", workspace=workspace)
+        return str(_object(answer).get("secret", ""))
 
     async def list_executions(
         self, workspace: str = "", *, workflow: str = "", status: str = "", limit: int = 0, after: str = ""

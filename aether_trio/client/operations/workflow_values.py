@@ -178,13 +178,17 @@ class ExecutionFork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AppliedDefinition:
-    """What applying a document did: `change` is created, updated or unchanged."""
+    """What applying a document did: `change` is created, updated or unchanged.
+
+    `secret` is that of a new webhook, if the gateway has made it: it is shown this once.
+    """
 
     kind: str
     workspace: str
     id: str
     version: int
     change: str
+    secret: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -331,7 +335,11 @@ def applied_of(found: Mapping[str, Any]) -> Applied:
     """Read the answer of APPLY."""
     names = ("kind", "workspace", "id", "change")
     applied = [
-        AppliedDefinition(version=_number(one, "version"), **{name: _text(one, name) for name in names})
+        AppliedDefinition(
+            version=_number(one, "version"),
+            **{name: _text(one, name) for name in names},
+            secret=_text(one, "secret") if "secret" in one else "",
+        )
         for one in found.get("applied") or ()
     ]
     return Applied(applied=tuple(applied), warnings=tuple(map(str, found.get("warnings") or ())))

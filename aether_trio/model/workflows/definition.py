@@ -535,4 +535,21 @@ class MachineDefinition:
     digest: str = ""
 
 
-Definition: TypeAlias = Graph | RuleDefinition | ScheduleDefinition | MachineDefinition
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WebhookDefinition:
+    """An address for signed messages from outside, each of which is an event.
+
+    `headers` are the names, in lower case, of those that are passed on. `secrets` are the keys that
+    the document gives, none if the gateway is to make one; they are not in `source`.
+    """
+
+    name: str
+    event: str
+    workspace: str = ""
+    headers: tuple[str, ...] = ()
+    secrets: tuple[bytes, ...] = field(default=(), repr=False)
+    active: bool = True
+    source: Mapping[str, Json] = field(default_factory=dict)
+
+
+Definition: TypeAlias = Graph | RuleDefinition | ScheduleDefinition | MachineDefinition | WebhookDefinition

@@ -1,4 +1,4 @@
-"""Compiles a document of any kind: workflow, rule, schedule or state machine.
+"""Compiles a document of any kind: workflow, rule, schedule, machine or webhook.
 
 The document is a JSON tree, as services/workflows reads it from JSON or YAML. Workflows and
 machines may come as records, as operations have them: `{id, version, workspace, definition}` with
@@ -14,12 +14,14 @@ from aether_trio.model.workflows.definition import Definition, Json, Path
 from aether_trio.model.workflows.graphs import compile_graph
 from aether_trio.model.workflows.reading import Fields, Findings, check_tree, fold, kind_of, quoted
 from aether_trio.model.workflows.records import compile_machine, compile_rule, compile_schedule
+from aether_trio.model.workflows.webhooks import compile_webhook
 
 WORKFLOW: Final = "workflow"
 RULE: Final = "rule"
 SCHEDULE: Final = "schedule"
 MACHINE: Final = "machine"
-KINDS: Final = (WORKFLOW, RULE, SCHEDULE, MACHINE)
+WEBHOOK: Final = "webhook"
+KINDS: Final = (WORKFLOW, RULE, SCHEDULE, MACHINE, WEBHOOK)
 _BY_KEY: Final = (
     ("steps", WORKFLOW),
     ("states", MACHINE),
@@ -80,6 +82,8 @@ def _compile(kind: str, tree: dict[str, Json], compiler: Compiler) -> Definition
         return compile_rule(compiler, tree, ())
     if kind == SCHEDULE:
         return compile_schedule(compiler, tree, ())
+    if kind == WEBHOOK:
+        return compile_webhook(compiler, tree, ())
     document: Json = tree
     path: Path = ()
     preset: dict[str, Json] = {}

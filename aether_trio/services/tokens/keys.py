@@ -45,6 +45,10 @@ class HmacKeys:
         mac.update(message)
         return mac.digest()
 
+    def derived(self, key_id: str, purpose: bytes) -> bytes:
+        """Return 32 bytes that only who has the key knows, for another purpose."""
+        return self._mac(key_id, b"aether derived\0" + purpose)
+
     @property
     def newest(self) -> str | None:
         """The id of the key for new tokens; None without keys."""

@@ -9,7 +9,7 @@ file can be applied again. What is wrong with several documents is told at once.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
@@ -63,11 +63,14 @@ class AppliedRow:
     version: int
     change: str
     warning: str = ""
+    secret: str = field(default="", repr=False)
+    """Of a new webhook: the secret that the gateway has made, which is shown once."""
 
-    def document(self) -> dict[str, Any]:
+    def document(self, *, dry_run: bool = False) -> dict[str, Any]:
         """Return it as an answer shows it."""
         names = ("kind", "workspace", "id", "version", "change")
-        return {name: getattr(self, name) for name in names}
+        shown: dict[str, Any] = {name: getattr(self, name) for name in names}
+        return shown | {"secret": self.secret} if self.secret and not dry_run else shown
 
 
 class AppliedRows(NamedTuple):
@@ -193,7 +196,7 @@ class ApplyOperations:
             raise OperationError(str(error)) from None
         except DryRunDone as done:
             applied = done.applied
-        rows = [row.document() for row in applied.rows]
+        rows = [row.document(dry_run=dry_run) for row in applied.rows]
         return OperationAnswer({"applied": rows, "warnings": applied.warnings}, total=len(rows))
 
 

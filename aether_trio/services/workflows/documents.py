@@ -22,12 +22,14 @@ from aether_trio.model.workflows.definition import (
     MachineDefinition,
     RuleDefinition,
     ScheduleDefinition,
+    WebhookDefinition,
 )
 from aether_trio.model.workflows.documents import (
     KINDS,
     MACHINE,
     RULE,
     SCHEDULE,
+    WEBHOOK,
     WORKFLOW,
     compile_document,
     kind_of_document,
@@ -43,6 +45,7 @@ from aether_trio.model.workflows.reading import (
     pointer,
     quoted,
 )
+from aether_trio.model.workflows.webhooks import secret_text
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.services.workflows.yaml_reader import MAX_BYTES, YamlDocument, YamlError, read_yaml_documents
 
@@ -75,8 +78,18 @@ def identity_of(definition: Definition) -> tuple[str, str, str]:
         return RULE, definition.workspace, definition.name
     if isinstance(definition, ScheduleDefinition):
         return SCHEDULE, definition.workspace, definition.id or definition.name
+    if isinstance(definition, WebhookDefinition):
+        return WEBHOOK, definition.workspace, definition.name
     assert isinstance(definition, MachineDefinition)
     return MACHINE, definition.workspace, definition.id
+
+
+def document_of(definition: Definition) -> dict[str, Json]:
+    """Return the document that applies a definition, with its kind and secrets."""
+    document: dict[str, Json] = {"kind": identity_of(definition)[0], **definition.source}
+    if isinstance(definition, WebhookDefinition) and definition.secrets:
+        document["secrets"] = [secret_text(key) for key in definition.secrets]
+    return document
 
 
 class _FileReader:

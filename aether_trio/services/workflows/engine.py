@@ -60,6 +60,8 @@ from aether_trio.services.workflows.sources import WantedEvents
 from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
 from aether_trio.services.workflows.timeline import TimelineOperations
 from aether_trio.services.workflows.waits import Waits
+from aether_trio.services.workflows.webhook_secrets import WebhookSecrets
+from aether_trio.services.workflows.webhooks import WEBHOOK, WebhookOperations, Webhooks, put_webhook
 from aether_trio.storage.base import Program
 
 
@@ -71,9 +73,12 @@ class WorkflowEngine:
         authorizer: RuleAuthorizer,
         payload_bytes: Callable[[str], int],
         settings: WorkflowSettings,
+        secrets: WebhookSecrets,
         *,
         strict: bool,
     ) -> None:
+        self._secrets = secrets
+        self._owner_may = owner_may(authorizer)
         self._strict = strict
         self._access = WorkspaceAccess(authorizer)
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
@@ -136,6 +141,10 @@ class WorkflowEngine:
         """Make what handles events, with the task engine that has the hook."""
         return EventHandler(engine, self.reactions, self._starter)
 
+    def webhooks(self, engine: Engine) -> Webhooks:
+        """Make what receives the messages of webhooks."""
+        return Webhooks(engine, self._owner_may, self._secrets)
+
     def operations(self, engine: Engine, ids: IdFactory, changes: AccessChanges, log: TopicLog) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""
         appliers = Appliers(
@@ -143,6 +152,7 @@ class WorkflowEngine:
                 RULE: put_rule,
                 SCHEDULE: partial(put_schedule, self.schedules),
                 MACHINE: partial(put_machine, self.machines),
+                WEBHOOK: partial(put_webhook, self._secrets),
             }
         )
         machines = MachineOperations(engine, self.machines, self._access, ids)
@@ -163,6 +173,7 @@ class WorkflowEngine:
             DiagramOperations(engine, machines, self._access),
             JoinOperations(engine, self.joins, self._access),
             RedriveOperations(engine, self._access),
+            WebhookOperations(engine, self._access, self._secrets),
             PastOperations(engine, self.executions, self._access, ids),
             strict=self._strict,
         )

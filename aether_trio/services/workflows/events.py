@@ -35,6 +35,8 @@ MAX_NAMES: Final = 64
 NAME_BYTES: Final = 256
 _TASKS: Final = "tk::"
 """The topics of tasks begin so; only the gateway writes to those of their events."""
+WEBHOOKS: Final = "webhook::"
+"""The sources of messages from outside begin so; only the gateway writes such messages."""
 _LARGE: Final = re.compile(rb"[0-9]{300}|[eE]\+?0*[0-9]{3}")
 """Where a number may be too large for a float."""
 _SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
@@ -127,10 +129,21 @@ def _sender(source_topic: str) -> tuple[str, str, bool]:
         return ENGINE, "workflow-engine", True
     if source_topic.startswith(_TASKS):
         return source_topic, "orchestrator", True
+    if source_topic.startswith(WEBHOOKS):
+        return source_topic, "webhook", True
     try:
         return source_topic, Identity.parse(source_topic, strict=False).implementation, False
     except IdentityError:
         return source_topic, "", False
+
+
+def payload_problem(payload: bytes) -> str:
+    """Return why an event's payload cannot be handled, as a sentence's end; or ""."""
+    try:
+        _names(_parse(payload))
+    except _PoisonError as error:
+        return str(error)
+    return ""
 
 
 def _parse(payload: bytes) -> dict[str, Any]:

@@ -76,6 +76,9 @@ are written (services/workflows/sources.py).
 `workflow_usage_totals` the sums of executions, with all below them, and an `allowance` above their
 budget.
 
+`workflow_webhooks.secrets` are encrypted (services/workflows/webhook_secrets.py) with the secret
+`key_id` of auth.token_hmac_keys. `workflow_webhook_ids` has hashes of what was accepted.
+
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
 """
@@ -444,6 +447,24 @@ STATEMENTS: Final = (
         PRIMARY KEY (kind, key, workspace, event)
     ) {clustered}""",
     "CREATE INDEX workflow_sources_of ON workflow_sources (event, workspace)",
+    """CREATE TABLE workflow_webhooks (
+        workspace TEXT {byte_order} NOT NULL,
+        id TEXT {byte_order} NOT NULL,
+        event TEXT NOT NULL,
+        document {blob} NOT NULL,
+        owner TEXT NOT NULL,
+        active INTEGER NOT NULL,
+        key_id TEXT NOT NULL,
+        secrets {blob} NOT NULL,
+        created_ms {bigint} NOT NULL,
+        updated_ms {bigint} NOT NULL,
+        PRIMARY KEY (workspace, id)
+    )""",
+    """CREATE TABLE workflow_webhook_ids (
+        hash TEXT {byte_order} PRIMARY KEY,
+        at_ms {bigint} NOT NULL
+    ) {clustered}""",
+    "CREATE INDEX workflow_webhook_ids_by_age ON workflow_webhook_ids (at_ms)",
     """CREATE TABLE workflow_relays (
         request_id TEXT {byte_order} PRIMARY KEY,
         engine_session TEXT NOT NULL,

@@ -12,7 +12,7 @@ connection. What cannot be served is BadRequest, whose status and text are the a
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Final, Protocol
@@ -108,12 +108,23 @@ class Http1Connection:
     """The server's side of one HTTP/1.1 connection, used by one task."""
 
     __slots__ = (
-        "_before", "_ended", "_h11", "_left", "_limits", "_lines", "_no_body", "_rest", "_server", "_stream", "_until",
+        "_before", "_body_bytes", "_ended", "_h11", "_left", "_limits", "_lines", "_most", "_no_body", "_rest", "_server", "_stream", "_until",
         "served",
     )  # fmt: skip
 
-    def __init__(self, stream: HttpStream, limits: Http1Limits, *, server: str | None = None) -> None:
-        """Wrap `stream`; `server` becomes the Server header of responses."""
+    def __init__(
+        self,
+        stream: HttpStream,
+        limits: Http1Limits,
+        *,
+        server: str | None = None,
+        body_bytes: Callable[[Request], int] | None = None,
+    ) -> None:
+        """Wrap `stream`; `server` becomes the Server header of responses.
+
+        `body_bytes` says of a request how long its body may be, instead of the limits.
+        """
+        self._body_bytes = body_bytes
         self._stream = stream
         self._limits = limits
         self._server = server
@@ -128,6 +139,7 @@ class Http1Connection:
         """The last bytes of the head that were given to h11."""
         self._left = limits.max_body_bytes
         """Bytes that the body may still have."""
+        self._most = limits.max_body_bytes
         self._until: float | None = None
         """trio time at which the body must have come."""
         self._no_body = False
@@ -182,14 +194,17 @@ class Http1Connection:
 
     def _check_body(self, request: Request) -> None:
         """Refuse a request whose head announces a too long body. Raises BadRequest."""
+        if self._body_bytes is not None:
+            self._left = self._body_bytes(request)
+        self._most = self._left
         length = request.headers.get("content-length", "0")
         if "transfer-encoding" not in request.headers and length.strip("0") == "":
             self._h11.next_event()  # its EndOfMessage
-        elif not self._limits.max_body_bytes:
+        elif not self._most:
             raise BadRequest(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, "requests with a body are not served; send this one without"
             )
-        elif int(length) > self._limits.max_body_bytes:
+        elif int(length) > self._most:
             raise self._body_too_long()
 
     async def _feed_head(self) -> None:
@@ -262,7 +277,7 @@ class Http1Connection:
             yield part
 
     def _body_too_long(self) -> BadRequest:
-        text = f"the body has more than {self._limits.max_body_bytes} bytes"
+        text = f"the body has more than {self._most} bytes"
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
     async def wait_for_end(self, *, drop_input: bool = False) -> None:

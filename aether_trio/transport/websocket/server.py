@@ -1,7 +1,8 @@
 """The gateway's HTTP/1.1 server for browsers: static files and WebSockets.
 
-GET /v1/connect is the upgrade, whose Link is given to `serve`; every other path is a file
-(http1/static_files.py), or 404. `nursery` outlives the connections and holds their writers.
+GET /v1/connect is the upgrade, whose Link is given to `serve`; POST /hooks/... is a webhook
+(http1/hooks.py); every other path is a file (http1/static_files.py), or 404. `nursery` outlives the
+connections and holds their writers.
 
 Limits: a connection's first request within `handshake_timeout_s`, each further one within
 `idle_timeout_s`, responses likewise. A drain answers upgrades with 503, ends connections that only
@@ -23,11 +24,13 @@ from aether_trio.concurrency.events import RepeatedEvent
 from aether_trio.config.settings import WebSocketSettings, is_loopback
 from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.transport.http1.connection import BadRequest, Http1Connection, Http1Limits, Request
+from aether_trio.transport.http1.hooks import PATH as HOOKS
+from aether_trio.transport.http1.hooks import HookReceiver, HookServer
 from aether_trio.transport.http1.plain_request import plain_request
 from aether_trio.transport.http1.server import LINGER_S, serve_requests
 from aether_trio.transport.http1.static_files import load_files
 from aether_trio.transport.link import Link, Peer
-from aether_trio.transport.socket.accepted import Accepted
+from aether_trio.transport.socket.accepted import Accepted, address_text
 from aether_trio.transport.socket.byte_stream import ByteStream
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 from aether_trio.transport.websocket.deliveries import Deliveries
@@ -65,7 +68,9 @@ class HttpServer:
         *,
         log: str = "",
         unfinished: UnfinishedInput | None = None,
+        hooks: HookReceiver | None = None,
     ) -> None:
+        self._hooks = HookServer(hooks)
         self._serve_link = serve
         self._log = log
         self._settings = settings
@@ -163,14 +168,18 @@ class HttpServer:
             nonlocal link
             self._requests += 1
             if request.path != CONNECT_PATH or request.method != "GET":
-                await self._answer(http, request)
+                if request.path.startswith(HOOKS):
+                    await self._hooks.answer(http, request, address_text(accepted.address).rpartition(":")[0])
+                else:
+                    await self._answer(http, request)
                 return True
             link = await self._upgrade(http, request, accepted, stream)
             return False
 
         self._fetching.add(stream)
         try:
-            await serve_requests(Http1Connection(stream, self._limits), answer, on_refused=self._refused)
+            http = Http1Connection(stream, self._limits, body_bytes=self._hooks.body_bytes)
+            await serve_requests(http, answer, on_refused=self._refused)
         finally:
             self._fetching.discard(stream)
         return link

@@ -8,7 +8,16 @@ import pytest
 
 from aether_trio.client.errors import AetherError
 from aether_trio.client.operations import NAMESPACES, Operations
-from aether_trio.client.operations.workflow import APPLY, REPLAY, RUN
+from aether_trio.client.operations.workflow import (
+    APPLY,
+    CHANGE_WEBHOOK,
+    FORETELL,
+    LIST_WEBHOOKS,
+    PAUSE_SCHEDULE,
+    REDRIVE,
+    RUN,
+    TIMELINE,
+)
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.operations.calls import CALLS, PASSIVE, public_methods
 from tests.client.operations.fake import FakeRequester
@@ -18,7 +27,7 @@ CASES = {field.name: field for field in pb.UpstreamMessage.DESCRIPTOR.oneofs_by_
 OF_THE_CORE = {"init"}
 """A client makes it when it connects."""
 
-OURS = {*range(RUN, APPLY + 1), REPLAY}
+OURS = {*range(RUN, APPLY + 1), *range(PAUSE_SCHEDULE, REDRIVE + 1), LIST_WEBHOOKS, CHANGE_WEBHOOK, TIMELINE, FORETELL}
 """Operations on workflows that the open enum of the protocol does not name."""
 
 ON_THE_WAY = {"proxy_http_body_chunk", "tunnel_data", "tunnel_ack", "tunnel_close"}
