@@ -1,0 +1,78 @@
+"""When the task of an execution is forgotten, no table has anything of it."""
+
+from __future__ import annotations
+
+import trio
+
+from aether_trio.wire.pb import aether_pb2 as pb
+from tests.helpers.core import World, deadlock_is_an_error
+from tests.services.workflows.helpers import all_taken, client
+
+Op = pb.WorkflowOperation
+INNER = {"steps": [{"id": "say", "output": {"$expr": "trigger.n"}}]}
+OUTER = {
+    "steps": [
+        {"id": "nap", "wait": "1s"},
+        {
+            "id": "paid",
+            "wait": {"event": "paid", "key": "input.order", "equals": "trigger.order"},
+            "depends_on": ["nap"],
+        },
+        {
+            "id": "each",
+            "for_each": {"items": {"$expr": "[1, 2]"}},
+            "workflow": "inner",
+            "input": {"n": {"$expr": "item"}},
+            "depends_on": ["paid"],
+        },
+    ]
+}
+
+
+async def test_nothing_is_left_of_forgotten_executions(world: World) -> None:
+    settings = {"workflow": {"engine": "embedded"}, "tasks": {"completed_retention_s": 60, "cancelled_retention_s": 60}}
+    async with deadlock_is_an_error(), world.open(**settings) as core, client(core) as boss:
+        await boss.create(INNER, "inner")
+        await boss.create(OUTER, "outer")
+        ids = [await boss.run({"order": number}, "outer") for number in range(2)]
+        await trio.sleep(2)
+        await boss.emit("paid", data={"order": 0})
+        await all_taken(core, world)
+        await boss.do(Op.CANCEL_EXECUTION, ids[1])
+        assert (await boss.ended(ids[0]))["execution"]["Status"] == "completed"
+        assert (await boss.ended(ids[1]))["execution"]["Status"] == "cancelled"
+        query = world.databases["tasks"].query
+        every = [row[0] for row in query("SELECT task_id FROM tasks")]
+        assert len(every) == 4
+        await trio.sleep(80)
+        found = [
+            (table, column) for table, column in text_columns(world) for one in every if has(world, table, column, one)
+        ]
+        assert found == []
+        for table in ("workflow_kept_events", "workflow_timers", "workflow_steps", "workflow_history"):
+            assert query(f"SELECT * FROM {table}") == []
+
+
+def text_columns(world: World) -> list[tuple[str, str]]:
+    """Return the columns of texts of all tables: (table, column)."""
+    query = world.databases["tasks"].query
+    if world.databases["tasks"].shared:
+        return [
+            (row[0], row[1])
+            for row in query(
+                "SELECT table_name, column_name FROM information_schema.columns "
+                "WHERE table_schema = current_schema() AND data_type = 'text'"
+            )
+        ]
+    tables = [row[0] for row in query("SELECT name FROM sqlite_master WHERE type = 'table'")]
+    return [
+        (table, name)
+        for table in tables
+        for name, kind in query(f"SELECT name, type FROM pragma_table_info('{table}')")
+        if kind == "TEXT"
+    ]
+
+
+def has(world: World, table: str, column: str, text: str) -> bool:
+    """Return whether a column has a text."""
+    return bool(world.databases["tasks"].query(f"SELECT 1 FROM {table} WHERE {column} = $1 LIMIT 1", text))
