@@ -131,7 +131,10 @@ class FunctionOperations:
             return tx, found
 
         try:
-            _, found = await self._engine.run_program(program, lambda result: result[0])
+            if commands:
+                _, found = await self._engine.run_program(program, lambda result: result[0])
+            else:  # only the history is read, as at each begin of a run
+                _, found = await self._engine.database.read_small(lambda: program(self._engine.context()))
         except CommandError as error:
             raise OperationError(str(error)) from None
         if isinstance(found, str):
