@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.result import NO_RESULT
 from aether_trio.model.tasks.status import HELD, LIVE, PAUSED, TERMINAL, WAITING, StoredStatus
-from aether_trio.model.tasks.task import Mode, TaskRow
+from aether_trio.model.tasks.task import Mode, TaskRow, WorkflowPart
 from aether_trio.model.tasks.wait import ESCALATIONS, Wait
 
 S = StoredStatus
@@ -365,7 +365,11 @@ def _wake(task: TaskRow, facts: Facts) -> Changes:
     return changes
 
 
-def _resume(task: TaskRow, facts: Facts) -> Changes:
+def _resume(task: TaskRow, facts: Facts) -> Changes | RefusedMove:
+    if task.workflow & WorkflowPart.FLOW and task.status is S.WAITING_DEPENDENCY:
+        wait = task.waits_for
+        if wait is not None and not wait.depends_on:
+            return RefusedMove(MoveRefusal.STATUS, "the execution waits for its turn: flow control lets it begin")
     return _running(task, facts) if task.status in HELD else _wake(task, facts)
 
 

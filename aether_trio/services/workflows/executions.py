@@ -267,9 +267,6 @@ class Executions:
         if after.workflow & WorkflowPart.QUESTION:
             yield from self._answered(tx, before, after)
             return
-        if after.workflow & WorkflowPart.FLOW and (yield from self._queued(after)) is not None:
-            yield from tx.write(after, before, "")  # flow control lets it begin
-            return
         now_ms = tx.context.now_ms
         running = after.changed({"status": StoredStatus.RUNNING, "started_ms": now_ms, "result_bytes": NO_RESULT})
         yield from tx.write(after, running, "")
@@ -333,7 +330,7 @@ class Executions:
 
     def _check_budget(self, tx: Transaction, row: ExecutionRow, name: str, used: Used) -> Program[None]:
         """Pause an execution that has used up its budget of something."""
-        if row.completed_ms or row.kind != "graph":
+        if row.status not in ("running", "paused") or row.kind != "graph":
             return
         graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
         budget = 0.0 if graph is None else graph.budget.usage.get(name, 0.0)
@@ -426,10 +423,16 @@ class Executions:
             part |= WorkflowPart.FLOW
         queued = bool(admitted.run_id) and not admitted.begins
         position = ExecutionPosition(task_id, parent, depth, part, place or {}, queued)
-        if graph is None:
-            yield from self._functions.start(tx, stored, workspace, begin, position)
-        else:
-            yield from self._start_graph(tx, stored, graph, workspace, begin, position)
+        try:
+            if graph is None:
+                yield from self._functions.start(tx, stored, workspace, begin, position)
+            else:
+                yield from self._start_graph(tx, stored, graph, workspace, begin, position)
+        except StartRefused:
+            # The caller may commit what others get by this.
+            yield from self.perform_flow(tx, admitted.effects)
+            yield from self.flow_ended(tx, task_id)
+            raise
         yield from self.perform_flow(tx, admitted.effects)
         return task_id
 

@@ -293,12 +293,6 @@ class _FlowTurn:
             if start.keeps_data and not done.begins:
                 yield from flow_rows.insert_item(start.item_id, self.fresh.run_id, start.data)
         elif done.dropped is None:
-            size = yield from flow_rows.gathered_bytes(done.run_id)
-            if size + len(start.data) > GATHERED_BYTES:
-                raise FlowError(
-                    f"run {done.run_id} has gathered {size} bytes, and may have {GATHERED_BYTES}: "
-                    "let batch or debounce end earlier"
-                )
             yield from flow_rows.insert_item(start.item_id, done.run_id, start.data)
 
     def _answer(self, request: FlowRequest) -> Program[Any]:
@@ -344,6 +338,8 @@ class _FlowTurn:
                 assert item == self.start.item_id
                 self.done.run_id = run
                 self.fresh = self._new_run(decided.gate, place) if run == item else None
+                if self.fresh is None:
+                    yield from self._check_size(run, len(self.start.data))
             case QueueRun(run, priority):
                 found = yield from self._run(run)
                 if found is not None:
@@ -353,6 +349,14 @@ class _FlowTurn:
                 yield from self._drop(run, reason)
             case CancelRun(run):
                 self.done.effects.append(RunStops(run, DropReason.REPLACED))
+
+    def _check_size(self, run_id: str, more: int) -> Program[None]:
+        """Check what a run gathers, before anything is written. Raises FlowError."""
+        size = yield from flow_rows.gathered_bytes(run_id)
+        if size + more > GATHERED_BYTES:
+            raise FlowError(
+                f"run {run_id} has gathered {size} bytes, and may have {GATHERED_BYTES}: let batch or debounce end earlier"
+            )
 
     def _new_run(self, gate: int, place: str) -> FlowRun:
         start = self.start

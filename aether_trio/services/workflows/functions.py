@@ -64,7 +64,7 @@ from aether_trio.services.workflows.executions import (
 )
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
-from aether_trio.services.workflows.new_executions import QUEUED, Begin, ExecutionPosition, StartRefused, new_execution
+from aether_trio.services.workflows.new_executions import Begin, ExecutionPosition, StartRefused, new_execution
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, key_problem
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -229,8 +229,6 @@ class Functions:
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Let an ended run begin again, with the steps that it has completed."""
         run = yield from self._load(tx, after.task_id)
-        if run is not None and run.row.status == QUEUED:
-            yield from tx.write(after, before, "")  # flow control lets it begin
         if run is None or not before.is_final:
             return
         row = run.row

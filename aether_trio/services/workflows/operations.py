@@ -318,7 +318,7 @@ class WorkflowOperations:
     async def _cancel_execution(self, request: OperationAsked) -> OperationAnswer:
         row = await self._execution(request, AccessLevel.READWRITE)
         by = request.session.identity.text
-        if row.kind == FUNCTION:
+        if row.kind == FUNCTION and row.status != QUEUED:
             await self._happen(row, lambda at_ms: CancelAsked(at_ms=at_ms, reason=request.secondary_id, by=by))
             return OperationAnswer(message=f"the function of execution {row.execution_id} is told to end")
         problem = await self._move(row.execution_id, Move.CANCEL, by)

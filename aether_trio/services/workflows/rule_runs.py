@@ -124,6 +124,7 @@ class RuleRuns:
             try:
                 goes_on = yield from self._act(tx, rule, definition, (arrived,), run_id)
             except ReactionRefused:
+                yield from self.perform_flow(tx, admitted.effects)
                 yield from self.ended(tx, run_id)
                 raise
             if not goes_on:

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.model.errors import Code, RequestError
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.workflows.helpers import Client, Op, all_taken, client, worker
@@ -397,3 +398,56 @@ async def test_a_refused_start_by_an_event_is_no_dead_letter(core: Core, world: 
         await all_taken(core, world)
         found = await boss.tasks(workspace="w", limit=100)
         assert [one.task_type for one in found] == ["workflow_run"]
+
+
+async def test_a_start_that_is_refused_takes_no_place(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RequestError(Code.PAYLOAD_TOO_LARGE, "too much")
+
+    async with client(core) as boss:
+        await boss.create(waits({"singleton": True}, trigger={"event": "happened"}))
+        executions = core.tasks.engine._workflows._executions  # type: ignore[attr-defined]
+        with monkeypatch.context() as patch:
+            patch.setattr(executions._actions, "check_size", refuse)
+            await boss.emit("happened", data={})
+            await all_taken(core, world)
+        assert [one.task_type for one in await boss.tasks(workspace="w")] == ["workflow_trigger"]
+        await boss.run()
+
+
+async def test_what_is_gathered_has_a_bound(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create(waits({"batch": {"size": 5, "timeout": "1m"}}))
+        large = "x" * 400_000
+        one = await boss.run({"x": large})
+        for _ in range(2):
+            assert await boss.run({"x": large}) == one
+        refused = await boss.ask(100, "flow", data={"x": large})
+        assert "let batch or debounce end earlier" in refused.error
+        assert await boss.run({"x": ""}) == one
+
+
+async def test_functions_wait_for_their_turn(world: World) -> None:
+    settings = {"engine": "embedded", "max_concurrent_executions": 1}
+    async with (
+        deadlock_is_an_error(),
+        world.open(workflow=settings) as core,
+        client(core) as boss,
+        client(core, "hand") as hand,
+    ):
+        await hand.do(120, "act", data={})
+        one, two, three = [await boss.run({"n": n}, "act") for n in range(3)]
+        assert await status(boss, one, two, three) == ["running", "queued", "queued"]
+        first = (await hand.link.next("task_assignment")).task_assignment
+        assert first.task_id == one
+        resumed = await boss.operate(two, pb.TaskOperation.RESUME)
+        assert "waits for its turn" in resumed.error
+        await boss.do(Op.CANCEL_EXECUTION, two)
+        await hand.operate(one, pb.TaskOperation.CLAIM)
+        await hand.operate(one, pb.TaskOperation.COMPLETE)
+        assert await status(boss, one, two, three) == ["completed", "cancelled", "running"]
+        history = await boss.do(105, three)
+        assert history[0]["type"] == "Started"
+        assert history[0]["input"] == {"n": 2}
