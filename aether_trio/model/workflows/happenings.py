@@ -17,7 +17,9 @@ from aether_trio.model.workflows.definition import Action, Json
 NO_ITEM: Final = -1
 ITEMS: Final = -2
 """The "item" under which the first page of a `for_each`'s list is kept; page k is at ITEMS - k."""
-ITEMS_PAGE: Final = 100  # items in a page, and items and rounds that one happening begins
+ITEMS_PAGE: Final = 100  # items of a list that are kept together
+BEGUN_AT_ONCE: Final = 25
+"""Items and rounds that one happening begins, so that other work comes between two transactions."""
 
 
 class StepPlace(NamedTuple):

@@ -8,7 +8,7 @@ Order. Of the steps that can begin, the first of the document begins first; a st
 one happening brings count before anything follows from them. The first failure that no handler
 takes is that of the execution.
 
-Maps and loops. One happening begins at most ITEMS_PAGE items and rounds; the others follow at the
+Maps and loops. One happening begins at most BEGUN_AT_ONCE items and rounds; the others follow at the
 next TimePassed, which is due at once. Output and result schema are those of each item or round.
 
 Failure. No further step begins, what is open is cancelled, and the execution waits for the ends of
@@ -57,6 +57,7 @@ from aether_trio.model.workflows.definition import (
 from aether_trio.model.workflows.durations import DurationError, duration_ms
 from aether_trio.model.workflows.forks import begins_again, kept_state
 from aether_trio.model.workflows.happenings import (
+    BEGUN_AT_ONCE,
     ITEMS,
     ITEMS_PAGE,
     NO_ITEM,
@@ -199,7 +200,7 @@ class _Advance:
         self._validate = validate
         self._queue: list[int] = []  # numbers of steps to look at, as a heap
         self._queued: set[int] = set()
-        self._page = ITEMS_PAGE  # items and rounds that may still be begun
+        self._page = BEGUN_AT_ONCE  # items and rounds that may still be begun
         self._known: dict[StepPlace, Json] = {}  # results that were asked for, or as if they were
         self._made: dict[StepPlace, Json] = {}  # results of this advance
         self._errors: dict[StepPlace, tuple[str, str]] = {}  # of items that failed in this advance

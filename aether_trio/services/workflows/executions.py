@@ -42,7 +42,7 @@ from aether_trio.model.workflows.definition import (
 )
 from aether_trio.model.workflows.flow_control import DropReason, DropRun, FlowItem, gathers
 from aether_trio.model.workflows.happenings import (
-    ITEMS_PAGE,
+    BEGUN_AT_ONCE,
     NO_ITEM,
     TRIGGER,
     AskPerson,
@@ -281,10 +281,10 @@ class Executions:
 
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let an execution take in a page of its items that have ended."""
-        entries = yield from execution_rows.take_arrivals(execution_id, ITEMS_PAGE)
+        entries = yield from execution_rows.take_arrivals(execution_id, BEGUN_AT_ONCE)
         if not entries:
             return
-        if len(entries) == ITEMS_PAGE:
+        if len(entries) == BEGUN_AT_ONCE:
             tx.effects.arrivals.add(execution_id)
         ended = tuple(one for one in map(decode_happening, entries) if isinstance(one, StepEnded))
         turn = _turn_of(tx)

@@ -23,6 +23,7 @@ from aether_trio.model.workflows.definition import (
     While,
 )
 from aether_trio.model.workflows.happenings import (
+    BEGUN_AT_ONCE,
     ITEMS,
     NO_ITEM,
     TRIGGER,
@@ -551,11 +552,11 @@ class TestMaps:
 
     def test_items_are_begun_in_pages(self) -> None:
         run = started(self.steps(), trigger=list(range(250)))
-        assert len(run.open) == 100
+        assert len(run.open) == BEGUN_AT_ONCE == 25
         assert run.due_ms == START_MS
         run.pass_time()
-        assert len(run.open) == 200
-        run.pass_time()
+        assert len(run.open) == 50
+        run.pass_pages()
         assert len(run.open) == 250
         assert run.due_ms == 0
         for first in range(0, 250, 100):
@@ -606,7 +607,7 @@ class TestMaps:
         assert run.end == EndExecution(status="completed", result={"m": [2, 4]})
         assert run.needs == [NeedResult(TRIGGER)]
         run = started(self.steps(**work), trigger=list(range(150)))
-        run.pass_time()
+        run.pass_pages()
         assert run.result("m") == [2 * number for number in range(150)]
 
     def test_an_item_whose_value_fails_is_a_failed_item(self) -> None:
@@ -694,7 +695,7 @@ class TestLoops:
         assert run.status == "running"
         run.pass_pages()
         assert run.end == EndExecution(status="completed", result={"l": 250})
-        assert len(run.history) == 3
+        assert len(run.history) == 250 // BEGUN_AT_ONCE + 1
 
     def test_a_condition_that_fails_fails_the_step(self) -> None:
         run = started(step("l", while_=While(condition=never())))
@@ -1212,14 +1213,14 @@ class TestRetryOfAnExecution:
 
 class TestPause:
     def test_nothing_begins_until_it_is_resumed(self) -> None:
-        run = started(step("a"), step("b", depends_on="a"), step("m", for_each=ForEach(items=lit(list(range(150))))))
+        run = started(step("a"), step("b", depends_on="a"), step("m", for_each=ForEach(items=lit(list(range(45))))))
         assert run.tell(PauseAsked(at_ms=run.now_ms)) == []
         assert run.due_ms == 0
         assert run.complete("a") == []
         assert run.status == "paused"
         commands = run.tell(ResumeAsked(at_ms=run.now_ms))
         assert kinds(commands).count("DoAction b") == 1
-        assert len(run.open) == 151
+        assert len(run.open) == 1 + 45
 
     def test_a_failure_ends_it_once_it_is_resumed(self) -> None:
         run = started(step("a"), step("b"))

@@ -274,6 +274,7 @@ def play(seed: int, page: int) -> World:
 def test_random_executions_go_as_the_naive_interpreter_says(seed: int, page: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "ITEMS_PAGE", page)
+        patch.setattr(interpreter, "BEGUN_AT_ONCE", page)
         play(seed, page)
 
 
