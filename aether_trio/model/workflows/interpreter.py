@@ -8,8 +8,8 @@ Order. Of the steps that can begin, the first of the document begins first; a st
 one happening brings count before anything follows from them. The first failure that no handler
 takes is that of the execution.
 
-Maps and loops. One happening begins at most BEGUN_AT_ONCE items and rounds; the others follow at the
-next TimePassed, which is due at once. Output and result schema are those of each item or round.
+Maps and loops. One happening begins at most BEGUN_AT_ONCE items and rounds; the others follow at
+the next TimePassed, which is due at once. Output and result schema are those of each item or round.
 
 Failure. No further step begins, what is open is cancelled, and the execution waits for the ends of
 cancelled sub-executions. Then what was completed is compensated, one step after the other, the last

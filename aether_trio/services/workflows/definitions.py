@@ -17,7 +17,7 @@ from aether_trio.model.workflows.sources import trigger_sources, wait_sources
 from aether_trio.services.tasks.transaction.interface import LargeError
 from aether_trio.services.workflows import changes, sources
 from aether_trio.services.workflows.listed_rows import rows_by_id
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Execute, Fetch, FetchOne, Program, Row
 
 KEPT_GRAPHS: Final = 2048
 """Compiled graphs in memory; the least recently used one is dropped."""
@@ -91,13 +91,13 @@ def newest(workspace: str, id: str, *, also_inactive: bool = False) -> Program[S
     """Load the newest active version of a workflow of a workspace, or else of all."""
     where = "" if also_inactive else "AND active = 1"
     for place in dict.fromkeys((workspace, EVERYWHERE)):
-        rows: list[Row] = yield Fetch(
-            f"SELECT {_FIELDS} FROM workflow_definitions WHERE workspace = $1 AND id = $2 {where} "  # noqa: S608
-            "ORDER BY version DESC LIMIT 1",
-            (place, id),
+        rows: list[Row] = yield FetchOne(
+            f"SELECT CAST($1 AS TEXT), {_FIELDS} FROM workflow_definitions "  # noqa: S608
+            f"WHERE workspace = $2 AND id = $3 {where} ORDER BY version DESC LIMIT 1",
+            (f"{len(place)} {place} {id}", place, id),  # no other workflow has the first one
         )
         if rows:
-            return _stored(rows[0])
+            return _stored(rows[0][1:])
     return None
 
 

@@ -35,6 +35,7 @@ from aether_trio.model.workflows.definition import (
     NO_FLOW_CONTROL,
     Action,
     ActionType,
+    Compute,
     FlowGate,
     Graph,
     Json,
@@ -120,7 +121,7 @@ from aether_trio.services.workflows.new_executions import (
     new_execution,
 )
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, events_of, taker_of
-from aether_trio.storage.base import Fetch, Program, Row
+from aether_trio.storage.base import Alone, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.workflows")
@@ -415,6 +416,8 @@ class Executions:
             assert graph is not None
             if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
                 raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
+        if tx.context.shared and (graph is None or self._admission.most or begin.fork or not _is_separate(graph)):
+            yield Alone()
         admitted = yield from self._admit(tx, stored, graph, workspace, begin, task_id, parent)
         if admitted.run_id not in ("", task_id):
             yield from self.perform_flow(tx, admitted.effects)
@@ -1136,6 +1139,13 @@ class Executions:
             compensates=isinstance(command, DoAction) and command.compensates,
         )
         turn.queue.append((row.execution_id, ended))
+
+
+def _is_separate(graph: Graph) -> bool:
+    """Return whether the start of an execution changes no rows that others change."""
+    if graph.flow.gates or graph.max_executions or graph.budget != NO_BUDGET:
+        return False
+    return all(isinstance(step.work, (Action, Compute)) for step in graph.steps.values())
 
 
 def _turn_of(tx: Transaction) -> _Turn:

@@ -268,7 +268,10 @@ class WorkflowOperations:
             return tx, run_id
 
         try:
-            _, execution_id = await self._engine.run_program(program, lambda result: result[0], known=True)
+            separate = "" if key else task_id
+            _, execution_id = await self._engine.run_program(
+                program, lambda result: result[0], key=separate, known=True
+            )
         except StartRefused as error:
             raise OperationError(str(error)) from None
         text = "has begun" if execution_id == task_id else "had begun with this key"

@@ -286,3 +286,31 @@ async def test_a_history_that_is_too_long_ends_its_execution(world: World) -> No
         assert found["execution"]["Status"] == "failed"
         assert "continue_as" in found["execution"]["ErrorMessage"]
         assert [task.metadata["step_id"] for task in seen] == ["first"]
+
+
+async def test_executions_that_begin_at_once_share_nothing(core: Core) -> None:
+    steps = [step("one", "same", arguments={"n": {"$expr": "trigger.n"}})]
+    inputs = {"n": "integer"}
+    async with client(core) as boss, worker(core, "hand", lambda task: {"n": asked(task)["n"]}):
+        await boss.create({"name": "flow", "steps": steps, "inputs": inputs})
+        given: list[Any] = [*range(6), "none", *range(6, 12)]
+        requests = [
+            pb.WorkflowOperation(
+                op=100, id="flow" if n != 3 else "other", data=json.dumps({"n": n}).encode(), request_id=f"at-once-{n}"
+            )
+            for n in given
+        ]  # fmt: skip
+        boss.link.send(*(pb.UpstreamMessage(workflow_op=request) for request in requests))
+        answers = {}
+        while len(answers) < len(requests):
+            answer = (await boss.link.next("workflow_response")).workflow_response
+            answers[answer.request_id.removeprefix("at-once-")] = answer
+        refused = {n: answer.error for n, answer in answers.items() if not answer.success}
+        assert set(refused) == {"3", "none"}
+        assert "not found" in refused["3"]
+        assert "not as declared" in refused["none"]
+        for n, answer in answers.items():
+            if answer.success:
+                execution_id = json.loads(answer.data)["execution_id"]
+                assert (await boss.ended(execution_id))["execution"]["Status"] == "completed"
+                assert json.loads((await boss.task(execution_id)).metadata["_result"]) == {"one": {"n": int(n)}}

@@ -167,9 +167,12 @@ class TaskTransaction:
             left = child_events.insert_args(self._child_event(task, "spawned"))
             self.effects.child_events = True
         made = True
-        if self.context.shared and left is None and not self.context.again and task.task_type != AGENT_STARTUP:
+        if self.context.shared and not self.context.again and task.task_type != AGENT_STARTUP:
             yield from task_rows.insert_fresh(row, payload)
-            self.unwatched.add(task.task_id)
+            if left is not None:
+                yield Deferred("task_child_events", child_events.INSERT, left)
+            if left is None or task.parent_task_id in self.unwatched:
+                self.unwatched.add(task.task_id)
         else:
             made = yield from task_rows.insert(row, payload, left)
         if not made:
