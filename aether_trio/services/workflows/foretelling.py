@@ -125,8 +125,10 @@ class ForetellOperations:
             if event is not None and await self._reads(asked, event.workspace or EVERYWHERE, readable):
                 events += 1
                 for reaction in _reactions(index, event):
-                    foretold.append(reaction)
-                    size += len(write_json(reaction))
+                    await trio.lowlevel.checkpoint()
+                    if reaction is not None:
+                        foretold.append(reaction)
+                        size += len(write_json(reaction))
             behind = offset
             if len(foretold) >= FOUND or size >= FOUND_BYTES:
                 more = more or offset < rows[-1][0]
@@ -190,7 +192,8 @@ def _filter(event: str, agent: str, workspace: str, equalities: Sequence[Any] = 
     )
 
 
-def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[dict[str, Any]]:
+def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[dict[str, Any] | None]:
+    """Yield what each candidate would have done; None if its condition does not hold."""
     for name in event.names:
         env = environment_of(event, name)
         for reacting in index.candidates(name, event.agent, event.workspace, env):
@@ -202,6 +205,7 @@ def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -
                 yield {**told, "error": escaped(str(error), 2_000)}
                 continue
             if does is None:
+                yield None
                 continue
             if len(write_json(does)) > SHOWN_BYTES:
                 does = {"too_large_to_show": len(write_json(does))}

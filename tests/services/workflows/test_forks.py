@@ -186,14 +186,14 @@ async def test_the_done_items_of_an_open_map_are_kept(core: Core) -> None:
     flow = {
         "id": "flow",
         "steps": [
-            {"id": "each", "for_each": {"$expr": "1..250"}, "workflow": "below", "input": {"$expr": "item"}},
+            {"id": "each", "for_each": {"$expr": "1..110"}, "workflow": "below", "input": {"$expr": "item"}},
             step("other"),
         ],
     }
     below = {
         "id": "below",
         "steps": [
-            {"id": "hold", "when": "trigger == 200", "wait": {"signal": "go"}},
+            {"id": "hold", "when": "trigger == 105", "wait": {"signal": "go"}},
             {"id": "n", "depends_on": ["hold"], "join": "any", "output": 0},
             {"id": "m", "output": {"$expr": "trigger * 2"}},
         ],
@@ -205,21 +205,21 @@ async def test_the_done_items_of_an_open_map_are_kept(core: Core) -> None:
         origin = await boss.run({})
         while True:
             each = next(one for one in (await boss.execution(origin))["steps"] if one["StepID"] == "each")
-            if each.get("Items", {}).get("completed") == 249:
+            if each.get("Items", {}).get("completed") == 109:
                 break
         fork = (await forked(boss, origin, "other"))["execution_id"]
         children = [one for one in await boss.tasks(parent_task_id=fork, limit=1000) if one.task_type == "workflow_run"]
-        assert [one.metadata["item"] for one in children] == ["199"]
+        assert [one.metadata["item"] for one in children] == ["104"]
         for one in (children[0].task_id, (await open_child(boss, origin))):
             await boss.do(101, one, "go")
         for execution_id in (fork, origin):
             found = await boss.ended(execution_id)
-            assert found["execution"]["Result"]["each"] == [2 * n for n in range(1, 251)]
+            assert found["execution"]["Result"]["each"] == [2 * n for n in range(1, 111)]
             assert (await boss.do(REPLAY, execution_id, data={"dry_run": True}))["divergence"] is None
 
 
 async def open_child(boss: Client, execution_id: str) -> str:
-    found = await boss.do(Op.GET_EXECUTION, execution_id, "each[199]")
+    found = await boss.do(Op.GET_EXECUTION, execution_id, "each[104]")
     child: str = found["steps"][0]["TaskID"]
     return child
 

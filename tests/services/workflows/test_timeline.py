@@ -78,7 +78,7 @@ async def test_all_sources_are_told_in_the_order_of_time(world: World) -> None:
 
 
 async def test_a_map_of_many_items_is_told_page_by_page(world: World) -> None:
-    each = {"id": "each", "for_each": {"$expr": "1..120"}, "action": {"agent": "hand", "arguments": {"n": 1}}}
+    each = {"id": "each", "for_each": {"$expr": "1..60"}, "action": {"agent": "hand", "arguments": {"n": 1}}}
     async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
         await boss.create({"id": "flow", "steps": [each]})
         async with worker(core, "hand", lambda task: 1):
@@ -88,4 +88,4 @@ async def test_a_map_of_many_items_is_told_page_by_page(world: World) -> None:
         whole = [json.dumps(one, sort_keys=True) for one in found]
         assert len(set(whole)) == len(whole)
         attempts = {one["step"] for one in found if one["source"] == "attempt"}
-        assert attempts == {f"each[{number}]" for number in range(120)}
+        assert attempts == {f"each[{number}]" for number in range(60)}
