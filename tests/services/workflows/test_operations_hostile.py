@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.client import AetherError, AgentClient
+from aether_trio.client import AetherError, AgentClient, Job, MessageType
 from aether_trio.client.operations.workflow import APPLY, Workflow
 from aether_trio.gateway import Gateway
 from tests.client.gateways import QUICK, open_test_gateway
@@ -195,3 +195,68 @@ async def test_ids_with_separators_are_ids_and_no_paths(gateway: Gateway) -> Non
                 with pytest.raises(AetherError, match="not found"):
                     await odd.workflow.execution(name)
                 await odd.workflow.delete_workflow(name)
+
+
+EVENTS: dict[str, str] = {
+    "deep": '{"event_names": ["e"], "data": ' + "[" * 50_000 + "]" * 50_000 + "}",
+    "nested": '{"event_names": ["e"], "data": ' + "[" * 900 + "]" * 900 + "}",
+    "infinite": '{"event_names": ["e"], "data": {"a": 1e400}}',
+    "long number": '{"event_names": ["e"], "data": {"a": ' + "9" * 5_000 + "}}",
+    "half a character": r'{"event_names": ["e"], "data": {"a": "\ud800"}}',
+    "zero byte": r'{"event_names": ["e"], "data": {"a": "x\u0000y"}}',
+    "zero byte in its name": r'{"event_names": ["e\u0000"], "data": {}}',
+    "many names": json.dumps({"event_names": [f"n{one}" for one in range(50_000)], "data": {}}),
+    "one name often": json.dumps({"event_names": ["e"] * 50_000, "data": {}}),
+    "large": json.dumps({"event_names": ["e"], "data": {"a": "ab" * 300_000}}),
+    "keys twice": '{"event_names": ["x"], "event_names": ["e"], "data": {}}',
+    "no JSON": "\x00{",
+    "a list": "[]",
+    "nothing": "",
+}
+
+
+async def test_hostile_events_delay_neither_events_nor_clients(gateway: Gateway) -> None:
+    seen: dict[Any, Any] = {}
+    came = trio.Event()
+
+    async def take(job: Job) -> None:
+        nonlocal came
+        given = json.loads(job.payload)
+        seen[str(given["a"])] = given
+        came.set()
+        came = trio.Event()
+
+    action = {"type": "create_task", "task_type": "t", "target_implementation": "hand"}
+    rules = [
+        {
+            "rule_name": "take",
+            "source_event": "e",
+            "destination_template": {**action, "payload": {"a": {"$expr": "input.a"}, "by": {"$expr": "source"}}},
+        },
+        {
+            "rule_name": "slow",
+            "source_event": "e",
+            "priority": 5,
+            "trigger_condition": "len(filter(1..9000, {input.a matches '(a|b)*c'})) > 0",
+            "destination_template": action,
+        },
+    ]
+    forged = {
+        "event_names": ["e"], "workspace": "other", "principal": "us::admin", "source_agent": "admin",
+        "source": {"principal": "us::admin", "workspace": "other"},
+        "data": {"a": "}\nagent: evil\n{{.x}} {$expr: 1} &a *a !!python/object:os.system"},
+    }  # fmt: skip
+    with trio.fail_after(LIMIT_S):
+        async with siblings_of(gateway) as siblings, agent(gateway, "bad") as bad, agent(gateway, "hand") as hand:
+            await bad.workflow.apply(rules, workspace="w")
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(hand.run_tasks, take)
+                for number, text in enumerate([*EVENTS.values(), json.dumps(forged)]):
+                    await bad.send("event::*", text, type=MessageType.EVENT)
+                    await bad.send_event(json.dumps({"event_names": ["e"], "data": {"a": f"good {number}"}}))
+                    while f"good {number}" not in seen:
+                        await came.wait()
+                    await siblings.answered()
+                nursery.cancel_scope.cancel()
+    found = seen[forged["data"]["a"]]  # type: ignore[index]
+    assert found["by"] == {"agent": "bad", "workspace": "w", "event": "e", "principal": "ag::w::bad::1"}
