@@ -14,6 +14,7 @@ import importlib
 import io
 import json
 import os
+import resource
 import runpy
 import selectors
 import signal
@@ -38,6 +39,7 @@ MODULES = (
 """Imported before the first fork."""
 
 LENGTH = struct.Struct("!i")
+LIMITS = sorted({value for name, value in vars(resource).items() if name.startswith("RLIMIT_")})
 MAX_REQUEST_BYTES = 8 << 20
 
 
@@ -110,6 +112,10 @@ def become(request: dict[str, Any]) -> None:
         os.setsid()
     if request["group"] >= 0:
         os.setpgid(0, request["group"])
+    os.umask(request["umask"])
+    for one, limit in request["limits"]:
+        if resource.getrlimit(one) != tuple(limit):
+            resource.setrlimit(one, tuple(limit))
     os.chdir(request["cwd"])
     environment = {os.fsencode(name): os.fsencode(value) for name, value in request["env"].items()}
     os.environb.clear()

@@ -15,6 +15,7 @@ import atexit
 import errno
 import json
 import os
+import resource
 import select
 import socket
 import subprocess
@@ -25,7 +26,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.helpers.fork_server import LENGTH
+from tests.helpers.fork_server import LENGTH, LIMITS
 
 ROOT = str(Path(__file__).resolve().parents[2])
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "MALLOC_", "OPENSSL_", "GLIBC_")
@@ -115,7 +116,7 @@ class ForkedProcess(subprocess.Popen[Any]):
         directory = Path(cwd or ".").absolute()
         if not directory.is_dir():
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(directory))
-        request |= {"cwd": str(directory), "session": start_new_session, "group": process_group}
+        request |= {"cwd": str(directory), "session": start_new_session, "group": process_group, **_inherited()}
         body = json.dumps(request).encode()
         files = [p2cread, c2pwrite, errwrite]
         connection = _server.connect()
@@ -162,6 +163,13 @@ def _read(connection: socket.socket) -> bytes:
             raise ConnectionError("tests/helpers/fork_server.py has ended; what it said is on standard error")
         data += more
     return data
+
+
+def _inherited() -> dict[str, Any]:
+    """Give what a process has from its parent, and a fork would have from the server."""
+    status = Path("/proc/self/status").read_text()
+    umask = next(line.split()[1] for line in status.splitlines() if line.startswith("Umask:"))
+    return {"umask": int(umask, 8), "limits": [(one, resource.getrlimit(one)) for one in LIMITS]}
 
 
 def _request(args: Any, env: Mapping[str, str]) -> dict[str, Any] | None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import sys
 import time
 import warnings
 from pathlib import Path
+
+from tests.helpers.fork_server import LIMITS
 
 
 def standard(name: str) -> dict[str, object]:
@@ -37,6 +40,8 @@ def found() -> dict[str, object]:
         "signals": {one.name: str(signal.getsignal(one)).partition(" at ")[0] for one in signal.valid_signals()
                     if isinstance(one, signal.Signals)},
         "blocked": sorted(signal.pthread_sigmask(signal.SIG_BLOCK, [])),
+        "umask": os.umask(0),
+        "limits": [resource.getrlimit(one) for one in LIMITS],
         "wakeup": signal.set_wakeup_fd(-1),
         "leader": (os.getsid(0) == os.getpid(), os.getpgid(0) == os.getpid()),
         "module": (__name__, __file__, __package__, sys.modules["__main__"].__dict__ is globals()),
@@ -62,5 +67,5 @@ if __name__ == "__main__":
             sys.stdout.flush()
             print("x" * 100_000)
         case "wait":
-            sys.stdout.flush()
+            print("waits", flush=True)
             signal.pause()

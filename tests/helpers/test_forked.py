@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -73,6 +74,21 @@ def test_options_do_the_same(options: dict[str, Any]) -> None:
     assert json.loads(forked[1].splitlines()[0]) == json.loads(new[1].splitlines()[0])
 
 
+def test_the_masks_and_limits_of_the_tests_are_inherited() -> None:
+    run((*SHOW, "none"), capture_output=True)  # the server is there before
+    umask = os.umask(0o027)
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (files[0] - 1, files[1]))
+    try:
+        new, forked = (json.loads(out.splitlines()[0]) for _, out, _ in pair((*SHOW, "none")))
+    finally:
+        os.umask(umask)
+        resource.setrlimit(resource.RLIMIT_NOFILE, files)
+    assert forked["umask"] == new["umask"] == 0o027
+    assert forked["limits"] == new["limits"]
+    assert [files[0] - 1, files[1]] in forked["limits"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_signals_end_it_in_the_same_way(number: signal.Signals) -> None:
     codes = []
@@ -80,12 +96,14 @@ def test_signals_end_it_in_the_same_way(number: signal.Signals) -> None:
         with way((*SHOW, "wait"), stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
             assert process.stdout is not None
             assert process.stdout.readline()
+            assert process.stdout.readline() == b"waits\n"
             assert process.poll() is None
             with pytest.raises(subprocess.TimeoutExpired):
                 process.wait(0.001)
             process.send_signal(number)
             _, err = process.communicate(timeout=LIMIT_S)
-            codes.append((process.wait(), process.poll(), own(err)))
+            lines = err.splitlines()  # those between say which instruction the signal has found
+            codes.append((process.wait(), process.poll(), lines[0], lines[-1]))
     assert codes[0] == codes[1]
     assert codes[0][0] == -number
 
