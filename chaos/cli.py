@@ -135,6 +135,7 @@ def _workflows(arguments: Sequence[str]) -> int:
     workflow_report.show(result, Console())
     if given.json:
         given.json.write_text(json.dumps(workflow_report.as_json(result), indent=2) + "\n")
+    result.evidence.snapshot.close()
     return 0 if result.well else 1
 
 

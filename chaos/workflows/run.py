@@ -76,7 +76,7 @@ class WorkflowWishes:
 
 @dataclass
 class WorkflowResult:
-    """A run and what the checks say of it."""
+    """A run and what the checks say of it; the copy of the tables is open."""
 
     wishes: WorkflowWishes
     evidence: Evidence

@@ -28,6 +28,10 @@ class Snapshot:
     def __init__(self, database: sqlite3.Connection) -> None:
         self.database = database
 
+    def close(self) -> None:
+        """Close the copy."""
+        self.database.close()
+
     def rows(self, sql: str, *args: Any) -> list[tuple[Any, ...]]:
         """Return the rows of a query, with `?` for its arguments."""
         return self.database.execute(sql, args).fetchall()
@@ -63,13 +67,18 @@ class Kept(Alone):
             return [["" if value is None else str(value) for value in row] for row in connection.execute(text)]
 
 
-async def take(place: Place, file: Path) -> Snapshot:
+async def take(place: Place, file: Path) -> None:
     """Copy the tables into a file; nothing may be written to them meanwhile."""
-    copy = sqlite3.connect(file)
-    if isinstance(place, Alone):
-        with closing(sqlite3.connect(place.node.data / "tasks.db")) as source:
-            source.backup(copy)
-        return Snapshot(copy)
+    with closing(sqlite3.connect(file)) as copy:
+        if isinstance(place, Alone):
+            with closing(sqlite3.connect(place.node.data / "tasks.db")) as source:
+                source.backup(copy)
+        else:
+            await _copy(place, copy)
+        copy.commit()
+
+
+async def _copy(place: Place, copy: sqlite3.Connection) -> None:
     columns: dict[str, dict[str, str]] = {}
     for table, column, kind in await place.sql(_TABLES):
         columns.setdefault(table, {})[column] = kind
@@ -90,8 +99,6 @@ async def take(place: Place, file: Path) -> Snapshot:
                 break
             offset += PAGE
     _index(copy)
-    copy.commit()
-    return Snapshot(copy)
 
 
 def _value(value: Any, kind: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +120,7 @@ class Tables:
 
 
 @pytest.fixture
-def evidence() -> Evidence:
+def evidence() -> Iterator[Evidence]:
     """A run that went well, with one or more things for each check."""
     tables, seen = Tables(), WorkflowHistory()
     key = key_of("k")
@@ -227,7 +227,8 @@ def evidence() -> Evidence:
 
     seen.moments += [Moment("w1", "began", 1_020, "t", 1, 1), Moment("w2", "began", 3_020, "t", 2, 2)]
     replays = dict.fromkeys(("e1", "e2", "e3", "e5", "e6"), "")
-    return Evidence(seen, tasks_that_went_well(), Snapshot(tables.database), replays)
+    yield Evidence(seen, tasks_that_went_well(), Snapshot(tables.database), replays)
+    tables.database.close()
 
 
 def sql(text: str) -> Callable[[Evidence], object]:
@@ -403,7 +404,9 @@ async def test_executions_outlive_a_worker_and_the_gateway_that_are_killed(tmp_p
     violations = [f"{verdict.invariant}: {one}" for verdict in result.verdicts for one in verdict.violations]
     assert violations == [], story
     assert [verdict.invariant for verdict in result.verdicts if not verdict.looked_at] == [], story
-    assert check_all(await evidence_of(keep)) == result.verdicts
+    kept = await evidence_of(keep)
+    assert check_all(kept) == result.verdicts
+    kept.snapshot.close()
     # The replay of a real history finds a state to which it does not lead, and a lost entry.
     tables = result.evidence.snapshot
     [one, other, *_] = [
@@ -413,3 +416,4 @@ async def test_executions_outlive_a_worker_and_the_gateway_that_are_killed(tmp_p
     tables.rows("DELETE FROM workflow_history WHERE number = 1 AND execution_id = ?", other)
     spoilt = {execution for execution, problem in (await replay_all(tables)).items() if problem}
     assert spoilt == {one, other}
+    tables.close()
