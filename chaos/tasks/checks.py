@@ -14,6 +14,8 @@ from chaos.tasks.history import Attempt, Moment, TaskHistory
 ENDS: Final = {status.wire for status in TERMINAL}
 FAILED: Final = StoredStatus.FAILED.wire
 QUEUED: Final = StoredStatus.PENDING.wire
+FROM_FAILED: Final = frozenset({(FAILED, QUEUED), (FAILED, StoredStatus.CANCELLED.wire)})
+"""What follows a failed attempt: the next one, or the end of a task that waits for it."""
 CLOCK_MS: Final = 50.0
 """The workers' clock is read a little before or behind the gateway's."""
 
@@ -100,7 +102,7 @@ def _told(history: TaskHistory) -> Iterator[str]:
         for one, other in pairwise(events):
             if one.after != other.before:
                 yield f"{task_id}: {one.before} to {one.after}, then {other.before} to {other.after}"
-            if one.after in ENDS and (one.after, other.after) != (FAILED, QUEUED):
+            if one.after in ENDS and (one.after, other.after) not in FROM_FAILED:
                 yield f"{task_id}: it was {one.after}, an end, and then {other.after}"
         if events[-1].after != ended.get(task_id):
             yield f"{task_id}: its last event is {events[-1].after}, and it is {ended.get(task_id)}"

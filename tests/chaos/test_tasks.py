@@ -12,7 +12,7 @@ from chaos.tasks.checks import check_all
 from chaos.tasks.history import Attempt, Event, Moment, TaskHistory, TaskRow
 from chaos.tasks.run import TaskWishes, run
 
-PENDING, RUNNING, COMPLETED, FAILED = 1, 2, 3, 4
+PENDING, RUNNING, COMPLETED, FAILED, CANCELLED = 1, 2, 3, 4, 5
 
 
 def history() -> TaskHistory:
@@ -89,6 +89,15 @@ VIOLATIONS: dict[str, tuple[str, Callable[[TaskHistory], object]]] = {
 
 def test_a_good_history_violates_nothing() -> None:
     assert [verdict.violations for verdict in check_all(history())] == [()] * 8
+
+
+def test_a_task_may_be_cancelled_while_it_waits_for_its_next_attempt() -> None:
+    seen = history()
+    _task(seen, status="cancelled")
+    seen.attempts.pop()
+    seen.events = [*seen.events[:2], Event("t", 3, FAILED, CANCELLED)]
+    seen.moments = seen.moments[:2]
+    assert [one for verdict in check_all(seen) for one in verdict.violations] == []
 
 
 @pytest.mark.parametrize("name", VIOLATIONS)
