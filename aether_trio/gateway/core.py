@@ -14,6 +14,7 @@ from functools import partial
 
 import trio
 
+from aether_trio.concurrency.events import AutoResetEvent
 from aether_trio.concurrency.supervision import keep_running
 from aether_trio.config import Settings
 from aether_trio.delivery.ephemeral_topics import EphemeralTopics
@@ -73,6 +74,8 @@ from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
 from aether_trio.services.workflows.engine import WorkflowEngine
+from aether_trio.services.workflows.kv_events import KeyEventMover
+from aether_trio.services.workflows.sources import WantedEvents
 from aether_trio.services.workflows.webhook_secrets import WebhookSecrets
 from aether_trio.services.workflows.webhooks import Webhooks
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
@@ -178,7 +181,9 @@ async def open_core(
         quota_records.follow(changes, quotas)
         grants.follow(changes)
         presence = LastSeenStore(state, clock, keep_s=settings.storage.presence_retention_s)
-        kv = KvService(state, clock, settings.limits, authorizer, quotas)
+        wanted, key_events = WantedEvents(), AutoResetEvent()
+        mover = KeyEventMover(state, key_events)
+        kv = KvService(state, clock, settings.limits, authorizer, quotas, wanted.keys, key_events.set)
         checkpoints = CheckpointService(state, clock, settings.limits)
         autostart_queue = AutostartQueue(clock)
         task_nodes: TaskNodes = SingleNode(ids.unique()) if cluster is None else ClusterNodes(cluster)
@@ -188,6 +193,7 @@ async def open_core(
             lambda workspace: quotas.of(workspace).task_payload_bytes,
             settings.workflow,
             WebhookSecrets(lambda: tokens.keys),
+            wanted,
             strict=strict,
         )
         engine = Engine(
@@ -207,7 +213,7 @@ async def open_core(
             TaskAudit(clock, audit.put),
             workflow_engine.hook,
         )
-        workflow_engine.wanted.follow(changes)
+        wanted.follow(changes)
         authority = AuthorityService(
             engine,
             changes,
@@ -444,6 +450,7 @@ async def open_core(
             "ephemeral-topics": ephemeral_topics.run,
             "kv-sweep": kv.sweep_forever,
             "kv-own-spaces": kv.load_own_spaces,
+            "kv-events": partial(mover.run, engine),
             "checkpoint-sweep": checkpoints.sweep_forever,
             "session-expiry": expiry.run,
             "identity-providers": credentials.run,

@@ -3,20 +3,24 @@
 | name | what has happened |
 |---|---|
 | `task.STATUS` | a task was created, or its status has changed (`TASK_EVENTS`) |
+| `kv.put:KEY`, `kv.delete:KEY` | a key of a workspace was written or deleted; KEY may end with `*` |
+
+Those of keys are for rules and triggers, whose owners are asked whether they may read the key.
 
 Nothing is emitted that no definition takes: the cause of an event looks at these names first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.status import StoredStatus
 from aether_trio.model.workflows.definition import Json
 
-TASK: Final = "task."
+KEY_PUT: Final = "kv.put:"
+KEY_DELETED: Final = "kv.delete:"
 CREATED: Final = "task.created"
 ATTEMPT_FAILED: Final = "task.attempt_failed"
 """An attempt has failed, and another one follows."""
@@ -42,20 +46,38 @@ TASK_EVENTS: Final[Mapping[StoredStatus, tuple[str, ...]]] = MappingProxyType(
 TASK_NAMES: Final = frozenset({CREATED, ATTEMPT_FAILED}.union(*TASK_EVENTS.values()))
 
 
+class WantedKeyEvents(NamedTuple):
+    """The names of events that are wanted of a key: when written, when deleted."""
+
+    put: Sequence[str]
+    deleted: Sequence[str]
+
+
 def is_source(name: str) -> bool:
     """Return whether an event of this name may be one that the gateway emits."""
     return name in TASK_NAMES
 
 
+def is_key_source(name: str) -> bool:
+    """Return whether this is the name of changes of keys."""
+    return name.startswith((KEY_PUT, KEY_DELETED))
+
+
+def takes_key(name: str, key: str) -> bool:
+    """Return whether the name of changes of keys is about a key."""
+    pattern = name.partition(":")[2]
+    return key.startswith(pattern[:-1]) if pattern.endswith("*") else key == pattern
+
+
 def rule_sources(document: Mapping[str, Json]) -> frozenset[str]:
     """Return the names of the gateway's events that a rule's document takes."""
-    return _sources([document.get("source_event")])
+    return _sources([document.get("source_event")], keys=True)
 
 
 def trigger_sources(document: Mapping[str, Json]) -> frozenset[str]:
     """Return the names that the trigger of a workflow takes."""
     trigger = document.get("trigger")
-    return _sources([trigger.get("event")] if isinstance(trigger, dict) else [])
+    return _sources([trigger.get("event")] if isinstance(trigger, dict) else [], keys=True)
 
 
 def wait_sources(document: Mapping[str, Json]) -> frozenset[str]:
@@ -82,5 +104,7 @@ def _waits(steps: Json) -> Iterator[Any]:
             yield wait.get("event")
 
 
-def _sources(names: Any) -> frozenset[str]:
-    return frozenset(name for name in names if isinstance(name, str) and is_source(name))
+def _sources(names: Any, *, keys: bool = False) -> frozenset[str]:
+    return frozenset(
+        name for name in names if isinstance(name, str) and (is_source(name) or (keys and is_key_source(name)))
+    )

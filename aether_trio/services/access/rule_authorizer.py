@@ -212,6 +212,10 @@ class RuleAuthorizer:
             self._kv_decisions[question] = _KvDecision(decision, until_ms, count)
         return decision
 
+    def decide_key(self, actor: Actor, workspace: str, key: str) -> AccessDecision:
+        """Decide whether a participant may read a key of a workspace; any thread."""
+        return self._decide_kv(actor, "workspace", key, workspace, "", AccessLevel.READ, DIRECT, exclusive=False)[1]
+
     def _may_have_key_rules(self, actor: Actor) -> bool:
         identity = actor.identity
         return self._index.may_have_key_rules(

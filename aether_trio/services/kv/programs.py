@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from aether_trio.services.kv.cache import Change, Name
+from aether_trio.services.kv.changes import KeyWatch
 from aether_trio.services.kv.entries import (
     UNKNOWN,
     AddMember,
@@ -42,7 +43,7 @@ Performed: TypeAlias = tuple[Result, Entry | None]
 class KeyRequest(Slot):
     """One operation on one key."""
 
-    __slots__ = ("_operation", "_parameters", "change", "name", "writes")
+    __slots__ = ("_operation", "_parameters", "change", "name", "watch", "writes")
 
     def __init__(
         self,
@@ -54,7 +55,10 @@ class KeyRequest(Slot):
         parameters: Any,
         *,
         writes: bool,
+        watch: KeyWatch | None = None,
     ) -> None:
+        self.watch = watch
+        """The events that are wanted of its key, if any."""
         self.space = space
         self.key = key
         self.now_ms = now_ms
@@ -109,6 +113,8 @@ def perform(requests: Sequence[KeyRequest]) -> Program[list[Performed]]:
                     outcome, new = yield from _add_member(request, old, new)
                 elif not (yield from _replace(request, old, new)):
                     outcome, new = full(request), old
+            if request.watch is not None and new is not old and not isinstance(new, AddMember):
+                yield from request.watch.changed(new)
         left[name] = new
         results.append((outcome, new))
     if rows:

@@ -20,7 +20,7 @@ is to see success=false (sdk.md, scenario 65), so those get both, in the usual o
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Final, TypeAlias
 
@@ -37,11 +37,13 @@ from aether_trio.model.text import shown
 from aether_trio.services.access import DIRECT, Actor, Authority, Authorizer, Capability, GatewayActor
 from aether_trio.services.kv import entries, ranges
 from aether_trio.services.kv.cache import Name
+from aether_trio.services.kv.changes import KeyEvents, KeyWatch, expired
 from aether_trio.services.kv.entries import UNKNOWN, KvRefusal, Result
 from aether_trio.services.kv.programs import KeyRequest, Operation
-from aether_trio.services.kv.ranges import CursorError
+from aether_trio.services.kv.ranges import CursorError, Deleted
 from aether_trio.services.kv.spaces import (
     OWN,
+    KvScope,
     Place,
     ScopeError,
     after,
@@ -101,6 +103,9 @@ _OPERATIONS: Final[dict[int, str]] = {number: name for name, number in Op.OpType
 _SCOPES: Final[dict[int, str]] = {number: name for name, number in Op.Scope.items()}
 
 
+_WATCHED: Final = KvScope.WORKSPACE.label
+"""The scope whose keys have events."""
+
 Answer: TypeAlias = list[pb.DownstreamMessage]
 """All messages that answer one operation."""
 
@@ -123,7 +128,12 @@ class KvService:
         limits: Limits,
         authorizer: Authorizer,
         quotas: WorkspaceQuotas | None = None,
+        events: KeyEvents | None = None,
+        on_event: Callable[[], None] = lambda: None,
     ) -> None:
+        """`events` says which changes of keys are events; `on_event`: one was written."""
+        self._events = events
+        self._on_event = on_event
         self._db = db
         self._keys = KeyStore(db)
         self._clock = clock
@@ -195,6 +205,8 @@ class KvService:
         if requests:
             try:
                 results = await keys.write(requests, small=True)
+                if any(request.watch is not None for request in requests):
+                    self._on_event()
             except StorageUnavailable as exc:
                 return self._without_reads(ops, answers, exc)
             except Exception:
@@ -259,12 +271,20 @@ class KvService:
         total = 0
         try:
             while True:
-                page = await self._keys.delete_many(partial(ranges.sweep_page, self._clock.now_ms(), SWEEP_PAGE))
+                page = await self._keys.delete_many(partial(self._sweep_page, self._clock.now_ms()))
                 total += len(page.names)
+                if page.names:
+                    self._on_event()
                 if len(page.names) < SWEEP_PAGE:
                     return total
         except StorageUnavailable:
             return total
+
+    def _sweep_page(self, now_ms: int) -> Program[Deleted]:
+        deleted = yield from ranges.sweep_page(now_ms, SWEEP_PAGE)
+        if self._events is not None:
+            yield from expired(deleted.names, self._events)
+        return deleted
 
     async def _perform(self, actor: Actor, op: pb.KVOperation) -> Answer:
         number = op.op
@@ -278,6 +298,8 @@ class KvService:
             if request.writes:
                 small = len(op.value) <= SMALL_VALUE_BYTES
                 (result,) = await self._keys.write((request,), small=small)
+                if request.watch is not None:
+                    self._on_event()
             else:
                 result = await self._keys.read(request)
         return _answer_of(op, result)
@@ -293,7 +315,14 @@ class KvService:
         quota = self._quota
         if quotas is not self._quotas.defaults:
             quota = Quota.of(quotas.kv_keys_per_scope, quotas.kv_bytes_per_scope)
-        return KeyRequest(space, op.key.encode(), now_ms, quota, _SINGLE[number], op, writes=number in _WRITES)
+        watch: KeyWatch | None = None
+        if self._events is not None and number in _WRITES and place.label == _WATCHED:
+            wanted = self._events(place.workspace, op.key)
+            if wanted is not None:
+                watch = KeyWatch(place.workspace, op.key, actor.identity.text, _OPERATIONS[number], wanted)
+        return KeyRequest(
+            space, op.key.encode(), now_ms, quota, _SINGLE[number], op, writes=number in _WRITES, watch=watch
+        )
 
     async def _place(self, actor: Actor, op: pb.KVOperation) -> Place:
         """Check an operation on one space; return where it is. Raises _KvRefused."""

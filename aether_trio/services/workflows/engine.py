@@ -44,7 +44,7 @@ from aether_trio.services.workflows.joins import JOIN, Joins
 from aether_trio.services.workflows.machine_operations import MachineOperations, put_machine
 from aether_trio.services.workflows.machines import MACHINE, Machines
 from aether_trio.services.workflows.operations import WorkflowOperations
-from aether_trio.services.workflows.owners import owner_may
+from aether_trio.services.workflows.owners import owner_may, owner_may_read_key
 from aether_trio.services.workflows.past_operations import PastOperations
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.redriving import RedriveOperations
@@ -74,10 +74,12 @@ class WorkflowEngine:
         payload_bytes: Callable[[str], int],
         settings: WorkflowSettings,
         secrets: WebhookSecrets,
+        wanted: WantedEvents,
         *,
         strict: bool,
     ) -> None:
         self._secrets = secrets
+        self.wanted = wanted
         self._owner_may = owner_may(authorizer)
         self._strict = strict
         self._access = WorkspaceAccess(authorizer)
@@ -92,8 +94,9 @@ class WorkflowEngine:
         self.machines = Machines(self.actions)
         self.joins = Joins(self.actions, strict=strict)
         self.rule_runs = RuleRuns(self.actions, self.joins, self.admission)
-        self.reactions = EventReactions(self.actions, self.executions, self.machines, self.rule_runs)
-        self.wanted = WantedEvents()
+        self.reactions = EventReactions(
+            self.actions, self.executions, self.machines, self.rule_runs, owner_may_read_key(authorizer)
+        )
         self._starter = ScheduleStarter(self.schedules, self.actions, self.executions)
         self.hook = WorkflowHook(
             self.executions,

@@ -15,7 +15,7 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import unfinished_events
-from aether_trio.services.workflows.events import TakenEvent
+from aether_trio.services.workflows.events import KEYS, TakenEvent
 from aether_trio.services.workflows.intake import move_cursor
 from aether_trio.services.workflows.known import NotLoadedError
 from aether_trio.services.workflows.reactions import TURN_COST, EventReactions, Turn
@@ -55,7 +55,9 @@ class EventHandler:
                 break
             done += 1
             yield from self._handle_one(tx, event, turn)
-        yield from self._schedules.events_taken(tx, events[:done])
+        yield from self._schedules.events_taken(
+            tx, [event for event in events[:done] if not event.source_topic.startswith(KEYS)]
+        )
         yield from move_cursor(events[:done])
         return done
 

@@ -35,6 +35,8 @@ MAX_NAMES: Final = 64
 NAME_BYTES: Final = 256
 _TASKS: Final = "tk::"
 """The topics of tasks begin so; only the gateway writes to those of their events."""
+KEYS: Final = "kv::"
+"""The sources of changes of keys begin so; only the gateway writes such messages."""
 WEBHOOKS: Final = "webhook::"
 """The sources of messages from outside begin so; only the gateway writes such messages."""
 _LARGE: Final = re.compile(rb"[0-9]{300}|[eE]\+?0*[0-9]{3}")
@@ -94,7 +96,7 @@ def read_event(offset: int, frame: bytes, at_ms: int, topic: str = EVENT_INTAKE)
         claimed_workspace, claimed_agent = _text(found, "workspace"), _text(found, "source_agent")
         names, data = _names(found), found.get("data")
         event_id = _text(found, "event_id") if trusted else ""
-        if message.source_topic.startswith(_TASKS):
+        if message.source_topic.startswith((_TASKS, KEYS)):
             claimed_principal = _text(found, "source_principal")
         hops = _hops(found, message.source_topic)
     except _PoisonError as error:
@@ -129,6 +131,8 @@ def _sender(source_topic: str) -> tuple[str, str, bool]:
         return ENGINE, "workflow-engine", True
     if source_topic.startswith(_TASKS):
         return source_topic, "orchestrator", True
+    if source_topic.startswith(KEYS):
+        return source_topic, "kv", True
     if source_topic.startswith(WEBHOOKS):
         return source_topic, "webhook", True
     try:

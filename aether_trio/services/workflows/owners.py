@@ -31,3 +31,20 @@ def owner_may(authorizer: RuleAuthorizer) -> Callable[[str, str, AccessLevel, in
         return "" if decision.allowed else f"the owner {owner} may not act in workspace {workspace}: {decision.reason}"
 
     return problem
+
+
+def owner_may_read_key(authorizer: RuleAuthorizer) -> Callable[[str, str, str, int], str]:
+    """Return what says why an owner may not read a key of a workspace, "" if it may.
+
+    It is asked with (owner, workspace, key, Unix ms). Any thread.
+    """
+
+    def problem(owner: str, workspace: str, key: str, now_ms: int) -> str:
+        try:
+            identity = Identity.parse(owner, strict=False)
+        except IdentityError as error:
+            return f"the owner {owner}: {error}"
+        decision = authorizer.at(now_ms).decide_key(GatewayActor(identity), workspace, key)
+        return "" if decision.allowed else f"the owner {owner} may not read the key: {decision.reason}"
+
+    return problem

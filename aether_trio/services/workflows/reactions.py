@@ -12,7 +12,7 @@ event is a dead letter.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final, NamedTuple
@@ -35,7 +35,7 @@ from aether_trio.services.workflows.event_dead_letters import (
     TRIGGER_FAILED,
     FailedReaction,
 )
-from aether_trio.services.workflows.events import TakenEvent
+from aether_trio.services.workflows.events import KEYS, TakenEvent
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.known import (
     KnownMachine,
@@ -96,7 +96,16 @@ class PendingReaction(NamedTuple):
 class EventReactions:
     """Does what follows events; all methods but the constructor are programs."""
 
-    def __init__(self, actions: Actions, executions: Executions, machines: Machines, runs: RuleRuns) -> None:
+    def __init__(
+        self,
+        actions: Actions,
+        executions: Executions,
+        machines: Machines,
+        runs: RuleRuns,
+        may_read_key: Callable[[str, str, str, int], str],
+    ) -> None:
+        """`may_read_key` says why an owner may not read a key (owners.py)."""
+        self._may_read_key = may_read_key
         self._actions = actions
         self._executions = executions
         self._machines = machines
@@ -122,7 +131,9 @@ class EventReactions:
         left: list[PendingReaction] = []
         for name in event.names:
             env = environment_of(event, name)
-            number = yield from self._keep(event, name, env, turn, tx.context.now_ms)
+            # Executions and machines take no keys, as their owners are not asked about each.
+            of_key = event.source_topic.startswith(KEYS)
+            number = 0 if of_key else (yield from self._keep(event, name, env, turn, tx.context.now_ms))
             for rule in self.rules.candidates(name, event.agent, event.workspace, env):
                 if turn.is_over:
                     left.append(PendingReaction("rule", name, str(rule.id)))
@@ -137,7 +148,7 @@ class EventReactions:
                 waiting = yield from self._deliver(tx, number, WaitPosition(), turn)
                 if waiting is not None:
                     left.append(PendingReaction("wait", name, f"{number}/{waiting.key}/{waiting.number}"))
-            for machine in self.machines.candidates(name, event.agent, event.workspace, env):
+            for machine in () if of_key else self.machines.candidates(name, event.agent, event.workspace, env):
                 if turn.is_over:
                     left.append(PendingReaction("machine", name, _key_of(machine)))
                 else:
@@ -290,6 +301,8 @@ class EventReactions:
         if (owner, where) not in turn.problems:
             turn.problems[owner, where] = self._actions.allowed(owner, where, AccessLevel.READ, tx.context.now_ms)
         problem = turn.problems[owner, where]
+        if not problem and event.source_topic.startswith(KEYS):
+            problem = self._may_read_key(owner, where, str(event.data["key"]), tx.context.now_ms)
         if problem and (workspace != EVERYWHERE or again):
             raise ReactionRefused(problem, "PERMISSION_DENIED", hidden=True)
         return not problem

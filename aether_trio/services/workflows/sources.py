@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from aether_trio.model.workflows.sources import KEY_DELETED, KEY_PUT, WantedKeyEvents, is_key_source, takes_key
 from aether_trio.services.access.changes import AccessChanges, Draft, NoAudit, begin, finish
 from aether_trio.storage.base import Execute, Fetch, Program, Row
 
@@ -33,6 +34,22 @@ class WantedEvents:
     def __init__(self) -> None:
         self._wanted: Mapping[str, frozenset[str]] = {}
         """The workspaces whose events are taken, by the event's name; never changed in place."""
+        self._keys: tuple[tuple[str, frozenset[str]], ...] = ()
+        """Those of them that are about keys."""
+
+    def keys(self, workspace: str, key: str) -> WantedKeyEvents | None:
+        """Return the events of a key that are taken; None for none."""
+        found = [
+            name
+            for name, workspaces in self._keys
+            if (workspace in workspaces or EVERYWHERE in workspaces) and takes_key(name, key)
+        ]
+        if not found:
+            return None
+        return WantedKeyEvents(
+            tuple(name for name in found if name.startswith(KEY_PUT)),
+            tuple(name for name in found if name.startswith(KEY_DELETED)),
+        )
 
     def __bool__(self) -> bool:
         return bool(self._wanted)
@@ -52,6 +69,7 @@ class WantedEvents:
             if not workspaces:
                 del wanted[event]
         self._wanted = wanted
+        self._keys = tuple((name, found) for name, found in wanted.items() if is_key_source(name))
 
     def among(self, names: Sequence[str], workspace: str) -> tuple[str, ...]:
         """Return those of these names that are taken in a workspace."""

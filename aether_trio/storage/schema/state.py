@@ -5,6 +5,8 @@ entry is a string (`value`) or a set (`members` counts its rows in kv_members). 
 choose are byte strings: they may contain what a text column of an engine refuses, and their order
 is that of their bytes. `expires_ms` is NULL for entries that never expire.
 
+`kv_changes` has events of keys that wait to be moved to the tasks (services/kv/changes.py).
+
 `kv_spaces` counts what a space has, expired entries that were not swept yet included: `items` are
 values and members of sets, `units` are begun KiB, the sum of the `units` of its entries. Units are
 that coarse so that most writes of an existing key change no count: a space is one row, for which
@@ -40,6 +42,10 @@ MIGRATIONS: Final = (
             {member_key},
             FOREIGN KEY (space, key) REFERENCES kv_entries (space, key) ON DELETE CASCADE
         ) {clustered}""",
+        """CREATE TABLE kv_changes (
+            id {row_id},
+            payload {blob} NOT NULL
+        )""",
         """CREATE TABLE checkpoints (
             identity TEXT {byte_order} NOT NULL,
             key {blob} NOT NULL,
