@@ -81,7 +81,7 @@ STEP_FIELDS: Final = ", ".join(STEP_COLUMNS)
 _OF_AN_EXECUTION: Final = (
     "workflow_steps", "workflow_history", "workflow_arrivals", "workflow_waits", "workflow_interests",
     "workflow_taken_events", "workflow_forks", "workflow_usage",
-    "workflow_usage_totals", "workflow_executions",
+    "workflow_usage_totals", "workflow_made_operations", "workflow_executions",
 )  # fmt: skip
 _LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
 _INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placeholders(len(COLUMNS))})"  # noqa: S608

@@ -120,6 +120,7 @@ from aether_trio.services.workflows.new_executions import (
     StartRefused,
     new_execution,
 )
+from aether_trio.services.workflows.schedules import SET_BACK_MS
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, events_of, taker_of
 from aether_trio.storage.base import Alone, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -245,6 +246,8 @@ class Executions:
         self._actions = actions
         self._validate = validate
         self.waits: Final = waits
+        self.latest_start_ms = 0
+        """The latest moment of a start that flow control has taken in, as this node knows."""
 
     # -- from the transactions of tasks ------------------------------------------------------------
 
@@ -269,11 +272,25 @@ class Executions:
             yield from self._answered(tx, before, after)
             return
         now_ms = tx.context.now_ms
+        row = yield from execution_rows.load(after.task_id)
+        if row is not None and row.completed_ms and not row.entries:
+            # It was cancelled while it was queued.
+            row.generation, row.completed_ms, row.error = row.generation + 1, 0, ""
+            yield from execution_rows.save(row)
+            yield from self._begin_late(tx, row, after)
+            return
         running = after.changed({"status": StoredStatus.RUNNING, "started_ms": now_ms, "result_bytes": NO_RESULT})
         yield from tx.write(after, running, "")
         turn = _turn_of(tx)
         turn.queue.append((after.task_id, RetryAsked(at_ms=now_ms)))
         yield from self._drive(tx, turn)
+
+    def may_forget(self, task: TaskRow) -> Program[bool]:
+        """Return whether an ended execution is over: it may undo steps for long."""
+        if not task.workflow & WorkflowPart.RUN:
+            return True
+        row = yield from execution_rows.load(task.task_id)
+        return row is None or row.completed_ms > 0
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
@@ -297,6 +314,12 @@ class Executions:
         found: list[Row] = yield Fetch("SELECT DISTINCT execution_id FROM workflow_arrivals LIMIT $1", (FIND_PAGE,))
         tx.effects.arrivals.update(execution_id for (execution_id,) in found)
         yield from self._admission.find_waiting(tx)
+        self.latest_start_ms = max(self.latest_start_ms, (yield from flow_rows.newest_ms()))
+
+    def find_set_back(self, tx: Transaction, latest_ms: int) -> Program[None]:
+        """Look at the gates of flow control if the clock is behind its latest moment."""
+        if tx.context.now_ms < max(latest_ms, self.latest_start_ms) - SET_BACK_MS:
+            yield from self._admission.find_delayed(tx)
 
     def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let the due moment of an execution come."""
@@ -403,6 +426,8 @@ class Executions:
         Return the id of the execution with this input: flow control may gather several. Raises
         StartRefused and StartDropped; nothing is written then.
         """
+        if tx.context.again and (yield from task_rows.load(task_id)) is not None:
+            return task_id  # this program has run before, and was committed
         depth = 0 if parent is None else parent.depth + 1
         if depth >= MAX_DEPTH:
             raise StartRefused(f"workflow {stored.id} would run {depth + 1} deep; at most {MAX_DEPTH} are allowed")
@@ -529,6 +554,7 @@ class Executions:
             pools.append(FlowPool(EVERYTHING, self._admission.most))
         if not flow.gates and not pools:
             return Admitted()
+        self.latest_start_ms = max(self.latest_start_ms, tx.context.now_ms)
         if begin.instead_of and (yield from self._admission.hand_over(tx, begin.instead_of, task_id)):
             return Admitted(task_id, begins=True)
         if parent is not None:
@@ -609,20 +635,33 @@ class Executions:
             facts = tx.facts(ENGINE, reason=problem, error_type="PERMISSION_DENIED")
             yield from tx.apply(task, Move.FAIL, facts)
             return
-        row.status, row.started_ms = "running", now_ms
         if row.kind == "function":
+            row.status, row.started_ms = "running", now_ms
             yield from execution_rows.begin(row)
             yield from self._functions.begin(tx, execution_id)
             yield from tx.wake(task)
             return
+        yield from self._gather(tx, row)
+        yield from self._begin_late(tx, row, task)
+
+    def _gather(self, tx: Transaction, row: ExecutionRow) -> Program[None]:
+        """Let what flow control has gathered for an execution be its input."""
         graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version, small=tx.context.small)
-        assert graph is not None
-        fork = yield from execution_rows.fork_of(execution_id)
-        if gathers(graph.flow) and fork is None:
-            items = yield from flow_rows.items_of(execution_id)
+        if graph is None or not gathers(graph.flow):
+            return
+        if (yield from execution_rows.fork_of(row.execution_id)) is None:
+            items = yield from flow_rows.items_of(row.execution_id)
             row.trigger_data = write_json(
                 {"items": [json.loads(data) for data in (row.trigger_data, *(data for _, data in items))]}
             )
+
+    def _begin_late(self, tx: Transaction, row: ExecutionRow, task: TaskRow) -> Program[None]:
+        """Begin an execution that was queued, or that has ended before it began."""
+        now_ms = tx.context.now_ms
+        row.status, row.started_ms = "running", now_ms
+        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version, small=tx.context.small)
+        assert graph is not None
+        fork = yield from execution_rows.fork_of(row.execution_id)
         yield from execution_rows.begin(row)
         running = {
             "status": StoredStatus.RUNNING,
@@ -637,8 +676,11 @@ class Executions:
 
     def _end_queued(self, tx: Transaction, turn: _Turn, row: ExecutionRow, task: TaskRow) -> Program[None]:
         """End an execution that has not begun."""
+        if row.kind == "graph":
+            yield from self._gather(tx, row)
         row.status = "cancelled" if task.status is StoredStatus.CANCELLED else "failed"
         row.completed_ms, row.error = tx.context.now_ms, task.error
+        yield from execution_rows.begin(row)
         yield from execution_rows.save(row)
         yield from self._tell_parent(
             tx, turn, task, EndExecution(status=row.status, error=task.error, error_type=task.error_type), None

@@ -243,6 +243,16 @@ class Admission:
         if (yield from flow_rows.first_waiting(place, 1)):
             yield from _due_now(tx, place)
 
+    def find_delayed(self, tx: Transaction) -> Program[None]:
+        """Look at the gates at which runs wait: the clock was set back.
+
+        Their moments were computed before, and may be hours away.
+        """
+        now_ms = tx.context.now_ms
+        yield from flow_rows.waiting_due(TIMER, now_ms)
+        if not 0 < tx.effects.due_ms <= now_ms:
+            tx.effects.due_ms = now_ms
+
     def _turn(self, tx: Transaction, owner: str) -> Program[_FlowTurn]:
         found = yield from flow_rows.load_owner(owner)
         return _FlowTurn(tx, owner, FlowControl() if found is None else found[1])

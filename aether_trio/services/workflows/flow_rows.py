@@ -198,6 +198,21 @@ def first_waiting(place: str, limit: int) -> Program[list[FlowItem]]:
     return [FlowItem(*row) for row in rows]
 
 
+def newest_ms() -> Program[int]:
+    """Return when the newest run was started; 0 if there is none."""
+    rows: list[Row] = yield Fetch("SELECT at_ms FROM workflow_flow_runs ORDER BY number DESC LIMIT 1")
+    return rows[0][0] if rows else 0
+
+
+def waiting_due(timer: str, now_ms: int) -> Program[None]:
+    """Let the moments of all places come at which runs wait or are gathered."""
+    yield Execute(
+        "UPDATE workflow_timers SET due_ms = $2 WHERE kind = $1 AND due_ms > $2 "
+        "AND key IN (SELECT place FROM workflow_flow_runs WHERE waits > 0)",
+        (timer, now_ms),
+    )
+
+
 def waiting_of(kind: str, defined_in: str, id: str, limit: int) -> Program[list[str]]:  # noqa: A002
     """List runs of a workflow or rule that have not begun, oldest first."""
     rows: list[Row] = yield Fetch(

@@ -221,6 +221,9 @@ class Functions:
         row.status, row.completed_ms = status, now_ms
         run.state = FunctionState()
         yield from self._waits.end(row.execution_id)
+        if not row.entries:  # it has not begun: if it is tried again, it does
+            yield from self._save(tx, run)
+            return
         yield from self._note(tx, run, entry)
         yield from self._save(tx, run)
         yield from self._close_open(tx, run, "its execution has ended")
@@ -234,6 +237,10 @@ class Functions:
         row = run.row
         row.generation, row.status, row.completed_ms, row.error = row.generation + 1, "running", 0, ""
         run.state = FunctionState()
+        if not row.entries:
+            yield from self._save(tx, run)
+            yield from self._begin(tx, row, after.creator)
+            return
         yield from self._waits.begin(row.execution_id, row.workspace, _events_of((yield from _about(row))))
         yield from self._note(tx, run, {"type": "RetryAsked"})
         yield from self._save(tx, run)

@@ -131,6 +131,10 @@ class WorkflowHook:
             return self._functions.reopened(tx, before, after)
         return self._executions.reopened(tx, before, after)
 
+    def may_forget(self, task: TaskRow) -> Program[bool]:
+        """Return whether an ended task may be deleted: its execution undoes nothing."""
+        return self._executions.may_forget(task)
+
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
         return self._executions.forgotten(task)
@@ -146,6 +150,7 @@ class WorkflowHook:
     def find_unfinished(self, tx: Transaction) -> Program[None]:
         """Find what an ended process has left, such as items that were not taken in."""
         yield from self._executions.find_unfinished(tx)
+        yield from self._executions.find_set_back(tx, self._latest_ms)
         yield from self._schedules.find_set_back(tx)
 
     def fire(self, tx: Transaction) -> Program[int]:
@@ -153,6 +158,7 @@ class WorkflowHook:
         now_ms = tx.context.now_ms
         if now_ms < self._latest_ms - SET_BACK_MS:
             yield from self._schedules.find_set_back(tx)
+        yield from self._executions.find_set_back(tx, self._latest_ms)
         self._now_ms = now_ms
         for kind, key in sorted(self._put_off):
             yield from execution_rows.set_timer(kind, key, now_ms + DEFECT_MS)
@@ -182,6 +188,7 @@ class WorkflowHook:
         if error is None:
             self._put_off.clear()
             self._latest_ms = self._now_ms
+            self._executions.latest_start_ms = min(self._executions.latest_start_ms, self._now_ms)
         elif isinstance(error, DefectError):
             self._put_off.add((error.kind, error.key))
             report(error.__cause__ or error, f"the due moment of a workflow's {error.kind} {error.key}")

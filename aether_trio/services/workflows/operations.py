@@ -59,6 +59,7 @@ from aether_trio.services.workflows.executions import Executions, read_state
 from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.functions import FUNCTION, CommandError
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.made_operations import MadeOperation
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, StartRefused
 from aether_trio.services.workflows.schedule_operations import PAUSE_SCHEDULE, RESUME_SCHEDULE
 from aether_trio.session.session import Session
@@ -251,15 +252,20 @@ class WorkflowOperations:
         task_id = self._ids.dated(self._engine.clock.now_ms())
         key = f"workflow_run\0{name}\0{request.secondary_id}" if request.secondary_id else ""
         words = [""]
+        made = MadeOperation(task_id)
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
+            if taken_in := (yield from made.execution()):
+                return tx, taken_in
             stored = yield from definitions.newest(workspace, name)
             if stored is None:
                 raise OperationError(f"workflow {shown(name)} not found in workspace {shown(workspace)}")
             if key and (other := (yield from take_key(tx, workspace, key, task_id))):
                 return tx, other
             run_id = yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
+            if run_id != task_id:
+                yield from made.note(tx, run_id)
             if key and run_id != task_id:
                 yield from move_key(workspace, key, run_id)
             row = None if self._executions.begins(tx, run_id) else (yield from execution_rows.load(run_id))
@@ -338,16 +344,22 @@ class WorkflowOperations:
 
     async def _move(self, task_id: str, move: Move, by: str) -> str:
         """Move the task of an execution; return why that is refused, or ""."""
+        made = MadeOperation(self._ids.unique())
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
+            if (yield from made.execution()):
+                return tx, ""
             task = yield from task_rows.load(task_id)
             if task is None:
                 return tx, f"execution {task_id} not found"
             if move is Move.CANCEL and task.is_final:
                 return tx, f"execution {task_id} has ended: it is {task.status.value}"
             decision = yield from tx.apply(task, move, tx.facts(by))
-            return tx, getattr(decision, "text", "")
+            if problem := getattr(decision, "text", ""):
+                return tx, problem
+            yield from made.note(tx, task_id)
+            return tx, ""
 
         _, problem = await self._engine.run_program(program, lambda result: result[0])
         return problem
@@ -380,9 +392,12 @@ class WorkflowOperations:
         payload = write_json(fields["data"]) if "data" in fields else b""
         identity = request.session.identity
         may_write = not await self._access.problem(request.session, row.workspace, AccessLevel.READWRITE)
+        made = MadeOperation(self._ids.unique())
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
+            if (yield from made.execution()):
+                return tx, ""
             task_id = yield from execution_rows.task_of(row.execution_id, place)
             if not task_id and place == BUDGET:
                 task_id = yield from execution_rows.task_of(row.execution_id, budgets.PLACE)
@@ -398,6 +413,7 @@ class WorkflowOperations:
                 return tx, problem
             yield from unused_inputs.note_used(task, TaskInput(0, metadata, identity.text, payload))
             yield from tx.wake(task)
+            yield from made.note(tx, row.execution_id)
             return tx, ""
 
         _, problem = await self._engine.run_program(program, lambda result: result[0])
@@ -419,9 +435,12 @@ class WorkflowOperations:
 
     async def _happen(self, row: ExecutionRow, happening: Callable[[int], Happening]) -> None:
         """Let something happen to an execution that has not ended."""
+        made = MadeOperation(self._ids.unique())
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
+            if (yield from made.execution()):
+                return tx, ""
             current = yield from execution_rows.load(row.execution_id)
             if current is None or current.completed_ms:
                 return tx, f"execution {row.execution_id} has ended"
@@ -435,6 +454,7 @@ class WorkflowOperations:
                 if graph is not None and (problem := signal_problem(graph, state, told.name, told.data)):
                     return tx, problem
             yield from self._executions.happen(tx, row.execution_id, told)
+            yield from made.note(tx, row.execution_id)
             return tx, ""
 
         try:

@@ -69,6 +69,9 @@ the keys; of the `pools` that it needs, a run has the first `held`. `workflow_fl
 was gathered. `workflow_flow_pools` counts what runs of those that have a bound without a key
 (services/workflows/flow.py).
 
+`workflow_made_operations` has what clients' operations have done to executions of late
+(services/workflows/made_operations.py).
+
 `workflow_sources` has which events of the gateway are taken, and by which definition: only those
 are written (services/workflows/sources.py).
 
@@ -420,6 +423,12 @@ STATEMENTS: Final = (
         most {bigint} NOT NULL,
         running {bigint} NOT NULL
     ) {clustered}""",
+    """CREATE TABLE workflow_made_operations (
+        operation_id TEXT {byte_order} PRIMARY KEY,
+        execution_id TEXT {byte_order} NOT NULL,
+        at_ms {bigint} NOT NULL
+    ) {clustered}""",
+    "CREATE INDEX workflow_made_operations_of ON workflow_made_operations (execution_id, at_ms)",
     """CREATE TABLE workflow_usage (
         execution_id TEXT {byte_order} NOT NULL,
         task_id TEXT {byte_order} NOT NULL,

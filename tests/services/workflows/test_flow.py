@@ -13,6 +13,7 @@ from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
+from tests.services.agents.cast import SetClock
 from tests.services.workflows.helpers import Client, Op, all_taken, client, worker
 
 
@@ -451,3 +452,91 @@ async def test_functions_wait_for_their_turn(world: World) -> None:
         history = await boss.do(105, three)
         assert history[0]["type"] == "Started"
         assert history[0]["input"] == {"n": 2}
+
+
+@pytest.mark.parametrize("flow", [{"concurrency": {"limit": 1}}, {"batch": {"size": 3, "timeout": "1m"}}])
+async def test_what_was_cancelled_before_it_began_begins_when_it_is_retried(core: Core, flow: dict[str, Any]) -> None:
+    async with client(core) as boss:
+        await boss.create(waits(flow))
+        await boss.run({"n": 1})
+        two = await boss.run({"n": 2})
+        assert await status(boss, two) == ["queued"]
+        await boss.do(Op.CANCEL_EXECUTION, two)
+        assert await status(boss, two) == ["cancelled"]
+        await boss.do(104, two)
+        assert await status(boss, two) == ["running"]
+        await go(boss, two)
+        given = {"items": [{"n": 1}, {"n": 2}]} if "batch" in flow else {"n": 2}
+        found = (await boss.execution(two))["execution"]
+        assert (found["Status"], found["TriggerData"]) == ("completed", given)
+
+
+async def test_a_function_that_was_cancelled_before_it_began_begins_when_it_is_retried(world: World) -> None:
+    settings = {"engine": "embedded", "max_concurrent_executions": 1}
+    async with (
+        deadlock_is_an_error(),
+        world.open(workflow=settings) as core,
+        client(core) as boss,
+        client(core, "hand") as hand,
+    ):
+        await hand.do(120, "act", data={})
+        _, two = [await boss.run({"n": n}, "act") for n in range(2)]
+        await boss.do(Op.CANCEL_EXECUTION, two)
+        assert await status(boss, two) == ["cancelled"]
+        await boss.do(104, two)
+        assert await status(boss, two) == ["running"]
+        history = await boss.do(105, two)
+        assert [(one["type"], one["input"]) for one in history] == [("Started", {"n": 1})]
+        await hand.operate(two, pb.TaskOperation.CLAIM)
+        await hand.operate(two, pb.TaskOperation.COMPLETE)
+        assert await status(boss, two) == ["completed"]
+
+
+async def test_what_undoes_its_steps_for_long_is_kept_and_gives_its_place_back(world: World) -> None:
+    settings = {"workflow": {"engine": "embedded"}, "tasks": {"cancelled_retention_s": 60}}
+    document = waits({"concurrency": {"limit": 1}})
+    document["steps"].insert(0, {"id": "book", "output": 1, "compensate": {"agent": "hand", "tool_name": "unbook"}})
+    document["steps"][1]["depends_on"] = ["book"]
+    async with deadlock_is_an_error(), world.open(**settings) as core, client(core) as boss:
+        await boss.create(document)
+        one, two = await boss.run(), await boss.run()
+        await boss.do(Op.CANCEL_EXECUTION, one)
+        await trio.sleep(300)
+        assert await status(boss, one, two) == ["compensating", "queued"]
+        async with worker(core, "hand", lambda task: 1) as undone:
+            assert (await boss.ended(one))["execution"]["Status"] == "cancelled"
+        assert len(undone) == 1
+        assert await status(boss, two) == ["running"]
+        await trio.sleep(120)
+        assert "not found" in (await boss.ask(Op.GET_EXECUTION, one)).error
+
+
+@pytest.mark.parametrize("restarts", ["", "before", "after"])
+@pytest.mark.parametrize("flow", [{"throttle": {"limit": 1, "period": "1m"}}, {"debounce": {"period": "1m"}}])
+async def test_a_clock_that_was_hours_ahead_delays_by_a_period_only(
+    world: World, flow: dict[str, Any], restarts: str
+) -> None:
+    """Also if the gateway was restarted `before` the clock was set right, or after it."""
+    clock = SetClock(trio.current_time)
+    settings: dict[str, Any] = {"clock": clock, "workflow": {"engine": "embedded"}}
+
+    async def begins(boss: Client, execution_id: str) -> None:
+        clock.ahead_ms = 0
+        await trio.sleep(70)
+        assert await status(boss, execution_id) == ["completed"]
+
+    async with deadlock_is_an_error():
+        async with world.open(**settings) as core, client(core) as boss:
+            await boss.create({"steps": [{"id": "a", "output": 1}], "flow": flow})
+            await trio.sleep(30)
+            clock.ahead_ms = 3 * 3_600_000
+            await trio.sleep(30)
+            await boss.run()
+            two = await boss.run()
+            assert await status(boss, two) == ["queued"]
+            if not restarts:
+                await begins(boss, two)
+        if restarts:
+            clock.ahead_ms *= restarts == "before"
+            async with world.open(**settings) as core, client(core) as boss:
+                await begins(boss, two)

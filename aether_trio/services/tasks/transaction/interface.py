@@ -101,6 +101,9 @@ class TaskWorkflows(Protocol):
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
 
+    def may_forget(self, task: TaskRow) -> Program[bool]:
+        """Return whether an ended task may be deleted: its execution undoes nothing."""
+
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
 
@@ -137,6 +140,10 @@ class NoTaskWorkflows:
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         yield from ()
+
+    def may_forget(self, task: TaskRow) -> Program[bool]:
+        yield from ()
+        return True
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         yield from ()

@@ -1,0 +1,131 @@
+"""What a client asks of workflows is done once, though its commit is not answered."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import trio
+
+from aether_trio.gateway.core import Core
+from tests.helpers.core import World, deadlock_is_an_error
+from tests.services.workflows.helpers import Client, Op, client
+
+CANCEL, SIGNAL, PAUSE, RESUME, RETRY, HISTORY, ANSWER = Op.CANCEL_EXECUTION, 101, 102, 103, 104, 105, 106
+
+
+@pytest.fixture
+async def core(world: World) -> AsyncIterator[Core]:
+    """A core whose workflow engine is the embedded one."""
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as opened:
+        yield opened
+
+
+async def status(boss: Client, execution_id: str) -> str:
+    found: str = (await boss.execution(execution_id))["execution"]["Status"]
+    return found
+
+
+async def test_a_signal_is_delivered_once(core: Core, world: World) -> None:
+    steps = [{"id": "a", "wait": {"signal": "go"}}, {"id": "b", "depends_on": ["a"], "wait": {"signal": "go"}}]
+    async with client(core) as boss:
+        await boss.create({"steps": steps})
+        one = await boss.run()
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(SIGNAL, one, "go")
+        assert await status(boss, one) == "running"
+        await boss.do(SIGNAL, one, "go")
+        assert await status(boss, one) == "completed"
+
+
+async def test_a_signal_that_ends_an_execution_is_answered(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "wait": {"signal": "go"}}]})
+        one = await boss.run()
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(SIGNAL, one, "go")
+        assert await status(boss, one) == "completed"
+
+
+async def test_an_answer_is_taken(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "ask": {"question": "yes?"}}]})
+        one = await boss.run()
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(ANSWER, one, "a", data={"approved": True})
+        assert await status(boss, one) == "completed"
+
+
+async def test_a_cancel_is_answered(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "wait": {"signal": "go"}}]})
+        one = await boss.run()
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(CANCEL, one)
+        assert await status(boss, one) == "cancelled"
+
+
+async def test_a_retry_is_answered(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "wait": {"signal": "go"}}]})
+        one = await boss.run()
+        await boss.do(CANCEL, one)
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(RETRY, one)
+        assert await status(boss, one) == "running"
+
+
+async def test_a_retry_is_made_once(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "fail": "no"}]})
+        one = await boss.run()
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(RETRY, one)
+        history = await boss.do(HISTORY, one)
+        assert str(history).count("RetryAsked") == 1
+
+
+async def test_a_pause_and_a_resume_are_answered(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "wait": {"signal": "go"}}]})
+        one = await boss.run()
+        for op in PAUSE, RESUME:
+            world.databases["tasks"].unanswered_writes = 1
+            await boss.do(op, one)
+
+
+@pytest.mark.parametrize(
+    "bound",
+    [
+        {"flow": {"concurrency": {"limit": 1}}},
+        {"flow": {"idempotency": {"key": "trigger.n", "period": "1h"}}},
+        {"flow": {"rate": {"limit": 2, "period": "1h"}}},
+        {"max_executions": 1},
+    ],
+)
+async def test_a_start_that_has_ended_by_then_leaves_no_place_taken(
+    core: Core, world: World, bound: dict[str, Any]
+) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "output": 1}], **bound})
+        for number in range(2):
+            world.databases["tasks"].unanswered_writes = 1
+            one = await boss.run({"n": number})
+            assert await status(boss, one) == "completed"
+
+
+async def test_a_batch_takes_a_start_once(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await boss.create(
+            {
+                "steps": [{"id": "a", "output": {"$expr": "len(trigger.items)"}}],
+                "flow": {"batch": {"size": 2, "timeout": "1m"}},
+            }
+        )
+        one = await boss.run({"n": 1})
+        world.databases["tasks"].unanswered_writes = 1
+        two = await boss.run({"n": 2})
+        await trio.sleep(120)
+        assert two == one
+        assert len(await boss.tasks(workspace="w", task_type="workflow_run")) == 1
