@@ -452,6 +452,8 @@ class RuleDefinition:
     priority: int = 0  # rules with a higher one act first
     flow: FlowControl = NO_FLOW_CONTROL  # keys and priority over {input, source}
     active: bool = True
+    workspaces: tuple[str, ...] = ()  # that the destination names, as far as that is not computed
+    reach: str = ""  # of the credential that has written it (services/workflows/reach.py)
     source: Mapping[str, Json] = field(default_factory=dict)
     digest: str = ""
 

@@ -153,10 +153,11 @@ def compile_rule(compiler: Compiler, value: Json, path: Path) -> RuleDefinition:
     fields.text("description", check=prose)
     source = {key: one for key, one in canonical(fields).items() if key not in {"id", "active"}}
     source |= {"active": fields.flag("active", True), "workspace": fields.text("workspace", "*", check=any_token)}
+    destination, workspaces = _destination(compiler, fields, _destination_scope(fields))
     return RuleDefinition(
         name=title,
         source_event=fields.text("source_event", check=name, required=True),
-        destination=_destination(compiler, fields, _destination_scope(fields)),
+        destination=destination,
         source_agent=fields.text("source_agent", "*", check=any_token),
         workspace=source["workspace"],
         condition=compiler.field_condition(fields, "trigger_condition", EVENT_SCOPE),
@@ -165,6 +166,7 @@ def compile_rule(compiler: Compiler, value: Json, path: Path) -> RuleDefinition:
         priority=fields.whole("priority", 0, least=-(10**9), most=10**9),
         flow=compile_flow(compiler, fields, EVENT_SCOPE),
         active=source["active"],
+        workspaces=workspaces,
         source=source,
         digest=digest_of(source),
     )
@@ -178,46 +180,63 @@ def _destination_scope(fields: Fields) -> ReadScope:
     return EVENT_SCOPE
 
 
-def _destination(compiler: Compiler, fields: Fields, scope: ReadScope) -> Value:
-    """Compile a destination: a template of YAML, or a map with templates."""
+def _destination(compiler: Compiler, fields: Fields, scope: ReadScope) -> tuple[Value, tuple[str, ...]]:
+    """Compile a destination: a template of YAML, or a map with templates.
+
+    Return it, and the workspaces that it names.
+    """
     value, path = fields.get("destination_template"), fields.at("destination_template")
     what = f"{fields.what}, destination_template"
     if isinstance(value, dict):
         compiler.action(_static(value), path, scope, what, computed=False, joins=True)
-        return compiler.tree(value, path, scope, what)
+        return compiler.tree(value, path, scope, what), _named_workspaces(value)
     if value is None or value == "":
         fields.text("destination_template", required=True)
-        return NOTHING
+        return NOTHING, ()
     if not isinstance(value, str):
         fields.error("destination_template", f"{what} has to be a text or a map, and is {kind_of(value)}")
-        return NOTHING
+        return NOTHING, ()
     if EXPRESSION_KEY in value:
         fields.error("destination_template", f"{what} is a template, and {EXPRESSION_KEY} is for one that is a map")
-        return NOTHING
+        return NOTHING, ()
     template = compiler.template(value, path, scope, what)
     if not isinstance(template, TemplateValue):
-        return NOTHING
-    _check_text(compiler, value, path, what)
-    return YamlTemplateValue(value, template.compiled, compiler.tools.read_yaml, what)
+        return NOTHING, ()
+    named = _check_text(compiler, value, path, what)
+    return YamlTemplateValue(value, template.compiled, compiler.tools.read_yaml, what), named
 
 
-def _check_text(compiler: Compiler, source: str, path: Path, what: str) -> None:
-    """Check what a template says for every event, if it has no branches and loops."""
+def _check_text(compiler: Compiler, source: str, path: Path, what: str) -> tuple[str, ...]:
+    """Check what a template says for every event; return the workspaces it names.
+
+    One with branches and loops is not checked.
+    """
     if _BRANCHES.search(source):
-        return
+        return ()
     text = _PRINTS.sub(lambda match: _COMPUTED * len(match[0]), source)
     if TEMPLATE_MARK in text:
-        return  # an action over several lines
+        return ()  # an action over several lines
     try:
         tree = compiler.tools.read_yaml(text, lambda scalar, plain: scalar)
     except (ValueError, RecursionError) as exc:
         message = getattr(exc, "message", None) or str(exc)
         line, column = getattr(exc, "line", 0), getattr(exc, "column", 0)
         compiler.findings.error(path, f"{what} is not YAML: {message}", line=line, column=column)
-        return
+        return ()
     if _is_computed(tree):
-        return
+        return ()
     compiler.action(_static(tree), path, EVENT_SCOPE, what, computed=False, joins=True)
+    return _named_workspaces(tree)
+
+
+def _named_workspaces(tree: Json) -> tuple[str, ...]:
+    """Return the workspaces that a destination names, and those of its join."""
+    actions = [tree] if isinstance(tree, dict) else []
+    for action in tuple(actions):
+        if isinstance(join := action.get("join"), dict):
+            actions += [one for key in ("on_complete", "on_timeout") if isinstance(one := join.get(key), dict)]
+    named = (action.get("workspace") for action in actions)
+    return tuple(dict.fromkeys(one for one in named if isinstance(one, str) and one and not _is_computed(one)))
 
 
 def _is_computed(value: Json) -> bool:

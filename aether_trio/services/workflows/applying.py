@@ -8,7 +8,7 @@ file can be applied again. What is wrong with several documents is told at once.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -16,14 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.compiling import Tools
-from aether_trio.model.workflows.definition import (
-    Action,
-    CallWorkflow,
-    ContinueAs,
-    Definition,
-    Graph,
-    MachineDefinition,
-)
+from aether_trio.model.workflows.definition import CallWorkflow, ContinueAs, Definition, Graph
 from aether_trio.model.workflows.documents import KINDS, WORKFLOW, compile_document, kind_of_document
 from aether_trio.model.workflows.reading import DefinitionErrors, pointer
 from aether_trio.services.tasks.engine import Engine
@@ -35,6 +28,7 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.documents import identity_of, in_workspace
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.storage.base import Program
 
@@ -184,8 +178,7 @@ class ApplyOperations:
         owner = asked.session.identity.text
         try:
             found = await compile_in_thread(partial(self._appliers.read, documents, asked.workspace), len(asked.data))
-            for workspace in dict.fromkeys(one for definition in found for one in workspaces_of(definition)):
-                await self._access.need(asked.session, workspace)
+            found = [await within_reach(self._access, asked.session, one) for one in found]
 
             def program(context: Context) -> Program[tuple[TaskTransaction, AppliedRows]]:
                 tx = TaskTransaction(context)
@@ -198,28 +191,6 @@ class ApplyOperations:
             applied = done.applied
         rows = [row.document(dry_run=dry_run) for row in applied.rows]
         return OperationAnswer({"applied": rows, "warnings": applied.warnings}, total=len(rows))
-
-
-def workspaces_of(definition: Definition) -> list[str]:
-    """Return the workspaces in which a definition acts: its, and those of its actions."""
-    _, workspace, _ = identity_of(definition)
-    actions = [one.workspace for one in _actions_of(definition) if one.workspace]
-    return list(dict.fromkeys((workspace, *actions)))
-
-
-def _actions_of(definition: Definition) -> Iterator[Action]:
-    if isinstance(definition, Graph):
-        for step in definition.steps.values():
-            yield from (one for one in (step.work, step.compensate) if isinstance(one, Action))
-        return
-    if isinstance(definition, MachineDefinition):
-        for state in definition.states.values():
-            taken = (one.action for transitions in state.on.values() for one in transitions)
-            yield from (one for one in (state.entry_action, state.exit_action, *taken) if one is not None)
-        return
-    action = getattr(definition, "action", None)
-    if isinstance(action, Action):
-        yield action
 
 
 def put_workflow(tx: TaskTransaction, graph: Graph, owner: str) -> Program[AppliedRow]:

@@ -164,7 +164,8 @@ class WorkspaceAccess:
 
     async def problem(self, session: Session, workspace: str, level: AccessLevel) -> str:
         """Return why a session may not act in a workspace at a level; "" if it may."""
-        if not session.allows_workspace(workspace):
+        reached = session.reaches_everything if workspace == EVERYWHERE else session.allows_workspace(workspace)
+        if not reached:
             return f"this credential does not reach workspace {workspace}"
         decision = await self._authorizer.check_workspace(session, workspace, level, "workflow_op")
         return "" if decision.allowed else decision.reason

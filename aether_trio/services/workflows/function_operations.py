@@ -121,6 +121,8 @@ class FunctionOperations:
         for one in commands:
             if not isinstance(one.get("step", ""), str):
                 raise OperationError("step is a text")
+        for workspace in {str(one["workspace"]) for one in commands if one.get("workspace")}:
+            await self._access.need(request.session, workspace)
         caller, execution_id = request.session.identity.text, request.id
 
         def program(context: Context) -> Program[tuple[TaskTransaction, Advanced | str]]:

@@ -26,7 +26,7 @@ from aether_trio.model.workflows.reading import fold
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import machine_rows
-from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, workspaces_of
+from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
     OperationAsked,
@@ -41,6 +41,7 @@ from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
 from aether_trio.services.workflows.known import LARGE_BYTES
 from aether_trio.services.workflows.machine_rows import InstanceRow, StoredMachine
 from aether_trio.services.workflows.machines import MACHINE, MachineError, Machines
+from aether_trio.services.workflows.reach import within_reach
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -126,7 +127,7 @@ class MachineOperations:
         except ValueError as error:
             raise OperationError(str(error)) from None
         assert isinstance(definition, MachineDefinition)
-        await self._need_of(asked, definition)
+        await within_reach(self._access, asked.session, definition)
         owner = asked.session.identity.text
 
         def program(tx: TaskTransaction) -> Program[StoredMachine | None]:
@@ -145,11 +146,6 @@ class MachineOperations:
         if ignored:
             message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
         return OperationAnswer(shown_machine(stored), message)
-
-    async def _need_of(self, asked: OperationAsked, definition: MachineDefinition) -> None:
-        """Check that the caller may act where a machine does. Raises OperationError."""
-        for workspace in workspaces_of(definition):
-            await self._access.need(asked.session, workspace)
 
     async def _delete(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked, asked.id, AccessLevel.READWRITE)

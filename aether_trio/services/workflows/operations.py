@@ -24,6 +24,7 @@ from aether_trio.model.tasks import Move
 from aether_trio.model.tasks.form import APPROVE, CHOICE, DECISION, REJECT, TEXT
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
+from aether_trio.model.workflows.definition import Graph
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import (
     CancelAsked,
@@ -61,6 +62,7 @@ from aether_trio.services.workflows.functions import FUNCTION, CommandError
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.made_operations import MadeOperation
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, StartRefused
+from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.schedule_operations import PAUSE_SCHEDULE, RESUME_SCHEDULE
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Program
@@ -102,8 +104,10 @@ class OperationFamily(Protocol):
     def table(self) -> Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]: ...
 
 
-ReadWorkflow = Callable[[dict[str, Any], str, int], tuple[StoredDefinition, list[str]]]
-"""Checks a workflow's document for an owner, at a moment: (what is stored, ignored keys).
+ReadWorkflow = Callable[[dict[str, Any], str, int], tuple[StoredDefinition, Graph, list[str]]]
+"""Checks a workflow's document for an owner, at a moment.
+
+Returns what is stored, its graph, and the keys that were ignored.
 
 Raises ValueError.
 """
@@ -215,12 +219,12 @@ class WorkflowOperations:
             document["workspace"] = request.workspace
         try:
             owner, now_ms = request.session.identity.text, self._engine.clock.now_ms()
-            stored, ignored = await compile_in_thread(
+            stored, graph, ignored = await compile_in_thread(
                 partial(self._read_workflow, document, owner, now_ms), len(request.data)
             )
         except ValueError as error:
             raise OperationError(str(error)) from None
-        await self._access.need(request.session, stored.workspace)
+        await within_reach(self._access, request.session, graph)
         made = await self._engine.database.run(lambda: _put(stored))
         if made is None:
             raise OperationError(

@@ -20,7 +20,8 @@ class StoredRule:
     """A rule as stored; times are Unix ms.
 
     `document` is canonical JSON. What events it takes is in columns, too: `equalities` is JSON of
-    [path, literal] and [path, [literals]].
+    [path, literal] and [path, [literals]]. `reach` is that of the owner's
+    credential (reach.py).
     """
 
     id: int
@@ -37,6 +38,7 @@ class StoredRule:
     source_agent: str
     priority: int
     equalities: str
+    reach: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,6 +21,7 @@ import structlog
 
 from aether_trio.model.tasks import Move
 from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import ActionType, EvaluationError, Json, RuleDefinition
 from aether_trio.model.workflows.flow_control import DropReason
 from aether_trio.model.workflows.hops import TooManyHops, extend
@@ -46,6 +47,7 @@ from aether_trio.services.workflows.flow import (
 from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.joins import JoinArrival, JoinRefused, Joins
 from aether_trio.services.workflows.known import KnownRule, known_rule
+from aether_trio.services.workflows.reach import reaches, workspaces_of_action
 from aether_trio.services.workflows.rule_rows import StoredRule
 from aether_trio.services.workflows.rules import compile_rule
 from aether_trio.services.workflows.tools import TOOLS
@@ -205,6 +207,10 @@ class RuleRuns:
             document = definition.destination.evaluate(env, now=lambda: moment)
             action = read_action(document, TOOLS, f"rule '{definition.name}'")
             hops = extend(event.hops, "rule", definition.name)
+            for workspace in workspaces_of_action(action, event.workspace):
+                if not reaches(definition.reach, workspace):
+                    text = f"the credential that wrote the rule does not reach workspace {shown(workspace)}"
+                    raise ReactionRefused(text, "PERMISSION_DENIED")
             if action.type is ActionType.JOIN:
                 assert action.join is not None
                 arrival = JoinArrival(

@@ -33,6 +33,7 @@ from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.reach import EVERYTHING, within_reach
 from aether_trio.services.workflows.rule_rows import StoredRule
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -75,7 +76,6 @@ class RuleOperations:
 
     async def _create(self, asked: OperationAsked) -> OperationAnswer:
         definition, ignored = await self._read(asked, {"active": True})
-        await self._access.need(asked.session, definition.workspace)
         now_ms, owner = self._engine.clock.now_ms(), asked.session.identity.text
 
         def program() -> Program[tuple[StoredRule, str]]:
@@ -97,7 +97,6 @@ class RuleOperations:
         given = asked.id or next((value for key, value in document.items() if key.lower() == "id"), "")
         before = await self._find(asked, rule_id(given), AccessLevel.READWRITE)
         definition, ignored = await self._read(asked, {})
-        await self._access.need(asked.session, definition.workspace)
         now_ms, owner = self._engine.clock.now_ms(), asked.session.identity.text
 
         def program() -> Program[tuple[StoredRule, str]]:
@@ -143,7 +142,10 @@ class RuleOperations:
         return OperationAnswer(shown_rule(stored), message)
 
     async def _read(self, asked: OperationAsked, forced: Mapping[str, Any]) -> tuple[RuleDefinition, list[str]]:
-        """Compile the document of an operation, with these values. Raises OperationError."""
+        """Compile the document of an operation, with these values.
+
+        Raises OperationError, also if the caller may not act where the rule does.
+        """
         left_out = {*forced, "owner"}  # an answer that is sent back has the owner in it
         document = {key: value for key, value in asked.document.items() if key.lower() not in left_out}
         document |= forced
@@ -153,6 +155,7 @@ class RuleOperations:
             definition, ignored = await compile_in_thread(partial(read_json, RULE, document), len(asked.data))
         except ValueError as error:
             raise OperationError(str(error)) from None
+        definition = await within_reach(self._access, asked.session, definition)
         assert isinstance(definition, RuleDefinition)
         return definition, ignored
 
@@ -205,6 +208,7 @@ def _stored(
         definition.source_agent,
         definition.priority,
         json.dumps(equalities_of(definition.condition)),
+        definition.reach,
     )
 
 
@@ -230,7 +234,8 @@ def put_rule(tx: TaskTransaction, definition: RuleDefinition, owner: str) -> Pro
     """Write a rule that is applied, in the place of the one with its name."""
     place = definition.workspace, definition.name
     there = yield from rule_rows.named(*place)
-    if there is not None and there.digest == definition.digest:
+    wider = there is not None and there.reach not in (EVERYTHING, definition.reach)
+    if there is not None and there.digest == definition.digest and not wider:
         return AppliedRow(RULE, *place, 0, UNCHANGED)
     if there is None and (yield from rule_rows.count()) >= MAX_RULES:
         raise ConflictError(f"there are {MAX_RULES} rules already: delete some first")
@@ -248,4 +253,4 @@ def compile_rule(stored: StoredRule) -> RuleDefinition:
     """Compile the document of a stored rule. Raises DefinitionErrors."""
     definition, _ = read_json(RULE, json.loads(stored.document))
     assert isinstance(definition, RuleDefinition)
-    return replace(definition, active=stored.active)
+    return replace(definition, active=stored.active, reach=stored.reach)

@@ -37,6 +37,7 @@ from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.flow_stops import SCHEDULE, stop_queued
 from aether_trio.services.workflows.new_executions import Begin, StartDropped, StartRefused
+from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
 from aether_trio.services.workflows.schedules import (
     Firing,
@@ -220,7 +221,7 @@ class ScheduleOperations:
         except ValueError as error:
             raise OperationError(str(error)) from None
         assert isinstance(definition, ScheduleDefinition)
-        await self._access.need(asked.session, definition.workspace)
+        await within_reach(self._access, asked.session, definition)
         put = self._schedules.upsert if upsert else self._schedules.create
         owner = asked.session.identity.text
         stored = await self._change(lambda tx: put(definition, owner, tx.context.now_ms))

@@ -16,8 +16,10 @@ WORKFLOW: Final = "workflow"
 MAX_PROBLEMS: Final = 3
 
 
-def compiled_for_storage(document: dict[str, Any], owner: str, now_ms: int) -> tuple[StoredDefinition, list[str]]:
-    """Check a document; return what is stored, and the keys that were ignored.
+def compiled_for_storage(
+    document: dict[str, Any], owner: str, now_ms: int
+) -> tuple[StoredDefinition, Graph, list[str]]:
+    """Check a document; return what is stored, its graph, and the ignored keys.
 
     Raises DefinitionErrors with all that is wrong.
     """
@@ -34,7 +36,7 @@ def compiled_for_storage(document: dict[str, Any], owner: str, now_ms: int) -> t
         now_ms,
         now_ms,
     )
-    return stored, list(ignored)
+    return stored, graph, list(ignored)
 
 
 def compile_stored(stored: StoredDefinition) -> Graph:

@@ -38,8 +38,9 @@ given twice. A deleted rule leaves its id until LATEST_DELETED later ones are de
 (rule_rows.py). `changed` is the version that has last changed a row; `workflow_changes.version`
 counts the changes of a kind of definitions, and what is in memory of the kind is of a version. A
 node whose version is below `floor` has missed deletions, and reads all rows. `equalities` is JSON
-of what the condition of a rule requires: nodes index rules without compiling them. `members` counts
-the rules.
+of what the condition of a rule requires: nodes index rules without compiling them. `reach` is JSON
+of the workspaces that the credential of its owner reached, as patterns, and "" for all
+(services/workflows/reach.py). `members` counts the rules.
 
 `workflow_waits` are the steps of executions that wait for events, `workflow_interests` the events
 for which an execution may wait while it runs, `workflow_kept_events` those that came meanwhile, by
@@ -244,6 +245,7 @@ STATEMENTS: Final = (
         source_agent TEXT NOT NULL,
         priority {bigint} NOT NULL,
         equalities TEXT NOT NULL,
+        reach TEXT NOT NULL,
         changed {bigint} NOT NULL,
         deleted INTEGER NOT NULL
     )""",
