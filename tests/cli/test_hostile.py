@@ -197,6 +197,9 @@ def about_workflows() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"workflows {name}", (NAME, NAME)
     yield "workflows run", (NAME, f"{NAME}={TEXT}")
     yield "workflows signal", (NAME, NAME)
+    yield "workflows fork", (NAME, "--from", NAME)
+    yield "workflows rotate", (NAME,)
+    yield "workflows redrive", ("--rule", NAME)
     yield "workflows answer", (NAME, NAME, "--approve", "--text", TEXT)
 
 

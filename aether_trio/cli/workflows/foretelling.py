@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 
 import click
@@ -44,10 +44,10 @@ def print_foretold(
     from aether_trio.model.workflows.durations import DurationError, duration_ms
 
     try:
-        since_ms = int(time.time() * 1000) - duration_ms(length)
+        since = datetime.now(UTC) - timedelta(milliseconds=duration_ms(length))
     except DurationError as error:
         raise click.BadParameter(str(error), param_hint="--events") from None
-    events, foretold = run_client(_foretell, target, who, workspace, documents, since_ms)
+    events, foretold = run_client(_foretell, target, who, workspace, documents, since)
     errors = sum("error" in one for one in foretold)
     if as_object:
         print_json({"events": events, "foretold": foretold, "errors": errors}, indent=2)
@@ -65,13 +65,13 @@ def print_foretold(
 
 
 async def _foretell(
-    target: GatewayTarget, who: Identity, workspace: str, documents: Sequence[Mapping[str, Any]], since_ms: int
+    target: GatewayTarget, who: Identity, workspace: str, documents: Sequence[Mapping[str, Any]], since: datetime
 ) -> tuple[int, list[Mapping[str, Any]]]:
     events, after = 0, 0
     found: list[Mapping[str, Any]] = []
     async with open_workflows(target, who, endless=True) as client:
         while True:
-            page = await client.workflow.foretell(documents, since_ms=since_ms, workspace=workspace, after=after)
+            page = await client.workflow.foretell(documents, since=since, workspace=workspace, after=after)
             events += page.events
             found += page.foretold
             after = page.next

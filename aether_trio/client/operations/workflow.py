@@ -300,13 +300,14 @@ class Workflow(Namespace):
         return Timeline(entries=tuple(found.get("entries") or ()), next=str(found.get("next") or ""))
 
     async def foretell(
-        self, documents: Iterable[Mapping[str, Any]], *, since_ms: int, workspace: str = "", after: int = 0
+        self, documents: Iterable[Mapping[str, Any]], *, since: datetime, workspace: str = "", after: int = 0
     ) -> Foretold:
-        """Say what documents would have done with the events since a moment (Unix ms).
+        """Say what documents would have done with the events since a moment.
 
-        Nothing is applied, written or sent. `after` is `next` of the page before.
+        Nothing is applied, written or sent. `after` is `next` of the page before. A naive time is
+        local time.
         """
-        asked = {"documents": list(documents), "since_ms": since_ms, "after": after}
+        asked = {"documents": list(documents), "since_ms": int(since.timestamp() * 1000), "after": after}
         data = json_text(asked, "a document of a workflow").encode()
         found = _object(await self._do(FORETELL, data=data, workspace=workspace))
         return Foretold(

@@ -194,10 +194,14 @@ def test_every_record_is_in_the_table() -> None:
         "Applied",
         "AppliedDefinition",
         "Execution",
+        "ExecutionFork",
         "ExecutionStep",
+        "Foretold",
         "HistoryDivergence",
         "HistoryEntry",
         "HistoryReplay",
+        "Redriven",
+        "Timeline",
         "WorkflowDefinition",
     }
     plain |= {"ProxyResponse", "Wire", "_Entry", "_Field", "_Key"}

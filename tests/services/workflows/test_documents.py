@@ -174,11 +174,11 @@ def test_one_file_has_its_right_documents_though_others_are_wrong() -> None:
         ("# nothing\n---\n", "a.yaml:1:1: there is no document"),
         (
             "just a text",
-            "a.yaml:1:1: it is not clear what this document is: write kind: and one of workflow, rule, schedule, machine",
+            "a.yaml:1:1: it is not clear what this document is: write kind: and one of workflow, rule, schedule, machine, webhook",
         ),
         (
             "kind: flow\nsteps: []",
-            "a.yaml:1:1: 'flow' is no kind of document: there are workflow, rule, schedule, machine",
+            "a.yaml:1:1: 'flow' is no kind of document: there are workflow, rule, schedule, machine, webhook",
         ),
         ("kind: workflow\nname: a", "a.yaml:1:1: the workflow has no steps"),
         ("name: a\nsteps: []", "a.yaml:2:8: the workflow has no steps"),
@@ -195,7 +195,7 @@ def test_a_json_file_and_lists_of_documents() -> None:
     assert errors('{"a": NaN}', "a.json") == ["a.json:1:1: it is not JSON: NaN is not JSON"]
     assert errors('[{"name": "a", "steps": [{"id": "a"}]}, 5]', "a.json") == [
         "a.json: /steps/0: step 'a' does nothing: it has no action, workflow, wait, ask, fail, continue_as and no output",
-        "a.json: /: it is not clear what this document is: write kind: and one of workflow, rule, schedule, machine",
+        "a.json: /: it is not clear what this document is: write kind: and one of workflow, rule, schedule, machine, webhook",
     ]
     assert errors("[" * 100_000, "a.json") == ["a.json:1:1: it is not JSON: it is nested deeper than 64 levels"]
 
@@ -703,7 +703,9 @@ def test_hostile_data_of_operations(data: bytes, says: str) -> None:
 
 
 def test_an_unknown_kind() -> None:
-    assert operation("flow", {}) == ["/: 'flow' is no kind of document; there are workflow, rule, schedule, machine"]
+    assert operation("flow", {}) == [
+        "/: 'flow' is no kind of document; there are workflow, rule, schedule, machine, webhook"
+    ]
 
 
 def test_nothing_that_a_terminal_obeys_is_in_a_message() -> None:

@@ -143,7 +143,7 @@ async def compare(begin: Begin, seed: int) -> None:
         data = random_event(rng, join)
         if name == "armed" and join.arm_on_event and data["count"] is None:
             continue  # it would be refused
-        joins: Joins = core.tasks.engine._workflows._reactions._joins  # type: ignore[attr-defined]
+        joins: Joins = core.tasks.engine._workflows._rules._joins  # type: ignore[attr-defined]
         now_ms = await core.tasks.engine.result(partial(arrives, joins, join, name, data, number))
         foretold.event(now_ms, name, data)
         key = data["key"]
