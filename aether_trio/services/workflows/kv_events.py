@@ -3,7 +3,8 @@
     `kv_changes` ─▶ `task_outbox` ─▶ topic of the engine ─▶ intake.py, which knows the event's id
           └──────── deleted once the outbox has it
 
-Whatever is killed in between, a row is moved again, and its event acts once by its `event_id`.
+Whatever is killed in between, a row is moved again, and its event acts once by its `event_id`. The
+outbox is read by the ids of the rows, which are never used twice: events of a key are in order.
 """
 
 from __future__ import annotations

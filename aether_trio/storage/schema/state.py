@@ -43,7 +43,7 @@ MIGRATIONS: Final = (
             FOREIGN KEY (space, key) REFERENCES kv_entries (space, key) ON DELETE CASCADE
         ) {clustered}""",
         """CREATE TABLE kv_changes (
-            id {row_id},
+            id {lasting_id},
             payload {blob} NOT NULL
         )""",
         """CREATE TABLE checkpoints (

@@ -145,3 +145,25 @@ async def test_an_event_is_moved_once_whatever_is_killed(world: World, monkeypat
             await world.state.execute("INSERT INTO kv_changes (id, payload) VALUES ($1, $2)", *row)
             await trio.sleep(10)
             assert len(await seen(second, world, 1)) == 1
+
+
+async def test_the_events_of_a_key_are_in_their_order_though_the_log_is_slow(core: Core, world: World) -> None:
+    def waiting() -> int:
+        (rows,) = world.state.query("SELECT COUNT(*) FROM kv_changes")
+        moved = world.databases["tasks"].query("SELECT COUNT(*) FROM task_outbox WHERE task_id LIKE 'kv %'")
+        return int(moved[0][0]) if rows[0] == 0 else -1
+
+    async with client(core) as boss:
+        await boss.do(APPLY, data={"documents": [rule("kv.put:a")]}, workspace="w")
+        world.log.before_write.close()
+        for number in range(8):
+            await do(boss, Kv.PUT, "a", str(number).encode())
+            while waiting() != number + 1:
+                await trio.sleep(0.01)
+        world.log.before_write.open()
+        await seen(core, world, 8)
+        payloads = world.databases["tasks"].query(
+            "SELECT payload FROM tasks WHERE task_type = 'seen' ORDER BY order_us"
+        )
+        values = [json.loads(payload)["input"]["value"] for (payload,) in payloads]
+        assert values == [str(number) for number in range(8)]
