@@ -180,9 +180,17 @@ class ApplyOperations:
             found = await compile_in_thread(partial(self._appliers.read, documents, asked.workspace), len(asked.data))
             found = [await within_reach(self._access, asked.session, one) for one in found]
 
+            before: list[AppliedRow] = []
+
             def program(context: Context) -> Program[tuple[TaskTransaction, AppliedRows]]:
                 tx = TaskTransaction(context)
-                return tx, (yield from self._appliers.apply(tx, found, owner, dry_run=dry_run))
+                applied = yield from self._appliers.apply(tx, found, owner, dry_run=dry_run)
+                if context.again and before:
+                    # What an earlier run has committed is unchanged; only it knows the secret.
+                    pairs = zip(before, applied.rows, strict=True)
+                    applied.rows[:] = [old if new.change == UNCHANGED else new for old, new in pairs]
+                before[:] = applied.rows
+                return tx, applied
 
             _, applied = await self._engine.run_program(program, lambda result: result[0])
         except DefinitionErrors as error:

@@ -224,7 +224,16 @@ class ScheduleOperations:
         await within_reach(self._access, asked.session, definition)
         put = self._schedules.upsert if upsert else self._schedules.create
         owner = asked.session.identity.text
-        stored = await self._change(lambda tx: put(definition, owner, tx.context.now_ms))
+
+        def program(tx: TaskTransaction) -> Program[StoredSchedule]:
+            there = None
+            if tx.context.again:
+                there = yield from schedule_rows.load(definition.workspace, definition.id)
+            if there is not None and (there.digest, there.owner) == (definition.digest, owner):
+                return there  # an earlier run was committed
+            return (yield from put(definition, owner, tx.context.now_ms))
+
+        stored = await self._change(program)
         message = f"schedule {stored.id}"
         if ignored:
             message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"

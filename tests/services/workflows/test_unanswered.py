@@ -129,3 +129,25 @@ async def test_a_batch_takes_a_start_once(core: Core, world: World) -> None:
         await trio.sleep(120)
         assert two == one
         assert len(await boss.tasks(workspace="w", task_type="workflow_run")) == 1
+
+
+async def test_what_is_applied_is_told_with_its_secret(core: Core, world: World) -> None:
+    documents = [
+        {"id": "g", "steps": [{"id": "a", "output": 1}]},
+        {"kind": "webhook", "name": "h", "event": "e"},
+    ]
+    async with client(core) as boss:
+        for changes in (["created", "created"], ["unchanged", "unchanged"]):
+            world.databases["tasks"].unanswered_writes = 1
+            applied = (await boss.do(107, data={"documents": documents}, workspace="w"))["applied"]
+            assert [one["change"] for one in applied] == changes
+            assert applied[1].get("secret", "").startswith("whsec_") == (changes[1] == "created")
+
+
+async def test_a_schedule_is_created_once(core: Core, world: World) -> None:
+    action = {"type": "emit_event", "event_name": "tick"}
+    data = {"id": "s", "schedule_type": "interval", "schedule_expr": "1m", "workspace": "w", "action": action}
+    async with client(core) as boss:
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(Op.CREATE_SCHEDULE, data=data)
+        assert "already" in (await boss.ask(Op.CREATE_SCHEDULE, data=data)).error
