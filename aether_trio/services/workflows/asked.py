@@ -13,7 +13,7 @@ from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows.definitions import EVERYWHERE
-from aether_trio.services.workflows.json_values import read_json, write_json
+from aether_trio.services.workflows.json_values import read_json, unwritable, write_json
 from aether_trio.session.session import Session
 
 T = TypeVar("T")
@@ -120,9 +120,12 @@ class OperationAsked:
         if not self.data:
             return default
         try:
-            return read_json(self.data)
+            found = read_json(self.data)
         except (ValueError, RecursionError) as error:
             raise OperationError(f"data is not JSON: {shown(str(error))}") from None
+        if problem := unwritable(found, self.data):
+            raise OperationError(f"data is not JSON: {problem}")
+        return found
 
     @property
     def document(self) -> dict[str, Any]:
@@ -135,6 +138,8 @@ class OperationAsked:
             raise OperationError(f"data is not JSON: {shown(str(error))}") from None
         if not isinstance(found, dict):
             raise OperationError("data is not a JSON object")
+        if problem := unwritable(found, self.data):
+            raise OperationError(f"data is not JSON: {problem}")
         return found
 
     def page(self, usual: int = MAX_LISTED) -> PageAsked:

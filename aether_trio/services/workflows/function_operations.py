@@ -112,7 +112,7 @@ class FunctionOperations:
         given = request.document
         number, after, commands = given.get("assignment"), given.get("after", 0), given.get("do", [])
         for name, value in (("assignment", number), ("after", after)):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:
                 raise OperationError(f"{name} is a whole number of at least 0")
         if not isinstance(commands, list) or not all(isinstance(one, dict) for one in commands):
             raise OperationError("do is a list of objects")

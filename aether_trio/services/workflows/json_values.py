@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any, Final
 
+from aether_trio.model.workflows.definition import Path
+from aether_trio.model.workflows.reading import pointer
+
+_SUSPECT: Final = re.compile(rb"\\u[dD][89a-fA-F]|[0-9]{300}|[eE]\+?0*[0-9]{3}|NaN|Infinity")
+"""Where half of a character may be, or a number that no float is."""
 WHOLE: Final = 2.0**63
 """Whole floats below it are written as integers."""
 
@@ -21,6 +27,34 @@ class JsonError(ValueError):
 def read_json(data: bytes | str) -> Any:
     """Read JSON with all numbers as floats. Raises ValueError."""
     return json.loads(data, parse_int=float, parse_constant=_refuse)
+
+
+def unwritable(document: Any, data: bytes) -> str:
+    """Return where a document, read from `data`, has what JSON cannot write; or ""."""
+    if not _SUSPECT.search(data):
+        return ""
+    open_: list[tuple[Any, Path]] = [(document, ())]
+    while open_:
+        value, path = open_.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            return f"{pointer(path)}: {value} is not a number of JSON"
+        if isinstance(value, str) and _is_half(value):
+            return f"{pointer(path)}: a text has a lone surrogate, which cannot be written as UTF-8"
+        if isinstance(value, dict):
+            if any(map(_is_half, value)):
+                return f"{pointer(path)}: a key has a lone surrogate, which cannot be written as UTF-8"
+            open_ += ((one, (*path, key)) for key, one in value.items())
+        elif isinstance(value, list):
+            open_ += ((one, (*path, number)) for number, one in enumerate(value))
+    return ""
+
+
+def _is_half(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def write_json(value: Any) -> bytes:

@@ -50,6 +50,7 @@ from aether_trio.services.workflows.asked import (
     OperationAsked,
     OperationError,
     WorkspaceAccess,
+    is_number,
     page_answer,
 )
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
@@ -174,8 +175,8 @@ class WorkflowOperations:
             raise OperationError(f"unknown workflow operation {request.op}")
         if len(request.data) > MAX_DATA_BYTES:
             raise OperationError(f"data has {len(request.data)} bytes; at most {MAX_DATA_BYTES} are allowed")
-        for name, text in (("id", request.id), ("secondary_id", request.secondary_id)):
-            if "\0" in text:
+        for name in ("id", "secondary_id", "status"):
+            if "\0" in getattr(request, name):
                 raise OperationError(f"{name} has a zero byte")
         if request.workspace not in ("", EVERYWHERE):
             try:
@@ -470,10 +471,9 @@ class WorkflowOperations:
 
     async def _history(self, request: OperationAsked) -> OperationAnswer:
         row = await self._execution(request, AccessLevel.READ)
-        try:
-            after = int(request.secondary_id or 0)
-        except ValueError:
-            raise OperationError("secondary_id is the number of the entry after which the page begins") from None
+        if request.secondary_id and not is_number(request.secondary_id):
+            raise OperationError("secondary_id is the number of the entry after which the page begins")
+        after = int(request.secondary_id or 0)
         entries = await self._engine.database.read(
             lambda: execution_rows.history(row.execution_id, after, HISTORY_PAGE)
         )

@@ -22,7 +22,13 @@ from aether_trio.model.topics import task_topic
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.workflows import execution_rows
-from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
+from aether_trio.services.workflows.asked import (
+    OperationAnswer,
+    OperationAsked,
+    OperationError,
+    WorkspaceAccess,
+    is_number,
+)
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.storage.base import Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -127,12 +133,12 @@ class TimelineOperations:
 def _position(text: str) -> TimelinePosition:
     if not text:
         return TimelinePosition()
-    try:
-        at_ms, source, rest = text.split(" ", 2)
-        key, _, number = rest.rpartition(" ")
-        return TimelinePosition(int(at_ms), int(source), key, int(number))
-    except ValueError:
-        raise OperationError("secondary_id is `next` of the page before") from None
+    at_ms, _, rest = text.partition(" ")
+    source, _, rest = rest.partition(" ")
+    key, _, number = rest.rpartition(" ")
+    if not all(map(is_number, (at_ms, source, number))):
+        raise OperationError("secondary_id is `next` of the page before")
+    return TimelinePosition(int(at_ms), int(source), key, int(number))
 
 
 def _behind(after: TimelinePosition, source: int) -> TimelinePosition:
