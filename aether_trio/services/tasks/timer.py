@@ -34,6 +34,8 @@ logger = structlog.get_logger("aether.tasks")
 CHECK_S: Final = 5.0
 SET_BACK_MS: Final = 5_000
 """A clock that runs behind its latest moment by more was set back."""
+LOCKED_S: Final = 0.1
+"""The pause while what is due is locked by another node, which may be suspended."""
 FLUSH_S: Final = 5.0
 """How long heartbeats may take to be written before their tasks are excused instead."""
 
@@ -75,6 +77,7 @@ class TaskTimer:
     async def run(self) -> None:
         """Wait for due tasks and handle them, until cancelled."""
         failing = False
+        fruitless = 0
         there_ms = self._clock.now_ms()
         while True:
             try:
@@ -88,8 +91,13 @@ class TaskTimer:
                     failing = False
                 there_ms = self._clock.now_ms()
                 if is_due:
-                    self.fired += await self._fire(SilenceExcuse(self._outage, backlog.heartbeats))
+                    fired = await self._fire(SilenceExcuse(self._outage, backlog.heartbeats))
+                    self.fired += fired
                     self._latest_ms = there_ms
+                    fruitless = 0 if fired else fruitless + 1
+                    if fruitless > 1:
+                        with trio.move_on_after(LOCKED_S):
+                            await self._earlier.wait()
                     continue
             except StorageUnavailable as error:
                 if not failing:

@@ -428,3 +428,22 @@ async def test_when_the_clock_is_set_back_it_fires_once_though_nothing_is_due(ba
         await trio.sleep(60)
         nursery.cancel_scope.cancel()
     assert fired == ([400_000] if back_ms < -5_000 else [])
+
+
+async def test_what_another_node_has_locked_is_not_looked_for_all_the_time() -> None:
+    table, looks = Table(), [0]
+
+    async def flush_within(_: float) -> Backlog:
+        await trio.lowlevel.checkpoint()
+        return NO_BACKLOG
+
+    async def fire(_: SilenceExcuse) -> int:
+        await trio.sleep(0.001)
+        looks[0] += 1
+        return 0
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(TaskTimer(table, Calendar(1_000_000, step_ms=0), fire, flush_within).run)  # type: ignore[arg-type]
+        await trio.sleep(10)
+        nursery.cancel_scope.cancel()
+    assert 50 < looks[0] < 200
