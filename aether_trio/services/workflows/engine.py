@@ -169,7 +169,7 @@ class WorkflowEngine:
             ApplyOperations(engine, self._access, appliers),
             ForetellOperations(appliers, self._access, log),
             TimelineOperations(engine, self._access, log),
-            ScheduleOperations(engine, self.schedules, self._access),
+            ScheduleOperations(engine, self.schedules, self._access, ids),
             RuleOperations(engine, self._access),
             FunctionOperations(engine, self.functions, self.executions, self._access),
             machines,

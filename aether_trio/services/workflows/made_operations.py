@@ -1,4 +1,4 @@
-"""Notes which operations have acted on executions, for unanswered commits.
+"""Notes which operations have acted, for commits that are not answered.
 
 A program whose commit was not answered runs again. What it asks for may have happened by then, and
 may even have ended the execution: a signal is taken by the first wait, so a second run would give
@@ -23,8 +23,8 @@ class MadeOperation:
         self._id = operation_id
         self._runs = 0
 
-    def execution(self) -> Program[str]:
-        """Return on which execution an earlier run has acted; "" if none was committed."""
+    def subject(self) -> Program[str]:
+        """Return on what an earlier run has acted; "" if none was committed."""
         self._runs += 1
         if self._runs == 1:
             return ""
@@ -33,14 +33,24 @@ class MadeOperation:
         )
         return rows[0][0] if rows else ""
 
-    def note(self, tx: Transaction, execution_id: str) -> Program[None]:
-        """Note that the operation acts on an execution."""
+    def note(self, tx: Transaction, subject: str) -> Program[None]:
+        """Note that the operation acts on an execution, or a schedule_subject."""
         now_ms = tx.context.now_ms
         yield Execute(
             "DELETE FROM workflow_made_operations WHERE execution_id = $1 AND at_ms < $2",
-            (execution_id, now_ms - KEPT_MS),
+            (subject, now_ms - KEPT_MS),
         )
         yield Execute(
             "INSERT INTO workflow_made_operations (operation_id, execution_id, at_ms) VALUES ($1, $2, $3)",
-            (self._id, execution_id, now_ms),
+            (self._id, subject, now_ms),
         )
+
+
+def schedule_subject(workspace: str, id: str) -> str:  # noqa: A002
+    """Return as what a schedule is noted."""
+    return f"schedule {workspace} {id}"
+
+
+def forget(subject: str) -> Program[None]:
+    """Forget the operations on something that is deleted."""
+    yield Execute("DELETE FROM workflow_made_operations WHERE execution_id = $1", (subject,))

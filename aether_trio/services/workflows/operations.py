@@ -261,7 +261,7 @@ class WorkflowOperations:
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
-            if taken_in := (yield from made.execution()):
+            if taken_in := (yield from made.subject()):
                 return tx, taken_in
             stored = yield from definitions.newest(workspace, name)
             if stored is None:
@@ -353,7 +353,7 @@ class WorkflowOperations:
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
-            if (yield from made.execution()):
+            if (yield from made.subject()):
                 return tx, ""
             task = yield from task_rows.load(task_id)
             if task is None:
@@ -401,7 +401,7 @@ class WorkflowOperations:
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
-            if (yield from made.execution()):
+            if (yield from made.subject()):
                 return tx, ""
             task_id = yield from execution_rows.task_of(row.execution_id, place)
             if not task_id and place == BUDGET:
@@ -444,7 +444,7 @@ class WorkflowOperations:
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
-            if (yield from made.execution()):
+            if (yield from made.subject()):
                 return tx, ""
             current = yield from execution_rows.load(row.execution_id)
             if current is None or current.completed_ms:

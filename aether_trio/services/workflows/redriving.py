@@ -116,7 +116,7 @@ class RedriveOperations:
             tx = TaskTransaction(context)
             task = yield from task_rows.load(task_id)
             if task is None or task.status is not StoredStatus.DLQ:
-                return tx, None  # another one was faster
+                return tx, "" if context.again else None  # or another one was faster
             decision = yield from tx.apply(task, Move.RETRY, tx.facts(by))
             after = yield from task_rows.load(task_id)
             if after is not None and after.status is StoredStatus.DLQ:

@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import EvaluationError, ScheduleDefinition
@@ -36,6 +37,7 @@ from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.flow_stops import SCHEDULE, stop_queued
+from aether_trio.services.workflows.made_operations import MadeOperation, forget, schedule_subject
 from aether_trio.services.workflows.new_executions import Begin, StartDropped, StartRefused
 from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
@@ -186,10 +188,11 @@ def put_schedule(
 class ScheduleOperations:
     """Performs operations on schedules; `table` has them by number."""
 
-    def __init__(self, engine: Engine, schedules: Schedules, access: WorkspaceAccess) -> None:
+    def __init__(self, engine: Engine, schedules: Schedules, access: WorkspaceAccess, ids: IdFactory) -> None:
         self._engine = engine
         self._schedules = schedules
         self._access = access
+        self._ids = ids
         self.table: Final[Mapping[int, Callable[[OperationAsked], Awaitable[OperationAnswer]]]] = MappingProxyType(
             {
                 Op.LIST_SCHEDULES: self._list,
@@ -268,6 +271,7 @@ class ScheduleOperations:
 
         def page(tx: TaskTransaction) -> Program[None]:
             yield from self._schedules.delete(found.workspace, found.id)
+            yield from forget(schedule_subject(found.workspace, found.id))
             yield from stop_queued(tx, SCHEDULE, found.workspace, found.id)
 
         await self._engine.result(page)
@@ -287,8 +291,12 @@ class ScheduleOperations:
         found = await self._find(asked)
         from_ms, until_ms = (_moment(asked.document, name) for name in ("from", "until"))
         slots: list[int] = []
+        made = MadeOperation(self._ids.unique())
 
         def program(tx: TaskTransaction) -> Program[StoredSchedule]:
+            if (yield from made.subject()) and (there := (yield from schedule_rows.load(found.workspace, found.id))):
+                return there
+            yield from made.note(tx, schedule_subject(found.workspace, found.id))
             stored, planned = yield from self._schedules.backfill(
                 found.workspace, found.id, from_ms, until_ms, tx.context.now_ms
             )

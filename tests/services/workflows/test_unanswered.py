@@ -12,6 +12,7 @@ from aether_trio.gateway.core import Core
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.workflows.helpers import Client, Op, client
 
+BACKFILL = 112
 CANCEL, SIGNAL, PAUSE, RESUME, RETRY, HISTORY, ANSWER = Op.CANCEL_EXECUTION, 101, 102, 103, 104, 105, 106
 
 
@@ -151,3 +152,26 @@ async def test_a_schedule_is_created_once(core: Core, world: World) -> None:
         world.databases["tasks"].unanswered_writes = 1
         await boss.do(Op.CREATE_SCHEDULE, data=data)
         assert "already" in (await boss.ask(Op.CREATE_SCHEDULE, data=data)).error
+
+
+async def test_a_backfill_is_planned_once(core: Core, world: World) -> None:
+    """Also if its slots have fired before its program runs again."""
+    action = {"type": "emit_event", "event_name": "tick"}
+    data = {"id": "s", "schedule_type": "interval", "schedule_expr": "1h", "workspace": "w", "action": action}
+
+    async def look_for_what_is_due() -> None:
+        while True:
+            core.tasks.engine.timer.look()
+            await trio.sleep(0.01)
+
+    async with client(core) as boss:
+        await boss.do(Op.CREATE_SCHEDULE, data=data)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(look_for_what_is_due)
+            world.databases["tasks"].unanswered_writes = 1
+            between = {"from": "2023-11-14T12:00:00Z", "until": "2023-11-14T18:00:00Z"}
+            assert "6 slots" in (await boss.ask(BACKFILL, "s", data=between)).message
+            nursery.cancel_scope.cancel()
+        await trio.sleep(10)
+        [found] = await boss.do(Op.LIST_SCHEDULES)
+        assert (found["fired"], found["planned"]) == (6, 0)
