@@ -42,7 +42,7 @@ async def test_no_arrival_of_two_nodes_is_lost_and_one_fires(postgres_engine: Po
         yield from joins.arrived(tx, join, arrival)
 
     async def all_arrive(core: Core, node: int) -> None:
-        joins: Joins = core.tasks.engine._workflows._reactions._joins  # type: ignore[attr-defined]
+        joins: Joins = core.tasks.engine._workflows._rules._joins  # type: ignore[attr-defined]
         for item in range(ITEMS):
             if item % 3 != node:  # each third one arrives on both
                 await core.tasks.engine.result(partial(arrives, joins, node, item))
