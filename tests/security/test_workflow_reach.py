@@ -146,3 +146,67 @@ async def test_no_worker_of_a_function_calls_beyond_its_key() -> None:
         data = json.dumps({"assignment": 1, "after": 0, "do": [command]}).encode()
         with pytest.raises(AetherError, match="does not reach workspace blue"):
             await eve.workflow._do(121, execution, data=data)
+
+
+ABOUT: Final = {
+    "execution": (Op.GET_EXECUTION, Op.CANCEL_EXECUTION, *range(101, 107), 113, 114, 118, 121),
+    "flow": (Op.GET_WORKFLOW, Op.DELETE_WORKFLOW, 100, 115),
+    "1": (Op.GET_RULE, Op.UPDATE_RULE, Op.DELETE_RULE),
+    "s": (Op.DELETE_SCHEDULE, 110, 111, 112),
+    "m": (Op.GET_STATE_MACHINE, Op.DELETE_STATE_MACHINE, Op.CREATE_SM_INSTANCE),
+    "i": (Op.GET_SM_INSTANCE, Op.SEND_SM_EVENT),
+    "hook": (109,),
+}
+SECOND: Final = {101: "go", 106: "b", 109: "delete"}
+DATA: Final = {100: {}, 113: {"dry_run": True}, 114: {"from": "b"}, 121: {"assignment": 1}}
+BLUE: Final[Sequence[dict[str, Any]]] = (
+    {"id": "flow", "steps": [{"id": "a", "output": "secret"}, {"id": "b", "wait": {"signal": "go"}}]},
+    {"rule_name": "r", "source_event": "go", "destination_template": IN_BLUE},
+    {**TIMED, "workspace": "blue"},
+    {"id": "m", "initial_state": "a", "states": {"a": {"on": {"x": "a"}}}},
+)
+LISTS: Final = (
+    Op.LIST_WORKFLOWS, Op.LIST_EXECUTIONS, Op.LIST_RULES, Op.LIST_SCHEDULES, Op.LIST_STATE_MACHINES,
+    Op.LIST_SM_INSTANCES, 108,
+)  # fmt: skip
+
+
+async def test_a_key_sees_and_moves_nothing_of_another_workspace() -> None:
+    """What it may not see is answered as what is not there; an id tells nothing."""
+    async with (
+        serving() as gateway,
+        agent_of(gateway, "blue", "victim") as victim,
+        agent_of(gateway, "red", "eve") as eve,
+    ):
+        await victim.workflow.apply(BLUE, workspace="blue")
+        await write(victim, Op.CREATE_SM_INSTANCE, {"machine_id": "m", "instance_id": "i"}, "m")
+        execution = await victim.workflow.run("flow", {"x": "secret"})
+        await victim.workflow._do(120, "f", data=b"{}")
+        run = await victim.workflow.run("f", {"x": "secret"})
+        before = await victim.workflow.execution(execution), await victim.workflow.execution(run)
+        for name, numbers in ABOUT.items():
+            for number in numbers:
+                for about in (execution, run) if name == "execution" else (name,):
+                    data = json.dumps(DATA[number]).encode() if number in DATA else b""
+                    errors = []
+                    for workspace in ("blue", "red"):
+                        with pytest.raises(AetherError) as caught:
+                            await eve.workflow._do(
+                                number, about, SECOND.get(number, ""), data=data, workspace=workspace
+                            )
+                        errors.append(str(caught.value))
+                    assert not any("secret" in one or "current one" in one for one in errors), (number, about)
+                    if name == "execution":
+                        with pytest.raises(AetherError) as caught:
+                            await eve.workflow._do(number, "absent", SECOND.get(number, ""), data=data)
+                        told = str(caught.value).replace("'absent'", "absent")
+                        assert errors[1].replace(about, "absent").replace("'absent'", "absent") == told, (
+                            number,
+                            errors,
+                            told,
+                        )
+        for number in LISTS:
+            with pytest.raises(AetherError, match="does not reach"):
+                await eve.workflow._do(number, workspace="blue")
+            assert (await eve.workflow._do(number)).data == b"[]", number
+        assert before == (await victim.workflow.execution(execution), await victim.workflow.execution(run))

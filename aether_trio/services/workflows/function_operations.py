@@ -11,12 +11,13 @@ from collections.abc import Awaitable, Callable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import IdentityError, Kind, check_token
 from aether_trio.model.text import shown
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
-from aether_trio.services.workflows import definitions
+from aether_trio.services.workflows import definitions, execution_rows
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.executions import Executions
@@ -140,11 +141,18 @@ class FunctionOperations:
         except CommandError as error:
             raise OperationError(str(error)) from None
         if isinstance(found, str):
-            raise OperationError(found)
+            raise OperationError(await self._refusal(request, found))
         entries = b",".join(b'{"number":%d,"at_ms":%d,"entry":%s}' % one for one in found.entries)
         more = b"true" if found.more else b"false"
         data = b'{"status":%s,"more":%s,"entries":[%s]}' % (json.dumps(found.status).encode(), more, entries)
         return OperationAnswer(data, total=len(found.entries))
+
+    async def _refusal(self, request: OperationAsked, reason: str) -> str:
+        """Return why a run is not moved on, for those who may know that there is one."""
+        row = await self._engine.database.read_small(lambda: execution_rows.load(request.id))
+        if row is None or await self._access.problem(request.session, row.workspace, AccessLevel.READ):
+            return f"execution {shown(request.id)} is no run of a function"
+        return reason
 
 
 def _checked_events(given: Any) -> dict[str, str]:
