@@ -69,6 +69,7 @@ from aether_trio.model.workflows.happenings import (
     PauseExecution,
     ResumeAsked,
     RetryAsked,
+    SignalReceived,
     Started,
     StartExecution,
     StepEnded,
@@ -1112,12 +1113,20 @@ class Executions:
             decode(row.hops),
             instead_of=row.execution_id if (stored.workspace, stored.id) == (row.defined_in, row.workflow_id) else "",
         )
+        if begin.instead_of:
+            yield from self.waits.hand_over(row.execution_id, next_id)
         try:
             yield from self.start(tx, stored, row.workspace, begin, task_id=next_id)
         except StartRefused as error:
+            yield from self.waits.end(next_id)
             ended = EndExecution(status="failed", error=str(error), error_type="START_REFUSED")
         else:
             ended = EndExecution(status="completed", result={"continued_as": next_id})
+            if begin.instead_of and next_id in turn.loaded:
+                # Its senders were told that they are delivered.
+                for name, data, by in loaded.state.signals:
+                    told = SignalReceived(at_ms=tx.context.now_ms, name=name, data=data, by=by)
+                    turn.queue.append((next_id, told))
         yield from self._end(tx, turn, loaded, graph, ended)
 
     # -- ends of steps -----------------------------------------------------------------------------

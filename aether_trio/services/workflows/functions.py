@@ -64,7 +64,7 @@ from aether_trio.services.workflows.executions import (
 )
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
-from aether_trio.services.workflows.new_executions import Begin, ExecutionPosition, StartRefused, new_execution
+from aether_trio.services.workflows.new_executions import QUEUED, Begin, ExecutionPosition, StartRefused, new_execution
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, key_problem
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -730,10 +730,25 @@ class Functions:
                 command.get("input"), task.creator, task.correlation_id, {"continues": row.execution_id},
                 decode(row.hops), instead_of=row.execution_id,
             )  # fmt: skip
+            yield from self._waits.hand_over(row.execution_id, next_id)
             yield from start(tx, stored, row.workspace, begin, task_id=next_id)
         except StartRefused as error:
+            yield from self._waits.end(next_id)
             return "failed", {"error": f"it cannot go on as a new execution: {error}"}
+        yield from self._hand_over_signals(tx, run, next_id)
         return "completed", {"result": {"continued_as": next_id}}
+
+    def _hand_over_signals(self, tx: Transaction, run: RunningFunction, next_id: str) -> Program[None]:
+        """Give the next run the signals that no step has taken."""
+        following = yield from self._load(tx, next_id)
+        if following is None or following.row.status == QUEUED:
+            return
+        for number in sorted(number for numbers in run.state.signals.values() for number in numbers):
+            [(_, _, entry)] = yield from execution_rows.history(run.row.execution_id, number - 1, 1)
+            found = json.loads(entry)
+            told = SignalReceived(at_ms=tx.context.now_ms, name=found["name"], data=found["data"], by=found["by"])
+            yield from self._signal(tx, following, told)
+        yield from self._save(tx, following)
 
     def _end(
         self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any], start: StartSub

@@ -114,6 +114,36 @@ class Waits:
         else:
             yield from self.end(execution_id)
 
+    def hand_over(self, execution_id: str, next_id: str) -> Program[None]:
+        """Let the next execution of a chain take the events that this one has not.
+
+        Of each event these are the later ones than the latest that a step has taken; if several
+        steps have taken some, than that of the step which is behind the others.
+        """
+        taken: list[Row] = yield Fetch(
+            "SELECT t.taker, t.number, k.event FROM workflow_taken_events t "
+            "JOIN workflow_kept_events k ON k.number = t.number WHERE t.execution_id = $1 ORDER BY t.number",
+            (execution_id,),
+        )
+        latest: dict[str, dict[str, int]] = {}
+        for taker, number, event in taken:
+            latest.setdefault(event, {})[taker] = number
+        behind = {event: min(of_takers.values()) for event, of_takers in latest.items()}
+        interests: list[Row] = yield Fetch(
+            "SELECT workspace, event, key_hash, key_source, after_number FROM workflow_interests "
+            "WHERE execution_id = $1",
+            (execution_id,),
+        )
+        for workspace, event, key, source, after in interests:
+            yield Execute(
+                "INSERT INTO workflow_interests (execution_id, workspace, event, key_hash, key_source, after_number) "
+                "VALUES ($1, $2, $3, $4, $5, $6)",
+                (next_id, workspace, event, key, source, max(after, behind.get(event, 0))),
+            )
+        for taker, number, event in taken:
+            if number > behind[event]:
+                yield from self.take(next_id, taker, number)
+
     def end(self, execution_id: str) -> Program[None]:
         """Forget the waits of an execution, and the events that were kept for it alone."""
         rows: list[Row] = yield Fetch(

@@ -314,3 +314,39 @@ async def test_executions_that_begin_at_once_share_nothing(core: Core) -> None:
                 execution_id = json.loads(answer.data)["execution_id"]
                 assert (await boss.ended(execution_id))["execution"]["Status"] == "completed"
                 assert json.loads((await boss.task(execution_id)).metadata["_result"]) == {"one": {"n": int(n)}}
+
+
+async def test_a_signal_that_no_step_has_taken_is_for_the_next_one_of_a_chain(core: Core) -> None:
+    add, work = {"id": "add", "wait": {"signal": "add"}}, {"id": "work", "wait": {"signal": "worked"}}
+    going_on = {"id": "next", "continue_as": {"input": {"$expr": "steps.add.result"}}}
+    async with client(core) as boss:
+        await boss.create({"steps": [add, {**work, "depends_on": ["add"]}, {**going_on, "depends_on": ["work"]}]})
+        one = await boss.run()
+        for number in range(3):
+            await boss.do(101, one, "add", data={"n": number})
+        for number in range(3):
+            await boss.do(101, one, "worked")
+            one = (await boss.ended(one))["execution"]["Result"]["continued_as"]
+            found = await boss.execution(one)
+            assert found["execution"]["TriggerData"] == {"n": number}
+        assert {each["StepID"]: each["Status"] for each in found["steps"]}["add"] == "waiting"
+
+
+async def test_a_signal_that_a_function_has_not_taken_is_for_its_next_run(core: Core) -> None:
+    async with client(core) as boss, client(core, "hand") as hand:
+        await hand.do(120, "act", data={})
+        one = await boss.run({}, "act")
+        await hand.operate(one, pb.TaskOperation.CLAIM)
+        for number in range(2):
+            await boss.do(101, one, "add", data=number)
+        ended = {"do": "end", "outcome": "continued", "input": {}}
+        await hand.do(121, one, data={"assignment": 1, "after": 0, "do": [ended]})
+        two = (await boss.ended(one))["execution"]["Result"]["continued_as"]
+        history = await boss.do(105, two)
+        assert [(entry["type"], entry.get("data")) for entry in history] == [
+            ("Started", None), ("SignalReceived", 0), ("SignalReceived", 1),
+        ]  # fmt: skip
+        await hand.operate(two, pb.TaskOperation.CLAIM)
+        waits = {"do": "open", "step": "s", "kind": "wait", "signal": "add"}
+        found = await hand.do(121, two, data={"assignment": 1, "after": 3, "do": [waits]})
+        assert found["entries"][-1]["entry"]["result"] == 0

@@ -299,3 +299,29 @@ async def test_random_events_reach_the_waits_that_they_should(world: World, seed
             for execution_id in await running(boss):
                 await boss.do(Op.CANCEL_EXECUTION, execution_id)
             assert rows(world) == []
+
+
+async def test_what_came_while_an_execution_worked_is_for_the_next_one_of_its_chain(core: Core, world: World) -> None:
+    """No event is lost between two executions, and none is taken by both."""
+    steps = [
+        {"id": "take", "wait": {"event": "paid"}},
+        {"id": "work", "depends_on": ["take"], "wait": {"signal": "worked"}},
+        {"id": "next", "depends_on": ["work"], "continue_as": {"input": {"$expr": "steps.take.result"}}},
+    ]
+    async with client(core) as boss:
+        await boss.create(flow(*steps))
+        await boss.emit("paid", data={"n": -1})
+        one = await boss.run()
+        for number in range(3):
+            await boss.emit("paid", data={"n": number})
+        for number in range(3):
+            await all_taken(core, world)
+            await boss.do(101, one, "worked")
+            one = (await boss.ended(one))["execution"]["Result"]["continued_as"]
+            found = await boss.execution(one)
+            assert found["execution"]["TriggerData"] == {"n": number}
+        assert {each["StepID"]: each["Status"] for each in found["steps"]}["take"] == "waiting"
+        assert world.databases["tasks"].query("SELECT execution_id, after_number FROM workflow_interests") == [(one, 3)]
+        assert rows(world, "taken_events") == []
+        await boss.do(Op.CANCEL_EXECUTION, one)
+        assert rows(world) == []
