@@ -9,6 +9,7 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.workflows import budgets
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, connect, deadlock_is_an_error
@@ -147,3 +148,14 @@ async def test_a_budget_of_runs_pauses_the_next_one(core: Core) -> None:
         await becomes(boss, three, "completed")
         await trio.sleep(3_600)
         await becomes(boss, await boss.run(), "completed")
+
+
+async def test_what_a_newer_version_does_not_bound_is_not_granted(world: World) -> None:
+    """An execution may be moved to it after its budget was raised."""
+    tasks = world.databases["tasks"]
+    await tasks.run(lambda: budgets.add("e1", "tokens", 30))
+    await tasks.run(lambda: budgets.add("e1", "cents", 30))
+    await tasks.execute("UPDATE workflow_usage_totals SET allowance = 20")
+    await tasks.run(lambda: budgets.grant("e1", {"cents": 10}))
+    found = await tasks.run(lambda: budgets.totals("e1"))
+    assert {name: used.allowance for name, used in found.items()} == {"tokens": 20, "cents": 40}
