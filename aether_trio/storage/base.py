@@ -43,8 +43,11 @@ class Fetch:
 class FetchOne(Fetch):
     """A Fetch of at most one row, whose first column is the first argument.
 
-    Equal ones of programs that run interleaved (`Database.run_keyed`) share a round trip.
+    Equal ones of programs that run interleaved (`Database.run_keyed`) share a round trip. `late`:
+    it runs when none of them waits for one that is not.
     """
+
+    late: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +148,12 @@ class Database(Protocol):
         """
         return await self.run(program, abandoned)
 
-    async def run_keyed(self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None) -> T:
+    async def run_keyed(
+        self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None, *, also: str = ""
+    ) -> T:
         """Run, as `run` does, a program that decides on the one row that `key` names.
+
+        `also` names a further one.
 
         On PostgreSQL the programs of a group that have different keys run interleaved, as far as
         each goes between two FetchOne: all of them read, then all of them go on. So another program

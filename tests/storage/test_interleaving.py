@@ -163,3 +163,37 @@ def test_a_program_without_a_key_or_with_the_same_key_is_no_company() -> None:
     jobs = [PostgresJob(program, key) for key in ("a", "b", "a", "c", "", "", "d", "e", "")]
     assert ["".join(job.key or "-" for job in part) for part in in_parts(jobs)] == ["ab", "ac", "-", "-", "de", "-"]
     assert list(in_parts([])) == []
+
+
+async def test_what_is_late_waits_until_all_others_have_gone_on() -> None:
+    connection = Connection()
+    order: list[str] = []
+
+    def soon(name: str, number: int, times: int) -> Program[None]:
+        for _ in range(times):
+            yield FetchOne(READ, (number,))
+        order.append(name)
+
+    def late(name: str, number: int) -> Program[None]:
+        yield FetchOne(WRITE, (number, b"x"), late=True)
+        order.append(name)
+        yield FetchOne(READ, (number,))
+
+    jobs = [
+        PostgresJob(lambda: late("late", 1), "1"),
+        PostgresJob(lambda: soon("twice", 2, 2), "2"),
+        PostgresJob(lambda: late("also late", 3), "3"),
+        PostgresJob(lambda: soon("once", 4, 1), "4"),
+    ]
+    await drive_all(connection, jobs)
+    assert order == ["once", "twice", "late", "also late"]
+    assert connection.trips == [READ, READ, WRITE, READ]
+
+
+def test_a_program_with_two_keys_keeps_company_with_neither() -> None:
+    def program() -> Program[None]:
+        yield Execute("", ())
+
+    keys = [("a", "E"), ("b", ""), ("c", "E"), ("E", ""), ("d", "F"), ("F", "")]
+    jobs = [PostgresJob(program, key, None, also) for key, also in keys]
+    assert ["".join(job.key for job in part) for part in in_parts(jobs)] == ["ab", "c", "Ed", "F"]

@@ -104,6 +104,17 @@ def _create(task: TaskRow, again: bool) -> Program[None]:
     yield from tx.create(task.changed({}), b"")
 
 
+def create_later(task: TaskRow, reads: int) -> Keyed:
+    """Create a task after other rows are read, as an execution does that begins."""
+    return partial(_create_later, task, reads), task.task_id
+
+
+def _create_later(task: TaskRow, reads: int) -> Program[None]:
+    for number in range(reads):
+        yield from task_rows.load(f"none-{number}-{task.task_id}")
+    yield from _create(task, again=False)
+
+
 def move(identity: str, task_id: str, what: Move) -> Keyed:
     return partial(_move, identity, task_id, what), "" if what in UNKEYED else task_id
 
@@ -148,6 +159,17 @@ def test_a_task_that_is_made_with_the_end_of_another_is_assigned(
     floor.check()
 
 
+@pytest.mark.parametrize("completed_first", [False, True])
+@pytest.mark.parametrize("reads", [1, 2, 3])
+def test_one_whose_maker_reads_other_rows_before_is_assigned(floor: Floor, reads: int, completed_first: bool) -> None:
+    first, second = floor.task(), floor.task()
+    floor.run(join("ag::w::i::1"), create(first))
+    group = [create_later(second, reads), move("ag::w::i::1", first.task_id, Move.COMPLETE)]
+    floor.run(*(reversed(group) if completed_first else group))
+    assert floor.status(second) is StoredStatus.ASSIGNED
+    floor.check()
+
+
 @pytest.mark.parametrize("number", range(6))
 def test_a_task_that_is_made_with_the_repetition_of_another_is_assigned(floor: Floor, number: int) -> None:
     """The room that the repetition has taken, until it finds the task, is seen again."""
@@ -173,7 +195,8 @@ def test_no_task_waits_after_a_group_while_a_worker_of_its_queue_has_room(floor:
         group += [create(task, again=True) for task in floor.some(chance)]
         for _ in range(chance.randint(0, 5)):
             task = floor.task(*chance.choice(POOLS), chance.choice(PRIORITIES))
-            group.append(create(task, again=chance.random() < 0.1))
+            reads = chance.choice((0, 0, 1, 2, 3))
+            group.append(create_later(task, reads) if reads else create(task, again=chance.random() < 0.1))
         group += [move(CREATOR, task.task_id, what) for what, task in zip(UNKEYED, floor.some(chance), strict=False)]
         in_turn = chance.random() < 0.8
         if not in_turn:  # a worker leaves, or takes any task of its pool

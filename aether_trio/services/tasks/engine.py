@@ -35,6 +35,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.containment import report
 from aether_trio.model.errors import Status
 from aether_trio.model.tasks import StoredStatus, TaskRow
+from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.tasks.timed_transitions import TimeLimits
 from aether_trio.services.access.changes import Draft
 from aether_trio.services.tasks import nodes
@@ -94,6 +95,7 @@ CHECK_S: Final = 5.0
 SETTLE_S: Final = 5.0
 """How long a stopping gateway writes the ends of sessions; others write the rest."""
 RECOVER_PAGE: Final = 50
+MAX_STEPS: Final = 10_000
 STATUS_UPDATE_S: Final = 0.01
 """How long a status update waits to share a write with other updates."""
 
@@ -219,6 +221,8 @@ class Engine:
         self._child_events_written.set()
         self._hibernated: set[str] = set()
         self._live_rows = LiveRows()
+        self._executions: dict[str, str] = {}
+        """Of the latest MAX_STEPS steps that were sent to workers, the executions."""
         self._in_doubt = False
         """Whether the commit of a transaction was in doubt since the node got its lease."""
         self._left: deque[Callable[[], None]] = deque()
@@ -257,16 +261,18 @@ class Engine:
         changed: Callable[[T], TaskTransaction | None],
         *,
         key: str = "",
+        also: str = "",
         known: bool = False,
     ) -> T:
         """Commit a change of tasks, do its effects, and return the program's result.
 
         `changed(result)` is the transaction with its effects, if there are any. `key`: the id of
-        the one task on which the program decides (`Database.run_keyed`). `known`: no statement but
+        the one task on which the program decides, and `also` that of a further one
+        (`Database.run_keyed`). `known`: no statement but
         those of its TaskTransaction changes rows of tasks (LiveRows), as with a key.
         """
         if self.database.shared:
-            run = partial(self.database.run_keyed, key=key) if key else self.database.run
+            run = partial(self.database.run_keyed, key=key, also=also) if key else self.database.run
             return await self._run(program, run, changed)
         live_rows = self._live_rows if key or known else None
         try:
@@ -467,7 +473,21 @@ class Engine:
             return
         session = self._registry.session(push.worker.session_id)
         if session is not None:
+            if self.database.shared and push.task.workflow == WorkflowPart.STEP:
+                self._note_step(push.task)
             self.assignments.push(session, push.task, push.payload)
+
+    def _note_step(self, task: TaskRow) -> None:
+        self._executions[task.task_id] = task.parent_task_id
+        if len(self._executions) > MAX_STEPS:
+            del self._executions[next(iter(self._executions))]
+
+    def execution_of(self, task_id: str) -> str:
+        """Return, once, of which execution a task is a step that this node has sent out.
+
+        "": it is not known. PostgreSQL runs ends of steps of different executions interleaved.
+        """
+        return self._executions.pop(task_id, "")
 
     def _end_session(self, session_id: str) -> None:
         session = self._registry.session(session_id)

@@ -52,15 +52,22 @@ class Definitions:
         self._compile = compile_graph
         self._graphs: OrderedDict[tuple[str, str, int], Graph] = OrderedDict()
 
+    def compiled(self, workspace: str, id: str, version: int) -> Graph | None:  # noqa: A002
+        """Return the graph of a version if it is in memory."""
+        key = workspace, id, version
+        found = self._graphs.get(key)
+        if found is not None:
+            self._graphs.move_to_end(key)
+        return found
+
     def graph(self, workspace: str, id: str, version: int, *, small: bool = False) -> Program[Graph | None]:  # noqa: A002
         """Return the graph of a version; None if there is none.
 
         `small`: raise LargeError instead of compiling it while the event loop waits.
         """
         key = workspace, id, version
-        found = self._graphs.get(key)
+        found = self.compiled(workspace, id, version)
         if found is not None:
-            self._graphs.move_to_end(key)
             return found
         if small:
             raise LargeError

@@ -84,6 +84,11 @@ _OF_AN_EXECUTION: Final = (
     "workflow_usage_totals", "workflow_made_operations", "workflow_executions",
 )  # fmt: skip
 _LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
+_LOAD_APART: Final = f"""SELECT {", ".join(f"e.{name}" for name in COLUMNS)},
+    (SELECT COUNT(*) FROM task_watchers w WHERE w.task_id = t.task_id)
+    FROM workflow_executions e JOIN tasks t ON t.task_id = e.execution_id
+    WHERE e.execution_id = $1 AND e.status = 'running' AND e.kind = 'graph' AND e.parent_id = ''
+    AND t.workflow = $2 AND t.awaited = 0 AND t.tokens = 0 AND t.input_offset = 0 AND t.grants = 0"""  # noqa: S608
 _INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placeholders(len(COLUMNS))})"  # noqa: S608
 _CHANGING: Final = ("status", "state", "generation", "entries", "bytes", "due_ms", "completed_ms", "error")
 _CHANGES: Final = ", ".join(f"{name} = ${number}" for number, name in enumerate(_CHANGING, start=2))
@@ -97,8 +102,8 @@ _BEGIN_STEP: Final = """INSERT INTO workflow_steps
     ON CONFLICT (execution_id, step, item) DO UPDATE SET status = excluded.status, attempt = excluded.attempt,
     task_id = excluded.task_id, started_ms = excluded.started_ms, completed_ms = 0, error = '', error_type = '',
     input = excluded.input, result = NULL"""
-_END_STEP: Final = """UPDATE workflow_steps SET status = $4, completed_ms = $5, error = $6, error_type = $7, result = $8
-    WHERE execution_id = $1 AND step = $2 AND item = $3 AND task_id = $9 AND completed_ms = 0"""
+_END_STEP: Final = """UPDATE workflow_steps SET status = $5, completed_ms = $6, error = $7, error_type = $8, result = $9
+    WHERE task_id = $1 AND execution_id = $2 AND step = $3 AND item = $4 AND completed_ms = 0 RETURNING task_id"""
 _MARK: Final = """INSERT INTO workflow_steps
     (execution_id, step, item, status, attempt, task_id, started_ms, completed_ms, error, error_type)
     VALUES ($1, $2, $3, $4, 0, '', $5, $6, $7, $8)
@@ -115,6 +120,15 @@ def load(execution_id: str) -> Program[ExecutionRow | None]:
     """Load the row of an execution; None if there is none."""
     rows: list[Row] = yield FetchOne(_LOAD, (execution_id,))
     return _row(rows[0]) if rows else None
+
+
+def load_apart(execution_id: str, part: int) -> Program[tuple[ExecutionRow, int] | None]:
+    """Load a running execution whose end changes no other row than its own task's.
+
+    Return it, and how many nodes follow its task. `part`: what its task has to be to workflows.
+    """
+    rows: list[Row] = yield FetchOne(_LOAD_APART, (execution_id, part))
+    return (_row(rows[0][:-1]), rows[0][-1]) if rows else None
 
 
 def _row(values: Row) -> ExecutionRow:
@@ -276,9 +290,9 @@ def end_step(
     result: bytes | None,
 ) -> Program[bool]:
     """Write the end of a step's task; return False if that is not the step's any more."""
-    args = (execution_id, *place, status, now_ms, error, error_type, result, task_id)
-    count: int = yield Execute(_END_STEP, args)
-    return bool(count)
+    args = (task_id, execution_id, *place, status, now_ms, error, error_type, result)
+    rows: list[Row] = yield FetchOne(_END_STEP, args)
+    return bool(rows)
 
 
 def mark_step(

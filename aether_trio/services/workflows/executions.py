@@ -267,6 +267,28 @@ class Executions:
             yield from self._step_ended(tx, turn, task)
         yield from self._drive(tx, turn)
 
+    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+        """Return whether the completion of a step decides on no rows of other tasks.
+
+        But for those of the execution, if it has this id ("": it is not known). The end of an item
+        is taken in later. Otherwise no other step may be open, as it would be cancelled if the
+        execution fails.
+        """
+        place, _, compensates, is_item = place_of(task)
+        if is_item:
+            return True
+        if compensates or not execution_id or task.parent_task_id != execution_id:
+            return False
+        found = yield from execution_rows.load_apart(execution_id, WorkflowPart.RUN)
+        if found is None:
+            return False
+        row, watchers = found
+        loaded = _turn_of(tx).loaded[execution_id] = _Loaded(row, State.from_json(read_state(row.state)))
+        if not watchers:
+            tx.unwatched.add(execution_id)
+        graph = self.definitions.compiled(row.defined_in, row.workflow_id, row.version)
+        return graph is not None and _is_separate(graph) and loaded.state.open == {place.step}
+
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with a retried execution, or take the answer to a question."""
         if after.workflow & WorkflowPart.QUESTION:
@@ -1053,7 +1075,7 @@ class Executions:
 
     def _end(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: EndExecution) -> Program[None]:
         row = loaded.row
-        task = yield from task_rows.load(row.execution_id)
+        task = yield from tx.load(row.execution_id)
         row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, command.error
         if any(events_of(graph)):
             yield from self.waits.end(row.execution_id)

@@ -123,6 +123,10 @@ class WorkflowHook:
         if task.workflow & WorkflowPart.FIRED:
             yield from self._schedules.run_ended(tx, task.task_id)
 
+    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+        """Return whether the completion of a step decides on no rows of other tasks."""
+        return self._executions.ends_apart(tx, task, execution_id)
+
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
         if after.workflow & WorkflowPart.EVENT:

@@ -95,8 +95,10 @@ class PostgresDatabase(Database):
         result: T = await self._submit(job, self.writer.put)
         return result
 
-    async def run_keyed(self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None) -> T:
-        job = PostgresJob(program, key, abandoned)
+    async def run_keyed(
+        self, program: ProgramFactory[T], key: str, abandoned: Abandoned[T] | None = None, *, also: str = ""
+    ) -> T:
+        job = PostgresJob(program, key, abandoned, also)
         job.pending = CURRENT_SESSION_WRITES.get()
         result: T = await self._submit(job, self.writer.put)
         return result

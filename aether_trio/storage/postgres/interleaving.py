@@ -4,8 +4,9 @@
     program B  ── FetchOne ─┼── one round trip ───┼─ end                 ├── one round trip ── …
     program C  ── FetchOne ─┘                     └─ writes ── FetchOne ─┘
 
-Each program runs until its next FetchOne; those with one SQL text are pipelined. Other statements
-run at once, in the order of the programs, as without interleaving.
+Each program runs until its next FetchOne; those with one SQL text are pipelined. Those that are
+`late` wait until all programs that go on wait for such a one. Other statements run at once, in the
+order of the programs, as without interleaving.
 
 Invariants: programs that run interleaved have different keys, so none decides on a row that
 another one writes (`Database.run_keyed`). A program without a key runs when those before it have
@@ -29,11 +30,12 @@ def in_parts(jobs: Sequence[PostgresJob]) -> Iterator[list[PostgresJob]]:
     part: list[PostgresJob] = []
     keys: set[str] = set()
     for job in jobs:
-        if part and (not job.key or job.key in keys or not part[-1].key):
+        named = {job.key, job.also} - {""}
+        if part and (not job.key or named & keys or not part[-1].key):
             yield part
             part, keys = [], set()
         part.append(job)
-        keys.add(job.key)
+        keys |= named
     if part:
         yield part
 
@@ -62,8 +64,10 @@ async def drive_interleaved(connection: Any, jobs: Sequence[PostgresJob], deferr
             if (waits := await _advance(connection, job, program, None, deferred, alone)) is not None:
                 parked.append(waits)
         while parked:
-            rows = await _fetch(connection, parked, deferred)
-            waiting, parked = parked, []
+            late = [one for one in parked if one[2].late]
+            waiting = [one for one in parked if not one[2].late] or late
+            parked = late if waiting is not late else []
+            rows = await _fetch(connection, waiting, deferred)
             for (job, program, _), found in zip(waiting, rows, strict=True):
                 if (waits := await _advance(connection, job, program, found, deferred, alone)) is not None:
                     parked.append(waits)

@@ -31,11 +31,14 @@ T = TypeVar("T")
 class PostgresJob(DatabaseJob):
     """One database program on its way to the server, then its result."""
 
-    __slots__ = ("fence", "key", "pending", "recognized", "rows", "undecided")
+    __slots__ = ("also", "fence", "key", "pending", "recognized", "rows", "undecided")
 
-    def __init__(self, factory: ProgramFactory[Any], key: str = "", abandoned: Abandoned[Any] | None = None) -> None:
+    def __init__(
+        self, factory: ProgramFactory[Any], key: str = "", abandoned: Abandoned[Any] | None = None, also: str = ""
+    ) -> None:
         super().__init__(factory, abandoned)
         self.key = key  # interleaving.py; "": it does not run interleaved
+        self.also = also  # a second key, "": none
         self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
         self.pending: SessionWrites | None = None  # the writes of the session that it belongs to

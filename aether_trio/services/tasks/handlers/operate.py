@@ -124,6 +124,8 @@ class OperationRequest(NamedTuple):
     """What a COMPLETE says the task's result is."""
     first_claim: bool = False
     """Whether this is the first sign that the caller's client says when it begins a task."""
+    execution_id: str = ""
+    """The execution whose step the task is, if this node knows it."""
 
 
 class OperationResult(NamedTuple):
@@ -217,6 +219,7 @@ class TaskOperator:
             number=number,
             result=given,
             first_claim=operation.move is Move.CLAIM and self._sessions.is_first_claim(session),
+            execution_id=self._engine.execution_of(task_id) if operation.move is Move.COMPLETE else "",
         )
         result = await self._run(caller, request)
         if result.needs:
@@ -258,7 +261,7 @@ class TaskOperator:
             return operate(context, caller, request, runs[0] if len(runs) > 1 else 0)
 
         key = request.task_id if request.move in SEPARATE_MOVES else ""
-        return await self._engine.run_program(program, lambda result: result.tx, key=key)
+        return await self._engine.run_program(program, lambda result: result.tx, key=key, also=request.execution_id)
 
     async def _checkpoint_problem(self, task: TaskRow, caller: Caller, key: str) -> str:
         """Return why a task's worker cannot name this checkpoint; "" if it can."""
@@ -281,7 +284,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         return OperationResult()
     if not _is_separate(task, caller, request.move):
         if context.shared:
-            yield Alone()
+            if not (yield from _ends_apart(context, tx, task, caller, request)):
+                yield Alone()
         elif context.live_rows is not None and (_is_tied(task) or task.workflow != WorkflowPart.STEP):
             # What ends with the step of an execution is written by `tx` alone.
             context.live_rows.forget()
@@ -407,8 +411,25 @@ def _is_separate(task: TaskRow, caller: Caller, move: Move) -> bool:
     But for the waiting tasks that its worker is assigned next.
     """
     tied = _is_tied(task) or (task.workflow and not (move is Move.CLAIM and task.workflow == WorkflowPart.STEP))
-    mine = task.assigned_to == caller.name and task.status in (StoredStatus.ASSIGNED, StoredStatus.RUNNING)
-    return mine and not tied and task.task_type != AGENT_STARTUP
+    return _is_mine(task, caller) and not tied and task.task_type != AGENT_STARTUP
+
+
+def _ends_apart(
+    context: Context, tx: TaskTransaction, task: TaskRow, caller: Caller, request: OperationRequest
+) -> Program[bool]:
+    """Return whether a worker completes a step whose execution is known, and alone moves.
+
+    Then other tasks' rows are left alone, but for that of the execution.
+    """
+    if request.move is not Move.COMPLETE or task.workflow != WorkflowPart.STEP:
+        return False
+    if not _is_mine(task, caller) or _is_tied(task) or task.task_type == AGENT_STARTUP:
+        return False
+    return (yield from context.workflows.ends_apart(tx, task, request.execution_id))
+
+
+def _is_mine(task: TaskRow, caller: Caller) -> bool:
+    return task.assigned_to == caller.name and task.status in (StoredStatus.ASSIGNED, StoredStatus.RUNNING)
 
 
 def _is_tied(task: TaskRow) -> bool:

@@ -98,6 +98,12 @@ class TaskWorkflows(Protocol):
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""
 
+    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+        """Return whether the completion of a step decides on no rows of other tasks.
+
+        But for those of the execution, if it has this id ("": it is not known).
+        """
+
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
 
@@ -137,6 +143,10 @@ class NoTaskWorkflows:
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         yield from ()
+
+    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+        yield from ()
+        return False
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         yield from ()
@@ -273,6 +283,9 @@ class Transaction(Protocol):
 
     def row_changes(self, task_id: str) -> None:
         """Note that a statement changes a task's row, besides `write` and `create`."""
+
+    def load(self, task_id: str) -> Program[TaskRow | None]:
+        """Load a task that this transaction is about to change; None if there is none."""
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
         """Make the facts (time, caller, reason) of a status change that happens now."""

@@ -9,10 +9,9 @@ The current assignment is in the task's row. `task_attempts` has former assignme
 ones that the node of the worker has yet to send. Cost: a few statements by key or by the first row
 of an index, however many tasks wait.
 
-Invariant for programs that run interleaved (`Database.run_keyed`): all of them look for workers
-before the first of them frees one. A program with a key that makes a task waits for no other row
-than its worker's; one that frees a worker has waited for the row of its task, or for this worker.
-`_RELEASE` names `tasks`, so it sees each task that found no worker.
+Invariant for programs that run interleaved (`Database.run_keyed`): a worker is freed when no
+program waits for the answer whether its task has one (`late`), and one that has none writes its
+task before it waits for another row. `_RELEASE` names `tasks`, so it sees each such task.
 """
 
 from __future__ import annotations
@@ -197,7 +196,7 @@ def update_workers(
 
 
 def _release(tx: Transaction, identity: str) -> Program[None]:
-    found: list[Row] = yield FetchOne(_RELEASE, (identity,))
+    found: list[Row] = yield FetchOne(_RELEASE, (identity,), late=True)
     for *row, waits in found:
         worker = read_worker([tuple(row)])
         if waits and tx.context.shared:  # programs that ran interleaved may have assigned it others
