@@ -60,7 +60,6 @@ from aether_trio.services.tasks.transaction.interface import (
     NewAssignment,
     TaskGrants,
     TaskWorkflows,
-    Transaction,
 )
 from aether_trio.services.tasks.transaction.live_rows import LiveRows
 from aether_trio.services.tasks.transaction.session_batch import merge
@@ -394,6 +393,16 @@ class Engine:
         await self.perform(mutation, locking=locking, known=known)
         return results[-1]
 
+    async def _small_result(self, page: Callable[[TaskTransaction], Program[T]]) -> T:
+        """Run a program of one transaction that is small; return its result."""
+
+        def program(context: Context) -> Program[tuple[TaskTransaction, T]]:
+            tx = TaskTransaction(context)
+            return tx, (yield from page(tx))
+
+        _, found = await self.run_program(program, lambda result: result[0], known=True)
+        return found
+
     def _send_all_again(self) -> None:
         """Send assignments and events of tasks again, as a commit was in doubt."""
         logger.warning("the commit of a transaction on tasks was not answered: its effects are done again")
@@ -648,10 +657,11 @@ class Engine:
         locked: frozenset[str] = frozenset()
         last = 0
         while True:
-            page: Callable[[Transaction], Program[child_events.Collected]] = child_events.collect
             if self.database.shared:
                 page = partial(child_events.collect_locking, after=last, without=locked)
-            taken = await self.result(page, locking=True, known=True)
+                taken = await self.result(page, locking=True, known=True)
+            else:
+                taken = await self._small_result(child_events.collect)
             locked |= taken.locked
             last = taken.last
             if not last:
