@@ -78,5 +78,5 @@ async def test_ends_of_steps_are_as_if_one_ran_after_the_other(
                 if name == "items":
                     expected = [{"n": item * 2} for item in range(1, 6)]
                 assert result == expected
-            # Two branches end alone, as one that fails cancels the other, and so may what has two open.
+            # While two branches are open they end alone: one that fails cancels the other.
             assert bool(alone) == (other == "parallel")

@@ -417,9 +417,9 @@ def _is_separate(task: TaskRow, caller: Caller, move: Move) -> bool:
 def _ends_apart(
     context: Context, tx: TaskTransaction, task: TaskRow, caller: Caller, request: OperationRequest
 ) -> Program[bool]:
-    """Return whether a worker completes a step whose execution is known, and alone moves.
+    """Return whether a worker's COMPLETE of a step leaves other tasks' rows alone.
 
-    Then other tasks' rows are left alone, but for that of the execution.
+    But for that of its execution, whose id is the program's second key.
     """
     if request.move is not Move.COMPLETE or task.workflow != WorkflowPart.STEP:
         return False
