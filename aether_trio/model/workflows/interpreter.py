@@ -124,6 +124,7 @@ WAITS_IN_A_CIRCLE: Final = "CIRCLE"
 
 MAX_ITEMS: Final = 10_000
 MAX_RESULT_BYTES: Final = 512 * 1024
+MAX_MADE_BYTES: Final = 2 * 1024 * 1024  # computed for steps, not items, by one happening
 MAX_SIGNALS: Final = 256  # signals for which no step waits yet
 MAX_SIGNAL_BYTES: Final = 64 * 1024  # of all of them
 MAX_ERROR_CHARACTERS: Final = 1_000  # of a step's error in the state
@@ -203,6 +204,7 @@ class _Advance:
         self._page = BEGUN_AT_ONCE  # items and rounds that may still be begun
         self._known: dict[StepPlace, Json] = {}  # results that were asked for, or as if they were
         self._made: dict[StepPlace, Json] = {}  # results of this advance
+        self._made_bytes = 0
         self._errors: dict[StepPlace, tuple[str, str]] = {}  # of items that failed in this advance
         self._taking = True
         self._failing: dict[str, tuple[str, str]] = {}  # steps that fail once all ends are taken in
@@ -672,7 +674,7 @@ class _Advance:
             return
         for number, first in enumerate(range(0, len(items), ITEMS_PAGE)):
             page = list(items[first : first + ITEMS_PAGE])
-            problem, kind = self._problem(page)
+            problem, kind = self._problem(page, counts=True)
             if problem:
                 yield from self._fail_step(step, f"items from {first} on: {problem}", kind)
                 return
@@ -903,7 +905,7 @@ class _Advance:
             return
         made = raw is not _UNKNOWN or step.output is not None
         if made or checks:
-            problem, kind = self._problem(value, step.result_schema)
+            problem, kind = self._problem(value, step.result_schema, counts=made and place.item == NO_ITEM)
             if problem:
                 yield from self._fail(step, place, problem, kind)
                 return
@@ -978,7 +980,7 @@ class _Advance:
             result: Json = None
             try:
                 result = yield from self._value(step, StepPlace(step.id), handler.result, extra)
-                problem, other_kind = self._problem(result)
+                problem, other_kind = self._problem(result, counts=True)
             except EvaluationError as failed:
                 problem, other_kind = str(failed), EXPRESSION
             if problem:
@@ -1271,14 +1273,23 @@ class _Advance:
         self._known.pop(place, None)
         self.commands.append(KeepResult(place=place, result=result))
 
-    def _problem(self, value: Json, schema: Mapping[str, Json] | None = None) -> tuple[str, str]:
-        """Return what is wrong with a result, and its error_type; "" for nothing."""
+    def _problem(
+        self, value: Json, schema: Mapping[str, Json] | None = None, *, counts: bool = False
+    ) -> tuple[str, str]:
+        """Return what is wrong with a result, and its error_type; "" for nothing.
+
+        `counts`: it is kept with all that follows from this happening, in one entry of the history.
+        """
         try:
             size = len(_encoded(value))
         except (ValueError, TypeError, RecursionError) as failed:
             return f"the result is not JSON: {failed}", EXPRESSION
         if size > MAX_RESULT_BYTES:
             return f"the result has {size} bytes; {MAX_RESULT_BYTES} are allowed", LIMIT
+        self._made_bytes += size if counts else 0
+        if self._made_bytes > MAX_MADE_BYTES:
+            text = f"the steps that are computed at once would have {self._made_bytes} bytes of results"
+            return f"{text}; {MAX_MADE_BYTES} are allowed: let them keep less, or a step between them wait", LIMIT
         if schema is not None and self._validate is not None:
             return self._validate(schema, value), RESULT_SCHEMA
         return "", ""

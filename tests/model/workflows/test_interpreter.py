@@ -478,6 +478,18 @@ class TestResults:
         assert run.end is not None
         assert run.end.error == "outputs: the result has 600015 bytes; 524288 are allowed"
 
+    def test_what_one_happening_computes_is_bounded(self) -> None:
+        """Else a graph of 1,000 such steps keeps 500 MB in one transaction and one entry."""
+        run = started(*(compute("x" * 500_000, name=f"s{number}") for number in range(20)), outputs=lit(1))
+        assert run.end is not None
+        assert run.end.error.startswith("step s4: the steps that are computed at once would have 2500010 bytes of")
+        assert run.end.error_type == "LIMIT"
+        waiting = (step(f"s{number}", agent(), output=lit("x" * 500_000)) for number in range(20))
+        run = started(*waiting, outputs=lit(1))
+        for number in range(20):
+            run.complete(f"s{number}")
+        assert run.end == EndExecution(status="completed", result=1)
+
     def test_a_result_that_is_no_json_fails_the_step(self) -> None:
         run = started(compute(lambda env: float("nan"), name="a"))
         assert run.end is not None
