@@ -420,11 +420,29 @@ def inputs_and_results(execution_id: str, names: Sequence[str]) -> Program[dict[
 def data_of_places(
     execution_id: str, places: Sequence[StepPlace]
 ) -> Program[dict[StepPlace, tuple[bytes | None, bytes | None]]]:
-    """Read what these steps and items were given and gave."""
+    """Read what these steps and items were given and gave.
+
+    They have PAGE_BYTES in all, or are one: those behind are left out.
+    """
+    size = 0
     found: dict[StepPlace, tuple[bytes | None, bytes | None]] = {}
     for item in {place.item for place in places}:
-        names = [place.step for place in places if place.item == item]
+        asked = [place.step for place in places if place.item == item]
         rows: list[Row] = yield Fetch(
+            "SELECT step, COALESCE(LENGTH(input), 0) + COALESCE(LENGTH(result), 0) FROM workflow_steps "  # noqa: S608
+            f"WHERE execution_id = $1 AND item = $2 AND step IN ({placeholders(len(asked), 3)})",
+            (execution_id, item, *asked),
+        )
+        sizes: dict[str, int] = {row[0]: row[1] for row in rows}
+        names: list[str] = []
+        for step in asked:
+            size += sizes.get(step, 0)
+            if size > PAGE_BYTES and (found or names):
+                break
+            names.append(step)
+        if not names:
+            break
+        rows = yield Fetch(
             "SELECT step, input, result FROM workflow_steps WHERE execution_id = $1 AND item = $2 "  # noqa: S608
             f"AND step IN ({placeholders(len(names), 3)})",
             (execution_id, item, *names),

@@ -92,3 +92,16 @@ async def test_a_step_that_waits_for_a_worker_says_for_which(core: Core) -> None
         assert one["WaitsFor"] == {"for": "worker", "pool": "absent"}
         assert nap["WaitsFor"]["for"] == "time"
         assert nap["WaitsFor"]["until"] > nap["StartedAt"]
+
+
+async def test_what_an_answer_has_no_room_for_is_shown_by_step(core: Core) -> None:
+    async with client(core) as boss:
+        step = {"output": {"$expr": "repeat('x', 400000)"}}
+        await boss.create({"outputs": 1, "steps": [{"id": f"s{number}", **step} for number in range(5)]})
+        execution = await boss.run()
+        ended = await boss.ended(execution)
+        assert ended["execution"]["Status"] == "completed", ended["execution"]
+        shown = ended["steps"]
+        assert [one["OutputData"] is not None for one in shown] == [True, True, False, False, False]
+        found = await boss.do(Op.GET_EXECUTION, execution, "s4")
+        assert len(found["steps"][0]["OutputData"]) == 400_000
