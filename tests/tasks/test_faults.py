@@ -288,8 +288,8 @@ class Faults:
                 "fail": LIVE,
                 "pause": {"running", "waiting_input"},
                 "retry": {"failed", "cancelled", "dlq"},
-                "resume": {"waiting_input", *LIVE},
-                "cancel": {"pending", "waiting_input", *LIVE},
+                "resume": {"waiting_input", "dlq", *LIVE},
+                "cancel": {"pending", "waiting_input", "dlq", *LIVE},
             }[verb]
             assert told.success == (status in possible) or (verb == "cancel" and status in ("failed", "cancelled")), (
                 f"{verb} by {who} of one that is {status}: {told}"
@@ -550,6 +550,25 @@ CASES: Final[dict[str, list[tuple[Any, ...]]]] = {
         ("outage", 12_300, False, False),
         ("manage", 0, "retry", "unanswered"),
         PLAIN,
+    ],
+    "a cancel of a dead letter, which discards it": [
+        ("create", "pool", 1, 0, "plain"),
+        *[("requeue", 0)] * 2,
+        ("work", 0, "claim", "plain"),
+        ("requeue", 0),
+        ("work", 0, "claim", "plain"),
+        ("requeue", 0),
+        PLAIN,
+        ("work", 0, "claim", "plain"),
+        ("work", 0, "claim", "unanswered"),
+        ("pass", 31_019),
+        ("restart", 3_300_007, False, False),
+        ("come", "silent", False),
+        ("requeue", 3),
+        ("pass", 40),
+        ("pass", 31_019),
+        ("requeue", 0),
+        ("manage", 2, "cancel", "unanswered"),
     ],
 }
 
