@@ -288,7 +288,7 @@ class Faults:
                 "fail": LIVE,
                 "pause": {"running", "waiting_input"},
                 "retry": {"failed", "cancelled", "dlq"},
-                "resume": {"waiting_input", "dlq", *LIVE},
+                "resume": {"waiting_input", *LIVE},
                 "cancel": {"pending", "waiting_input", "dlq", *LIVE},
             }[verb]
             assert told.success == (status in possible) or (verb == "cancel" and status in ("failed", "cancelled")), (
