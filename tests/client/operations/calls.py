@@ -252,7 +252,7 @@ CALLS: dict[str, Call] = {
     "workflow.rotate_webhook": lambda n: n.rotate_webhook("shop"),
     "workflow.backfill_schedule": lambda n: n.backfill_schedule("s", NOW, NOW, workspace="prod"),
     "workflow.diagram": lambda n: n.diagram("w"),
-    "workflow.foretell": lambda n: n.foretell([{"id": "w"}], since_ms=1),
+    "workflow.foretell": lambda n: n.foretell([{"id": "w"}], since=datetime(2026, 1, 1, tzinfo=UTC)),
     "workflow.fork": lambda n: n.fork("e", "fetch"),
     "workflow.pause_schedule": lambda n: n.pause_schedule("s"),
     "workflow.redrive": lambda n: n.redrive(rule="r"),
