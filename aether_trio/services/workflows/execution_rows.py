@@ -422,7 +422,7 @@ def data_of_places(
 ) -> Program[dict[StepPlace, tuple[bytes | None, bytes | None]]]:
     """Read what these steps and items were given and gave.
 
-    They have PAGE_BYTES in all, or are one: those behind are left out.
+    They have PAGE_BYTES in all, or are one: those that do not fit are left out.
     """
     size = 0
     found: dict[StepPlace, tuple[bytes | None, bytes | None]] = {}
@@ -436,12 +436,12 @@ def data_of_places(
         sizes: dict[str, int] = {row[0]: row[1] for row in rows}
         names: list[str] = []
         for step in asked:
-            size += sizes.get(step, 0)
-            if size > PAGE_BYTES and (found or names):
-                break
-            names.append(step)
+            own = sizes.get(step, 0)
+            if size + own <= PAGE_BYTES or not (found or names):
+                size += own
+                names.append(step)
         if not names:
-            break
+            continue
         rows = yield Fetch(
             "SELECT step, input, result FROM workflow_steps WHERE execution_id = $1 AND item = $2 "  # noqa: S608
             f"AND step IN ({placeholders(len(names), 3)})",
