@@ -14,7 +14,7 @@ import sys
 import tarfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Self
 
@@ -116,6 +116,30 @@ def test_a_reader_that_takes_nothing_ends_the_backup(
     try:
         with os.fdopen(writing, "wb") as stdout, pytest.raises(TimeoutError, match="nothing has read the backup"):
             back_up(data, "-", made_by="a test", stdout=stdout, scratch=tmp_path)
+    finally:
+        os.close(reading)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_broken_off_archive_buffers_is_not_written(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its reader may be the one for which a stopped backup would wait."""
+    monkeypatch.setattr(streams, "STALL_S", 0.01)
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    with suppress(BlockingIOError):
+        while True:
+            os.write(writing, bytes(65_536))
+    try:
+        with (
+            os.fdopen(writing, "wb") as stdout,
+            pytest.raises(SystemExit),
+            archive._writer("-", stdout, tmp_path) as one,
+        ):
+            (one.directory / "small").write_bytes(b"buffered")
+            one.add(one.directory / "small")
+            raise SystemExit(143)
     finally:
         os.close(reading)
     assert list(tmp_path.iterdir()) == []

@@ -24,7 +24,7 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import rmtree
-from typing import IO, Final
+from typing import IO, Final, cast
 
 from aether_trio.storage.backup.manifest import (
     FORMAT,
@@ -35,7 +35,7 @@ from aether_trio.storage.backup.manifest import (
     new_file,
     sha256_of,
 )
-from aether_trio.storage.backup.streams import compressed, compression_of, patient, require
+from aether_trio.storage.backup.streams import PatientWriter, compressed, compression_of, patient, require
 from aether_trio.storage.data_dir_lock import reading_for_backup
 from aether_trio.storage.errors import StorageSetupError
 from aether_trio.storage.sqlite.data_files import DATABASES, RESTORING_FILE, database_file, sync_directory
@@ -196,8 +196,14 @@ def _writer(target: str, stdout: IO[bytes] | None, scratch: Path | None) -> Iter
     if target == STDOUT:
         assert stdout is not None
         with tempfile.TemporaryDirectory(prefix="aether-backup-", dir=scratch) as place:
-            with tarfile.open(fileobj=patient(stdout), mode="w|", format=tarfile.PAX_FORMAT) as archive:
-                yield _TarWriter(Path(place), archive)
+            stream = patient(stdout)
+            with tarfile.open(fileobj=cast("IO[bytes]", stream), mode="w|", format=tarfile.PAX_FORMAT) as archive:
+                try:
+                    yield _TarWriter(Path(place), archive)
+                except BaseException:
+                    if isinstance(stream, PatientWriter):
+                        stream.broken_off = True
+                    raise
             stdout.flush()
         return
     path = Path(target).absolute()

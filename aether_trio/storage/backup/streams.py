@@ -66,10 +66,12 @@ class PatientWriter:
         self._descriptor = descriptor
         self._poll = select.poll()
         self._poll.register(descriptor, select.POLLOUT)
+        self.broken_off = False
+        """Whether nothing more is written: what an archive buffers must not wait for its reader."""
 
     def write(self, data: bytes) -> int:
         """Write all of the bytes. Raises OSError, also when nothing takes them."""
-        left = memoryview(data)
+        left = memoryview(b"" if self.broken_off else data)
         while left:
             if not self._poll.poll(STALL_S * 1000):
                 raise TimeoutError(errno.ETIMEDOUT, f"nothing has read the backup for {STALL_S:g} s")
@@ -78,11 +80,11 @@ class PatientWriter:
         return len(data)
 
 
-def patient(file: IO[bytes]) -> IO[bytes]:
+def patient(file: IO[bytes]) -> PatientWriter | IO[bytes]:
     """Return a stream to the same file that does not wait for ever for its reader."""
     try:
         file.flush()
-        return cast("IO[bytes]", PatientWriter(file.fileno()))
+        return PatientWriter(file.fileno())
     except io.UnsupportedOperation:  # in memory
         return file
 
