@@ -13,7 +13,7 @@ from aether_trio.cli.options import GatewayTarget, workspace_option
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.cli.workflows.arguments import json_argument
 from aether_trio.cli.workflows.connection import open_workflows
-from aether_trio.cli.workflows.kinds import Found, moment_text, print_other
+from aether_trio.cli.workflows.kinds import Found, moment_text, object_of, print_found
 from aether_trio.cli.workflows.pages import limit_option, read_pages, say_more
 from aether_trio.cli.workflows.texts import json_line
 from aether_trio.model.identity import Identity
@@ -85,20 +85,12 @@ async def _list(
 @access_options
 def show(target: GatewayTarget, who: Identity, workspace: str, instance: str, as_object: bool) -> None:
     """Show an instance: its state, its data, and when it times out."""
-    _print(run_client(_show, target, who, workspace, instance), as_object)
+    print_found(run_client(_show, target, who, workspace, instance), as_object)
 
 
 async def _show(target: GatewayTarget, who: Identity, workspace: str, instance: str) -> Mapping[str, Any]:
     async with open_workflows(target, who) as client:
-        found = (await client.workflow.get_instance(instance, workspace=workspace)).json()
-        return found if isinstance(found, dict) else {}
-
-
-def _print(found: Mapping[str, Any], as_object: bool) -> None:
-    if as_object:
-        print_json(found, indent=2)
-    else:
-        print_other(found)
+        return object_of(await client.workflow.get_instance(instance, workspace=workspace))
 
 
 @instances.command()
@@ -127,8 +119,7 @@ async def _create(
 ) -> Mapping[str, Any]:
     async with open_workflows(target, who) as client:
         encoded = json.dumps(given).encode()
-        found = (await client.workflow.create_instance(machine, encoded, workspace=workspace)).json()
-        return found if isinstance(found, dict) else {}
+        return object_of(await client.workflow.create_instance(machine, encoded, workspace=workspace))
 
 
 def _is_in(found: Mapping[str, Any]) -> str:
@@ -161,5 +152,4 @@ async def _send(
     async with open_workflows(target, who) as client:
         workflow = client.workflow
         encoded = json.dumps({"event": event, "data": data}).encode()
-        found = (await workflow.send_event(instance, event, encoded, workspace=workspace)).json()
-        return found if isinstance(found, dict) else {}
+        return object_of(await workflow.send_event(instance, event, encoded, workspace=workspace))

@@ -11,7 +11,7 @@ from aether_trio.cli.identities import access_options
 from aether_trio.cli.options import GatewayTarget, workspace_option
 from aether_trio.cli.output import print_json, print_table, run_client, say
 from aether_trio.cli.workflows.connection import open_workflows
-from aether_trio.cli.workflows.kinds import Found, moment_text, print_other
+from aether_trio.cli.workflows.kinds import Found, moment_text, object_of, print_found
 from aether_trio.cli.workflows.pages import limit_option, read_pages, say_more
 from aether_trio.model.identity import Identity
 
@@ -83,17 +83,12 @@ async def _list(
 @access_options
 def show(target: GatewayTarget, who: Identity, workspace: str, join: str, key: str, as_object: bool) -> None:
     """Show a join: how much has come of what it expects, and until when it waits."""
-    found = run_client(_show, target, who, workspace, join, key)
-    if as_object:
-        print_json(found, indent=2)
-    else:
-        print_other(found)
+    print_found(run_client(_show, target, who, workspace, join, key), as_object)
 
 
 async def _show(target: GatewayTarget, who: Identity, workspace: str, join: str, key: str) -> Mapping[str, Any]:
     async with open_workflows(target, who) as client:
-        found = (await client.workflow.get_join(join, key, workspace=workspace)).json()
-        return found if isinstance(found, dict) else {}
+        return object_of(await client.workflow.get_join(join, key, workspace=workspace))
 
 
 @joins.command()

@@ -9,7 +9,7 @@ from datetime import datetime
 from types import MappingProxyType
 from typing import Any, Final
 
-from aether_trio.cli.output import print_facts, print_table
+from aether_trio.cli.output import print_facts, print_json, print_table
 from aether_trio.cli.workflows.connection import refused_workflow
 from aether_trio.cli.workflows.texts import cut, json_line, when_text
 from aether_trio.client.operations.workflow import Workflow, WorkflowAnswer
@@ -165,6 +165,20 @@ def print_others(found: Sequence[Found], kind: str, workspace: str) -> None:
 def print_other(one: Found) -> None:
     """Print the fields of one, but those that are empty."""
     print_facts([(name.replace("_", " "), _fact(value)) for name, value in one.items() if value not in (None, "", 0)])
+
+
+def print_found(found: Found, as_object: bool) -> None:
+    """Print what an operation has found: as a JSON object, or its fields."""
+    if as_object:
+        print_json(found, indent=2)
+    else:
+        print_other(found)
+
+
+def object_of(answer: WorkflowAnswer) -> Found:
+    """Return the JSON object of an answer; an empty one if it has none."""
+    found = answer.json()
+    return found if isinstance(found, dict) else {}
 
 
 def _fact(value: Any) -> str:

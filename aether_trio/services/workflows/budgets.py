@@ -12,7 +12,7 @@ import math
 from collections.abc import Mapping
 from typing import Final, NamedTuple
 
-from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
+from aether_trio.model.tasks import Move, TaskRow, Wait
 from aether_trio.model.tasks.form import FORM
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
@@ -20,17 +20,16 @@ from aether_trio.model.workflows.happenings import StepPlace
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import execution_rows
-from aether_trio.services.workflows.actions import create_task, dated_id, new_row
+from aether_trio.services.workflows.actions import create_task, dated_id
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.questions import new_question
 from aether_trio.storage.base import Execute, Fetch, Program, Row
-from aether_trio.wire.pb import aether_pb2 as pb
 
 PREFIX: Final = "usage."
 MOST_NAMES: Final = 20
 MAX_NAME_CHARS: Final = 100
 """Of the name of a usage."""
-QUESTION: Final = "workflow_question"
 PLACE: Final = StepPlace("~budget")
 """Where the question is: no step's id has this character."""
 GO_ON: Final = "go on"
@@ -122,22 +121,10 @@ def ask(tx: Transaction, row: ExecutionRow, reason: str) -> Program[None]:
         return
     form = {"question": f"{reason}. Go on with as much again?", "choices": [GO_ON, END]}
     wait = Wait(input_match={FORM: write_json(form).decode()})
-    request = pb.CreateTaskRequest(
-        task_type=QUESTION,
-        assignment_mode=pb.POOL,
-        target_implementation=row.workflow_id,
-        workspace=row.workspace,
-        root_task_id=row.root_id,
-        correlation_id=row.correlation_id,
-        metadata={"workflow": "true", "execution_id": row.execution_id, "step_id": PLACE.step},
-    )
+    metadata = {"workflow": "true", "execution_id": row.execution_id, "step_id": PLACE.step}
     now_ms = tx.context.now_ms
     task_id = dated_id(now_ms, f"budget\0{row.execution_id}\0{row.generation}\0{row.entries}")
-    task = new_row(tx, request, task_id, row.workspace, row.owner, row.execution_id)
-    task.status, task.paused_ms = StoredStatus.WAITING_INPUT, now_ms
-    task.wait = wait.named(0, task_id).to_json()
-    task.workflow = WorkflowPart.QUESTION | WorkflowPart.BUDGET
-    yield from create_task(tx, task, b"")
+    yield from create_task(tx, new_question(tx, row, task_id, wait, metadata, WorkflowPart.BUDGET), b"")
     yield from execution_rows.begin_step(row.execution_id, PLACE, 1, task_id, now_ms, "waiting", write_json(form))
 
 

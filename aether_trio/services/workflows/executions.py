@@ -90,7 +90,6 @@ from aether_trio.services.workflows.actions import (
     Child,
     create_task,
     dated_id,
-    new_row,
 )
 from aether_trio.services.workflows.budgets import Used
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
@@ -121,6 +120,7 @@ from aether_trio.services.workflows.new_executions import (
     StartRefused,
     new_execution,
 )
+from aether_trio.services.workflows.questions import new_question
 from aether_trio.services.workflows.schedules import SET_BACK_MS
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, events_of, taker_of
 from aether_trio.storage.base import Alone, Fetch, Program, Row
@@ -128,7 +128,6 @@ from aether_trio.wire.pb import aether_pb2 as pb
 
 logger = structlog.get_logger("aether.workflows")
 
-QUESTION: Final = "workflow_question"
 TIMER: Final = "execution"
 """The kind of the timers of executions."""
 MAX_DEPTH: Final = 16
@@ -974,20 +973,9 @@ class Executions:
             yield from tx.write(asked, asked.changed({"wait": wait.named(asked.events + 1, open_id).to_json()}), "")
             return
         is_item = place.item >= 0 and graph.steps[place.step].for_each is not None
-        request = pb.CreateTaskRequest(
-            task_type=QUESTION,
-            assignment_mode=pb.POOL,
-            target_implementation=row.workflow_id,
-            workspace=row.workspace,
-            root_task_id=row.root_id,
-            correlation_id=row.correlation_id,
-            metadata=place_metadata(row.execution_id, command, is_item=is_item),
-        )
+        metadata = place_metadata(row.execution_id, command, is_item=is_item)
         task_id = _child_id(tx.context.now_ms, row, place, command.attempt)
-        task = new_row(tx, request, task_id, row.workspace, row.owner, row.execution_id)
-        task.status, task.paused_ms = StoredStatus.WAITING_INPUT, tx.context.now_ms
-        task.wait = wait.named(0, task_id).to_json()
-        task.workflow = WorkflowPart.STEP | WorkflowPart.QUESTION
+        task = new_question(tx, row, task_id, wait, metadata, WorkflowPart.STEP)
         tx.known_parents.add(row.execution_id)
         yield from create_task(tx, task, b"")
         loaded.forget(place)

@@ -51,12 +51,10 @@ from aether_trio.services.workflows.actions import (
     Child,
     create_task,
     dated_id,
-    new_row,
 )
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow
 from aether_trio.services.workflows.executions import (
-    QUESTION,
     WARN_PART,
     HistoryLimit,
     functions_in,
@@ -65,6 +63,7 @@ from aether_trio.services.workflows.executions import (
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, ExecutionPosition, StartRefused, new_execution
+from aether_trio.services.workflows.questions import new_question
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, key_problem
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -644,21 +643,10 @@ class Functions:
         except FormError as error:
             return step, StepEnd("failed", error=str(error), error_type="BAD_QUESTION")
         wait = Wait(expected_principal=_text(command, "of", MAX_KEY_CHARS), input_match=match)
-        request = pb.CreateTaskRequest(
-            task_type=QUESTION,
-            assignment_mode=pb.POOL,
-            target_implementation=row.workflow_id,
-            workspace=row.workspace,
-            root_task_id=row.root_id,
-            correlation_id=row.correlation_id,
-            metadata={"workflow": "true", "execution_id": row.execution_id, "step_id": key},
-        )
+        metadata = {"workflow": "true", "execution_id": row.execution_id, "step_id": key}
         task_id = dated_id(now_ms, f"{row.execution_id}\0{key}\0{step.attempt}\0{row.entries}")
-        task = new_row(tx, request, task_id, row.workspace, row.owner, row.execution_id)
-        task.status, task.paused_ms = StoredStatus.WAITING_INPUT, now_ms
-        task.wait = wait.named(0, task_id).to_json()
-        task.workflow = WorkflowPart.STEP | WorkflowPart.CALLED | WorkflowPart.QUESTION
-        yield from create_task(tx, task, b"")
+        part = WorkflowPart.STEP | WorkflowPart.CALLED
+        yield from create_task(tx, new_question(tx, row, task_id, wait, metadata, part), b"")
         return step._replace(task_id=task_id), None
 
     def _record(

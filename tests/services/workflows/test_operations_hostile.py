@@ -47,7 +47,7 @@ class Siblings:
     async def create(self, one: AgentClient) -> None:
         """Create tasks."""
         while True:
-            await one.tasks.create("x", b"", workspace="w", pool="nobody")
+            await one.tasks.create("x", b"", workspace="w", pool="absent")
             self.tasks += 1
             await trio.sleep(0.01)
 
