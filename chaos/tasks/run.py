@@ -152,6 +152,9 @@ class Mill:
             max_delay_s=1,
             jitter_factor=0.3,
         )
+        # Drawn once: a key is refused with another request than its first.
+        task_class = TaskClass.INTERACTIVE if slow else chance.choice(CLASSES)
+        priority = chance.choice(PRIORITIES)
         while True:
             try:
                 created = await creator.tasks.create(
@@ -159,8 +162,8 @@ class Mill:
                     key.encode(),
                     pool=POOL,
                     metadata={} if slow else {"heartbeat_timeout_ms": str(self.wishes.heartbeat_ms)},
-                    task_class=TaskClass.INTERACTIVE if slow else chance.choice(CLASSES),
-                    priority=chance.choice(PRIORITIES),
+                    task_class=task_class,
+                    priority=priority,
                     retry_policy=policy,
                     idempotency_key=key,
                 )
