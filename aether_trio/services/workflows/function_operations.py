@@ -103,7 +103,7 @@ class FunctionOperations:
             now_ms,
             now_ms,
         )
-        made, problem = await self._engine.database.run(lambda: _register(stored))
+        made, problem = await self._engine.result(lambda _: _register(stored), known=True)
         if problem:
             raise OperationError(problem)
         return OperationAnswer({"name": name, "version": made.version}, f"function {name} version {made.version}")

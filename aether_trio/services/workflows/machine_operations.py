@@ -150,7 +150,7 @@ class MachineOperations:
     async def _delete(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked, asked.id, AccessLevel.READWRITE)
         now_ms = self._engine.clock.now_ms()
-        await self._engine.database.run(lambda: machine_rows.deactivate(found.workspace, found.id, now_ms))
+        await self._engine.result(lambda _: machine_rows.deactivate(found.workspace, found.id, now_ms), known=True)
         return OperationAnswer(message=f"state machine {found.id} is deactivated")
 
     # -- instances ---------------------------------------------------------------------------------

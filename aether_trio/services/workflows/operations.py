@@ -226,7 +226,7 @@ class WorkflowOperations:
         except ValueError as error:
             raise OperationError(str(error)) from None
         await within_reach(self._access, request.session, graph)
-        made = await self._engine.database.run(lambda: _put(stored))
+        made = await self._engine.result(lambda _: _put(stored), known=True)
         if made is None:
             raise OperationError(
                 f"version {stored.version} of workflow {stored.id} exists with other content: give another version"

@@ -42,7 +42,7 @@ from aether_trio.session.dispatch import NO_ANSWER, Handler
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.storage.base import StorageUnavailable
-from aether_trio.storage.outages import outage_text
+from aether_trio.storage.outages import outage
 from aether_trio.transport.link import IN_PROCESS
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -157,9 +157,9 @@ class WorkflowRelay:
         try:
             response = await self._operate(session, op, request_id)
         except RequestError as error:
-            response = pb.WorkflowResponse(error=error.message)
+            response = pb.WorkflowResponse(error=str(error) if error.retryable else error.message)
         except StorageUnavailable as error:
-            response = pb.WorkflowResponse(error=outage_text(error))
+            response = pb.WorkflowResponse(error=str(outage(error)))
         return NO_ANSWER if response is None else [_answer(response, request_id)]
 
     async def _operate(self, session: Session, op: pb.WorkflowOperation, request_id: str) -> pb.WorkflowResponse | None:
@@ -237,7 +237,7 @@ class WorkflowRelay:
             with scope:
                 response = await remote.ask(engine, op)
         except StorageUnavailable as error:
-            response = pb.WorkflowResponse(error=outage_text(error))
+            response = pb.WorkflowResponse(error=str(outage(error)))
         finally:
             if (pending := self._remove(op.request_id)) is not None:
                 pending.answer(response)

@@ -227,24 +227,26 @@ class WebhookOperations:
             raise OperationError(f"webhook {shown(name)} not found in workspace {shown(workspace)}")
         await self._access.need(asked.session, workspace)
         if what == DELETE:
-            await self._engine.database.run(partial(webhook_rows.delete, workspace, name))
+            await self._engine.result(lambda _: webhook_rows.delete(workspace, name), known=True)
             return OperationAnswer(message=f"webhook {name} is deleted")
         secret = new_secret()
         now_ms = self._engine.clock.now_ms()
 
-        def program() -> Program[str]:
+        def program(_: TaskTransaction) -> Program[str]:
             stored = yield from webhook_rows.load(workspace, name)
             if stored is None:
                 return f"webhook {name} is deleted"
             try:
                 before = self._secrets.read(stored.place, stored.key_id, stored.secrets)
+                if before[0] == secret:
+                    return ""  # this program has run before, and was committed
                 key_id, encrypted = self._secrets.encrypt(stored.place, [secret, *before[:1]])
             except SecretKeyError as error:
                 return str(error)
             yield from webhook_rows.put(_with_secrets(stored, key_id, encrypted, now_ms))
             return ""
 
-        if problem := await self._engine.database.run(program):
+        if problem := await self._engine.result(program, known=True):
             raise OperationError(problem)
         answer = {"workspace": workspace, "id": name, "secret": secret_text(secret)}
         return OperationAnswer(answer, "the new secret and the one before are valid; rotate again to end that one")

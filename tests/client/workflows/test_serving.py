@@ -46,6 +46,8 @@ async def test_functions_are_registered_after_a_cut_and_an_outage(monkeypatch: p
             await peer.cut()
             away = pb.ErrorResponse(code="UNAVAILABLE", retryable=True, request_id=await registration(peer))
             await peer.line.tell(error=away)
+            await answer(peer, "ERR_CIRCUIT_OPEN: the gateway's storage does not answer: away")
+            await answer(peer, "ERR_OUTCOME_UNKNOWN: the gateway's storage did not say whether this was done")
             await answer(peer)
             registered.set()
 

@@ -25,6 +25,7 @@ from aether_trio.client.workflows import Flow, StepFailed, workflow
 from aether_trio.client.workflows.serving import FunctionRequests
 from aether_trio.devtools.fault_proxy import FaultProxy, open_fault_proxy
 from aether_trio.gateway import Gateway
+from aether_trio.storage.base import CommitUnknown, StorageUnavailable
 from aether_trio.testing.workflows import replay
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.client.gateways import BACKENDS, QUICK, open_test_gateway, run_on
@@ -710,6 +711,35 @@ async def test_cut_connections_repeat_nothing(gateway: Gateway) -> None:
         assert set(done.values()) == set(called.values()) == {1}
         assert len(done) == 5 * (len(runs) + 1)
         assert len(called) == 3 * (len(runs) + 1)
+
+
+@pytest.mark.parametrize("fault", [StorageUnavailable, CommitUnknown])
+async def test_a_storage_that_is_away_fails_no_step(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch, fault: type[StorageUnavailable]
+) -> None:
+    """What a step has come to is recorded when storage answers again, or does know."""
+    engine = gateway.core.tasks.engine
+    run_program, failures, done = engine.run_program, 0, 0
+
+    async def fail_or_run(*args: Any, **options: Any) -> Any:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise fault("away")
+        return await run_program(*args, **options)
+
+    async def act() -> int:
+        nonlocal failures, done
+        failures, done = 1, done + 1
+        return done
+
+    @workflow
+    async def acts(flow: Flow) -> list[int]:
+        return [await flow.step(act), await flow.step(act, once=True)]
+
+    monkeypatch.setattr(engine, "run_program", fail_or_run)
+    async with boss_of(gateway.address) as boss, serving(gateway.address, acts):
+        assert await boss.result(await boss.run("acts")) == [1, 2]
 
 
 async def test_a_stopped_worker_gives_its_runs_to_one_on_another_node(postgres_engine: PostgresEngine) -> None:

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import Any
 
 import pytest
 import trio
+from standardwebhooks import Webhook
 
 from aether_trio.gateway.core import Core
-from tests.helpers.core import World, deadlock_is_an_error
-from tests.services.workflows.helpers import Client, Op, client
+from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
+from aether_trio.services.workflows.function_operations import REGISTER_FUNCTION
+from aether_trio.services.workflows.webhooks import CHANGE_WEBHOOK
+from tests.helpers.core import World, deadlock_is_an_error, pump
+from tests.services.workflows.helpers import Client, Op, all_taken, client
 
 BACKFILL = 112
 CANCEL, SIGNAL, PAUSE, RESUME, RETRY, HISTORY, ANSWER = Op.CANCEL_EXECUTION, 101, 102, 103, 104, 105, 106
@@ -175,3 +181,72 @@ async def test_a_backfill_is_planned_once(core: Core, world: World) -> None:
         await trio.sleep(10)
         [found] = await boss.do(Op.LIST_SCHEDULES)
         assert (found["fired"], found["planned"]) == (6, 0)
+
+
+GRAPH = {"id": "g", "steps": [{"id": "a", "output": 1}]}
+MACHINE = {"id": "m", "initial_state": "open", "states": {"open": {"on": {"close": "closed"}}, "closed": {}}}
+HOOK = {"kind": "webhook", "name": "h", "event": "e"}
+
+
+@pytest.mark.parametrize(
+    ("op", "about", "second", "data"),
+    [
+        (Op.CREATE_WORKFLOW, "", "", {"ID": "new", "Version": 1, "Workspace": "w", "Definition": GRAPH}),
+        (Op.DELETE_WORKFLOW, "g", "", None),
+        (Op.DELETE_STATE_MACHINE, "m", "", None),
+        (CHANGE_WEBHOOK, "h", "rotate", None),
+        (CHANGE_WEBHOOK, "h", "delete", None),
+        (REGISTER_FUNCTION, "f", "", {}),
+    ],
+)
+async def test_a_definition_is_changed_once(
+    core: Core, world: World, op: int, about: str, second: str, data: Any
+) -> None:
+    async with client(core) as boss:
+        await boss.do(107, data={"documents": [GRAPH, MACHINE, HOOK]}, workspace="w")
+        await pump()
+        world.databases["tasks"].unanswered_writes = 1
+        await boss.do(op, about, second, data=data, workspace="w")
+        assert world.databases["tasks"].unanswered_writes == 0
+
+
+async def test_the_secret_before_a_rotation_stays_valid(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        applied = (await boss.do(107, data={"documents": [HOOK]}, workspace="w"))["applied"]
+        await pump()
+        world.databases["tasks"].unanswered_writes = 1
+        made = await boss.do(CHANGE_WEBHOOK, "h", "rotate", workspace="w")
+        assert world.databases["tasks"].unanswered_writes == 0
+        moment = datetime.fromtimestamp(core.clock.now_ms() / 1000, UTC)
+        for name, secret in (("before", applied[0]["secret"]), ("new", made["secret"])):
+            headers = {
+                "webhook-id": name,
+                "webhook-timestamp": str(int(moment.timestamp())),
+                "webhook-signature": Webhook(secret).sign(name, moment, "{}"),
+            }
+            assert core.webhooks is not None
+            answer = await core.webhooks.receive("w", "h", headers, b"{}")
+            assert answer.status is HTTPStatus.ACCEPTED
+
+
+async def test_a_dead_letter_is_requeued_and_resolved(core: Core, world: World) -> None:
+    rule = {"rule_name": "r", "source_event": "e", "destination_template": {"agent": "{{.input.no}}"}}
+    letters = DeadLetters(core.tasks.engine)
+    async with client(core) as boss:
+        await boss.do(107, data={"documents": [rule]}, workspace="w")
+        await boss.emit("e", data={})
+        await all_taken(core, world)
+        [letter] = await letters.page()
+        mended = {**rule, "destination_template": {"type": "emit_event", "event_name": "done"}}
+        await boss.do(107, data={"documents": [mended]}, workspace="w")
+        await pump()
+        world.databases["tasks"].unanswered_writes = 1
+        assert await letters.requeue(letter.task_id, "ops")
+        assert not await letters.requeue(letter.task_id, "ops")
+        await boss.do(107, data={"documents": [rule]}, workspace="w")
+        await boss.emit("e", data={})
+        await all_taken(core, world)
+        [letter] = await letters.page()
+        world.databases["tasks"].unanswered_writes = 1
+        assert await letters.resolve(letter.task_id, "ops")
+        assert not await letters.resolve(letter.task_id, "ops")

@@ -70,7 +70,7 @@ class DeadLetters:
         def retry(tx: TaskTransaction) -> Program[bool]:
             task = yield from task_rows.load(task_id)
             if task is None or task.status is not StoredStatus.DLQ:
-                return False
+                return tx.context.again  # an earlier run was committed
             if task.category == dead_messages.DEAD_MESSAGE:
                 payload = yield from payloads.load(task_id)
                 return isinstance((yield from dead_messages.requeue(tx, task, payload, by)), MoveStep)
@@ -91,8 +91,10 @@ class DeadLetters:
 
         def mark(tx: TaskTransaction) -> Program[bool]:
             task = yield from task_rows.load(task_id)
-            if task is None or not (yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, notes)):
+            if task is None:
                 return False
+            if not (yield from task_rows.resolve_dead_letter(task_id, tx.context.now_ms, by, notes)):
+                return tx.context.again  # an earlier run was committed
             yield from task_rows.save(task, resolved_by(task, by))
             return True
 
