@@ -491,6 +491,14 @@ class WorkflowSettings(Section, frozen=True):
             ge=0,
         ),
     ] = 0
+    max_descendants: Annotated[
+        int,
+        about(
+            "Executions that sub-workflows start below one execution, at all depths; the step that would start a "
+            "further one fails. What the execution itself starts is not counted.",
+            ge=1,
+        ),
+    ] = 10_000
     timezone: Annotated[
         str, about("The time zone of schedules that name none, such as Europe/Berlin.", min_length=1)
     ] = "UTC"

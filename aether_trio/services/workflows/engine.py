@@ -18,6 +18,7 @@ from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import (
     action_dead_letters,
     execution_rows,
+    families,
     flow,
     flow_rows,
     flow_stops,
@@ -88,7 +89,14 @@ class WorkflowEngine:
         self.functions = Functions(self.actions, schema_problem, limit, waits)
         self.admission = Admission(settings.max_concurrent_executions)
         self.executions = Executions(
-            Definitions(compile_stored), self.actions, schema_problem, self.functions, limit, self.admission, waits
+            Definitions(compile_stored),
+            self.actions,
+            schema_problem,
+            self.functions,
+            limit,
+            settings.max_descendants,
+            self.admission,
+            waits,
         )
         self.schedules = Schedules(default_zone=settings.timezone)
         self.machines = Machines(self.actions)
@@ -105,6 +113,7 @@ class WorkflowEngine:
             self.reactions,
             self.rule_runs,
             {
+                families.TIMER: self.executions.put_off_due,
                 unfinished_events.TIMER: partial(unfinished_events.go_on, self.reactions),
                 machine_rows.TIMER: self.machines.time_passed,
                 join_rows.TIMER: self.joins.time_passed,

@@ -272,6 +272,15 @@ def set_timer(kind: str, key: str, due_ms: int) -> Program[None]:
         yield Execute("DELETE FROM workflow_timers WHERE kind = $1 AND key = $2", (kind, key))
 
 
+def make_due(kinds: Sequence[str], now_ms: int) -> Program[None]:
+    """Let timers be due that were due when they were set: the clock was set back."""
+    kinds_in = placeholders(len(kinds), 2)
+    yield Execute(
+        f"UPDATE workflow_timers SET due_ms = $1 WHERE kind IN ({kinds_in}) AND due_ms > $1",  # noqa: S608
+        (now_ms, *kinds),
+    )
+
+
 def begin_step(
     execution_id: str, place: StepPlace, attempt: int, task_id: str, now_ms: int, status: str, given: bytes | None
 ) -> Program[None]:
@@ -476,5 +485,6 @@ def delete(execution_id: str) -> Program[None]:
     """Delete an execution with its rows in all tables."""
     for table in _OF_AN_EXECUTION:
         yield Execute(f"DELETE FROM {table} WHERE execution_id = $1", (execution_id,))  # noqa: S608
+    yield Execute("DELETE FROM workflow_families WHERE root_id = $1", (execution_id,))
     for kind in ("execution", "function"):
         yield from set_timer(kind, execution_id, 0)

@@ -81,7 +81,7 @@ from aether_trio.model.workflows.interpreter import advance
 from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
 from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
-from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
+from aether_trio.services.workflows import budgets, definitions, execution_rows, families, flow_rows
 from aether_trio.services.workflows.actions import (
     ENGINE,
     ActionRefused,
@@ -94,8 +94,10 @@ from aether_trio.services.workflows.actions import (
 from aether_trio.services.workflows.budgets import Used
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StoredFork
+from aether_trio.services.workflows.families import AT_ONCE, COUNTED_DEPTH, ExecutionFamily, PutOff
 from aether_trio.services.workflows.flow import (
     BEGIN_PAGE,
+    BEGIN_TIMER,
     DROPPED,
     EVERYTHING,
     Admission,
@@ -185,7 +187,11 @@ class _Turn:
     """Waits whose events are in the queue: (taker, number of the event)."""
     running: bool = False
     begun: int = 0
-    """How many queued executions have begun."""
+    """How many executions have begun."""
+    cancelled: int = 0
+    """How many sub-executions were cancelled."""
+    families: dict[str, ExecutionFamily] = field(default_factory=dict)
+    """Those of the roots below which executions were counted."""
     functions: dict[str, object] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
 
@@ -236,10 +242,12 @@ class Executions:
         validate: Callable[[Any, Json], str],
         functions: FunctionRuns,
         history_limit: HistoryLimit,
+        max_descendants: int,
         admission: Admission,
         waits: Waits,
     ) -> None:
         self.definitions = stored
+        self._max_descendants = max_descendants
         self._admission = admission
         self._history_limit = history_limit
         self._functions = functions
@@ -336,12 +344,14 @@ class Executions:
         found: list[Row] = yield Fetch("SELECT DISTINCT execution_id FROM workflow_arrivals LIMIT $1", (FIND_PAGE,))
         tx.effects.arrivals.update(execution_id for (execution_id,) in found)
         yield from self._admission.find_waiting(tx)
+        yield from execution_rows.make_due((BEGIN_TIMER, families.TIMER), tx.context.now_ms)
         self.latest_start_ms = max(self.latest_start_ms, (yield from flow_rows.newest_ms()))
 
     def find_set_back(self, tx: Transaction, latest_ms: int) -> Program[None]:
         """Look at the gates of flow control if the clock is behind its latest moment."""
         if tx.context.now_ms < max(latest_ms, self.latest_start_ms) - SET_BACK_MS:
             yield from self._admission.find_delayed(tx)
+            yield from execution_rows.make_due((BEGIN_TIMER, families.TIMER), tx.context.now_ms)
 
     def time_passed(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let the due moment of an execution come."""
@@ -450,9 +460,15 @@ class Executions:
         """
         if tx.context.again and (yield from task_rows.load(task_id)) is not None:
             return task_id  # this program has run before, and was committed
-        depth = 0 if parent is None else parent.depth + 1
+        turn, continues = _turn_of(tx), begin.continues
+        depth = parent.depth + 1 if parent is not None else 0 if continues is None else continues.depth
         if depth >= MAX_DEPTH:
             raise StartRefused(f"workflow {stored.id} would run {depth + 1} deep; at most {MAX_DEPTH} are allowed")
+        family: ExecutionFamily | None = None
+        if parent is not None:
+            tx.charge(moved=1)
+            if depth >= COUNTED_DEPTH:
+                family = yield from self._check_family(turn, stored, parent)
         if problem := self._actions.allowed(stored.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
             raise StartRefused(problem)
         is_function = self._functions.is_function(stored)
@@ -472,7 +488,13 @@ class Executions:
         if admitted.run_id:
             part |= WorkflowPart.FLOW
         queued = bool(admitted.run_id) and not admitted.begins
-        position = ExecutionPosition(task_id, parent, depth, part, place or {}, queued)
+        is_caused = parent is not None or (continues is not None and graph is not None)
+        put_off = not queued and is_caused and turn.begun >= AT_ONCE
+        if put_off:
+            part |= WorkflowPart.FLOW
+        elif not queued:
+            turn.begun += 1
+        position = ExecutionPosition(task_id, parent, depth, part, place or {}, queued or put_off)
         try:
             if graph is None:
                 yield from self._functions.start(tx, stored, workspace, begin, position)
@@ -483,8 +505,26 @@ class Executions:
             yield from self.perform_flow(tx, admitted.effects)
             yield from self.flow_ended(tx, task_id)
             raise
+        if family is not None and parent is not None:
+            turn.families[parent.root_id] = family._replace(executions=family.executions + 1)
+            yield from families.count(family.id)
+        if continues is not None and depth:
+            yield from families.join(task_id, continues.root_id)
+        if put_off:
+            yield from families.put_off(tx, task_id if parent is None else parent.root_id, task_id, PutOff.BEGIN)
         yield from self.perform_flow(tx, admitted.effects)
         return task_id
+
+    def _check_family(self, turn: _Turn, stored: StoredDefinition, parent: ExecutionRow) -> Program[ExecutionFamily]:
+        """Return the family of what a parent starts. Raises StartRefused if it is full."""
+        family = turn.families.get(parent.root_id) or (yield from families.load(parent.root_id))
+        turn.families[parent.root_id] = family
+        if family.executions >= self._max_descendants:
+            raise StartRefused(
+                f"workflow {stored.id} is not started: sub-workflows have started {family.executions} executions below "
+                f"execution {family.id}, and may start {self._max_descendants} (workflow.max_descendants)"
+            )
+        return family
 
     def _start_graph(
         self,
@@ -499,7 +539,8 @@ class Executions:
             trigger = write_json(begin.input)
         except JsonError as error:
             raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
-        task, row = new_execution(tx, self._actions, stored, workspace, begin, position, trigger, state=_NEW_STATE)
+        state = _with_signals(begin.signals) if begin.signals else _NEW_STATE
+        task, row = new_execution(tx, self._actions, stored, workspace, begin, position, trigger, state=state)
         if tx.context.small and len(trigger) > results.SMALL_BYTES:
             raise LargeError
         now_ms = tx.context.now_ms
@@ -546,6 +587,11 @@ class Executions:
                 origin=fork.origin, step=fork.step, kept=kept,
             )  # fmt: skip
         turn.queue.append((row.execution_id, begins))
+        if row.state != _NEW_STATE:
+            # Its senders were told that they are delivered.
+            for name, data, by in State.from_json(read_state(row.state)).signals:
+                told = SignalReceived(at_ms=now_ms, name=name, data=data, by=by)
+                turn.queue.append((row.execution_id, told))
         yield from self._check_rate(tx, graph, row)
         yield from self._drive(tx, turn)
 
@@ -632,6 +678,25 @@ class Executions:
         if task is not None and not task.is_final:
             tx.charge(moved=1)
             yield from tx.apply(task, Move.CANCEL, tx.facts(reason=reason))
+
+    def put_off_due(self, tx: Transaction, root_id: str) -> Program[None]:
+        """Cancel and begin some of what was put off below a root."""
+        turn = _turn_of(tx)
+        for row in (yield from families.first_put_off(root_id)):
+            if row.what is PutOff.CANCEL:
+                if turn.cancelled >= AT_ONCE:
+                    break
+                turn.cancelled += 1
+                task = yield from task_rows.load(row.execution_id)
+                if task is not None:
+                    yield from self.stop(tx, row.execution_id, _cancelled_by(task.parent_task_id))
+            elif turn.begun < AT_ONCE:
+                turn.begun += 1
+                yield from self._begin_queued(tx, row.execution_id)
+            else:
+                break
+            yield from families.take(row)
+        yield from families.go_on(tx, root_id)
 
     def flow_ended(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let others begin as an execution has ended."""
@@ -884,7 +949,7 @@ class Executions:
             case AskPerson():
                 yield from self._ask(tx, loaded, graph, command)
             case CancelStep():
-                yield from self._cancel_step(tx, row, command.place)
+                yield from self._cancel_step(tx, turn, row, command.place)
             case KeepResult():
                 loaded.forget(command.place)  # what is read again has floats
                 data = write_json(command.result)
@@ -1026,12 +1091,17 @@ class Executions:
         problem = self._validate(schema, data)
         return f"data is not as the form says: {problem}" if problem else ""
 
-    def _cancel_step(self, tx: Transaction, row: ExecutionRow, place: StepPlace) -> Program[None]:
+    def _cancel_step(self, tx: Transaction, turn: _Turn, row: ExecutionRow, place: StepPlace) -> Program[None]:
         task_id = yield from execution_rows.task_of(row.execution_id, place)
         task = (yield from task_rows.load(task_id)) if task_id else None
-        if task is not None and not task.is_final:
-            tx.charge(moved=1)
-            yield from tx.apply(task, Move.CANCEL, tx.facts(reason=f"execution {row.execution_id} has cancelled it"))
+        if task is None or task.is_final:
+            return
+        if task.workflow & (WorkflowPart.RUN | WorkflowPart.FUNCTION):
+            if turn.cancelled >= AT_ONCE:
+                yield from families.put_off(tx, row.root_id, task_id, PutOff.CANCEL)
+                return
+            turn.cancelled += 1
+        yield from self.stop(tx, task_id, _cancelled_by(row.execution_id))
 
     def _open_wait(self, turn: _Turn, row: ExecutionRow, graph: Graph, command: OpenWait, now_ms: int) -> Program[None]:
         """Let a step wait for an event; one that came since the execution began counts."""
@@ -1115,15 +1185,18 @@ class Executions:
             )
             return
         next_id = _child_id(tx.context.now_ms, row, StepPlace("continue_as"), row.generation)
+        is_same = (stored.workspace, stored.id) == (row.defined_in, row.workflow_id)
         begin = Begin(
             command.input,
             task.creator,
             task.correlation_id,
             {"continues": row.execution_id},
             decode(row.hops),
-            instead_of=row.execution_id if (stored.workspace, stored.id) == (row.defined_in, row.workflow_id) else "",
+            instead_of=row.execution_id if is_same else "",
+            continues=row,
+            signals=_signals_left(turn, loaded) if is_same else (),
         )
-        if begin.instead_of:
+        if is_same:
             yield from self.waits.hand_over(row.execution_id, next_id)
         try:
             yield from self.start(tx, stored, row.workspace, begin, task_id=next_id)
@@ -1132,11 +1205,6 @@ class Executions:
             ended = EndExecution(status="failed", error=str(error), error_type="START_REFUSED")
         else:
             ended = EndExecution(status="completed", result={"continued_as": next_id})
-            if begin.instead_of and next_id in turn.loaded:
-                # Its senders were told that they are delivered.
-                for name, data, by in loaded.state.signals:
-                    told = SignalReceived(at_ms=tx.context.now_ms, name=name, data=data, by=by)
-                    turn.queue.append((next_id, told))
         yield from self._end(tx, turn, loaded, graph, ended)
 
     # -- ends of steps -----------------------------------------------------------------------------
@@ -1225,6 +1293,24 @@ def read_state(data: bytes) -> dict[str, Any]:
     """Read the JSON of a state, with integers as they are."""
     found: dict[str, Any] = json.loads(data)
     return found
+
+
+def _signals_left(turn: _Turn, loaded: _Loaded) -> tuple[tuple[str, Json, str], ...]:
+    """Return the signals that an execution has not taken, or begins with."""
+    own_id = loaded.row.execution_id
+    told = [one for own, one in turn.queue if own == own_id and isinstance(one, SignalReceived)]
+    return (*loaded.state.signals, *((one.name, one.data, one.by) for one in told))
+
+
+def _with_signals(signals: tuple[tuple[str, Json, str], ...]) -> bytes:
+    """Return the state of an execution that begins with signals."""
+    state = State.new()
+    state.signals = list(signals)
+    return write_json(state.to_json())
+
+
+def _cancelled_by(execution_id: str) -> str:
+    return f"execution {execution_id} has cancelled it"
 
 
 def place_metadata(

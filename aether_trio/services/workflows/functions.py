@@ -716,7 +716,7 @@ class Functions:
                 raise StartRefused(f"there is no workflow {row.workflow_id} in workspace {row.workspace}")
             begin = Begin(
                 command.get("input"), task.creator, task.correlation_id, {"continues": row.execution_id},
-                decode(row.hops), instead_of=row.execution_id,
+                decode(row.hops), instead_of=row.execution_id, continues=row,
             )  # fmt: skip
             yield from self._waits.hand_over(row.execution_id, next_id)
             yield from start(tx, stored, row.workspace, begin, task_id=next_id)

@@ -46,6 +46,8 @@ class Begin:
     hops: Hops = ()  # what has led to it, and its workflow; () if it was started by a client
     origin: str = ""  # the schedule that starts it
     instead_of: str = ""  # the execution of the same workflow whose place it takes
+    continues: ExecutionRow | None = None  # the one with whose work it goes on
+    signals: tuple[tuple[str, Json, str], ...] = ()  # (name, data, by): not taken by that one
     fork: ForkOf | None = None
 
 

@@ -18,6 +18,10 @@ numbered without gaps in each execution.
 `workflow_forks` says of which execution another one is a fork, from which step, and what it keeps:
 a part of the JSON of a state (model/workflows/forks.py), with which a queued fork begins.
 
+`workflow_families` says of which family the executions below a root are; the row of the family's
+root counts them. `workflow_put_off` has what is begun or cancelled below a root in later
+transactions, by `what` (services/workflows/families.py).
+
 `workflow_arrivals` are the ends of items that their executions have not taken in yet
 (services/workflows/executions.py): the items of a map do not queue for the row of its execution.
 
@@ -165,6 +169,18 @@ STATEMENTS: Final = (
         kept {blob} NOT NULL
     )""",
     "CREATE INDEX workflow_forks_of ON workflow_forks (origin, at_ms)",
+    """CREATE TABLE workflow_families (
+        root_id TEXT {byte_order} PRIMARY KEY,
+        family TEXT {byte_order} NOT NULL,
+        executions {bigint} NOT NULL
+    ) {clustered}""",
+    """CREATE TABLE workflow_put_off (
+        number {row_id},
+        root_id TEXT {byte_order} NOT NULL,
+        execution_id TEXT {byte_order} NOT NULL,
+        what INTEGER NOT NULL
+    )""",
+    "CREATE INDEX workflow_put_off_of ON workflow_put_off (root_id, what, number)",
     """CREATE TABLE workflow_arrivals (
         id {row_id},
         execution_id TEXT {byte_order} NOT NULL,
