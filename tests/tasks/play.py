@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager, nullcontext
 from itertools import count
 from typing import Any, Final
 from unittest import mock
@@ -20,9 +20,14 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.log import topic_log
 from aether_trio.model.errors import Status
-from aether_trio.services import checkpoints
+from aether_trio.services import checkpoints, last_seen
+from aether_trio.services.access import changes, decision_log
+from aether_trio.services.agents import resource_owners
+from aether_trio.services.authority import endings, expiry, renewal
 from aether_trio.services.kv import service as kv
 from aether_trio.services.tasks import engine, timer
+from aether_trio.services.tasks.delivery import conversations
+from aether_trio.services.workflows import kv_events
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, deadlock_is_an_error, let_manage, open_world, pump
@@ -59,6 +64,8 @@ DEADLINES: Final = (
     {"heartbeat_timeout_ms": 21_600_067},
     {"schedule_to_close_ms": 259_200_071},
 )
+LONG_MS: Final = 300_000
+"""A wait of this length is long."""
 REASONED: Final = {"complete", "fail", "reject"}
 """Whose reason is told."""
 
@@ -99,6 +106,8 @@ class Play:
         self.keys: dict[int, tuple[str, pb.CreateTaskRequest]] = {}
         self.window = 4
         """Of how many of the latest tasks steps speak."""
+        self.rare_looks = False
+        """Whether the gateway looks for changes of access data rarely while time passes."""
         self._ids = count(1)
 
     def _chosen(self, name: str, epoch: int) -> str:
@@ -243,7 +252,8 @@ class Play:
         await self._pass(3)
 
     async def _pass(self, ms: int) -> None:
-        await trio.sleep(ms / 1000)
+        with rare_looks(self.core) if self.rare_looks and ms >= LONG_MS else nullcontext():
+            await trio.sleep(ms / 1000)
         while self.clock.now_ms() in map(self.model.next_due, self.model.jobs.values()):
             await trio.sleep(0.001)  # a moment that is neither before nor after it
         await self._settle()
@@ -461,6 +471,14 @@ def nothing_but_tasks() -> Iterator[None]:
     looks = (
         (topic_log, "PROBE_S"),
         (kv, "SWEEP_INTERVAL_S"),
+        (kv_events, "LOOK_S"),
+        (last_seen, "SWEEP_INTERVAL_S"),
+        (renewal, "LOOK_S"),
+        (endings, "LOOK_S"),
+        (expiry, "LONGEST_S"),
+        (decision_log, "FOLD_S"),
+        (resource_owners, "REFRESH_S"),
+        (conversations, "LOOK_S"),
         (checkpoints, "SWEEP_INTERVAL_S"),
         (timer, "CHECK_S"),
         (engine, "CHECK_S"),
@@ -469,6 +487,21 @@ def nothing_but_tasks() -> Iterator[None]:
         for module, name in looks:
             stack.enter_context(mock.patch.object(module, name, 10_000.0))
         yield
+
+
+@contextmanager
+def rare_looks(core: Core) -> Iterator[None]:
+    """Have a node on a shared database look for access data every few hours.
+
+    For a long wait in which nothing changes them. It looks at once at the end, and each second from
+    then on.
+    """
+    with mock.patch.multiple(changes, LOOK_S=10_000.0, STALE_S=30_000.0):
+        core.changes._look.set()
+        try:
+            yield
+        finally:
+            core.changes._look.set()
 
 
 @asynccontextmanager

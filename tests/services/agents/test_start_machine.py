@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
+from contextlib import nullcontext
 from functools import partial
 from itertools import count
 from typing import Any
@@ -41,11 +42,13 @@ from tests.services.agents.ops import Op as AgentOp
 from tests.services.agents.ops import operate as ask_agents
 from tests.services.agents.ops import register, starter
 from tests.services.tasks.peers import Op, create, operate
-from tests.tasks.play import WholeClock, nothing_but_tasks
+from tests.tasks.play import WholeClock, nothing_but_tasks, rare_looks
 
 FULL = os.environ.get("TESTS_FULL") == "1"
 EXAMPLES = 1_000 if FULL else 50
 DAY_S = 86_400
+LONG_S = 300.0
+"""A wait of this length is long."""
 BEGUN = ("running", "waiting_input")
 ENDED = ("failed", "cancelled", "dlq", "completed", "rejected")
 GRACE_MS = TimeLimits().start_grace_ms
@@ -92,7 +95,8 @@ class Starts:
         opened, self._over, self._closed = trio.Event(), trio.Event(), trio.Event()
 
         async def live() -> None:
-            async with self.world.open(clock=self.clock, log={"retention_sweep_s": 1e9}) as self.core:
+            settings = {"log": {"retention_sweep_s": 1e9}, "grpc": {"write_timeout_s": 0}}
+            async with self.world.open(clock=self.clock, **settings) as self.core:
                 opened.set()
                 await self._over.wait()
             self._closed.set()
@@ -254,7 +258,8 @@ class Starts:
                 self.told[task_id].clear()  # its tokens have ended with it
 
     async def _step_pass(self, seconds: float) -> None:
-        await trio.sleep(seconds)
+        with rare_looks(self.core) if seconds >= LONG_S else nullcontext():
+            await trio.sleep(seconds)
 
     async def _step_outage(self, seconds: float) -> None:
         """The time limit for the agent to connect begins again."""
