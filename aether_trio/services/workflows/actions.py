@@ -14,6 +14,7 @@ the cause, so a program that runs again makes the same ones.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -24,11 +25,12 @@ from aether_trio.model.errors import RequestError
 from aether_trio.model.identity import Identity, IdentityError, Kind, check_token
 from aether_trio.model.tasks import RetrySchedule, TaskRow
 from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.text import shown
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.model.workflows.definition import Action, ActionType, Environment, Json, RetryRule
-from aether_trio.services.tasks.handlers.create import KEY_MS, check_size, key_hash, new_task
+from aether_trio.services.tasks.handlers.create import KEY_MS, REUSED_KEY, check_size, key_hash, new_task
 from aether_trio.services.tasks.transaction import results, startup
-from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.tasks.transaction.interface import ChangeRefused, LargeError, Transaction
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.events import HOPS
 from aether_trio.services.workflows.json_values import JsonError, write_json
@@ -54,6 +56,13 @@ class ActionRefused(Exception):
     def __init__(self, message: str, error_type: str) -> None:
         super().__init__(message)
         self.error_type = error_type
+
+
+class KeyReused(ChangeRefused):
+    """An idempotency key was used for another request before."""
+
+    def __init__(self) -> None:
+        super().__init__(REUSED_KEY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +189,10 @@ class Actions:
         except (JsonError, RequestError, ValueError) as error:
             raise ActionRefused(str(error), "BAD_ACTION") from None
         key = text_of(values.get("idempotency_key") or "")
-        if key and (other := (yield from take_key(tx, workspace, key, task_id))):
-            raise ActionRefused(f"idempotency_key {key!r} is that of task {other}", "IDEMPOTENCY_KEY")
+        if "\0" in key:
+            raise ActionRefused(f"idempotency_key {shown(key)} has a zero byte", "BAD_ACTION")
+        if key and (other := (yield from take_key(tx, key_hash(workspace, key), task_id))):
+            raise ActionRefused(f"idempotency_key {shown(key)} is that of task {other}", "IDEMPOTENCY_KEY")
         if cause.hops:
             _note_hops(task, cause.hops)
         set_retry(task, action.retry)
@@ -299,25 +310,45 @@ def set_retry(task: TaskRow, rule: RetryRule) -> None:
     task.retry_policy, task.max_attempts = policy.to_json(), policy.attempts
 
 
-def take_key(tx: Transaction, workspace: str, key: str, task_id: str) -> Program[str]:
-    """Take an idempotency key for a task; return the id of another task that has it."""
-    hashed, now_ms = key_hash(workspace, key), tx.context.now_ms
-    found: list[Row] = yield Fetch("SELECT task_id, expires_ms FROM task_keys WHERE key_hash = $1", (hashed,))
+def operation_key(*parts: str) -> bytes:
+    """Return the hash of the idempotency key of an operation, and of what it is.
+
+    Other parts have another hash, and so has the key of any task (`key_hash`): what is hashed there
+    has a zero byte, and JSON has none.
+    """
+    return hashlib.sha256(json.dumps(parts).encode()).digest()
+
+
+def request_hash(given: Json) -> bytes:
+    """Return a hash that is equal for requests with equal data. Raises JsonError."""
+    plain = json.loads(write_json(given))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).digest()
+
+
+def take_key(tx: Transaction, hashed: bytes, task_id: str, request: bytes | None = None) -> Program[str]:
+    """Take an idempotency key for a task; return the id of another task that has it.
+
+    Raises KeyReused if that was made by a `request` with another hash.
+    """
+    now_ms = tx.context.now_ms
+    found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (hashed,))
     if found and found[0][1] > now_ms and found[0][0] != task_id:
+        if request is not None and found[0][2] is not None and bytes(found[0][2]) != request:
+            raise KeyReused
         other: str = found[0][0]
         return other
     yield Execute(
-        "INSERT INTO task_keys (key_hash, task_id, expires_ms, request) VALUES ($1, $2, $3, NULL) "
+        "INSERT INTO task_keys (key_hash, task_id, expires_ms, request) VALUES ($1, $2, $3, $4) "
         "ON CONFLICT (key_hash) DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms, "
-        "request = NULL",
-        (hashed, task_id, now_ms + KEY_MS),
+        "request = excluded.request",
+        (hashed, task_id, now_ms + KEY_MS, request),
     )
     return ""
 
 
-def move_key(workspace: str, key: str, task_id: str) -> Program[None]:
+def move_key(hashed: bytes, task_id: str) -> Program[None]:
     """Let an idempotency key that is taken name another task."""
-    yield Execute("UPDATE task_keys SET task_id = $2 WHERE key_hash = $1", (key_hash(workspace, key), task_id))
+    yield Execute("UPDATE task_keys SET task_id = $2 WHERE key_hash = $1", (hashed, task_id))
 
 
 def text_of(value: Json) -> str:

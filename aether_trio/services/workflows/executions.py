@@ -429,7 +429,7 @@ class Executions:
         limit = graph.budget.runs_per_hour
         if not limit:
             return
-        place = f"budget/{row.workspace}/{row.defined_in}/{row.workflow_id}"
+        place = f"budget/{flow_rows.pool_of(row.workspace, row.defined_in, row.workflow_id)}"
         gate = FlowGate(rate=Pace(limit=limit, period_ms=budgets.HOUR_MS))
         state = yield from flow_rows.load_gate(place)
         step = flow_control.arrive(gate, state, FlowItem(row.execution_id), tx.context.now_ms)
@@ -616,7 +616,7 @@ class Executions:
             flow = NO_FLOW_CONTROL  # its input is that of starts which were gathered
         pools: list[FlowPool] = []
         if graph is not None and graph.max_executions:
-            pools.append(FlowPool(f"{workspace}/{stored.workspace}/{stored.id}", graph.max_executions))
+            pools.append(FlowPool(flow_rows.pool_of(workspace, stored.workspace, stored.id), graph.max_executions))
         if parent is None and self._admission.most:
             # One below another one takes no further place: those above would wait for it.
             pools.append(FlowPool(EVERYTHING, self._admission.most))

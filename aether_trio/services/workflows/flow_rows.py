@@ -64,6 +64,11 @@ def hash_of(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
+def pool_of(workspace: str, defined_in: str, id: str) -> str:  # noqa: A002
+    """Return the name of the pool of a workflow's executions in a workspace."""
+    return hash_of(json.dumps([workspace, defined_in, id]))
+
+
 def gate_place(owner: str, gate: int, key: str) -> str:
     """Return the name of a gate for the hash of a key; it is the key of its timer."""
     return f"{owner}/{gate}/{key}"

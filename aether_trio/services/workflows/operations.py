@@ -43,7 +43,7 @@ from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
-from aether_trio.services.workflows.actions import move_key, take_key
+from aether_trio.services.workflows.actions import KeyReused, move_key, operation_key, request_hash, take_key
 from aether_trio.services.workflows.applying import APPLY
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
@@ -250,12 +250,17 @@ class WorkflowOperations:
     # -- executions --------------------------------------------------------------------------------
 
     async def _run(self, request: OperationAsked) -> OperationAnswer:
-        """Start an execution; `secondary_id` is an idempotency key."""
+        """Start an execution; `secondary_id` is an idempotency key.
+
+        With a key that was used the answer is that of the first request, if that had the same
+        input, also if the execution has ended or the workflow is deleted.
+        """
         workspace, name = request.own_workspace, request.id
         await self._access.need(request.session, workspace)
         begin = Begin(request.json({}), request.session.identity.text)
         task_id = self._ids.dated(self._engine.clock.now_ms())
-        key = f"workflow_run\0{name}\0{request.secondary_id}" if request.secondary_id else ""
+        key = operation_key("run", workspace, name, request.secondary_id) if request.secondary_id else b""
+        same = request_hash(begin.input)
         words = [""]
         made = MadeOperation(task_id)
 
@@ -263,16 +268,16 @@ class WorkflowOperations:
             tx = TaskTransaction(context)
             if taken_in := (yield from made.subject()):
                 return tx, taken_in
+            if key and (other := (yield from take_key(tx, key, task_id, same))):
+                return tx, other
             stored = yield from definitions.newest(workspace, name)
             if stored is None:
                 raise OperationError(f"workflow {shown(name)} not found in workspace {shown(workspace)}")
-            if key and (other := (yield from take_key(tx, workspace, key, task_id))):
-                return tx, other
             run_id = yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
             if run_id != task_id:
                 yield from made.note(tx, run_id)
             if key and run_id != task_id:
-                yield from move_key(workspace, key, run_id)
+                yield from move_key(key, run_id)
             row = None if self._executions.begins(tx, run_id) else (yield from execution_rows.load(run_id))
             if row is not None and row.status == QUEUED:
                 words[0] = "waits for its turn" if run_id == task_id else "takes it in, and waits for more"
@@ -283,7 +288,7 @@ class WorkflowOperations:
             _, execution_id = await self._engine.run_program(
                 program, lambda result: result[0], key=separate, known=True
             )
-        except StartRefused as error:
+        except (StartRefused, KeyReused) as error:
             raise OperationError(str(error)) from None
         text = "has begun" if execution_id == task_id else "had begun with this key"
         return OperationAnswer(

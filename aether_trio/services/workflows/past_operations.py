@@ -17,7 +17,7 @@ from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Context, LargeError
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import definitions, execution_rows
-from aether_trio.services.workflows.actions import take_key
+from aether_trio.services.workflows.actions import KeyReused, operation_key, request_hash, take_key
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import StoredDefinition
@@ -100,13 +100,16 @@ class PastOperations:
             raise OperationError(f"version is {NEWEST}, or {SAME} for that of the execution")
         newest = given.get("version") == NEWEST
         task_id = self._ids.dated(self._engine.clock.now_ms())
-        key = f"workflow_fork\0{row.execution_id}\0{request.secondary_id}" if request.secondary_id else ""
+        key = operation_key("fork", row.execution_id, request.secondary_id) if request.secondary_id else b""
+        same = request_hash(given)
         creator = request.session.identity.text
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str, KeptPart | None]]:
             tx = TaskTransaction(context)
             if context.small:
                 raise LargeError
+            if key and (other := (yield from take_key(tx, key, task_id, same))):
+                return tx, other, None
             origin = yield from execution_rows.load(row.execution_id)
             if origin is None:
                 raise OperationError(f"execution {row.execution_id} not found")
@@ -118,8 +121,6 @@ class PastOperations:
                 stored = yield from definitions.load(origin.defined_in, origin.workflow_id, origin.version)
             if stored is None or not stored.active:
                 raise OperationError(f"workflow {origin.workflow_id} is deleted: nothing begins with it any more")
-            if key and (other := (yield from take_key(tx, origin.workspace, key, task_id))):
-                return tx, other, None
             graph = yield from self._executions.definitions.graph(stored.workspace, stored.id, stored.version)
             assert graph is not None
             kept = plan_fork(graph, State.from_json(read_state(origin.state)), given["from"])
@@ -136,7 +137,7 @@ class PastOperations:
 
         try:
             _, execution_id, kept = await self._engine.run_program(program, lambda result: result[0])
-        except (StartRefused, ForkError) as error:
+        except (StartRefused, ForkError, KeyReused) as error:
             raise OperationError(str(error)) from None
         found: dict[str, Any] = {"execution_id": execution_id}
         if kept is None:

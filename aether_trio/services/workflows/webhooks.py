@@ -122,7 +122,7 @@ class Webhooks:
             given = json.loads(body)
         except (ValueError, RecursionError):
             return WebhookAnswer(HTTPStatus.BAD_REQUEST, "the body is no JSON")
-        digest = hashlib.sha256(f"{found.place}\0{message_id}".encode("utf-8", "replace")).hexdigest()
+        digest = hashlib.sha256(json.dumps([found.workspace, found.id, message_id]).encode()).hexdigest()
         wanted = json.loads(found.document).get("headers") or ()
         passed = {name.lower(): headers[name.lower()] for name in wanted if name.lower() in headers}
         try:

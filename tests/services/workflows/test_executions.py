@@ -12,7 +12,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
-from tests.services.workflows.helpers import Failed, TaskOp, asked, client, worker
+from tests.services.workflows.helpers import Failed, Op, TaskOp, asked, client, worker
 
 
 @pytest.fixture
@@ -238,6 +238,23 @@ async def test_a_run_with_a_key_begins_once(core: Core) -> None:
         for wrong in (b"{", b"NaN", b"[" * 100_000):
             answer = await boss.raw(100, "flow", wrong)
             assert "not JSON" in answer.error
+
+
+async def test_a_key_goes_with_the_same_input_only(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "a", "output": 1}]})
+        await boss.create({"steps": [{"id": "a", "output": 1}]}, "other")
+        first = await boss.do(100, "flow", "k", data={"n": 1, "m": [2.0]})
+        for other in ({"n": 2, "m": [2]}, {"n": 1}, {"n": "1", "m": [2]}):
+            answer = await boss.ask(100, "flow", "k", data=other)
+            assert answer.error.startswith("idempotency_key was used for another request before")
+        assert (await boss.raw(100, "flow", b'{"m": [2], "n": 1.0}', "k")).data == json.dumps(
+            first, separators=(",", ":")
+        ).encode(), "equal input is the same request, also after the end of the execution"
+        assert (await boss.do(100, "other", "k", data={"n": 2})) != first, "each workflow has its keys"
+        await boss.do(Op.DELETE_WORKFLOW, "flow", workspace="w")
+        assert await boss.do(100, "flow", "k", data={"n": 1, "m": [2]}) == first
+        assert len(await boss.do(Op.LIST_EXECUTIONS, status_filter="all")) == 2
 
 
 async def test_steps_and_executions_move_only_as_workflows_do(core: Core) -> None:

@@ -170,6 +170,13 @@ async def test_max_executions_lets_the_others_wait(core: Core) -> None:
         assert await status(boss, ids[3]) == ["running"]
 
 
+async def test_workflows_with_like_names_have_each_their_places(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(waits(max_executions=1), "x")
+        await boss.create(waits(max_executions=1), "w/x")
+        assert await status(boss, await boss.run({}, "x"), await boss.run({}, "w/x")) == ["running"] * 2
+
+
 async def test_all_executions_have_a_bound(world: World) -> None:
     settings = {"engine": "embedded", "max_concurrent_executions": 1}
     async with deadlock_is_an_error(), world.open(workflow=settings) as core, client(core) as boss:

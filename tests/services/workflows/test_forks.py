@@ -272,6 +272,8 @@ async def test_a_key_forks_once(core: Core) -> None:
         await boss.ended(origin)
         answers = [await boss.ask(FORK, origin, "k", data={"from": "sum"}) for _ in range(2)]
         assert len({json.loads(one.data)["execution_id"] for one in answers}) == 1
+        other = await boss.ask(FORK, origin, "k", data={"from": "sum", "input": {"n": 4}})
+        assert other.error.startswith("idempotency_key was used for another request before")
         assert len((await boss.execution(origin))["execution"]["Metadata"]["forks"]) == 1
 
 

@@ -114,6 +114,29 @@ async def test_a_rule_creates_a_task(core: Core, world: World) -> None:
         assert "idempotency_key 'o1'" in dead.error
 
 
+async def test_no_data_of_an_event_is_the_key_of_a_run(core: Core, world: World) -> None:
+    destination = {
+        "type": "create_task", "task_type": "job", "target_implementation": "hand",
+        "idempotency_key": {"$expr": "input.key"},
+    }  # fmt: skip
+    parts = ["run", "w", "flow", "k"]
+    async with client(core) as boss:
+        await boss.do(Op.CREATE_RULE, data=rule(destination))
+        await boss.create({"steps": [{"id": "a", "output": 1}]})
+        forged = ["workflow_run\0flow\0k", "\0".join(parts), json.dumps(parts), "workflow_run flow k", "k"]
+        for key in forged:
+            await boss.emit("made", data={"key": key})
+        await all_taken(core, world)
+        assert len(await boss.tasks(workspace="w", task_type="job")) == 3
+        dead = [one.error for one in await dead_letters(boss)]
+        assert len(dead) == 2
+        assert all("has a zero byte" in one for one in dead)
+        jobs = {one.task_id for one in await boss.tasks(workspace="w", task_type="job")}
+        run = await boss.do(100, "flow", "k", data={})
+        assert run["execution_id"] not in jobs
+        assert (await boss.execution(run["execution_id"]))["execution"]["Status"] == "completed"
+
+
 async def test_an_emitted_event_reaches_rules_and_starts_workflows(core: Core, world: World) -> None:
     emit = {"type": "emit_event", "event_name": "passed_on", "payload": {"n": {"$expr": "input.n + 1"}}}
     flow = {
