@@ -41,6 +41,11 @@ def escaped(text: str, most: int) -> str:
     return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
 
 
+def storable(text: str) -> str:
+    """Replace zero bytes by a visible character that no stored name has."""
+    return text.replace("\x00", "\ufffd") if "\x00" in text else text
+
+
 def encodable(text: str) -> str:
     """Replace lone surrogates, which an escape of JSON can spell and UTF-8 cannot."""
     if text.isascii():

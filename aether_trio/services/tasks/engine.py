@@ -606,12 +606,45 @@ class Engine:
 
         try:
             found = await self.result(page)
+        except StorageUnavailable:
+            raise
         except Exception as error:
             if not self._workflows.settled(error):
-                raise
+                await self._fire_apart(excuse, error)
             return 1  # it is due again, but for what is put off
         self._workflows.settled(None)
         return found
+
+    async def _fire_apart(self, excuse: due.SilenceExcuse, error: Exception) -> None:
+        """Handle due moments one by one, as one in a page of them raises an error.
+
+        It is put off: the database refuses what its transaction writes.
+        """
+        logger.warning("a due moment of tasks cannot be handled, and is looked for", reason=str(error))
+        shared = self.database.shared
+        for _ in range(due.PAGE):
+            looked: list[str] = []
+            try:
+                if not await self.result(partial(due.fire, shared=shared, excuse=excuse, one=True, looked=looked)):
+                    break
+            except StorageUnavailable:
+                raise
+            except Exception as failure:
+                if not looked:
+                    raise
+                report(failure, f"the due moment of task {looked[-1]}, which is put off")
+                await self.result(partial(due.put_off, task_id=looked[-1]))
+        for _ in range(due.PAGE):
+            try:
+                if not await self.result(partial(self._workflows.fire, one=True)):
+                    return
+            except StorageUnavailable:
+                raise
+            except Exception as failure:
+                if not self._workflows.settled(failure):
+                    raise
+            else:
+                self._workflows.settled(None)
 
     async def _sweep(self) -> None:
         while True:

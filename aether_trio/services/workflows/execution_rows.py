@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from aether_trio.model.limits import MIB
+from aether_trio.model.text import storable
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
 from aether_trio.services.workflows.listed_rows import values_of
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
@@ -299,7 +300,7 @@ def end_step(
     result: bytes | None,
 ) -> Program[bool]:
     """Write the end of a step's task; return False if that is not the step's any more."""
-    args = (task_id, execution_id, *place, status, now_ms, error, error_type, result)
+    args = (task_id, execution_id, *place, status, now_ms, storable(error), storable(error_type), result)
     rows: list[Row] = yield FetchOne(_END_STEP, args)
     return bool(rows)
 
@@ -309,7 +310,9 @@ def mark_step(
 ) -> Program[None]:
     """Write the status of a step that no task of its row tells of."""
     ended_ms = 0 if status in ("pending", "running", "waiting") else now_ms
-    yield Deferred("workflow_steps", _MARK, (execution_id, *place, status, now_ms, ended_ms, error, error_type))
+    yield Deferred(
+        "workflow_steps", _MARK, (execution_id, *place, status, now_ms, ended_ms, storable(error), storable(error_type))
+    )
 
 
 def keep_result(execution_id: str, place: StepPlace, now_ms: int, result: bytes) -> Program[None]:

@@ -29,6 +29,7 @@ from aether_trio.model.tasks import Move, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import APPROVE, DECISION, FORM
 from aether_trio.model.tasks.result import NO_RESULT, ResultKind, TaskResult
 from aether_trio.model.tasks.task import WorkflowPart
+from aether_trio.model.text import storable
 from aether_trio.model.workflows import flow_control
 from aether_trio.model.workflows.definition import (
     NO_BUDGET,
@@ -933,7 +934,7 @@ class Executions:
         """Leave an execution as it was stored, paused with a reason."""
         loaded.state = State.from_json(read_state(loaded.row.state))
         loaded.state.status = ExecutionStatus.PAUSED
-        loaded.row.state, loaded.row.error = write_json(loaded.state.to_json()), why
+        loaded.row.state, loaded.row.error = write_json(loaded.state.to_json()), storable(why)
         loaded.changed = True
         yield from ()
 
@@ -963,7 +964,7 @@ class Executions:
             case ContinueExecution():
                 yield from self._continue(tx, turn, loaded, graph, command)
             case PauseExecution():
-                row.error = command.reason
+                row.error = storable(command.reason)
                 yield from budgets.ask(tx, row, command.reason)
             case OpenWait():
                 yield from self._open_wait(turn, row, graph, command, now_ms)
@@ -1134,7 +1135,7 @@ class Executions:
     def _end(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: EndExecution) -> Program[None]:
         row = loaded.row
         task = yield from tx.load(row.execution_id)
-        row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, command.error
+        row.status, row.completed_ms, row.error = command.status, tx.context.now_ms, storable(command.error)
         if any(events_of(graph)):
             yield from self.waits.end(row.execution_id)
         if graph.budget != NO_BUDGET:

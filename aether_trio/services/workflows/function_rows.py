@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
 
+from aether_trio.model.text import storable
 from aether_trio.model.workflows.happenings import NO_ITEM
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
@@ -128,13 +129,17 @@ def put_open(execution_id: str, key: str, step: FunctionStep, given: bytes | Non
 def put_ended(execution_id: str, key: str, attempt: int, started_ms: int, now_ms: int, end: StepEnd) -> Program[None]:
     """Write a step that has ended, and may have had no row."""
     result = end.result if end.outcome == "completed" else None
-    args = (execution_id, key, end.outcome, attempt, "", started_ms, now_ms, end.error, end.error_type, None, result)
+    args = (execution_id, key, end.outcome, attempt, "", started_ms, now_ms, *_reason(end), None, result)
     yield Execute(_PUT, args)
+
+
+def _reason(end: StepEnd) -> tuple[str, str]:
+    return storable(end.error), storable(end.error_type)
 
 
 def close(execution_id: str, key: str, now_ms: int, end: StepEnd) -> Program[bool]:
     """Write the end of an open step; return False if it is not open."""
     result = end.result if end.outcome == "completed" else None
-    args: tuple[Any, ...] = (execution_id, key, end.outcome, now_ms, end.error, end.error_type, result)
+    args: tuple[Any, ...] = (execution_id, key, end.outcome, now_ms, *_reason(end), result)
     count: int = yield Execute(_CLOSE, args)
     return bool(count)

@@ -61,10 +61,6 @@ def contained(program: Generator[Any, Any, T], kind: str, key: str) -> Generator
         value = yield statement
 
 
-def _contained_schedule(program: Program[int], key: str) -> Program[int]:
-    return contained(program, schedule_rows.TIMER, key)
-
-
 class WorkflowHook:
     """The TaskWorkflows of a gateway: executions, and other kinds of timers.
 
@@ -92,6 +88,8 @@ class WorkflowHook:
         self._letters = letters
         self._put_off: set[tuple[str, str]] = set()
         """Things whose handlers have raised, to be put off in the next transaction."""
+        self._alone: tuple[str, str] | None = None
+        """The thing whose moment the latest `fire` of one has handled."""
         self._now_ms = self._latest_ms = 0
         """The moment of the latest page, and of the latest that was committed."""
 
@@ -157,9 +155,10 @@ class WorkflowHook:
         yield from self._executions.find_set_back(tx, self._latest_ms)
         yield from self._schedules.find_set_back(tx)
 
-    def fire(self, tx: Transaction) -> Program[int]:
-        """Handle a page of due moments; return how many there were."""
+    def fire(self, tx: Transaction, *, one: bool = False) -> Program[int]:
+        """Handle a page of due moments, or one; return how many there were."""
         now_ms = tx.context.now_ms
+        self._alone = None
         if now_ms < self._latest_ms - SET_BACK_MS:
             yield from self._schedules.find_set_back(tx)
         yield from self._executions.find_set_back(tx, self._latest_ms)
@@ -169,10 +168,11 @@ class WorkflowHook:
         locked = " FOR UPDATE SKIP LOCKED" if tx.context.shared else ""
         found: list[Row] = yield Fetch(
             f"SELECT kind, key FROM workflow_timers WHERE due_ms <= $1 ORDER BY due_ms LIMIT $2{locked}",  # noqa: S608
-            (now_ms, FIRE_PAGE),
+            (now_ms, 1 if one else FIRE_PAGE),
         )
+        self._alone = found[0] if one and found else None
         if any(kind == schedule_rows.TIMER for kind, _ in found):
-            yield from self._schedules.fire(tx, _contained_schedule)
+            yield from self._schedules.fire(tx, self._contained_schedule, one=one)
         for kind, key in found:
             if kind == schedule_rows.TIMER:
                 continue
@@ -184,11 +184,20 @@ class WorkflowHook:
                 yield from contained(handler(tx, key), kind, key)
         return len(found)
 
+    def _contained_schedule(self, program: Program[int], key: str) -> Program[int]:
+        if self._alone is not None:
+            self._alone = schedule_rows.TIMER, key
+        return contained(program, schedule_rows.TIMER, key)
+
     def settled(self, error: Exception | None) -> bool:
         """Note that a page of `fire` was committed, or undone by this error.
 
         Return whether the error is that of one thing, which is put off now.
         """
+        if error is not None and not isinstance(error, DefectError) and self._alone is not None:
+            made = DefectError(*self._alone)
+            made.__cause__ = error
+            error = made
         if error is None:
             self._put_off.clear()
             self._latest_ms = self._now_ms

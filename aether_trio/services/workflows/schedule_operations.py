@@ -42,6 +42,7 @@ from aether_trio.services.workflows.new_executions import Begin, StartDropped, S
 from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
 from aether_trio.services.workflows.schedules import (
+    PAGE,
     Firing,
     FiringRefused,
     GuardFiring,
@@ -72,10 +73,11 @@ class ScheduleStarter:
         self._executions = executions
         self._compiled: OrderedDict[str, ScheduleDefinition] = OrderedDict()
 
-    def fire(self, tx: Transaction, guard: GuardFiring) -> Program[int]:
-        """Fire a page of the schedules that are due; `guard` runs the program of each."""
+    def fire(self, tx: Transaction, guard: GuardFiring, *, one: bool = False) -> Program[int]:
+        """Fire a page of due schedules, or one; `guard` runs the program of each."""
         start = partial(self._start, tx)
-        return (yield from self._schedules.fire(tx.context.now_ms, start, shared=tx.context.shared, guard=guard))
+        page, shared = 1 if one else PAGE, tx.context.shared
+        return (yield from self._schedules.fire(tx.context.now_ms, start, shared=shared, page=page, guard=guard))
 
     def find_set_back(self, tx: Transaction) -> Program[None]:
         """Have schedules looked at whose slots are decided ahead of time."""

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.workflows.executions import Executions
+from aether_trio.services.workflows.schedule_operations import ScheduleStarter
+from aether_trio.services.workflows.schedule_rows import StoredSchedule
+from aether_trio.services.workflows.schedules import Firing
+from aether_trio.storage.base import Execute, Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.workflows.helpers import Failed, Op, TaskOp, asked, client, worker
@@ -367,3 +374,60 @@ async def test_a_signal_that_a_function_has_not_taken_is_for_its_next_run(core: 
         waits = {"do": "open", "step": "s", "kind": "wait", "signal": "add"}
         found = await hand.do(121, two, data={"assignment": 1, "after": 3, "do": [waits]})
         assert found["entries"][-1]["entry"]["result"] == 0
+
+
+async def test_an_error_with_a_zero_byte_stops_no_timer(core: Core) -> None:
+    """PostgreSQL stores no such text, and what falls due together is one transaction."""
+    fails = {"id": "f", "depends_on": ["nap"], "fail": {"message": "{{.trigger.x}}", "error_type": "{{.trigger.x}}"}}
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "nap", "wait": "1s"}, fails]}, "inner")
+        await boss.create({"steps": [{"id": "one", "workflow": "inner", "input": {"$expr": "trigger"}}]}, "outer")
+        await boss.create({"steps": [{"id": "nap", "wait": "1s"}]}, "other")
+        outer, other = await boss.run({"x": "a\0b"}, "outer"), await boss.run({}, "other")
+        assert (await boss.ended(other))["execution"]["Status"] == "completed"
+        found = await boss.ended(outer)
+        assert found["execution"]["ErrorMessage"] == "step one: step f: a\ufffdb"
+
+
+REFUSED = Execute("INSERT INTO workflow_executions (execution_id) VALUES (NULL)")
+
+
+async def test_what_the_database_refuses_of_an_execution_delays_no_other(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    go_on, bad = Executions.time_passed, ""
+
+    def refuses_one(self: Executions, tx: Transaction, execution_id: str) -> Program[None]:
+        if execution_id == bad:
+            yield REFUSED
+        yield from go_on(self, tx, execution_id)
+
+    hook: Any = core.tasks.engine._workflows
+    monkeypatch.setitem(hook._timers, "execution", partial(refuses_one, hook._executions))
+    async with client(core) as boss:
+        await boss.create({"steps": [{"id": "nap", "wait": "1s"}]})
+        bad, other = await boss.run(), await boss.run()
+        assert (await boss.ended(other))["execution"]["Status"] == "completed"
+        one, bad = bad, ""
+        assert (await boss.execution(one))["execution"]["Status"] == "running"
+        assert (await boss.ended(one))["execution"]["Status"] == "completed"
+
+
+async def test_what_the_database_refuses_of_a_schedule_delays_no_other(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = ScheduleStarter._start
+
+    def refuses_one(self: ScheduleStarter, tx: Transaction, stored: StoredSchedule, firing: Firing) -> Program[str]:
+        if stored.id == "bad":
+            yield REFUSED
+        return (yield from start(self, tx, stored, firing))
+
+    monkeypatch.setattr(ScheduleStarter, "_start", refuses_one)
+    about = {"schedule_type": "interval", "schedule_expr": "1m", "workspace": "w"}
+    async with client(core) as boss:
+        for name in ("bad", "good"):
+            data = {"id": name, "action": {"type": "emit_event", "event_name": "tick"}, **about}
+            await boss.do(Op.CREATE_SCHEDULE, data=data)
+        await trio.sleep(150)
+        assert {one["id"]: one["fired"] for one in await boss.do(Op.LIST_SCHEDULES)} == {"bad": 0, "good": 2}

@@ -23,7 +23,7 @@ from aether_trio.model.tasks.form import FormError, check_match
 from aether_trio.model.tasks.result import NO_RESULT, ResultError, ResultKind, TaskResult, read_result
 from aether_trio.model.tasks.task import AGENT_STARTUP, WorkflowPart
 from aether_trio.model.tasks.transitions import RULES, Decision
-from aether_trio.model.text import shown
+from aether_trio.model.text import shown, storable
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.permissions import (
@@ -36,7 +36,7 @@ from aether_trio.services.tasks.handlers.permissions import (
     may_be_given,
     waits_for,
 )
-from aether_trio.services.tasks.handlers.sanitize import reason, storable
+from aether_trio.services.tasks.handlers.sanitize import reason
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import named, show
 from aether_trio.services.tasks.transaction import (

@@ -18,9 +18,9 @@ from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.tasks import Mode, StoredStatus, TaskRow
 from aether_trio.model.tasks.task import AGENT_STARTUP
+from aether_trio.model.text import storable
 from aether_trio.services.access import Actor, Authorizer, GatewayActor
 from aether_trio.services.tasks.audit_events import TaskAudit
-from aether_trio.services.tasks.handlers.sanitize import storable
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.session.session import Session
 from aether_trio.storage.base import Database

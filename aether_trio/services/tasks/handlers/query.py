@@ -28,11 +28,12 @@ from aether_trio.model.limits import KIB
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.status import priority_of, stored_as
 from aether_trio.model.tasks.task import COLUMNS
+from aether_trio.model.text import storable
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers import details
 from aether_trio.services.tasks.handlers.permissions import MANAGE, NOT_FOUND, Caller, load_visible, may
-from aether_trio.services.tasks.handlers.sanitize import number_of, storable
+from aether_trio.services.tasks.handlers.sanitize import number_of
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import show
 from aether_trio.services.tasks.transaction import task_rows

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from aether_trio.model.text import storable
+
 MAX_REASON: Final = 4_096
 """Characters of a reason: lists show it, and events carry it."""
-
-
-def storable(text: str) -> str:
-    """Replace zero bytes by a visible character that no stored name has."""
-    return text.replace("\x00", "\ufffd") if "\x00" in text else text
 
 
 def number_of(text: str, most: int) -> int | None:

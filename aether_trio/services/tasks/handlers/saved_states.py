@@ -17,11 +17,10 @@ from aether_trio.model.identity import Identity, IdentityError
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.result import MAX_KEY_BYTES, ResultKind
 from aether_trio.model.tasks.status import HELD, WAITING
-from aether_trio.model.text import shown
+from aether_trio.model.text import shown, storable
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.handlers.permissions import NOT_FOUND, load_visible
-from aether_trio.services.tasks.handlers.sanitize import storable
 from aether_trio.services.tasks.handlers.sessions import TaskSessions
 from aether_trio.services.tasks.protobuf import named
 from aether_trio.services.tasks.transaction import results, states, task_rows

@@ -19,8 +19,8 @@ from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.tasks.result import ResultError, reported_result
 from aether_trio.model.tasks.status import TERMINAL
 from aether_trio.model.tasks.task import ASSIGNMENT
+from aether_trio.model.text import storable
 from aether_trio.services.tasks.engine import Engine
-from aether_trio.services.tasks.handlers.sanitize import storable
 from aether_trio.services.tasks.transaction import results, sessions, task_rows, tokens
 from aether_trio.services.tasks.transaction.due import Heartbeat
 from aether_trio.services.tasks.transaction.sessions import WorkerJoined, WorkerLeft

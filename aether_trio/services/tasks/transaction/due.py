@@ -65,11 +65,25 @@ class SilenceExcuse(NamedTuple):
 NO_EXCUSE: Final = SilenceExcuse()
 
 
-def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE) -> Program[int]:
-    """Handle a page of due tasks; give more time to those that the `excuse` covers."""
+def fire(
+    tx: TaskTransaction,
+    *,
+    shared: bool,
+    excuse: SilenceExcuse = NO_EXCUSE,
+    one: bool = False,
+    looked: list[str] | None = None,
+) -> Program[int]:
+    """Handle a page of due tasks, or one.
+
+    Those that the `excuse` covers are given more time, and `looked` the ids of the tasks.
+    """
     now_ms = tx.context.now_ms
-    found = yield from task_rows.select(_DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, PAGE))
+    found = yield from task_rows.select(
+        _DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, 1 if one else PAGE)
+    )
     for seen in found:
+        if looked is not None:
+            looked.append(seen.task_id)
         # Load it again: the move of another task of the page may have changed it.
         task = yield from task_rows.load(seen.task_id)
         due = happening(task, tx.context.limits, now_ms) if task is not None else None
@@ -105,6 +119,13 @@ def fire(tx: TaskTransaction, *, shared: bool, excuse: SilenceExcuse = NO_EXCUSE
     for table in ("task_descents", "task_tokens"):
         yield Execute(f"DELETE FROM {table} WHERE hash IN ({expired})", (now_ms, FORGET_PAGE))  # noqa: S608
     return len(found)
+
+
+def put_off(tx: TaskTransaction, task_id: str) -> Program[None]:
+    """Have a task looked at again in a minute, as its moment could not be handled."""
+    task = yield from task_rows.load(task_id)
+    if task is not None and task.due_ms:
+        yield from task_rows.save(task, task.changed({"due_ms": tx.context.now_ms + REFUSED_MS}))
 
 
 def _put_off(task: TaskRow, due: Due, now_ms: int) -> Mapping[str, Any]:

@@ -113,13 +113,14 @@ class TaskWorkflows(Protocol):
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
 
-    def fire(self, tx: Transaction) -> Program[int]:
-        """Handle a page of due moments of workflows; return how many there were."""
+    def fire(self, tx: Transaction, *, one: bool = False) -> Program[int]:
+        """Handle a page of due moments of workflows, or one; return how many there were."""
 
     def settled(self, error: Exception | None) -> bool:
         """Note that a page of `fire` was committed, or undone by this error.
 
-        Return whether the error is that of one thing, which the next `fire` puts off.
+        Return whether the error is that of one thing, which the next `fire` puts off. After a
+        `fire` of one moment it is.
         """
 
     def fold(self, tx: Transaction, execution_id: str) -> Program[None]:
@@ -158,7 +159,7 @@ class NoTaskWorkflows:
     def forgotten(self, task: TaskRow) -> Program[None]:
         yield from ()
 
-    def fire(self, tx: Transaction) -> Program[int]:
+    def fire(self, tx: Transaction, *, one: bool = False) -> Program[int]:
         yield from ()
         return 0
 

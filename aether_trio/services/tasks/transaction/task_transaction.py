@@ -25,6 +25,7 @@ from aether_trio.model.tasks.task import AGENT_STARTUP, NO_WORKER, WorkflowPart,
 from aether_trio.model.tasks.timed_transitions import next_due
 from aether_trio.model.tasks.transitions import Decision, MoveRefusal, RefusedMove
 from aether_trio.model.tasks.waiting_queue import queue_of
+from aether_trio.model.text import storable
 from aether_trio.model.topics import task_topic
 from aether_trio.services.access.changes import Draft, begin
 from aether_trio.services.tasks.protobuf import ends_with_parent
@@ -136,6 +137,9 @@ class TaskTransaction:
         return task
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
+        for name in ("reason", "error_type"):
+            if text := more.get(name):
+                more[name] = storable(text)
         return Facts(self.context.now_ms, caller, uniform=self.context.uniform, **more)
 
     def apply(self, task: TaskRow, move: Move, facts: Facts, reserved: Worker | None = None) -> Program[Decision]:

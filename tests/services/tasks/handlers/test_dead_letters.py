@@ -9,7 +9,7 @@ import structlog.testing
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.model.tasks import Move
+from aether_trio.model.tasks import Move, TaskRow
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
 from aether_trio.services.tasks.transaction import due
 from aether_trio.wire.pb import aether_pb2 as pb
@@ -101,6 +101,29 @@ async def test_a_mistake_of_ours_costs_a_second_and_not_the_gateway(
         await trio.sleep(10)
         assert (await get(creator, task_id)).status == pb.TASK_STATUS_FAILED
     assert failures[0] < 0
+
+
+async def test_a_mistake_with_one_task_delays_no_deadline_of_others(
+    core: Core, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All of its page is undone, and made again without it."""
+    move_of, bad = due.move_of, "none"
+
+    def all_but_one(task: TaskRow, *args: Any) -> Any:
+        if task.task_id == bad:
+            raise ZeroDivisionError
+        return move_of(task, *args)
+
+    monkeypatch.setattr(due, "move_of", all_but_one)
+    async with connect(core, agent("w", "c", "1")) as creator:
+        ids = [(await create(creator, metadata={"schedule_to_close_ms": "1000"})).task_id for _ in range(3)]
+        bad = ids[1]
+        await trio.sleep(10)
+        found = [(await get(creator, task_id)).status for task_id in ids]
+        assert found == [pb.TASK_STATUS_FAILED, pb.TASK_STATUS_QUEUED, pb.TASK_STATUS_FAILED]
+        bad = "none"
+        await trio.sleep(60)
+        assert (await get(creator, ids[1])).status == pb.TASK_STATUS_FAILED
 
 
 async def test_what_cannot_be_moved_at_its_moment_is_looked_at_once_a_minute(
