@@ -25,17 +25,24 @@ class Function:
 
     `grace_s`: how long its worker may be away before another one goes on. `cleanup_s`: the time
     that it has for undoing when its execution is cancelled. `events`: the keys of the events for
-    which it waits.
+    which it waits. `terms`: its flow, max_executions and budget, as documents have them.
     """
 
     def __init__(
-        self, body: Body, name: str, grace_s: float, cleanup_s: float, events: Mapping[str, str] | None = None
+        self,
+        body: Body,
+        name: str,
+        grace_s: float,
+        cleanup_s: float,
+        events: Mapping[str, str] | None = None,
+        terms: Mapping[str, Any] | None = None,
     ) -> None:
         self.body = body
         self.name = name
         self.grace_s = grace_s
         self.cleanup_s = cleanup_s
         self.events = _events(events or {})
+        self.terms = dict(terms or {})
         self.schema = _schema(body)
         self.__doc__ = body.__doc__
         self.__name__ = getattr(body, "__name__", name)
@@ -71,7 +78,14 @@ class Function:
 def workflow(body: Body) -> Function: ...
 @overload
 def workflow(
-    *, name: str = "", grace_s: float = 10.0, cleanup_s: float = 60.0, events: Mapping[str, str] | None = None
+    *,
+    name: str = "",
+    grace_s: float = 10.0,
+    cleanup_s: float = 60.0,
+    events: Mapping[str, str] | None = None,
+    flow: Mapping[str, Any] | None = None,
+    max_executions: int = 0,
+    budget: Mapping[str, Any] | None = None,
 ) -> Callable[[Body], Function]: ...
 def workflow(
     body: Body | None = None,
@@ -80,18 +94,26 @@ def workflow(
     grace_s: float = 10.0,
     cleanup_s: float = 60.0,
     events: Mapping[str, str] | None = None,
+    flow: Mapping[str, Any] | None = None,
+    max_executions: int = 0,
+    budget: Mapping[str, Any] | None = None,
 ) -> Function | Callable[[Body], Function]:
     """Make a durable function of an async function whose first argument is its `Flow`.
 
     Its other arguments are the fields of the input; their types and defaults are its JSON Schema.
     `events` has the events for which it may wait, and of each the expression that is its key, such
-    as {"order.paid": "input.order"}; "" for any event of that name.
+    as {"order.paid": "input.order"}; "" for any event of that name. `flow`, `max_executions` and
+    `budget` are those of a workflow's document, such as `flow={"concurrency": 1, "key":
+    "inputs.order"}` and `budget={"steps": 100}`; debounce and batch are refused.
     """
+    terms = {
+        key: value for key, value in (("flow", flow), ("max_executions", max_executions), ("budget", budget)) if value
+    }
 
     def decorate(body: Body) -> Function:
         if not inspect.iscoroutinefunction(body):
             raise TypeError(f"{body!r} is no async function: a workflow is `async def f(flow, …)`")
-        return Function(body, name or body.__name__, grace_s, cleanup_s, events)
+        return Function(body, name or body.__name__, grace_s, cleanup_s, events, terms)
 
     return decorate if body is None else decorate(body)
 

@@ -112,6 +112,9 @@ class Run:
         `body` runs it and returns the command that ends the run. Raises AssignmentOver.
         """
         self._spread_cancel()
+        if self.records.paused:  # it sleeps, and no step begins
+            self._touch()
+            self._rests = self._activity
         with self._scope:
             async with anyio.create_task_group() as group:
                 self._group = group

@@ -34,6 +34,8 @@ AWAY_S: Final = 0.5
 UNKNOWN_S: Final = 5.0
 """The pause of a run whose function this worker does not have, before it is given to another."""
 RELEASE_S: Final = 2.0
+KNOWS_ALL: Final = 2**53 - 1
+"""As the number of an entry: the worker asks for none that it does not know."""
 _ENDS: Final = {"completed": JobEnd.COMPLETED, "failed": JobEnd.FAILED, "cancelled": JobEnd.CANCELLED}
 
 
@@ -106,6 +108,7 @@ async def register(
             "grace_ms": max(round(one.grace_s * 1000), 1),
             "cleanup_ms": max(round(one.cleanup_s * 1000), 1),
             **({"events": one.events} if one.events else {}),
+            **one.terms,
         }
         await _register(partial(workflow.register, one.name, about, workspace), check_client)
     return table
@@ -181,7 +184,7 @@ async def _serve(
 async def _give_back(job: Job, ledger: GatewayLedger) -> None:
     """Give a run to another worker, as this one stops."""
     try:
-        answer = await ledger.advance(2**53, [{"do": "suspend", "for_ms": 0}])
+        answer = await ledger.advance(KNOWS_ALL, [{"do": "suspend", "for_ms": 0}])
         if answer.status != "running":
             job.release(JobEnd.HIBERNATED)
     except (AetherError, AssignmentOver, CommandRefused) as error:

@@ -434,6 +434,31 @@ class Graph:
     digest: str = ""  # of `source`, hexadecimal: equal content has an equal digest
 
 
+class StartTerms(Protocol):
+    """What bounds the executions of a workflow: of a graph, or of a durable function."""
+
+    @property
+    def flow(self) -> FlowControl:
+        """When a start begins; keys and priority over {trigger, inputs}."""
+
+    @property
+    def max_executions(self) -> int:
+        """How many run at the same time; 0: no bound."""
+
+    @property
+    def budget(self) -> Budget:
+        """What pauses an execution for a person."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FunctionTerms:
+    """The StartTerms of a durable function."""
+
+    flow: FlowControl = NO_FLOW_CONTROL
+    max_executions: int = 0
+    budget: Budget = NO_BUDGET
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RuleDefinition:
     """What follows an event: `destination`, over it, gives an action's document.

@@ -12,11 +12,9 @@ from aether_trio.model.text import TextError
 from aether_trio.model.workflows.cases import compile_cases
 from aether_trio.model.workflows.compiling import NOTHING, Compiler, ReadScope, digest_of
 from aether_trio.model.workflows.definition import (
-    NO_BUDGET,
     NO_RETRY,
     Action,
     AskStep,
-    Budget,
     CallWorkflow,
     Compute,
     ContinueAs,
@@ -37,7 +35,6 @@ from aether_trio.model.workflows.definition import (
 )
 from aether_trio.model.workflows.flow_documents import compile_flow
 from aether_trio.model.workflows.reading import (
-    MAX_INTEGER,
     Fields,
     any_token,
     kind_of,
@@ -56,6 +53,7 @@ from aether_trio.model.workflows.shapes import (
     shape_of,
     shape_words,
 )
+from aether_trio.model.workflows.start_terms import TERM_KEYS, compile_budget, start_scope
 from aether_trio.model.workflows.values import EXPRESSION_KEY
 
 MAX_STEPS: Final = 1_000
@@ -73,9 +71,7 @@ GRAPH_KEYS: Final = (
     "outputs",
     "output_schema",
     "timeout",
-    "budget",
-    "max_executions",
-    "flow",
+    *TERM_KEYS,
     "steps",
     "tests",
 )
@@ -128,13 +124,6 @@ _EVENT_ELSEWHERE: Final = {
     "trigger": "'trigger' is not there yet: the data of the event are 'input'",
     "inputs": "'inputs' is not there yet: the data of the event are 'input'",
     "steps": "'steps' is not there: this is read when an event comes",
-}
-
-_FLOW_ELSEWHERE: Final = {
-    "input": "'input' is an event's data; the input of a workflow is 'trigger' or 'inputs'",
-    "source": "'source' is not there: the input of a workflow is 'trigger' or 'inputs'",
-    "steps": "'steps' is not there: this is read before the execution begins",
-    "execution": "'execution' is not there: this is read before it begins",
 }
 
 
@@ -232,10 +221,10 @@ class GraphCompiler:
             output_schema=output_schema,
             outputs=outputs,
             timeout_ms=self.compiler.duration(fields, "timeout"),
-            budget=self._budget(fields),
+            budget=compile_budget(self.findings, fields),
             description=description,
             max_executions=fields.whole("max_executions", 0),
-            flow=compile_flow(self.compiler, fields, self._flow_scope()),
+            flow=compile_flow(self.compiler, fields, start_scope(self.item)),
             tests=tests,
             source=source,
             digest=digest_of(source) if not self.findings.count else "",
@@ -247,10 +236,6 @@ class GraphCompiler:
         if not fields.has(key):
             return None
         return self.compiler.schema(fields.get(key), fields.at(key), f"{fields.what}, {key}")
-
-    def _flow_scope(self) -> ReadScope:
-        """Return what flow control reads, before there is an execution."""
-        return ReadScope(names={"trigger": self.item, "inputs": self.item}, elsewhere=_FLOW_ELSEWHERE)
 
     def _trigger(self, fields: Fields) -> Trigger | None:
         if not fields.has("trigger"):
@@ -270,28 +255,6 @@ class GraphCompiler:
 
     def _event_scope(self) -> ReadScope:
         return ReadScope(names={"input": self.item, "source": _SOURCE}, elsewhere=_EVENT_ELSEWHERE)
-
-    def _budget(self, fields: Fields) -> Budget:
-        if not fields.has("budget"):
-            return NO_BUDGET
-        inner = Fields(
-            fields.get("budget"),
-            fields.at("budget"),
-            self.findings,
-            ("steps", "usage", "runs_per_hour"),
-            "the budget",
-        )
-        usage = {}
-        for key, one, path in inner.mapping("usage", most=100):
-            if isinstance(one, bool) or not isinstance(one, int | float) or one <= 0:
-                self.findings.error(path, f"the budget of {quoted(key)} has to be a number above 0")
-            else:
-                usage[key] = float(one)
-        return Budget(
-            steps=inner.whole("steps", 0, most=MAX_INTEGER),
-            usage=usage,
-            runs_per_hour=inner.whole("runs_per_hour", 0, most=MAX_INTEGER),
-        )
 
     # -- how steps hang together -------------------------------------------------------------------
 

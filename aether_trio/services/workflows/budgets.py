@@ -34,6 +34,8 @@ PLACE: Final = StepPlace("~budget")
 """Where the question is: no step's id has this character."""
 GO_ON: Final = "go on"
 END: Final = "end it"
+USED_UP: Final = "BUDGET"
+"""The error type of an execution that a person has ended as its budget is used up."""
 HOUR_MS: Final = 3_600_000
 
 

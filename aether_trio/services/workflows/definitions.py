@@ -10,9 +10,9 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeVar
 
-from aether_trio.model.workflows.definition import Graph
+from aether_trio.model.workflows.definition import FunctionTerms, Graph, StartTerms
 from aether_trio.model.workflows.sources import trigger_sources, wait_sources
 from aether_trio.services.tasks.transaction.interface import LargeError
 from aether_trio.services.workflows import changes, sources
@@ -22,6 +22,8 @@ from aether_trio.storage.base import Execute, Fetch, FetchOne, Program, Row
 KEPT_GRAPHS: Final = 2048
 """Compiled graphs in memory; the least recently used one is dropped."""
 EVERYWHERE: Final = "*"
+K = TypeVar("K")
+V = TypeVar("V")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +40,11 @@ class StoredDefinition:
     created_ms: int
     updated_ms: int
 
+    @property
+    def is_function(self) -> bool:
+        """Whether it is that of a durable function, and not of a graph."""
+        return self.document.startswith(b'{"function":')
+
 
 _FIELDS: Final = "workspace, id, version, document, digest, owner, active, created_ms, updated_ms"
 
@@ -45,12 +52,18 @@ _FIELDS: Final = "workspace, id, version, document, digest, owner, active, creat
 class Definitions:
     """Reads, writes and compiles definitions of workflows.
 
-    `compile_graph(document, workspace, id, version)` compiles a stored document.
+    `compile_graph` and `compile_terms` compile the stored document of a graph, and of a function.
     """
 
-    def __init__(self, compile_graph: Callable[[StoredDefinition], Graph]) -> None:
+    def __init__(
+        self,
+        compile_graph: Callable[[StoredDefinition], Graph],
+        compile_terms: Callable[[StoredDefinition], FunctionTerms],
+    ) -> None:
         self._compile = compile_graph
+        self._compile_terms = compile_terms
         self._graphs: OrderedDict[tuple[str, str, int], Graph] = OrderedDict()
+        self._functions: OrderedDict[tuple[str, str, int], FunctionTerms] = OrderedDict()
 
     def compiled(self, workspace: str, id: str, version: int) -> Graph | None:  # noqa: A002
         """Return the graph of a version if it is in memory."""
@@ -75,10 +88,40 @@ class Definitions:
         if stored is None:
             return None
         made = self._compile(stored)
-        self._graphs[key] = made
-        while len(self._graphs) > KEPT_GRAPHS:
-            self._graphs.popitem(last=False)
+        _keep(self._graphs, key, made)
         return made
+
+    def terms(self, workspace: str, id: str, version: int, *, small: bool = False) -> Program[StartTerms | None]:  # noqa: A002
+        """Return the terms of a version, of a graph or a function; None if there is none.
+
+        `small` is that of `graph`.
+        """
+        key = workspace, id, version
+        found: StartTerms | None = self.compiled(workspace, id, version) or self._functions.get(key)
+        if found is not None:
+            return found
+        stored = yield from load(workspace, id, version)
+        if stored is None or stored.is_function:
+            return None if stored is None else self.terms_of_function(stored)
+        return (yield from self.graph(workspace, id, version, small=small))
+
+    def terms_of_function(self, stored: StoredDefinition) -> FunctionTerms:
+        """Return the terms of a stored function."""
+        key = stored.workspace, stored.id, stored.version
+        found = self._functions.get(key)
+        if found is None:
+            found = self._compile_terms(stored)
+            _keep(self._functions, key, found)
+        else:
+            self._functions.move_to_end(key)
+        return found
+
+
+def _keep(cache: OrderedDict[K, V], key: K, value: V) -> None:
+    """Put a value into a cache of the last used ones."""
+    cache[key] = value
+    while len(cache) > KEPT_GRAPHS:
+        cache.popitem(last=False)
 
 
 def _stored(row: Row) -> StoredDefinition:

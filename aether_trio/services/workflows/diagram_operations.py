@@ -20,7 +20,7 @@ from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import item_counts
 from aether_trio.services.workflows.executions import read_state
-from aether_trio.services.workflows.functions import FUNCTION, is_function
+from aether_trio.services.workflows.functions import FUNCTION
 from aether_trio.services.workflows.machine_operations import MachineOperations
 from aether_trio.services.workflows.stored_graphs import compile_stored
 
@@ -73,7 +73,7 @@ class DiagramOperations:
 
 
 async def _drawn(stored: StoredDefinition, state: GraphState) -> dict[str, Any]:
-    if is_function(stored):
+    if stored.is_function:
         raise OperationError(f"workflow {stored.id} is a function: it has no graph of steps")
     graph = await compile_in_thread(partial(compile_stored, stored), len(stored.document))
     statuses: dict[str, str] = {}

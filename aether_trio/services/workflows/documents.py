@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Final
 
 from aether_trio.model.text import escaped
-from aether_trio.model.workflows.compiling import Tools
+from aether_trio.model.workflows.compiling import Compiler, Tools
 from aether_trio.model.workflows.definition import (
     Definition,
+    FunctionTerms,
     Graph,
     Json,
     MachineDefinition,
@@ -40,11 +41,13 @@ from aether_trio.model.workflows.reading import (
     DefinitionErrors,
     Findings,
     Problem,
+    check_tree,
     fold,
     parse_json,
     pointer,
     quoted,
 )
+from aether_trio.model.workflows.start_terms import compile_function_terms
 from aether_trio.model.workflows.webhooks import secret_text
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.services.workflows.yaml_reader import MAX_BYTES, YamlDocument, YamlError, read_yaml_documents
@@ -256,6 +259,20 @@ def read_json(kind: str, data: Json | bytes, tools: Tools = TOOLS) -> tuple[Defi
     if definition is None:
         raise DefinitionErrors(_lines(findings))
     return definition, [pointer(path) for path in findings.ignored]
+
+
+def read_terms(document: dict[str, Json], schema: Json, tools: Tools = TOOLS) -> FunctionTerms:
+    """Compile the terms of a function whose input has this JSON Schema, or None.
+
+    Raises DefinitionErrors.
+    """
+    findings = Findings()
+    if not check_tree(document, findings):
+        raise DefinitionErrors(_lines(findings))
+    terms = compile_function_terms(Compiler(findings, tools), document, schema)
+    if findings.errors:
+        raise DefinitionErrors(_lines(findings))
+    return terms
 
 
 def _lines(findings: Findings) -> Iterator[str]:

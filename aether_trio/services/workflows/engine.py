@@ -58,7 +58,12 @@ from aether_trio.services.workflows.schedule_operations import (
 )
 from aether_trio.services.workflows.schedules import Schedules
 from aether_trio.services.workflows.sources import WantedEvents
-from aether_trio.services.workflows.stored_graphs import compile_stored, compiled_for_storage, schema_problem
+from aether_trio.services.workflows.stored_graphs import (
+    compile_stored,
+    compile_stored_terms,
+    compiled_for_storage,
+    schema_problem,
+)
 from aether_trio.services.workflows.timeline import TimelineOperations
 from aether_trio.services.workflows.waits import Waits
 from aether_trio.services.workflows.webhook_secrets import WebhookSecrets
@@ -86,10 +91,11 @@ class WorkflowEngine:
         self._access = WorkspaceAccess(authorizer)
         self.actions = Actions(owner_may(authorizer), payload_bytes, strict=strict)
         limit, waits = HistoryLimit(settings.history_entries, settings.history_bytes), Waits()
-        self.functions = Functions(self.actions, schema_problem, limit, waits)
+        definitions = Definitions(compile_stored, compile_stored_terms)
+        self.functions = Functions(definitions, self.actions, schema_problem, limit, waits)
         self.admission = Admission(settings.max_concurrent_executions)
         self.executions = Executions(
-            Definitions(compile_stored),
+            definitions,
             self.actions,
             schema_problem,
             self.functions,

@@ -41,6 +41,7 @@ from aether_trio.model.workflows.definition import (
     Graph,
     Json,
     Pace,
+    StartTerms,
 )
 from aether_trio.model.workflows.flow_control import DropReason, DropRun, FlowItem, gathers
 from aether_trio.model.workflows.happenings import (
@@ -113,6 +114,7 @@ from aether_trio.services.workflows.flow import (
 )
 from aether_trio.services.workflows.flow import TIMER as FLOW_TIMER
 from aether_trio.services.workflows.flow_rows import FlowOwner
+from aether_trio.services.workflows.function_rows import RunningFunction
 from aether_trio.services.workflows.history_entries import NO_RESULTS, decode_happening, encode_entry, encode_happening
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
 from aether_trio.services.workflows.new_executions import (
@@ -193,15 +195,12 @@ class _Turn:
     """How many sub-executions were cancelled."""
     families: dict[str, ExecutionFamily] = field(default_factory=dict)
     """Those of the roots below which executions were counted."""
-    functions: dict[str, object] = field(default_factory=dict)
+    functions: dict[str, RunningFunction] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
 
 
 class FunctionRuns(Protocol):
     """What executions need of the runs of durable functions (functions.py)."""
-
-    def is_function(self, stored: StoredDefinition) -> bool:
-        """Return whether a stored definition is that of a function."""
 
     def start(
         self,
@@ -387,20 +386,18 @@ class Executions:
 
     def _check_budget(self, tx: Transaction, row: ExecutionRow, name: str, used: Used) -> Program[None]:
         """Pause an execution that has used up its budget of something."""
-        if row.status not in ("running", "paused") or row.kind != "graph":
+        if row.status not in ("running", "paused"):
             return
-        graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
-        budget = 0.0 if graph is None else graph.budget.usage.get(name, 0.0)
+        terms = yield from self.definitions.terms(row.defined_in, row.workflow_id, row.version)
+        budget = 0.0 if terms is None else terms.budget.usage.get(name, 0.0)
         if not budget or used.total < (used.allowance or budget):
             return
         reason = f"the budget of {used.allowance or budget:g} {name} is used up: {used.total:g} are used"
         yield from self._pause_for_budget(tx, row, reason)
 
     def _pause_for_budget(self, tx: Transaction, row: ExecutionRow, reason: str) -> Program[None]:
-        turn = _turn_of(tx)
-        turn.queue.append((row.execution_id, PauseAsked(at_ms=tx.context.now_ms, reason=reason)))
         yield from budgets.ask(tx, row, reason)
-        yield from self._drive(tx, turn)
+        yield from self.happen(tx, row.execution_id, PauseAsked(at_ms=tx.context.now_ms, reason=reason))
 
     def budget_answered(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Let an execution go on, or end it, as a person has answered."""
@@ -414,20 +411,21 @@ class Executions:
         yield from execution_rows.end_step(execution_id, budgets.PLACE, task.task_id, now_ms, status, "", "", data)
         if row is None or row.completed_ms or not done:
             return
-        turn, by = _turn_of(tx), str(answer.get("by", ""))
+        by = str(answer.get("by", ""))
+        goes_on: Happening
         if answer.get("approved") and answer.get("choice") != budgets.END:
-            graph = yield from self.definitions.graph(row.defined_in, row.workflow_id, row.version)
-            if graph is not None:
-                yield from budgets.grant(execution_id, graph.budget.usage)
-            turn.queue.append((execution_id, ResumeAsked(at_ms=now_ms, by=by)))
+            terms = yield from self.definitions.terms(row.defined_in, row.workflow_id, row.version)
+            if terms is not None:
+                yield from budgets.grant(execution_id, terms.budget.usage)
+            goes_on = ResumeAsked(at_ms=now_ms, by=by)
         else:
             error = f"the budget is used up, and {by or 'a person'} has ended the execution"
-            turn.queue.append((execution_id, LimitReached(at_ms=now_ms, error=error, error_type="BUDGET")))
-        yield from self._drive(tx, turn)
+            goes_on = LimitReached(at_ms=now_ms, error=error, error_type=budgets.USED_UP)
+        yield from self.happen(tx, execution_id, goes_on)
 
-    def _check_rate(self, tx: Transaction, graph: Graph, row: ExecutionRow) -> Program[None]:
+    def _check_rate(self, tx: Transaction, terms: StartTerms, row: ExecutionRow) -> Program[None]:
         """Pause an execution with which more begin within an hour than the budget allows."""
-        limit = graph.budget.runs_per_hour
+        limit = terms.budget.runs_per_hour
         if not limit:
             return
         place = f"budget/{flow_rows.pool_of(row.workspace, row.defined_in, row.workflow_id)}"
@@ -439,6 +437,15 @@ class Executions:
         if any(isinstance(one, DropRun) for one in step.decisions):
             reason = f"the budget of {limit} executions of {row.workflow_id} an hour is used up"
             yield from self._pause_for_budget(tx, row, reason)
+
+    def _check_rate_of_function(self, tx: Transaction, execution_id: str) -> Program[None]:
+        run = functions_in(tx).get(execution_id)
+        if run is None:
+            return  # its program has run before, and was committed
+        row = run.row
+        terms = yield from self.definitions.terms(row.defined_in, row.workflow_id, row.version)
+        if terms is not None and terms.budget.runs_per_hour:
+            yield from self._check_rate(tx, terms, row)
 
     # -- from operations ---------------------------------------------------------------------------
 
@@ -472,17 +479,20 @@ class Executions:
                 family = yield from self._check_family(turn, stored, parent)
         if problem := self._actions.allowed(stored.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
             raise StartRefused(problem)
-        is_function = self._functions.is_function(stored)
         graph: Graph | None = None
-        if not is_function:
+        terms: StartTerms
+        if stored.is_function:
+            terms = self.definitions.terms_of_function(stored)
+        else:
             small = tx.context.small
             graph = yield from self.definitions.graph(stored.workspace, stored.id, stored.version, small=small)
             assert graph is not None
+            terms = graph
             if graph.input_schema is not None and (problem := self._validate(graph.input_schema, begin.input)):
                 raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
         if tx.context.shared and (graph is None or self._admission.most or begin.fork or not _is_separate(graph)):
             yield Alone()
-        admitted = yield from self._admit(tx, stored, graph, workspace, begin, task_id, parent)
+        admitted = yield from self._admit(tx, stored, terms, workspace, begin, task_id, parent)
         if admitted.run_id not in ("", task_id):
             yield from self.perform_flow(tx, admitted.effects)
             return admitted.run_id
@@ -499,6 +509,8 @@ class Executions:
         try:
             if graph is None:
                 yield from self._functions.start(tx, stored, workspace, begin, position)
+                if not position.queued:
+                    yield from self._check_rate_of_function(tx, task_id)
             else:
                 yield from self._start_graph(tx, stored, graph, workspace, begin, position)
         except StartRefused:
@@ -602,7 +614,7 @@ class Executions:
         self,
         tx: Transaction,
         stored: StoredDefinition,
-        graph: Graph | None,
+        terms: StartTerms,
         workspace: str,
         begin: Begin,
         task_id: str,
@@ -612,12 +624,12 @@ class Executions:
 
         One without a run id takes no part in it.
         """
-        flow = NO_FLOW_CONTROL if graph is None else graph.flow
+        flow = terms.flow
         if begin.fork is not None and gathers(flow):
             flow = NO_FLOW_CONTROL  # its input is that of starts which were gathered
         pools: list[FlowPool] = []
-        if graph is not None and graph.max_executions:
-            pools.append(FlowPool(flow_rows.pool_of(workspace, stored.workspace, stored.id), graph.max_executions))
+        if terms.max_executions:
+            pools.append(FlowPool(flow_rows.pool_of(workspace, stored.workspace, stored.id), terms.max_executions))
         if parent is None and self._admission.most:
             # One below another one takes no further place: those above would wait for it.
             pools.append(FlowPool(EVERYTHING, self._admission.most))
@@ -727,6 +739,7 @@ class Executions:
             row.status, row.started_ms = "running", now_ms
             yield from execution_rows.begin(row)
             yield from self._functions.begin(tx, execution_id)
+            yield from self._check_rate_of_function(tx, execution_id)
             yield from tx.wake(task)
             return
         yield from self._gather(tx, row)
@@ -1285,7 +1298,7 @@ def _turn_of(tx: Transaction) -> _Turn:
     return tx.workflow
 
 
-def functions_in(tx: Transaction) -> dict[str, object]:
+def functions_in(tx: Transaction) -> dict[str, RunningFunction]:
     """Return the runs of functions that a transaction has loaded."""
     return _turn_of(tx).functions
 

@@ -14,12 +14,15 @@ from typing import Any, Final
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import IdentityError, Kind, check_token
 from aether_trio.model.text import shown
+from aether_trio.model.workflows.reading import DefinitionErrors
+from aether_trio.model.workflows.start_terms import TERM_KEYS
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import definitions, execution_rows
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
+from aether_trio.services.workflows.documents import read_terms
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.functions import (
     FUNCTION,
@@ -30,7 +33,6 @@ from aether_trio.services.workflows.functions import (
     CommandError,
     Functions,
     document_of,
-    is_function,
 )
 from aether_trio.services.workflows.schemas import schema_problems
 from aether_trio.services.workflows.waits import key_problem
@@ -69,7 +71,7 @@ class FunctionOperations:
         except IdentityError as error:
             raise OperationError(str(error)) from None
         await self._access.need(request.session, workspace)
-        unknown = sorted(set(given) - {"input", "grace_ms", "cleanup_ms", "source", "events"})
+        unknown = sorted(set(given) - {"input", "grace_ms", "cleanup_ms", "source", "events", *TERM_KEYS})
         if unknown:
             raise OperationError(f"unknown keys: {', '.join(map(shown, unknown))}")
         about: dict[str, Any] = {"worker": identity.implementation}
@@ -90,6 +92,13 @@ class FunctionOperations:
             about["input"] = schema
         if events := _checked_events(given.get("events")):
             about["events"] = events
+        terms = {key: given[key] for key in TERM_KEYS if key in given}
+        if terms:
+            try:
+                read_terms(terms, schema)
+            except DefinitionErrors as error:
+                raise OperationError(f"function {name}: {'; '.join(error.problems)}") from None
+            about |= terms
         document = document_of(name, about)
         now_ms = self._engine.clock.now_ms()
         stored = StoredDefinition(
@@ -180,7 +189,7 @@ def _register(stored: StoredDefinition) -> Program[tuple[StoredDefinition, str]]
     if newest is None or newest.workspace != stored.workspace:
         yield from definitions.insert(stored)
         return stored, ""
-    if newest.active and not is_function(newest):
+    if newest.active and not newest.is_function:
         return stored, f"workflow {stored.id} is a graph: a function needs another name"
     old, new = (json.loads(one.document).get(FUNCTION, {}).get("worker") for one in (newest, stored))
     if newest.active and old != new:

@@ -59,6 +59,10 @@ class FunctionState:
     """Numbers of the entries with signals that no step has taken yet, by their names."""
     opened: int = 0
     """How many steps are open."""
+    begun: int = 0
+    """How many steps have begun, in this try of the run."""
+    allowance: int = 0
+    """How many may begin, as a person has allowed; 0: as many as the budget has."""
     cancelled: int = 0
     """The number of the entry that asks for the end of the function, 0 for none."""
     cancel_ms: int = 0
@@ -77,6 +81,8 @@ class FunctionState:
             "events": self.events,
             "signals": self.signals,
             "opened": self.opened,
+            "begun": self.begun,
+            "allowance": self.allowance,
             "cancelled": self.cancelled,
             "cancel_ms": self.cancel_ms,
         }

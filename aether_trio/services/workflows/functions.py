@@ -33,6 +33,7 @@ from aether_trio.model.workflows.happenings import (
     CancelAsked,
     EndExecution,
     Happening,
+    LimitReached,
     OpenWait,
     PauseAsked,
     ResumeAsked,
@@ -42,7 +43,7 @@ from aether_trio.model.workflows.happenings import (
 from aether_trio.model.workflows.hops import decode
 from aether_trio.services.tasks.transaction import results, task_rows
 from aether_trio.services.tasks.transaction.interface import ChangeRefused, LargeError, Transaction
-from aether_trio.services.workflows import definitions, execution_rows, function_rows
+from aether_trio.services.workflows import budgets, definitions, execution_rows, function_rows
 from aether_trio.services.workflows.actions import (
     ENGINE,
     ActionRefused,
@@ -52,7 +53,7 @@ from aether_trio.services.workflows.actions import (
     create_task,
     dated_id,
 )
-from aether_trio.services.workflows.definitions import StoredDefinition
+from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
 from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow
 from aether_trio.services.workflows.executions import (
     WARN_PART,
@@ -90,7 +91,7 @@ FAILED: Final = "FUNCTION_FAILED"
 CHECKPOINT: Final = "_workflow"
 """What a hibernated run goes on from: its history."""
 logger = structlog.get_logger("aether.workflows")
-POLICY: Final = RetrySchedule(10, Backoff.EXPONENTIAL, 200, 30_000, 0.1, final_errors=(FAILED,))
+POLICY: Final = RetrySchedule(10, Backoff.EXPONENTIAL, 200, 30_000, 0.1, final_errors=(FAILED, budgets.USED_UP))
 """For workers that are lost: so many attempts without progress."""
 KINDS: Final = ("call", "run", "sleep", "ask", "wait", "once")
 OUTCOMES: Final = ("completed", "failed", "cancelled")
@@ -135,8 +136,14 @@ class Functions:
     """Starts runs of functions and moves them on; `validate` is that of Executions."""
 
     def __init__(
-        self, actions: Actions, validate: Callable[[Any, Any], str], history_limit: HistoryLimit, waits: Waits
+        self,
+        stored: Definitions,
+        actions: Actions,
+        validate: Callable[[Any, Any], str],
+        history_limit: HistoryLimit,
+        waits: Waits,
     ) -> None:
+        self._definitions = stored
         self._actions = actions
         self._validate = validate
         self._history_limit = history_limit
@@ -277,10 +284,6 @@ class Functions:
         if (yield from self._close(tx, run, key, end)):
             yield from self._told(tx, run)
 
-    def is_function(self, stored: StoredDefinition) -> bool:
-        """Return whether a stored definition is that of a function."""
-        return is_function(stored)
-
     def execution_over(self, tx: Transaction, task: TaskRow, ended: EndExecution) -> Program[None]:
         """Take the end of an execution that a function has begun as a step."""
         data = to_json(plain(ended.result)) if ended.status == "completed" else b"null"
@@ -315,13 +318,28 @@ class Functions:
                 if row.status != "paused":
                     return
                 row.status, row.error = "cancelling" if state.cancelled else "running", ""
+                budget = yield from self._steps_budget(row)
+                if budget and state.begun >= (state.allowance or budget):
+                    state.allowance = state.begun + budget
                 yield from self._note(tx, run, {"type": "ResumeAsked", "by": happening.by})
                 yield from self._told(tx, run)
             case CancelAsked():
                 yield from self._cancel(tx, run, happening)
+            case LimitReached():
+                yield from self._save(tx, run)
+                task = yield from task_rows.load(row.execution_id)
+                if task is not None:
+                    facts = tx.facts(ENGINE, reason=happening.error, error_type=happening.error_type)
+                    yield from tx.apply(task, Move.FAIL, facts)
+                return
             case _:
                 return
         yield from self._save(tx, run)
+
+    def _steps_budget(self, row: ExecutionRow) -> Program[int]:
+        """Return how many steps a run may begin before a person is asked; 0: no bound."""
+        terms = yield from self._definitions.terms(row.defined_in, row.workflow_id, row.version)
+        return 0 if terms is None else terms.budget.steps
 
     def _cancel(self, tx: Transaction, run: RunningFunction, asked: CancelAsked) -> Program[None]:
         """Ask a function to end; end it at once if no worker has begun it."""
@@ -428,11 +446,19 @@ class Functions:
         run.by_worker = True
         known = run.row.entries
         steps = yield from function_rows.load_steps(execution_id, [_key(one) for one in commands if "step" in one])
-        status = "running"
+        status, state = "running", run.state
+        budget = (yield from self._steps_budget(run.row)) if commands else 0
         for command in commands:
-            status = yield from self._do(tx, run, task, steps, command, after, start)
+            begins = command.get("do") == "open" and _key(command) not in steps
+            if budget and begins and state.begun >= (state.allowance or budget):
+                status = yield from self._pause_for_steps(tx, run, task, budget)
+            else:
+                status = yield from self._do(tx, run, task, steps, command, after, start)
             if status != "running":
                 break
+        if budget and status == "running" and state.begun > (state.allowance or budget):
+            # What the worker has done by itself is written, whatever the budget.
+            status = yield from self._pause_for_steps(tx, run, task, budget)
         if status == "running" and run.written:
             if text := self._history_problem(run):
                 yield from self._save(tx, run)
@@ -521,6 +547,7 @@ class Functions:
         reopened = found is not None and found.is_open
         step = FunctionStep("running" if kind in ("call", "run", "once") else "waiting", attempt, "", now_ms)
         state.opened += not reopened
+        state.begun += not reopened
         end: StepEnd | None = None
         if state.cancelled > after and kind != "once":
             end = StepEnd("cancelled", error="the function was cancelled")  # unknown to its worker
@@ -676,6 +703,7 @@ class Functions:
             began_ms = now_ms if found is None else found.started_ms
             yield from function_rows.put_ended(row.execution_id, key, row.generation, began_ms, now_ms, end)
             yield from self._note_end(tx, run, key, end, entry)
+            run.state.begun += 1
         else:
             return
         steps[key] = FunctionStep(outcome, row.generation, "", now_ms)
@@ -784,9 +812,17 @@ class Functions:
 
     def _pause(self, tx: Transaction, run: RunningFunction, task: TaskRow, command: Mapping[str, Any]) -> Program[str]:
         """Pause the run: its code does not fit its history, or cannot go on."""
-        reason = _text(command, "reason", MAX_ERROR_CHARS)
+        return (yield from self._paused(tx, run, task, _text(command, "reason", MAX_ERROR_CHARS), task.assigned_to))
+
+    def _pause_for_steps(self, tx: Transaction, run: RunningFunction, task: TaskRow, budget: int) -> Program[str]:
+        """Pause the run, and ask a person: it has begun as many steps as its budget has."""
+        reason = f"the budget of {budget} steps is used up"
+        yield from budgets.ask(tx, run.row, reason)
+        return (yield from self._paused(tx, run, task, reason, ""))
+
+    def _paused(self, tx: Transaction, run: RunningFunction, task: TaskRow, reason: str, by: str) -> Program[str]:
         run.row.status, run.row.error = "paused", reason
-        yield from self._note(tx, run, {"type": "PauseAsked", "reason": reason, "by": task.assigned_to})
+        yield from self._note(tx, run, {"type": "PauseAsked", "reason": reason, "by": by})
         yield from self._save(tx, run)
         yield from self._hibernate(tx, task)
         return "paused"
@@ -806,7 +842,6 @@ class Functions:
             if row is None or row.kind != FUNCTION:
                 return None
             found = functions_in(tx)[execution_id] = RunningFunction(row, FunctionState.from_json(row.state))
-        assert isinstance(found, RunningFunction)
         return found
 
     def _save(self, tx: Transaction, run: RunningFunction) -> Program[None]:
@@ -861,6 +896,10 @@ class Functions:
     def _close_open(self, tx: Transaction, run: RunningFunction, why: str) -> Program[None]:
         """End all open steps as cancelled, but work in the worker, which the worker ends."""
         for key, task_id in (yield from function_rows.open_steps(run.row.execution_id)):
+            if key == budgets.PLACE.step:
+                if run.row.completed_ms:
+                    yield from budgets.close(tx, run.row.execution_id)
+                continue
             state = run.state
             if task_id or run.row.completed_ms or key in state.due or key in state.waits or key in state.events:
                 yield from self._close(tx, run, key, StepEnd("cancelled", error=why))
@@ -930,11 +969,6 @@ def _end_by(kept: KeptEvent, event: str) -> StepEnd:
     return StepEnd("completed", data)
 
 
-def is_function(stored: StoredDefinition) -> bool:
-    """Return whether a stored definition is that of a function."""
-    return stored.document.startswith(b'{"function":')
-
-
 def document_of(name: str, about: Mapping[str, Any]) -> bytes:
     """Return the stored document of a function; `about` has `worker` and options."""
     return to_json({FUNCTION: dict(about), "name": name})
@@ -970,8 +1004,10 @@ def _text(command: Mapping[str, Any], name: str, limit: int) -> str:
 
 def _key(command: Mapping[str, Any]) -> str:
     key = command.get("step")
-    if not isinstance(key, str) or not key or "\0" in key or len(key) > MAX_KEY_CHARS:
-        raise CommandError(f"step is a text of 1 to {MAX_KEY_CHARS} characters without zero bytes")
+    if not isinstance(key, str) or not key or "\0" in key or len(key) > MAX_KEY_CHARS or key == budgets.PLACE.step:
+        raise CommandError(
+            f"step is a text of 1 to {MAX_KEY_CHARS} characters without zero bytes, and not {budgets.PLACE.step}"
+        )
     return key
 
 

@@ -6,9 +6,10 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final
 
-from aether_trio.model.workflows.definition import Graph, Json
+from aether_trio.model.workflows.definition import FunctionTerms, Graph, Json
+from aether_trio.model.workflows.start_terms import TERM_KEYS
 from aether_trio.services.workflows.definitions import StoredDefinition
-from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.documents import read_json, read_terms
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.schemas import schema_problems
 
@@ -50,6 +51,12 @@ def compile_stored(stored: StoredDefinition) -> Graph:
     graph, _ = read_json(WORKFLOW, record)
     assert isinstance(graph, Graph)
     return graph
+
+
+def compile_stored_terms(stored: StoredDefinition) -> FunctionTerms:
+    """Compile the terms of a stored function, which were checked when it was registered."""
+    about = json.loads(stored.document)["function"]
+    return read_terms({key: about[key] for key in TERM_KEYS if key in about}, about.get("input"))
 
 
 def schema_problem(schema: Mapping[str, Json], value: Json) -> str:

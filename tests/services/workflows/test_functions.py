@@ -234,6 +234,25 @@ async def test_a_worker_is_killed_at_every_step(gateway: Gateway, tmp_path: Path
         assert kinds == {"Started": 1, "StepOpened": 9, "StepClosed": 11, "SignalReceived": 1, "Ended": 1}
 
 
+async def test_a_worker_that_stops_gives_its_run_to_another_one_at_once(gateway: Gateway) -> None:
+    begun = [anyio.Event(), anyio.Event()]
+
+    @workflow(grace_s=24 * 3600)
+    async def patient(flow: Flow) -> str:
+        begun[begun[0].is_set()].set()
+        await flow.wait("go")
+        return "gone"
+
+    async with boss_of(gateway.address) as boss:
+        async with serving(gateway.address, patient, hibernate_after=24 * 3600):
+            execution_id = await boss.run("patient")
+            await begun[0].wait()
+        async with serving(gateway.address, patient, specifier="2", hibernate_after=24 * 3600):
+            await begun[1].wait()
+            await boss.do(101, execution_id, "go")
+            assert await boss.result(execution_id) == "gone"
+
+
 async def test_a_function_waits_asks_and_begins_others(gateway: Gateway) -> None:
     @workflow
     async def below(flow: Flow, n: int) -> int:
