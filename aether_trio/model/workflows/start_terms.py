@@ -1,4 +1,4 @@
-"""Reads what bounds the executions of a workflow: `flow`, `max_executions` and `budget`.
+"""Reads what bounds executions: `flow`, `max_executions` and `budget`.
 
 Graphs have them in their documents, durable functions where they are registered.
 """
@@ -49,7 +49,7 @@ def compile_budget(findings: Findings, fields: Fields) -> Budget:
 
 
 def compile_function_terms(compiler: Compiler, document: dict[str, Json], schema: Json) -> FunctionTerms:
-    """Compile the terms of a durable function whose input has this JSON Schema, or None."""
+    """Compile the terms of a function; `schema` is that of its input, or None."""
     fields = Fields(document, (), compiler.findings, TERM_KEYS, "the function")
     flow = compile_flow(compiler, fields, start_scope(ANY if schema is None else shape_of(schema)))
     if gathers(flow):

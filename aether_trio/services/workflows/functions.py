@@ -457,7 +457,7 @@ class Functions:
             if status != "running":
                 break
         if budget and status == "running" and state.begun > (state.allowance or budget):
-            # What the worker has done by itself is written, whatever the budget.
+            # The steps that the worker has done itself are written, whatever the budget.
             status = yield from self._pause_for_steps(tx, run, task, budget)
         if status == "running" and run.written:
             if text := self._history_problem(run):

@@ -54,7 +54,7 @@ def compile_stored(stored: StoredDefinition) -> Graph:
 
 
 def compile_stored_terms(stored: StoredDefinition) -> FunctionTerms:
-    """Compile the terms of a stored function, which were checked when it was registered."""
+    """Compile the terms of a stored function, which were checked when stored."""
     about = json.loads(stored.document)["function"]
     return read_terms({key: about[key] for key in TERM_KEYS if key in about}, about.get("input"))
 
