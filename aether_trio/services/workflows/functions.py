@@ -551,8 +551,19 @@ class Functions:
         end: StepEnd | None = None
         if state.cancelled > after and kind != "once":
             end = StepEnd("cancelled", error="the function was cancelled")  # unknown to its worker
-        elif kind in ("call", "run"):
-            step, end = yield from self._begin_child(tx, run, key, step, command, start)
+        elif kind == "run":
+            # It may end before it is begun to the end, as a graph that only computes does.
+            step = step._replace(task_id=dated_id(now_ms, f"{row.execution_id}\0{key}\0{attempt}\0{row.entries}"))
+            yield from function_rows.put_open(row.execution_id, key, step, to_json({"kind": kind, **given}))
+            end = yield from self._begin_execution(tx, run, key, step.task_id, command, start)
+            after_all = yield from function_rows.load_steps(row.execution_id, [key])
+            if not after_all[key].is_open:
+                steps[key] = after_all[key]
+                return
+            if end is not None:
+                step = step._replace(task_id="")
+        elif kind == "call":
+            step, end = yield from self._begin_call(tx, run, key, step, command)
         elif kind == "ask":
             step, end = yield from self._ask(tx, run, key, step, command)
         elif kind == "sleep":
@@ -604,41 +615,44 @@ class Functions:
         yield from self._waits.take(row.execution_id, taker, kept.number)
         return _end_by(kept, event)
 
-    def _begin_child(
+    def _begin_execution(
         self,
         tx: Transaction,
         run: RunningFunction,
         key: str,
-        step: FunctionStep,
+        task_id: str,
         command: Mapping[str, Any],
         start: StartSub,
+    ) -> Program[StepEnd | None]:
+        """Start the execution of a step, whose row is written; return why it is refused."""
+        row, name = run.row, _text(command, "workflow", MAX_KEY_CHARS)
+        stored = yield from definitions.newest(row.workspace, name)
+        if stored is None:
+            text = f"there is no workflow {shown(name)} in workspace {row.workspace}"
+            return StepEnd("failed", error=text, error_type="UNKNOWN_WORKFLOW")
+        try:
+            yield from start(
+                tx,
+                stored,
+                row.workspace,
+                Begin(command.get("input"), row.owner, hops=decode(row.hops)),
+                task_id=task_id,
+                parent=row,
+                part=WorkflowPart.STEP | WorkflowPart.CALLED,
+                place={"workflow": "true", "execution_id": row.execution_id, "step_id": key},
+            )
+        except StartRefused as error:
+            return StepEnd("failed", error=str(error), error_type="START_REFUSED")
+        return None
+
+    def _begin_call(
+        self, tx: Transaction, run: RunningFunction, key: str, step: FunctionStep, command: Mapping[str, Any]
     ) -> Program[tuple[FunctionStep, StepEnd | None]]:
-        """Create the task or execution of a step; it has ended if that is refused."""
-        row, now_ms = run.row, tx.context.now_ms
+        """Create the task of a step; the step has ended if that is refused."""
+        row = run.row
         made_of = f"{row.execution_id}\0{key}\0{step.attempt}\0{row.entries}"
         metadata = {"workflow": "true", "execution_id": row.execution_id, "step_id": key}
         part = WorkflowPart.STEP | WorkflowPart.CALLED
-        if command["kind"] == "run":
-            name = _text(command, "workflow", MAX_KEY_CHARS)
-            stored = yield from definitions.newest(row.workspace, name)
-            if stored is None:
-                text = f"there is no workflow {shown(name)} in workspace {row.workspace}"
-                return step, StepEnd("failed", error=text, error_type="UNKNOWN_WORKFLOW")
-            task_id = dated_id(now_ms, made_of)
-            try:
-                yield from start(
-                    tx,
-                    stored,
-                    row.workspace,
-                    Begin(command.get("input"), row.owner, hops=decode(row.hops)),
-                    task_id=task_id,
-                    parent=row,
-                    part=part,
-                    place=metadata,
-                )
-            except StartRefused as error:
-                return step, StepEnd("failed", error=str(error), error_type="START_REFUSED")
-            return step._replace(task_id=task_id), None
         action = Action(
             type=ActionType.MESSAGE,
             agent=_text(command, "agent", MAX_KEY_CHARS),

@@ -292,6 +292,37 @@ async def test_a_function_waits_asks_and_begins_others(gateway: Gateway) -> None
         assert "not as declared" in refused
 
 
+async def test_a_function_runs_workflows_that_end_at_once(gateway: Gateway) -> None:
+    """Their ends come while the step begins."""
+
+    @workflow
+    async def above(flow: Flow) -> list[Any]:
+        async with flow.nursery() as branches:
+            both = [branches.start(flow.run, "sums", {"n": n}) for n in (1, 2)]
+        found: list[Any] = [one.result for one in both]
+        try:
+            await flow.run("fails")
+        except StepFailed as error:
+            found.append([error.error, error.error_type])
+        return found
+
+    sums = {
+        "name": "sums",
+        "steps": [{"id": "s", "output": {"$expr": "trigger.n + 1"}}],
+        "outputs": {"$expr": "steps.s.result"},
+    }
+    fails = {"name": "fails", "steps": [{"id": "f", "fail": {"message": "no seat", "error_type": "SOLD_OUT"}}]}
+    async with boss_of(gateway.address) as boss, serving(gateway.address, above):
+        await boss.do(107, data={"documents": [sums, fails]})
+        execution_id = await boss.run("above")
+        assert await boss.result(execution_id) == [2, 3, ["step f: no seat", "SOLD_OUT"]]
+        steps = (await boss.execution(execution_id))["steps"]
+        assert [(one["StepID"], one["Status"], one["Kind"]) for one in steps] == [
+            ("1.1/sums", "completed", "run"), ("1.2/sums", "completed", "run"), ("fails", "failed", "run"),
+        ]  # fmt: skip
+        assert [one["type"] for one in await boss.history(execution_id)].count("StepClosed") == 3
+
+
 async def test_a_function_waits_for_events_by_key(gateway: Gateway) -> None:
     @workflow(events={"paid": "input.order", "closed": ""})
     async def order(flow: Flow, number: str) -> list[Any]:
