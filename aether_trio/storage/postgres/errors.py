@@ -64,6 +64,13 @@ _BY_CLASS: Final = {
     "XX": PostgresFault.SERVER,  # an internal error or damaged data
 }
 
+NUMBERED: Final = frozenset({"task_events_pkey"})
+"""Keys with a number that a program counts in a row which it writes up to its commit.
+
+A collecting transaction that has numbered meanwhile locks that row, and is no SERIALIZABLE one: the
+server says so by the key, before the row is written.
+"""
+
 _ADVICE: Final = {
     "28": "refuses this user. Check user, password and pg_hba.conf",
     "3D": "has no such database. Create it, or name another in the URL",
@@ -91,6 +98,8 @@ def fault(exc: BaseException, connection: Any) -> PostgresFault:
         return PostgresFault.CONNECTION
     if isinstance(exc, asyncpg.CheckViolationError) and not exc.constraint_name:
         return PostgresFault.SERVER  # no partition for the row: it has just been dropped
+    if isinstance(exc, asyncpg.UniqueViolationError) and exc.constraint_name in NUMBERED:
+        return PostgresFault.CONFLICT
     if isinstance(exc, asyncpg.PostgresError):
         state = exc.sqlstate or ""
         return _BY_STATE.get(state) or _BY_CLASS.get(state[:2], PostgresFault.PROGRAM)
