@@ -46,6 +46,7 @@ from aether_trio.model.workflows.shapes import (
     ANY,
     BOOL,
     AnyShape,
+    MapShape,
     Shape,
     missing_field,
     read_schema,
@@ -122,6 +123,7 @@ _PATH: Final = re.compile(r"[^\W\d]\w*(?:\s*\??\.\s*[^\W\d]\w*)*")
 _SINGLE: Final = re.compile(r"\{\{(?:(?!\}\}|\{\{).)*\}\}", re.DOTALL)
 NOTHING: Final = LiteralValue(None)
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_COMMA: Final = "; put quotes around an expression with a comma"
 
 SchemaCheck = Callable[[Json], Iterable[tuple[Path, str]]]
 """Yields what is wrong with a JSON Schema, with the path within it."""
@@ -210,7 +212,7 @@ NO_SCOPE: Final = ReadScope(names={})
 EVENT_SCOPE: Final = ReadScope(
     names={
         "input": ANY,
-        "source": ANY,
+        "source": MapShape(dict.fromkeys(("agent", "workspace", "event", "principal"), ANY)),
     },
     elsewhere={
         "trigger": "there is no 'trigger' here: an event's data are 'input'",
@@ -346,7 +348,10 @@ class Compiler:
                 at = (*path, EXPRESSION_KEY)
                 if len(tree) > 1:
                     other = next(key for key in tree if key != EXPRESSION_KEY)
-                    self.findings.error(at, f"{place}: a map with $expr has no other key, and this has {quoted(other)}")
+                    hint = "" if other.isidentifier() else _COMMA
+                    self.findings.error(
+                        at, f"{place}: a map with $expr has no other key, and this has {quoted(other)}{hint}"
+                    )
                     return NOTHING
                 return self.expression(tree[EXPRESSION_KEY], at, scope, place)
             fields = tuple(
@@ -486,6 +491,9 @@ class Compiler:
 
     def retry(self, value: Json, path: Path, what: str) -> RetryRule:
         """Compile a retry rule; a number is `max_attempts`."""
+        if isinstance(value, str):
+            self.findings.error(path, f"{what}: retry has to be a number of attempts, or a map with max_attempts")
+            return NO_RETRY
         if isinstance(value, int) and not isinstance(value, bool):
             value = {"max_attempts": value}
             fields = Fields(value, path, self.findings, RETRY_KEYS, f"{what}, retry")
@@ -583,6 +591,8 @@ class Compiler:
             fields.text("correlation_key", required=True)
         if mode is JoinMode.SET and not fields.has("member_key"):
             fields.error("mode", f"{what}: mode set needs a member_key")
+        if mode is JoinMode.COUNT and not any(map(fields.has, ("expected_count", "arm_on_event", "timeout"))):
+            self.findings.warn(path, f"{what} fires only if another rule says how many it expects: expected_count")
         return JoinDefinition(
             name=fields.text("name", check=name, required=True),
             correlation_key=self.join_key(fields, "correlation_key", scope) or NOTHING,

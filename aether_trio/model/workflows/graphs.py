@@ -53,6 +53,7 @@ from aether_trio.model.workflows.shapes import (
     shape_of,
     shape_words,
 )
+from aether_trio.model.workflows.sources import doubt_about
 from aether_trio.model.workflows.start_terms import TERM_KEYS, compile_budget, start_scope
 from aether_trio.model.workflows.values import EXPRESSION_KEY
 
@@ -250,6 +251,8 @@ class GraphCompiler:
         event = inner.text("event", check=name)
         if not event and inner.values:
             inner.text("event", required=True)
+        if doubt := doubt_about(event, keys=True):
+            self.findings.warn(inner.at("event"), f"the trigger: {doubt}")
         condition = self.compiler.field_condition(inner, "condition", self._event_scope())
         return Trigger(event=event, source_agent=inner.text("source_agent", "*", check=any_token), condition=condition)
 
@@ -539,11 +542,14 @@ class GraphCompiler:
             source = source.get(EXPRESSION_KEY)
         if source is not None and not isinstance(source, str):
             fields.error("key", f"{what}: key has to be an expression over the event, such as input.order")
+        awaited = fields.text("event", check=name)
+        if doubt := doubt_about(awaited, keys=False):
+            self.findings.warn(fields.at("event"), f"{what}: {doubt}")
         return WaitFor(
             duration=length,
             until=self.compiler.field_text(fields, "until", scope),
             signal=fields.text("signal", check=name),
-            event=fields.text("event", check=name),
+            event=awaited,
             key=self.compiler.field_expression(fields, "key", key_scope),
             key_source=source if isinstance(source, str) else "",
             equals=self.compiler.field_expression(fields, "equals", scope),
@@ -615,7 +621,12 @@ class GraphCompiler:
         elif not (isinstance(value, dict) and EXPRESSION_KEY in value):
             self.findings.error(path, f"{what}: items has to be a list or an expression, and is {kind_of(value)}")
             return NOTHING
-        return self.compiler.tree(value, path, scope, f"{what}, items")
+        items = self.compiler.tree(value, path, scope, f"{what}, items")
+        if isinstance(value, dict) and isinstance(source := value[EXPRESSION_KEY], str):
+            shape = scope.shape_of(source, items)
+            if not isinstance(shape, AnyShape | ListShape):
+                self.findings.error((*path, EXPRESSION_KEY), f"{what}: items is {shape_words(shape)}, not a list")
+        return items
 
     def _while(self, draft: _Draft, scope: ReadScope) -> While | None:
         fields = draft.fields

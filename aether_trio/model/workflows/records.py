@@ -40,7 +40,8 @@ from aether_trio.model.workflows.reading import (
     quoted,
     token,
 )
-from aether_trio.model.workflows.shapes import ANY, ListShape, MapShape, ScalarShape
+from aether_trio.model.workflows.shapes import ANY, ListShape, MapShape, ScalarShape, Shape
+from aether_trio.model.workflows.sources import doubt_about
 from aether_trio.model.workflows.values import EXPRESSION_KEY, TemplateValue, YamlTemplateValue
 
 MAX_STATES: Final = 1_000
@@ -120,10 +121,21 @@ _FITTING: Final[dict[str, Json]] = {
 }
 """What stands for a computed value in a check; other fields may be absent."""
 _TEXT: Final = ScalarShape("a text")
-_SCHEDULE_SCOPE: Final = ReadScope(
+_SCHEDULE_FIELDS: Final[dict[str, Shape]] = {
+    "schedule_id": _TEXT,
+    "schedule_name": _TEXT,
+    "fired_at": ANY,
+    "slot": ANY,
+    "backfill": ANY,
+}
+_SCHEDULE_SHAPE: Final = MapShape({"id": _TEXT, "name": _TEXT, "fired_at": ANY, "slot": ANY})
+_SCHEDULE_SCOPE: Final = ReadScope(names={"schedule": _SCHEDULE_SHAPE, "trigger": MapShape(_SCHEDULE_FIELDS)})
+_DELAYED_SCOPE: Final = ReadScope(
     names={
-        "schedule": MapShape({"id": _TEXT, "name": _TEXT, "fired_at": ANY, "slot": ANY}),
-        "trigger": MapShape({"schedule_id": _TEXT, "schedule_name": _TEXT, "fired_at": ANY, "slot": ANY}),
+        "schedule": _SCHEDULE_SHAPE,
+        "trigger": MapShape(
+            {**_SCHEDULE_FIELDS, "event": MapShape({"data": ANY, "source": EVENT_SCOPE.names["source"]})},
+        ),
     },
 )
 _MACHINE_SCOPE: Final = ReadScope(
@@ -154,9 +166,12 @@ def compile_rule(compiler: Compiler, value: Json, path: Path) -> RuleDefinition:
     source = {key: one for key, one in canonical(fields).items() if key not in {"id", "active"}}
     source |= {"active": fields.flag("active", True), "workspace": fields.text("workspace", "*", check=any_token)}
     destination, workspaces = _destination(compiler, fields, _destination_scope(fields))
+    event = fields.text("source_event", check=name, required=True)
+    if doubt := doubt_about(event, keys=True):
+        compiler.findings.warn(fields.at("source_event"), f"{fields.what}: {doubt}")
     return RuleDefinition(
         name=title,
-        source_event=fields.text("source_event", check=name, required=True),
+        source_event=event,
         destination=destination,
         source_agent=fields.text("source_agent", "*", check=any_token),
         workspace=source["workspace"],
@@ -296,8 +311,9 @@ def compile_schedule(compiler: Compiler, value: Json, path: Path) -> ScheduleDef
     given = fields.get("action")
     if isinstance(given, str):
         given = json_text(compiler.findings, given, fields.at("action"), f"{fields.what}, action")
+    scope = _DELAYED_SCOPE if kind == "event_delayed" else _SCHEDULE_SCOPE
     if given:
-        action = compiler.action(given, fields.at("action"), _SCHEDULE_SCOPE, f"{fields.what}, action")
+        action = compiler.action(given, fields.at("action"), scope, f"{fields.what}, action")
     workflow = fields.text("workflow_id", check=token)
     if action is None and not workflow and not compiler.findings.count:
         compiler.findings.error(fields.path, f"{fields.what} needs an action or a workflow_id")
@@ -306,6 +322,8 @@ def compile_schedule(compiler: Compiler, value: Json, path: Path) -> ScheduleDef
     event = fields.text("event", check=name)
     if event and kind != "event_delayed":
         fields.error("event", f"{fields.what}: an event is for schedule_type event_delayed")
+    if doubt := doubt_about(event, keys=False):
+        compiler.findings.warn(fields.at("event"), f"{fields.what}: {doubt}")
     if kind == "event_delayed" and not event:
         compiler.findings.warn(fields.path, f"{fields.what} never fires: event_delayed needs an event")
     workspace = fields.text("workspace", "*", check=any_token)
@@ -320,7 +338,7 @@ def compile_schedule(compiler: Compiler, value: Json, path: Path) -> ScheduleDef
         workspace=workspace,
         action=action,
         workflow_id=workflow,
-        input=compiler.field_tree(fields, "input", _SCHEDULE_SCOPE),
+        input=compiler.field_tree(fields, "input", scope),
         enabled=fields.flag("enabled", True),
         # What an event has planned is not lost for an outage, unless the document says so.
         miss_policy=fields.choice("miss_policy", MISS_POLICIES, "fire_all" if kind == "event_delayed" else "skip"),
@@ -443,6 +461,8 @@ def _bus_event(compiler: Compiler, value: Json, path: Path, events: set[str]) ->
     event = fields.text("event", check=name, required=True)
     if not fields.has("key"):
         fields.text("key", required=True)
+    if doubt := doubt_about(event, keys=False):
+        compiler.findings.warn(fields.at("event"), f"the machine, bus: {doubt}")
     send = fields.text("send", check=name)
     reached = send or event
     if reached and reached not in events and not fields.get("creates"):

@@ -12,12 +12,14 @@ Nothing is emitted that no definition takes: the cause of an event looks at thes
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
 
 from aether_trio.model.tasks.status import StoredStatus
 from aether_trio.model.workflows.definition import Json
+from aether_trio.model.workflows.reading import quoted
 
 KEY_PUT: Final = "kv.put:"
 KEY_DELETED: Final = "kv.delete:"
@@ -46,6 +48,12 @@ TASK_EVENTS: Final[Mapping[StoredStatus, tuple[str, ...]]] = MappingProxyType(
 TASK_NAMES: Final = frozenset({CREATED, ATTEMPT_FAILED}.union(*TASK_EVENTS.values()))
 
 
+_TASK: Final = "task."
+_KEY: Final = "kv."
+_ALIKE: Final = 0.7
+"""From which likeness on a name counts as a misspelt one; others are of clients."""
+
+
 class WantedKeyEvents(NamedTuple):
     """The names of events that are wanted of a key: when written, when deleted."""
 
@@ -61,6 +69,21 @@ def is_source(name: str) -> bool:
 def is_key_source(name: str) -> bool:
     """Return whether this is the name of changes of keys."""
     return name.startswith((KEY_PUT, KEY_DELETED))
+
+
+def doubt_about(name: str, *, keys: bool) -> str:
+    """Return why an event never comes that is named like one of the gateway's, or "".
+
+    `keys`: whether the definition takes changes of keys.
+    """
+    if is_key_source(name):
+        return "" if keys else "changes of keys are for rules and triggers: let a rule emit an event for this"
+    if name.startswith(_KEY):
+        return f"the gateway emits no event {quoted(name)}: changes of keys are kv.put:KEY and kv.delete:KEY"
+    if not name.startswith(_TASK) or is_source(name):
+        return ""
+    near = difflib.get_close_matches(name[len(_TASK) :], sorted(one[len(_TASK) :] for one in TASK_NAMES), 1, _ALIKE)
+    return f"the gateway emits no event {quoted(name)}: did you mean {quoted(_TASK + near[0])}?" if near else ""
 
 
 def takes_key(name: str, key: str) -> bool:

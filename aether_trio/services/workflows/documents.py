@@ -43,6 +43,7 @@ from aether_trio.model.workflows.reading import (
     Problem,
     check_tree,
     fold,
+    kind_of,
     parse_json,
     pointer,
     quoted,
@@ -155,6 +156,11 @@ class _FileReader:
 
         whole = Problem((), "")
         place = located(whole).removesuffix(": ")
+        if not isinstance(tree, dict):
+            self.errors.append(
+                f"{place}: a document is a map, with keys such as id and steps, and this is {kind_of(tree)}"
+            )
+            return
         kind = kind_of_document(tree)
         if kind not in KINDS:
             says = f"{quoted(kind)} is no kind of document" if kind else "it is not clear what this document is"

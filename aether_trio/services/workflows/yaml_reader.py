@@ -304,6 +304,9 @@ def read_yaml_documents(text: str, hook: ScalarHook | None = None) -> Iterator[Y
         message = " ".join(one for one in (exc.context, exc.problem) if one) or "it is not YAML"
         hint = _hint(message, reader.lines, mark.line) if mark is not None else ""
         place = _position(mark) if mark is not None else Position(1, 1)
+        if "end of stream" in message and exc.context_mark is not None:
+            began = _position(exc.context_mark)
+            hint = f": what begins at {began.line}:{began.column} has no end"
         raise YamlError(f"{escaped(message, 200)}{hint}", *place) from None
     except yaml.YAMLError as exc:
         raise YamlError(escaped(" ".join(str(exc).split()), 200), 1, 1) from None

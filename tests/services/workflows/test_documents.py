@@ -174,6 +174,11 @@ def test_one_file_has_its_right_documents_though_others_are_wrong() -> None:
         ("# nothing\n---\n", "a.yaml:1:1: there is no document"),
         (
             "just a text",
+            "a.yaml:1:1: a document is a map, with keys such as id and steps, and this is a text",
+        ),
+        ("- id: a\n- id: b", "a.yaml:1:1: a document is a map, with keys such as id and steps, and this is a list"),
+        (
+            "some: thing",
             "a.yaml:1:1: it is not clear what this document is: write kind: and one of workflow, rule, schedule, machine, webhook",
         ),
         (
@@ -195,7 +200,7 @@ def test_a_json_file_and_lists_of_documents() -> None:
     assert errors('{"a": NaN}', "a.json") == ["a.json:1:1: it is not JSON: NaN is not JSON"]
     assert errors('[{"name": "a", "steps": [{"id": "a"}]}, 5]', "a.json") == [
         "a.json: /steps/0: step 'a' does nothing: it has no action, workflow, wait, ask, fail, continue_as and no output",
-        "a.json: /: it is not clear what this document is: write kind: and one of workflow, rule, schedule, machine, webhook",
+        "a.json: /: a document is a map, with keys such as id and steps, and this is a number",
     ]
     assert errors("[" * 100_000, "a.json") == ["a.json:1:1: it is not JSON: it is nested deeper than 64 levels"]
 
@@ -565,6 +570,16 @@ def test_schedules_that_are_wrong(fields: dict[str, Any], says: str) -> None:
     assert problem.startswith(says)
 
 
+def test_a_delayed_schedule_reads_the_event_that_it_follows() -> None:
+    fields = {"schedule_type": "event_delayed", "schedule_expr": "5m", "event": "e"}
+    wrong = {"data": {"$expr": "trigger.event.data.order"}, "who": {"$expr": "trigger.event.source.principle"}}
+    (problem,) = operation("schedule", schedule(**fields, input=wrong))
+    assert "'trigger.event.source' has no field 'principle': did you mean 'principal'?" in problem
+    (problem,) = operation("schedule", schedule(input={"$expr": "trigger.event.data"}))
+    assert "'trigger' has no field 'event'" in problem
+    read_json("schedule", schedule(**fields, input={"at": "{{.trigger.event.data.order}}"}))
+
+
 def test_a_column_of_a_schedules_expression_is_a_position() -> None:
     text = "id: s\nschedule_type: cron\nschedule_expr: 0 25 * * *\nworkflow_id: w\n"
     (problem,) = errors(text)
@@ -574,6 +589,57 @@ def test_a_column_of_a_schedules_expression_is_a_position() -> None:
 def test_a_schedule_that_never_fires_is_warned_of() -> None:
     found = read_file("a.yaml", "id: s\nschedule_type: event_delayed\nschedule_expr: 5m\nworkflow_id: w\n")
     assert found.warnings == ("a.yaml:1:1: schedule 's' never fires: event_delayed needs an event",)
+
+
+WAITS = "name: w\nsteps:\n  - id: a\n    wait: {event: %s}\n"
+FOLLOWS = "rule_name: r\nsource_event: %s\ndestination_template: {agent: x}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (FOLLOWS % "task.complete", "a.yaml:2:15: rule 'r': the gateway emits no event 'task.complete': did you mean 'task.completed'?"),
+        (FOLLOWS % "kv.putt:a/*", "a.yaml:2:15: rule 'r': the gateway emits no event 'kv.putt:a/*': changes of keys are kv.put:KEY and kv.delete:KEY"),
+        (FOLLOWS % "kv.put:a/*", ""),
+        (FOLLOWS % "task.reviewed", ""),
+        (WAITS % "task.failled", "a.yaml:4:19: step 'a', wait: the gateway emits no event 'task.failled': did you mean 'task.failed'?"),
+        (WAITS % "kv.put:a", "a.yaml:4:19: step 'a', wait: changes of keys are for rules and triggers: let a rule emit an event for this"),
+        (
+            "id: s\nschedule_type: event_delayed\nschedule_expr: 5m\nevent: kv.delete:a\nworkflow_id: w\n",
+            "a.yaml:4:8: schedule 's': changes of keys are for rules and triggers: let a rule emit an event for this",
+        ),
+        (
+            "id: m\ninitial_state: a\nstates: {a: {on: {go: b}}, b: {terminal: true}}\nbus: [{event: task.done, key: input.id, send: go}]\n",
+            "",
+        ),
+        (
+            "name: w\ntrigger: {event: task.completd}\nsteps: [{id: a, output: 1}]\n",
+            "a.yaml:2:18: the trigger: the gateway emits no event 'task.completd': did you mean 'task.completed'?",
+        ),
+        (
+            FOLLOWS.replace("{agent: x}", "{type: join, join: {name: j, correlation_key: input.k, on_complete: {agent: x}}}") % "e",
+            "a.yaml:3:42: rule 'r', destination_template, join fires only if another rule says how many it expects: expected_count",
+        ),
+    ],
+)  # fmt: skip
+def test_what_never_comes_is_warned_of(text: str, says: str) -> None:
+    found = read_file("a.yaml", text)
+    assert (list(found.errors), list(found.warnings)) == ([], [says] if says else [])
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("name: w\nsteps:\n  - {id: a, output: {$expr: max(1, 2)}}\n", "this has '2)'; put quotes around an expression with a comma"),
+        ("name: w\nsteps:\n  - {id: a, action: {agent: x}, retry: often}\n", "step 'a': retry has to be a number of attempts, or a map with max_attempts"),
+        ("name: w\ninputs: {t: string}\nsteps:\n  - {id: a, for_each: {$expr: trigger.t}, output: 1}\n", "step 'a', for_each: items is a text, not a list"),
+        ('name: w\nsteps: [{id: a, output: "1}]\n', "what begins at 2:25 has no end"),
+        (FOLLOWS % "e" + "trigger_condition: source.principl == 'x'\n", "'source' has no field 'principl': did you mean 'principal'?"),
+    ],
+)  # fmt: skip
+def test_errors_say_what_to_do(text: str, says: str) -> None:
+    (problem,) = errors(text)
+    assert problem.endswith(says)
 
 
 # -- machines --------------------------------------------------------------------------------------
