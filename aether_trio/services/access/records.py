@@ -192,6 +192,11 @@ def list_rules(wanted: RuleWanted, limit: int, offset: int) -> Program[tuple[lis
     return [_rule(row) for row in rows], counted[0][0]
 
 
+def has_rules() -> Program[bool]:
+    """Return whether there is a rule."""
+    return bool((yield Fetch("SELECT 1 FROM access_rules LIMIT 1")))
+
+
 def put_rule(draft: Draft, rule: Rule) -> Program[Rule | None]:
     """Write a rule; one for the same principal and resource keeps its id.
 
@@ -303,14 +308,20 @@ def list_fallbacks() -> Program[list[FallbackRecord]]:
 
 def put_fallback(draft: Draft, category: str, level: AccessLevel, by: str) -> Program[FallbackRecord]:
     """Write the fallback of a category."""
-    yield Execute(
+    yield from put_fallbacks(draft, {category: level}, by)
+    return FallbackRecord(category, level, by, draft.now_ms)
+
+
+def put_fallbacks(draft: Draft, levels: Mapping[str, AccessLevel], by: str) -> Program[None]:
+    """Write the fallbacks of categories."""
+    yield ExecuteMany(
         "INSERT INTO access_fallbacks (category, level, updated_by, updated_ms) VALUES ($1, $2, $3, $4) "
         "ON CONFLICT (category) DO UPDATE SET level = excluded.level, updated_by = excluded.updated_by, "
         "updated_ms = excluded.updated_ms",
-        (category, int(level), by, draft.now_ms),
+        [(category, int(level), by, draft.now_ms) for category, level in levels.items()],
     )
-    draft.record(FALLBACK, category, int(level))
-    return FallbackRecord(category, level, by, draft.now_ms)
+    for category, level in levels.items():
+        draft.record(FALLBACK, category, int(level))
 
 
 def delete_fallback(draft: Draft, category: str) -> Program[bool]:

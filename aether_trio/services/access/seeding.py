@@ -41,10 +41,13 @@ async def seed(changes: AccessChanges, name: str) -> None:
 
 def _write(draft: Draft, name: str) -> Program[None]:
     chosen = seeds(name)
-    for one in chosen.rules:
-        yield from records.put_rule(draft, _rule(one, draft.now_ms))
-    for category, level in chosen.fallbacks.items():
-        yield from records.put_fallback(draft, category, level, SYSTEM)
+    rules = [_rule(one, draft.now_ms) for one in chosen.rules]
+    if (yield from records.has_rules()):
+        for rule in rules:
+            yield from records.put_rule(draft, rule)
+    else:
+        yield from records.insert_rules(draft, rules)
+    yield from records.put_fallbacks(draft, chosen.fallbacks, SYSTEM)
     group = GroupRecord("role", ADMINISTRATORS, ADMINISTRATORS, "administer the gateway", SYSTEM, draft.now_ms, {})
     yield from records.create_group(draft, group)
     for member_type, member_id in chosen.administrators:

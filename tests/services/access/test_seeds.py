@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.access.rules import Rule
 from aether_trio.model.errors import Code, RequestError
 from aether_trio.model.identity import Identity, Kind
 from aether_trio.model.topics import parse_topic
-from aether_trio.services.access import DIRECT, Admin, Capability, GatewayActor
+from aether_trio.services.access import DIRECT, Admin, Capability, GatewayActor, records, seeding
+from aether_trio.services.access.changes import Draft
 from aether_trio.services.access.seeding import seeded_index
+from aether_trio.storage.base import Fetch, Program, Statement, single
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.access import authorizer, put
+from tests.helpers.direct import Store, caught
 from tests.services.test_credentials import AGENT, EVERY_KIND
 
 SYSTEM = {Kind.ORCHESTRATOR, Kind.WORKFLOW_ENGINE}
@@ -181,3 +187,28 @@ def test_the_first_administrator_has_all(seeds: str) -> None:
         ("kv_scope", "user-shared/u"),
     ):
         assert index.decide("user", "admin", resource_type, resource_id, 1).level is AccessLevel.SUPERADMIN
+
+
+@pytest.mark.parametrize("seeds", ["open", "closed"])
+def test_a_database_that_has_rules_gets_the_same_as_a_new_one(store: Store, seeds: str) -> None:
+    """An operator may make rules before a gateway has served."""
+    rules = [*seeded_index(seeds).rules()]
+    found = []
+    for there in ([], rules[:1]):
+        place = store.place()
+        try:
+            made: list[Statement] = []
+            place.direct("tasks").drive(partial(_seed, there, seeds, made))
+            assert bool(there) or len(made) < 10, "each is a round trip"
+            rows = Fetch("SELECT rule_id, level, granted_ms FROM access_rules ORDER BY rule_id")
+            found.append(place.direct("tasks").drive(partial(single, rows)))
+        finally:
+            place.close()
+    assert found[0] == found[1]
+    assert len(found[0]) == len(rules)
+
+
+def _seed(there: list[Rule], seeds: str, made: list[Statement]) -> Program[None]:
+    for rule in there:
+        yield from records.put_rule(Draft(1), rule)
+    yield from caught(seeding._write(Draft(7), seeds), made)
