@@ -477,8 +477,11 @@ class Executions:
             tx.charge(moved=1)
             if depth >= COUNTED_DEPTH:
                 family = yield from self._check_family(turn, stored, parent)
-        if problem := self._actions.allowed(stored.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
-            raise StartRefused(problem)
+        # The one in whose execution this is a step starts it, and the other one acts in it.
+        above = parent if parent is not None else None if begin.instead_of else continues
+        for owner in dict.fromkeys((stored.owner, stored.owner if above is None else above.owner)):
+            if problem := self._actions.allowed(owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
+                raise StartRefused(problem)
         graph: Graph | None = None
         terms: StartTerms
         if stored.is_function:
@@ -519,7 +522,8 @@ class Executions:
             yield from self.flow_ended(tx, task_id)
             raise
         if family is not None and parent is not None:
-            turn.families[parent.root_id] = family._replace(executions=family.executions + 1)
+            before = turn.families[parent.root_id].executions  # with those that it has started
+            turn.families[parent.root_id] = family._replace(executions=before + 1)
             yield from families.count(family.id)
         if continues is not None and depth:
             yield from families.join(task_id, continues.root_id)
@@ -869,9 +873,17 @@ class Executions:
         if graph is None:
             yield from self._stop(loaded, f"version {row.version} of workflow {row.workflow_id} is gone")
             return
+        was_going = loaded.state.status in (ExecutionStatus.RUNNING, ExecutionStatus.PAUSED)
         running = advance(graph, loaded.state, happening, validate=self._validate)
         try:
             commands = yield from self._run(loaded, running)
+            if was_going and (problem := self._refused_event(row, commands, tx.context.now_ms)):
+                refused = LimitReached(at_ms=happening.at_ms, error=problem, error_type="PERMISSION_DENIED")
+                if not isinstance(happening, (Started, Forked)):
+                    loaded.state = State.from_json(read_state(row.state))
+                    turn.queue.extendleft([(row.execution_id, happening), (row.execution_id, refused)])
+                    return
+                turn.queue.append((row.execution_id, refused))
             entry = encode_entry(happening, commands, _replaced(loaded, happening, commands))
         except (_DefectError, JsonError) as error:
             report(error, "an execution of a workflow, which is paused")
@@ -892,6 +904,18 @@ class Executions:
         self._check_history(turn, loaded, happening.at_ms, len(entry))
         for command in commands:
             yield from self._do(tx, turn, loaded, graph, command)
+
+    def _refused_event(self, row: ExecutionRow, commands: Sequence[Command], now_ms: int) -> str:
+        """Return why the owner may not emit an event of these commands; or "".
+
+        For the interpreter such a step has ended with its begin, so nothing may follow from it.
+        """
+        for one in commands:
+            if isinstance(one, DoAction) and one.action.type is ActionType.EMIT_EVENT and not one.compensates:
+                workspace = one.action.workspace or row.workspace
+                if problem := self._actions.allowed(row.owner, workspace, AccessLevel.READWRITE, now_ms):
+                    return f"step '{one.place.step}': {problem}"
+        return ""
 
     def _check_history(self, turn: _Turn, loaded: _Loaded, at_ms: int, added: int) -> None:
         """Fail an execution whose history is too long; warn of one that comes near it."""
@@ -961,7 +985,7 @@ class Executions:
             case StartExecution():
                 yield from self._start_child(tx, turn, loaded, graph, command)
             case AskPerson():
-                yield from self._ask(tx, loaded, graph, command)
+                yield from self._ask(tx, turn, loaded, graph, command)
             case CancelStep():
                 yield from self._cancel_step(tx, turn, row, command.place)
             case KeepResult():
@@ -1035,8 +1059,11 @@ class Executions:
             row.execution_id, command.place, command.attempt, task_id, tx.context.now_ms, "running", given
         )
 
-    def _ask(self, tx: Transaction, loaded: _Loaded, graph: Graph, command: AskPerson) -> Program[None]:
+    def _ask(self, tx: Transaction, turn: _Turn, loaded: _Loaded, graph: Graph, command: AskPerson) -> Program[None]:
         row, place = loaded.row, command.place
+        if problem := self._actions.allowed(row.owner, row.workspace, AccessLevel.READWRITE, tx.context.now_ms):
+            self._failed_at_once(tx, turn, row, command, problem, "PERMISSION_DENIED")
+            return
         form: dict[str, Json] = {"question": command.question}
         if command.choices:
             form["choices"] = list(command.choices)
@@ -1268,7 +1295,7 @@ class Executions:
         tx: Transaction,
         turn: _Turn,
         row: ExecutionRow,
-        command: DoAction | StartExecution,
+        command: DoAction | StartExecution | AskPerson,
         error: str,
         error_type: str,
     ) -> None:

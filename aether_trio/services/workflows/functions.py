@@ -22,6 +22,7 @@ from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 
+from aether_trio.model.access import AccessLevel
 from aether_trio.model.tasks import Move, Reason, RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import FORM, FormError, check_match
 from aether_trio.model.tasks.result import MAX_RESULT_BYTES, NO_RESULT, ResultKind, TaskResult
@@ -677,6 +678,8 @@ class Functions:
     ) -> Program[tuple[FunctionStep, StepEnd | None]]:
         """Put a question to a person, as a child that no worker has."""
         row, now_ms = run.row, tx.context.now_ms
+        if problem := self._actions.allowed(row.owner, row.workspace, AccessLevel.READWRITE, now_ms):
+            return step, StepEnd("failed", error=problem, error_type="PERMISSION_DENIED")
         form = {name: command[name] for name in ("question", "choices", "text", "form") if command.get(name)}
         match = {FORM: json.dumps(form, separators=(",", ":"))}
         try:
