@@ -44,10 +44,12 @@ class FetchOne(Fetch):
     """A Fetch of at most one row, whose first column is the first argument.
 
     Equal ones of programs that run interleaved (`Database.run_keyed`) share a round trip. `late`:
-    it runs when none of them waits for one that is not.
+    it runs when none of them waits for one that is not. `reads`: a name for the part of the named
+    tables that it reads, if that is not all of them (`Deferred.leaves`).
     """
 
     late: bool = False
+    reads: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,15 +84,20 @@ class Deferred:
     """A write of `table` that a database program delays up to its commit; result None.
 
     It runs before a statement that names the table. Writes of one table with the same first
-    argument, which names the row, keep their order. On PostgreSQL the deferred writes of many
+    arguments, which name the row, keep their order. On PostgreSQL the deferred writes of many
     programs travel together. A deferred write that fails undoes the program, like any statement.
-    `returns_row`: its SQL returns a row, and on PostgreSQL it fails if it returns none.
+    `returns_row`: its SQL returns a row, and on PostgreSQL it fails if it returns none. `leaves`:
+    the part of the table, as `FetchOne.reads` names it, in which it changes nothing; a statement
+    that reads that part alone need not wait for it. `key`: how many arguments name the row, one
+    number for all deferred writes of a table.
     """
 
     table: str
     sql: str
     args: Sequence[Value] = ()
     returns_row: bool = False
+    leaves: str = ""
+    key: int = 1
 
 
 Statement: TypeAlias = Fetch | Execute | ExecuteMany | Deferred | Alone
@@ -116,6 +123,13 @@ class CommitUnknown(StorageUnavailable):
 
 class RefusedError(StorageUnavailable):
     """Raised when a statement for several callers fails for one caller's parameters."""
+
+
+class MissedWriteError(Exception):
+    """A deferred write has found no row.
+
+    So what its program has taken for true is not, or it has a bug.
+    """
 
 
 class Database(Protocol):

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.storage.base import Database, Deferred, Execute, Fetch, Program
+from aether_trio.storage.base import Database, Deferred, Execute, Fetch, FetchOne, Program
 from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive
 from tests.helpers.engines import Engine
 from tests.storage.programs import ids, insert, insert_then_raise
@@ -118,6 +118,21 @@ async def test_those_of_many_programs_are_one_round_trip() -> None:
         ("INSERT others", [(0,), (1,), (2,)]),
         ("UPDATE notes", [(0,), (1,), (2,)]),
     ]
+
+
+async def test_a_statement_does_not_wait_for_writes_that_leave_what_it_reads() -> None:
+    connection, deferred = Connection(), DeferredWrites()
+
+    def program(leaves: str) -> Program[None]:
+        yield Deferred("tasks", "UPDATE tasks", (1,), leaves=leaves)
+        yield FetchOne("SELECT waiting FROM tasks", (1,), reads="queues")
+
+    for leaves in ("queues", "others", ""):
+        await drive(connection, PostgresJob(lambda leaves=leaves: program(leaves)), deferred)  # type: ignore[misc]
+        await deferred.write(connection)
+    assert [sql for sql, _ in connection.sent] == [
+        "SELECT waiting FROM tasks", "UPDATE tasks", *["UPDATE tasks", "SELECT waiting FROM tasks"] * 2
+    ]  # fmt: skip
 
 
 async def test_those_of_one_row_keep_their_order() -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import trio
 
-from aether_trio.storage.base import Alone, Database, Deferred, Execute, Fetch, FetchOne, Program
+from aether_trio.storage.base import Alone, Database, Deferred, Execute, Fetch, FetchOne, MissedWriteError, Program
 from aether_trio.storage.postgres.interleaving import drive_interleaved, in_parts
-from aether_trio.storage.postgres.statements import DeferredWrites, MissedWriteError, PostgresJob
+from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob
 from tests.helpers.engines import PostgresEngine
 from tests.storage.programs import CREATE, insert
 

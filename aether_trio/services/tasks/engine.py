@@ -14,6 +14,7 @@ ends the sessions under it. A node with a new lease joins its sessions again (`r
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
@@ -217,7 +218,11 @@ class Engine:
         """Set when a gateway has ended that may have been about to start an agent."""
         self._child_events_written = AutoResetEvent()
         """Set when child events may wait for the logs of their parents."""
-        self._child_events_written.set()
+        self._child_events_wanted = AutoResetEvent()
+        """Set when such events are to be moved soon."""
+        self._all_child_events_wanted = False
+        """Whether that is true of all of them, and not of those with subscribers alone."""
+        self._collect_child_events_soon()
         self._hibernated: set[str] = set()
         self._live_rows = LiveRows()
         self._executions: dict[str, str] = {}
@@ -413,7 +418,7 @@ class Engine:
         self.writes.put(_find_sessions_to_end)
         self.writes.put(TaskTransaction.find_unfinished)
         self._absent_unseen.set()
-        self._child_events_written.set()
+        self._collect_child_events_soon()
         self.outbox_publisher.wake()
 
     def fill_services(self) -> None:
@@ -453,7 +458,7 @@ class Engine:
         if self.pools.waiting:
             self.fill_services()
         if tx.effects.child_events:
-            self._child_events_written.set()
+            self._note_child_events(tx)
         if tx.effects.outbox:
             self.outbox_publisher.wake()
         for draft in tx.effects.access_changes:
@@ -674,41 +679,72 @@ class Engine:
                 logger.info("worker sessions of ended nodes are ended once storage answers again", reason=str(error))
             self._child_events_written.set()  # the node that added them may have ended
 
+    def _collect_child_events_soon(self) -> None:
+        self._all_child_events_wanted = True
+        self._child_events_written.set()
+        self._child_events_wanted.set()
+
+    def _note_child_events(self, tx: TaskTransaction) -> None:
+        """Have child events of a transaction moved: soon if a client follows their parent."""
+        self._child_events_written.set()
+        if self.database.shared:
+            followed = bool(tx.effects.child_events - tx.unwatched)
+        else:
+            followed = any(map(self.event_subscriptions.watches, tx.effects.child_events))
+        if followed:
+            self._child_events_wanted.set()
+
     async def collect_child_events(self, task_id: str = "") -> None:
         """Append events of child tasks to the log of one parent, or of all parents ("")."""
         where, args = (" WHERE task_id = $1", (task_id,)) if task_id else ("", ())
         if not await self.database.fetch(f"SELECT 1 FROM task_child_events{where} LIMIT 1", *args):  # noqa: S608
             return
-        names = [task_id] if task_id else await self._collect_unlocked_child_events()
+        names = [task_id] if task_id else await self._collect_unlocked_child_events(child_events.ALL)
         of = child_events.collect_for_locking if self.database.shared else child_events.collect_for
         for name in names:
             while await self.result(partial(of, task_id=name), locking=True) >= child_events.PAGE:
                 pass
 
-    async def _collect_unlocked_child_events(self) -> Collection[str]:
-        """Append child events to the logs of unlocked parents; return the locked parents."""
+    async def _collect_unlocked_child_events(self, up_to: int) -> Collection[str]:
+        """Append child events to the logs of unlocked parents; return the locked parents.
+
+        Events behind the row `up_to` may wait if no client follows their parents.
+        """
         locked: frozenset[str] = frozenset()
         last = 0
         while True:
             if self.database.shared:
-                page = partial(child_events.collect_locking, after=last, without=locked)
+                page = partial(child_events.collect_locking, after=last, up_to=up_to, without=locked)
                 taken = await self.result(page, locking=True, known=True)
             else:
-                taken = await self._small_result(child_events.collect)
+                taken = await self._small_result(partial(child_events.collect, up_to=up_to))
             locked |= taken.locked
             last = taken.last
             if not last:
                 return locked
 
     async def _collect_child_events_forever(self) -> None:
+        old = new = 0
+        read_at = -math.inf
         while True:
             await self._child_events_written.wait()
+            with trio.move_on_after(child_events.UNWATCHED_S) as waiting:
+                await self._child_events_wanted.wait()
+            wanted, self._all_child_events_wanted = self._all_child_events_wanted, False
+            if not self.database.shared:
+                wanted = wanted or not waiting.cancelled_caught
             try:
-                if await self._collect_unlocked_child_events():
+                if trio.current_time() >= read_at + child_events.UNWATCHED_S:
+                    old, new = new, await self.database.read_small(child_events.newest)
+                    read_at = trio.current_time()
+                if await self._collect_unlocked_child_events(child_events.ALL if wanted else old):
+                    self._child_events_written.set()
+                    self._child_events_wanted.set()
+                elif new > old and not wanted:
                     self._child_events_written.set()
             except StorageUnavailable as error:
                 logger.info("parents' logs get events of child tasks when storage answers", reason=str(error))
-                self._child_events_written.set()
+                self._collect_child_events_soon()
                 await trio.sleep(CHECK_S)
             await trio.sleep(child_events.GATHER_S)
 

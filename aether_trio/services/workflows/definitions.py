@@ -12,12 +12,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from aether_trio.model.limits import KIB
 from aether_trio.model.workflows.definition import FunctionTerms, Graph, StartTerms
 from aether_trio.model.workflows.sources import trigger_sources, wait_sources
 from aether_trio.services.tasks.transaction.interface import LargeError
 from aether_trio.services.workflows import changes, sources
 from aether_trio.services.workflows.listed_rows import rows_by_id
-from aether_trio.storage.base import Execute, Fetch, FetchOne, Program, Row
+from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row
 
 KEPT_GRAPHS: Final = 2048
 """Compiled graphs in memory; the least recently used one is dropped."""
@@ -46,6 +47,13 @@ class StoredDefinition:
         return self.document.startswith(b'{"function":')
 
 
+KEPT_NEWEST: Final = 512
+"""Newest versions in memory, of documents of at most KEPT_BYTES."""
+KEPT_BYTES: Final = 64 * KIB
+_IS_NEWEST: Final = """SELECT 1 FROM workflow_definitions WHERE CAST($1 AS TEXT) <> ''
+    AND workspace = $2 AND id = $3 AND version = $4 AND owner = $5 AND updated_ms = $6 AND active = 1
+    AND NOT EXISTS (SELECT 1 FROM workflow_definitions n WHERE n.id = $3 AND n.active = 1
+    AND (n.workspace = $2 AND n.version > $4 OR n.workspace = $7 AND n.workspace <> $2))"""
 _FIELDS: Final = "workspace, id, version, document, digest, owner, active, created_ms, updated_ms"
 
 
@@ -64,6 +72,8 @@ class Definitions:
         self._compile_terms = compile_terms
         self._graphs: OrderedDict[tuple[str, str, int], Graph] = OrderedDict()
         self._functions: OrderedDict[tuple[str, str, int], FunctionTerms] = OrderedDict()
+        self._newest: OrderedDict[tuple[str, str], StoredDefinition] = OrderedDict()
+        """By the workspace in which they are asked for, and id."""
 
     def compiled(self, workspace: str, id: str, version: int) -> Graph | None:  # noqa: A002
         """Return the graph of a version if it is in memory."""
@@ -72,6 +82,21 @@ class Definitions:
         if found is not None:
             self._graphs.move_to_end(key)
         return found
+
+    def remembered(self, workspace: str, id: str) -> StoredDefinition | None:  # noqa: A002
+        """Return which version of a workflow was the newest one when it was read last."""
+        return self._newest.get((workspace, id))
+
+    def remember(self, workspace: str, id: str, found: StoredDefinition) -> None:  # noqa: A002
+        """Remember the newest version of a workflow, as it is asked for in a workspace."""
+        if len(found.document) <= KEPT_BYTES:
+            self._newest[workspace, id] = found
+            if len(self._newest) > KEPT_NEWEST:
+                self._newest.popitem(last=False)
+
+    def forget(self, workspace: str, id: str) -> None:  # noqa: A002
+        """Forget what was remembered of a workflow."""
+        self._newest.pop((workspace, id), None)
 
     def graph(self, workspace: str, id: str, version: int, *, small: bool = False) -> Program[Graph | None]:  # noqa: A002
         """Return the graph of a version; None if there is none.
@@ -149,6 +174,16 @@ def newest(workspace: str, id: str, *, also_inactive: bool = False) -> Program[S
         if rows:
             return _stored(rows[0][1:])
     return None
+
+
+def check_newest(found: StoredDefinition, workspace: str, task_id: str) -> Program[None]:
+    """Have a commit fail if this is not the newest version that a workspace has.
+
+    It fails with MissedWriteError, and on a shared database only. `task_id`: the task that is to
+    run it.
+    """
+    args = task_id, found.workspace, found.id, found.version, found.owner, found.updated_ms, workspace
+    yield Deferred("workflow_definitions", _IS_NEWEST, args, returns_row=True)
 
 
 def newest_active(workspace: str, id: str) -> Program[StoredDefinition | None]:  # noqa: A002

@@ -9,6 +9,7 @@ from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 from aether_trio.model.limits import MIB
+from aether_trio.model.tasks import TaskRow, task
 from aether_trio.model.text import storable
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
 from aether_trio.services.workflows.listed_rows import values_of
@@ -86,7 +87,10 @@ _OF_AN_EXECUTION: Final = (
 )  # fmt: skip
 _LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
 _LOAD_APART: Final = f"""SELECT {", ".join(f"e.{name}" for name in COLUMNS)},
-    (SELECT COUNT(*) FROM task_watchers w WHERE w.task_id = t.task_id)
+    {", ".join(f"t.{name}" for name in task.COLUMNS)},
+    (SELECT COUNT(*) FROM task_watchers w WHERE w.task_id = t.task_id),
+    (SELECT s.task_id FROM workflow_steps s
+        WHERE s.execution_id = e.execution_id AND s.step = $3 AND s.item = $4 AND s.completed_ms = 0)
     FROM workflow_executions e JOIN tasks t ON t.task_id = e.execution_id
     WHERE e.execution_id = $1 AND e.status = 'running' AND e.kind = 'graph' AND e.parent_id = ''
     AND t.workflow = $2 AND t.awaited = 0 AND t.tokens = 0 AND t.input_offset = 0 AND t.grants = 0"""  # noqa: S608
@@ -105,6 +109,11 @@ _BEGIN_STEP: Final = """INSERT INTO workflow_steps
     input = excluded.input, result = NULL"""
 _END_STEP: Final = """UPDATE workflow_steps SET status = $5, completed_ms = $6, error = $7, error_type = $8, result = $9
     WHERE task_id = $1 AND execution_id = $2 AND step = $3 AND item = $4 AND completed_ms = 0 RETURNING task_id"""
+_END_OPEN_STEP: Final = """UPDATE workflow_steps
+    SET status = $5, completed_ms = $6, error = $7, error_type = $8, result = $9
+    WHERE execution_id = $1 AND step = $2 AND item = $3 AND task_id = $4 AND completed_ms = 0 RETURNING 1"""
+_STEP_KEY: Final = 3
+"""The first arguments of writes of `workflow_steps` that name the row."""
 _MARK: Final = """INSERT INTO workflow_steps
     (execution_id, step, item, status, attempt, task_id, started_ms, completed_ms, error, error_type)
     VALUES ($1, $2, $3, $4, 0, '', $5, $6, $7, $8)
@@ -123,13 +132,28 @@ def load(execution_id: str) -> Program[ExecutionRow | None]:
     return _row(rows[0]) if rows else None
 
 
-def load_apart(execution_id: str, part: int) -> Program[tuple[ExecutionRow, int] | None]:
-    """Load a running execution whose end changes no other row than its own task's.
+class ApartExecution(NamedTuple):
+    """A running execution whose end changes no other row than its own task's."""
 
-    Return it, and how many nodes follow its task. `part`: what its task has to be to workflows.
+    row: ExecutionRow
+    task: TaskRow
+    watchers: int
+    """How many nodes follow its task."""
+    step_task: str | None
+    """The task of the step that was asked about, if the step is open."""
+
+
+def load_apart(execution_id: str, part: int, place: StepPlace) -> Program[ApartExecution | None]:
+    """Load a running execution that ends apart, if it is one, with a step's task.
+
+    `part`: what its task has to be to workflows.
     """
-    rows: list[Row] = yield FetchOne(_LOAD_APART, (execution_id, part))
-    return (_row(rows[0][:-1]), rows[0][-1]) if rows else None
+    rows: list[Row] = yield FetchOne(_LOAD_APART, (execution_id, part, *place))
+    if not rows:
+        return None
+    count = len(COLUMNS)
+    *columns, watchers, step_task = rows[0]
+    return ApartExecution(_row(tuple(columns[:count])), TaskRow.from_row(tuple(columns[count:])), watchers, step_task)
 
 
 def _row(values: Row) -> ExecutionRow:
@@ -286,7 +310,8 @@ def begin_step(
     execution_id: str, place: StepPlace, attempt: int, task_id: str, now_ms: int, status: str, given: bytes | None
 ) -> Program[None]:
     """Write that a step or item is begun by a task."""
-    yield Deferred("workflow_steps", _BEGIN_STEP, (execution_id, *place, status, attempt, task_id, now_ms, given))
+    args = execution_id, *place, status, attempt, task_id, now_ms, given
+    yield Deferred("workflow_steps", _BEGIN_STEP, args, key=_STEP_KEY)
 
 
 def end_step(
@@ -298,9 +323,19 @@ def end_step(
     error: str,
     error_type: str,
     result: bytes | None,
+    *,
+    is_open: bool = False,
 ) -> Program[bool]:
-    """Write the end of a step's task; return False if that is not the step's any more."""
-    args = (task_id, execution_id, *place, status, now_ms, storable(error), storable(error_type), result)
+    """Write the end of a step's task; return False if that is not the step's any more.
+
+    `is_open`: this transaction has read that it is.
+    """
+    ended = status, now_ms, storable(error), storable(error_type), result
+    if is_open:
+        of_open = (execution_id, *place, task_id, *ended)
+        yield Deferred("workflow_steps", _END_OPEN_STEP, of_open, returns_row=True, key=_STEP_KEY)
+        return True
+    args = (task_id, execution_id, *place, *ended)
     rows: list[Row] = yield FetchOne(_END_STEP, args)
     return bool(rows)
 
@@ -310,14 +345,13 @@ def mark_step(
 ) -> Program[None]:
     """Write the status of a step that no task of its row tells of."""
     ended_ms = 0 if status in ("pending", "running", "waiting") else now_ms
-    yield Deferred(
-        "workflow_steps", _MARK, (execution_id, *place, status, now_ms, ended_ms, storable(error), storable(error_type))
-    )
+    args = execution_id, *place, status, now_ms, ended_ms, storable(error), storable(error_type)
+    yield Deferred("workflow_steps", _MARK, args, key=_STEP_KEY)
 
 
 def keep_result(execution_id: str, place: StepPlace, now_ms: int, result: bytes) -> Program[None]:
     """Write the result of a step that the interpreter has made."""
-    yield Deferred("workflow_steps", _KEEP, (execution_id, *place, now_ms, result))
+    yield Deferred("workflow_steps", _KEEP, (execution_id, *place, now_ms, result), key=_STEP_KEY)
 
 
 def copy_steps(origin: str, execution_id: str, whole: Sequence[str], partly: Sequence[str]) -> Program[None]:

@@ -195,6 +195,8 @@ class _Turn:
     """How many sub-executions were cancelled."""
     families: dict[str, ExecutionFamily] = field(default_factory=dict)
     """Those of the roots below which executions were counted."""
+    open: set[str] = field(default_factory=set)
+    """Tasks whose steps this transaction has read to be open."""
     functions: dict[str, RunningFunction] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
 
@@ -286,12 +288,15 @@ class Executions:
             return True
         if compensates or not execution_id or task.parent_task_id != execution_id:
             return False
-        found = yield from execution_rows.load_apart(execution_id, WorkflowPart.RUN)
+        found = yield from execution_rows.load_apart(execution_id, WorkflowPart.RUN, place)
         if found is None:
             return False
-        row, watchers = found
-        loaded = _turn_of(tx).loaded[execution_id] = _Loaded(row, State.from_json(read_state(row.state)))
-        if not watchers:
+        row, turn = found.row, _turn_of(tx)
+        loaded = turn.loaded[execution_id] = _Loaded(row, State.from_json(read_state(row.state)))
+        if found.step_task == task.task_id:
+            turn.open.add(task.task_id)
+        tx.note_loaded(found.task)
+        if not found.watchers:
             tx.unwatched.add(execution_id)
         graph = self.definitions.compiled(row.defined_in, row.workflow_id, row.version)
         return graph is not None and _is_separate(graph) and loaded.state.open == {place.step}
@@ -1268,11 +1273,11 @@ class Executions:
         place, attempt, compensates, is_item = place_of(task)
         stored = StepPlace(place.step + UNDO, place.item) if compensates else place
         now_ms = tx.context.now_ms
-        if not (
-            yield from execution_rows.end_step(
-                task.parent_task_id, stored, task.task_id, now_ms, outcome, error, error_type, data
-            )
-        ):
+        is_open = task.task_id in turn.open
+        found = yield from execution_rows.end_step(
+            task.parent_task_id, stored, task.task_id, now_ms, outcome, error, error_type, data, is_open=is_open
+        )
+        if not found:
             return
         ended = StepEnded(
             at_ms=now_ms,

@@ -66,7 +66,7 @@ from aether_trio.services.workflows.new_executions import QUEUED, Begin, StartRe
 from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.schedule_operations import PAUSE_SCHEDULE, RESUME_SCHEDULE
 from aether_trio.session.session import Session
-from aether_trio.storage.base import Program
+from aether_trio.storage.base import MissedWriteError, Program
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.WorkflowOperation
@@ -263,6 +263,8 @@ class WorkflowOperations:
         same = request_hash(begin.input)
         words = [""]
         made = MadeOperation(task_id)
+        known = self._executions.definitions
+        remembered = known.remembered(workspace, name)
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
@@ -270,10 +272,16 @@ class WorkflowOperations:
                 return tx, taken_in
             if key and (other := (yield from take_key(tx, key, task_id, same))):
                 return tx, other
-            stored = yield from definitions.newest(workspace, name)
+            stored = remembered
             if stored is None:
-                raise OperationError(f"workflow {shown(name)} not found in workspace {shown(workspace)}")
+                stored = yield from definitions.newest(workspace, name)
+                if stored is None:
+                    raise OperationError(f"workflow {shown(name)} not found in workspace {shown(workspace)}")
+                if context.shared:
+                    known.remember(workspace, name, stored)
             run_id = yield from self._executions.start(tx, stored, workspace, begin, task_id=task_id)
+            if remembered is not None:
+                yield from definitions.check_newest(remembered, workspace, task_id)
             if run_id != task_id:
                 yield from made.note(tx, run_id)
             if key and run_id != task_id:
@@ -283,11 +291,21 @@ class WorkflowOperations:
                 words[0] = "waits for its turn" if run_id == task_id else "takes it in, and waits for more"
             return tx, run_id
 
-        try:
+        async def start() -> str:
             separate = "" if key else task_id
-            _, execution_id = await self._engine.run_program(
-                program, lambda result: result[0], key=separate, known=True
-            )
+            _, run_id = await self._engine.run_program(program, lambda result: result[0], key=separate, known=True)
+            return run_id
+
+        try:
+            try:
+                execution_id = await start()
+            except (MissedWriteError, StartRefused):
+                if remembered is None:
+                    raise
+                # There may be a newer version, which a refused start has not looked for.
+                known.forget(workspace, name)
+                remembered = None
+                execution_id = await start()
         except (StartRefused, KeyReused) as error:
             raise OperationError(str(error)) from None
         text = "has begun" if execution_id == task_id else "had begun with this key"

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from aether_trio.storage.base import Alone, Deferred, FetchOne, Program, Row
+from aether_trio.storage.postgres.merged_writes import WriteMerger
 from aether_trio.storage.postgres.statements import DeferredWrites, PostgresJob, drive, run_statement
 
 _Parked = tuple[PostgresJob, Program[Any], FetchOne]
@@ -40,9 +41,9 @@ def in_parts(jobs: Sequence[PostgresJob]) -> Iterator[list[PostgresJob]]:
         yield part
 
 
-async def drive_group(connection: Any, jobs: Sequence[PostgresJob]) -> None:
+async def drive_group(connection: Any, jobs: Sequence[PostgresJob], merger: WriteMerger | None = None) -> None:
     """Run the programs of a group to their ends, and all their deferred writes."""
-    deferred = DeferredWrites()
+    deferred = DeferredWrites(merger)
     for part in in_parts(jobs):
         await drive_interleaved(connection, part, deferred)
     await deferred.write(connection)
@@ -96,7 +97,7 @@ async def _advance(
                 alone.append(job)
                 return None
             if isinstance(statement, Deferred):
-                deferred.add(statement)
+                deferred.add(statement, job)
                 job.rows += 1
                 result = None
                 continue

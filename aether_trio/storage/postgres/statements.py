@@ -6,8 +6,8 @@ import asyncio
 import math
 import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from operator import itemgetter
+from typing import Any, Final, TypeVar
 
 from aether_trio.storage.base import (
     FENCE_HERE,
@@ -17,12 +17,14 @@ from aether_trio.storage.base import (
     Execute,
     ExecuteMany,
     Fetch,
+    FetchOne,
+    MissedWriteError,
     ProgramFactory,
     Statement,
-    Value,
     single,
 )
 from aether_trio.storage.jobs import DatabaseJob
+from aether_trio.storage.postgres.merged_writes import MergedWrites, RowName, WriteBatch, WriteMerger, in_batches
 from aether_trio.storage.session_writes import SessionWrites
 
 T = TypeVar("T")
@@ -31,7 +33,7 @@ T = TypeVar("T")
 class PostgresJob(DatabaseJob):
     """One database program on its way to the server, then its result."""
 
-    __slots__ = ("also", "fence", "key", "pending", "recognized", "rows", "undecided")
+    __slots__ = ("also", "fence", "key", "pending", "queued_at", "recognized", "rows", "undecided")
 
     def __init__(
         self, factory: ProgramFactory[Any], key: str = "", abandoned: Abandoned[Any] | None = None, also: str = ""
@@ -41,6 +43,7 @@ class PostgresJob(DatabaseJob):
         self.also = also  # a second key, "": none
         self.recognized = False  # a statement with the fence in it, which alone needs no BEGIN
         self.fence = ""  # the query behind BEGIN that must succeed; from the moment of the submit
+        self.queued_at = 0.0  # by the loop's clock
         self.pending: SessionWrites | None = None  # the writes of the session that it belongs to
         self.undecided = False  # it was answered, and may still take effect
         self.rows = 0
@@ -75,35 +78,44 @@ def _with_fence(statement: Statement, fence: str) -> Statement:
     return Fetch(statement.sql.replace(FENCE_HERE, fence.removeprefix("SELECT ")), statement.args)
 
 
-class MissedWriteError(Exception):
-    """A deferred write has found no row, which is a bug of its program."""
+MOST_PROGRAMS: Final = 8
+"""Programs whose writes are merged: of more of them, the texts are fewer than the programs."""
 
 
 class DeferredWrites:
-    """Deferred writes of one transaction; those with one text share a round trip."""
+    """Deferred writes of one transaction; those with one text share a round trip.
 
-    __slots__ = ("_batches",)
+    With a `merger`, all those of a program may be one statement, and programs of one kind share it.
+    """
 
-    def __init__(self) -> None:
-        self._batches: list[_Batch] = []
+    __slots__ = ("_merger", "_pending", "_writes")
 
-    def add(self, write: Deferred) -> None:
-        """Add a deferred write behind all writes of the same row."""
-        for batch in reversed(self._batches):
-            if batch.sql == write.sql:
-                batch.rows.append(write.args)
-                return
-            if batch.table == write.table and any(row[0] == write.args[0] for row in batch.rows):
-                break
-        self._batches.append(_Batch(write.table, write.sql, [write.args], write.returns_row))
+    def __init__(self, merger: WriteMerger | None = None) -> None:
+        self._merger = merger
+        self._writes: list[tuple[object, Deferred]] = []
+        """The programs and their writes, in their order."""
+        self._pending: set[tuple[str, str]] = set()
+        """The tables that are written, and what the writes leave alone (`Deferred.leaves`)."""
+
+    def add(self, write: Deferred, program: object = None) -> None:
+        """Add a deferred write of a program behind all writes of the same row."""
+        self._writes.append((program, write))
+        self._pending.add((write.table, write.leaves))
 
     def precede(self, statement: Statement) -> bool:
-        """Whether a deferred write waits whose table this statement names."""
-        return any(batch.table in statement.sql for batch in self._batches)
+        """Whether a deferred write waits whose table this statement names, and may see."""
+        reads = statement.reads if isinstance(statement, FetchOne) else ""
+        return any(table in statement.sql and not (reads and reads == leaves) for table, leaves in self._pending)
 
     async def write(self, connection: Any) -> None:
         """Run all deferred writes that wait."""
-        batches, self._batches = self._batches, []
+        if not self._writes:
+            return
+        writes, self._writes = self._writes, []
+        self._pending.clear()
+        merged, batches = self._merge(writes)
+        for statements in merged:
+            await _run_merged(connection, statements)
         for batch in batches:
             if batch.returns_row:
                 if len(await connection.fetchmany(batch.sql, batch.rows)) != len(batch.rows):
@@ -115,13 +127,40 @@ class DeferredWrites:
             else:
                 await connection.executemany(batch.sql, batch.rows)
 
+    def _merge(
+        self, writes: Sequence[tuple[object, Deferred]]
+    ) -> tuple[Sequence[Sequence[MergedWrites]], Sequence[WriteBatch]]:
+        """Return merged writes, by their texts, and the writes that are not merged."""
+        every = [write for _, write in writes]
+        if self._merger is None or len(every) < 2:
+            return (), in_batches(every)
+        by_program: dict[object, list[Deferred]] = {}
+        for program, write in writes:
+            by_program.setdefault(program, []).append(write)
+        if len(by_program) > MOST_PROGRAMS:
+            return (), in_batches(every)
+        batches_of = {program: in_batches(mine) for program, mine in by_program.items()}
+        names = [set[RowName]().union(*(batch.names for batch in batches)) for batches in batches_of.values()]
+        if len(set[RowName]().union(*names)) != sum(map(len, names)):
+            return (), in_batches(every)  # two programs write one row, in their order
+        left: list[Deferred] = []
+        together: dict[tuple[int, str], list[MergedWrites]] = {}
+        for program, batches in batches_of.items():
+            found = self._merger.merge(batches)
+            if found is None:
+                left += by_program[program]
+            else:
+                for number, one in enumerate(found):
+                    together.setdefault((number, one.sql), []).append(one)
+        return [together[at] for at in sorted(together, key=itemgetter(0))], in_batches(left)
 
-@dataclass(frozen=True, slots=True)
-class _Batch:
-    table: str
-    sql: str
-    rows: list[Sequence[Value]]
-    returns_row: bool
+
+async def _run_merged(connection: Any, statements: Sequence[MergedWrites]) -> None:
+    """Run merged writes of one text."""
+    found = await connection.fetchmany(statements[0].sql, [one.args for one in statements])
+    for counted, one in zip(found, statements, strict=True):
+        if one.counts and tuple(counted) != one.counts:
+            raise MissedWriteError(f"a row is not as this transaction has read it: {one.sql}")
 
 
 async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | None = None) -> Any:
@@ -138,7 +177,7 @@ async def drive(connection: Any, job: PostgresJob, deferred: DeferredWrites | No
         statement = next(program)
         while True:
             if isinstance(statement, Deferred):
-                waiting.add(statement)
+                waiting.add(statement, job)
                 job.rows += 1
                 statement = program.send(None)
                 continue

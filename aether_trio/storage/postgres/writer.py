@@ -51,6 +51,7 @@ from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.errors import FencedError, PostgresFault, describe, fault
 from aether_trio.storage.postgres.interleaving import drive_group
 from aether_trio.storage.postgres.lost_commits import ServerProcess
+from aether_trio.storage.postgres.merged_writes import WriteMerger
 from aether_trio.storage.postgres.migrate import turn_table
 from aether_trio.storage.postgres.pool import Pool, Spawn
 from aether_trio.storage.postgres.statements import PostgresJob, drive, roll_back, within
@@ -145,6 +146,7 @@ class PostgresWriter:
         self._calm = 0
         self._polite = 0
         self._hurry: asyncio.TimerHandle | None = None
+        self._merger = WriteMerger()
         self._random = random.Random()  # noqa: S311  # spreads the pauses of groups that fight
         self._id = f"{random.SystemRandom().getrandbits(96):024x}"
         self.groups = 0
@@ -165,6 +167,7 @@ class PostgresWriter:
     def put(self, job: PostgresJob) -> None:
         """Queue a job; a writer connection takes it in the loop's next turn."""
         self._queue.append(job)
+        job.queued_at = self._loop.time()
         if self._open < self._most_open:
             enough = KEYED_PER_CONNECTION if job.key else PROGRAMS_PER_CONNECTION
             if len(self._queue) > self._open * enough:
@@ -179,8 +182,13 @@ class PostgresWriter:
     def _open_for_waiting(self) -> None:
         """Open a writer connection for programs that may wait behind a row lock."""
         self._hurry = None
-        if self._queue and self._open < self._most_open:
+        if not self._queue or self._open >= self._most_open:
+            return
+        due = self._queue[0].queued_at + HURRY_S
+        if self._loop.time() >= due:
             self._open_connection()
+        else:  # the open connections are busy, and not stuck
+            self._hurry = self._loop.call_at(due, self._open_for_waiting)
 
     async def _write_groups(self) -> None:
         """Run groups on one writer connection until the queue is empty."""
@@ -382,15 +390,14 @@ class PostgresWriter:
                 raise
             job.error = exc
 
-    @staticmethod
-    async def _drive_all(connection: Any, jobs: Sequence[PostgresJob], *, isolated: bool) -> None:
+    async def _drive_all(self, connection: Any, jobs: Sequence[PostgresJob], *, isolated: bool) -> None:
         for job in jobs:
             job.error = None
         if isolated:
             await _drive_isolated(connection, jobs)
             return
         try:
-            await drive_group(connection, jobs)
+            await drive_group(connection, jobs, self._merger)
         except Exception as exc:
             if fault(exc, connection) is not PostgresFault.PROGRAM:
                 raise

@@ -31,6 +31,11 @@ SMALL_PAGE: Final = 50
 """The same while the event loop waits: a millisecond."""
 GATHER_S: Final = 0.1
 """Seconds between two collecting transactions; events added meanwhile share the next."""
+UNWATCHED_S: Final = 1.0
+"""How long events of parents without a subscriber wait at least: most ends of parents take theirs
+along, and would conflict with the transaction that moves them."""
+ALL: Final = 2**63 - 1
+"""A number of a row behind all others."""
 
 INSERT: Final = "INSERT INTO task_child_events (task_id, at_ms, event) VALUES ($1, $2, $3)"
 
@@ -44,6 +49,8 @@ _LOCK: Final = """SELECT task_id, parent_task_id FROM tasks WHERE task_id = ANY(
     FOR NO KEY UPDATE"""
 _TAKE: Final = """DELETE FROM task_child_events WHERE task_id = ANY($1::text[]) AND id <= $2
     RETURNING id, task_id, at_ms, event"""
+_TAKE_FOR: Final = """DELETE FROM task_child_events WHERE id IN (
+    SELECT id FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2) RETURNING id, at_ms, event"""
 _COUNT: Final = """UPDATE tasks SET events = events + taken.number
     FROM unnest($1::text[], $2::bigint[]) AS taken (task_id, number) WHERE tasks.task_id = taken.task_id
     RETURNING tasks.task_id, events"""
@@ -96,7 +103,7 @@ def mark_parent(tx: Transaction, task_id: str) -> Program[None]:
 def add(tx: Transaction, event: pb.TaskEvent) -> Program[None]:
     """Insert a child's event for its parent's log; it is collected after the commit."""
     yield Deferred("task_child_events", INSERT, insert_args(event))
-    tx.effects.child_events = True
+    tx.effects.child_events.add(event.task_id)
 
 
 def insert_args(event: pb.TaskEvent) -> tuple[str, int, bytes]:
@@ -104,11 +111,20 @@ def insert_args(event: pb.TaskEvent) -> tuple[str, int, bytes]:
     return event.task_id, event.emitted_at_unix_ms, event.SerializeToString()
 
 
-def collect(tx: Transaction) -> Program[Collected]:
-    """Move the oldest page of child tasks' events to their parents' logs (one node)."""
+def newest() -> Program[int]:
+    """Return the number of the newest row; 0: there is none."""
+    rows: list[Row] = yield Fetch("SELECT MAX(id) FROM task_child_events")
+    return rows[0][0] or 0
+
+
+def collect(tx: Transaction, up_to: int) -> Program[Collected]:
+    """Move the oldest page of child tasks' events to their parents' logs (one node).
+
+    Only rows up to a number.
+    """
     page = SMALL_PAGE if tx.context.small else PAGE
     found: list[Row] = yield Fetch(
-        "SELECT id, task_id, at_ms, event FROM task_child_events ORDER BY id LIMIT $1", (page,)
+        "SELECT id, task_id, at_ms, event FROM task_child_events WHERE id <= $1 ORDER BY id LIMIT $2", (up_to, page)
     )
     if found:
         for task_id, left in groupby(sorted(found, key=itemgetter(1)), key=itemgetter(1)):
@@ -117,14 +133,16 @@ def collect(tx: Transaction) -> Program[Collected]:
     return Collected(found[-1][0] if len(found) == page else 0)
 
 
-def collect_locking(tx: Transaction, after: int, without: frozenset[str]) -> Program[Collected]:
+def collect_locking(tx: Transaction, after: int, up_to: int, without: frozenset[str]) -> Program[Collected]:
     """Move a page of child tasks' events to the logs of parents that are not locked.
 
-    The page begins after the row `after`. Skips the parents `without`, as earlier events of theirs
-    are not collected.
+    The page begins after the row `after`; only parents with subscribers have rows behind `up_to`
+    moved. Skips the parents `without`, as earlier events of theirs are not collected.
     """
     found: list[Row] = yield Fetch(
-        "SELECT id, task_id FROM task_child_events WHERE id > $1 ORDER BY id LIMIT $2", (after, PAGE)
+        "SELECT id, task_id FROM task_child_events WHERE id > $1 "
+        "AND (id <= $2 OR task_id IN (SELECT task_id FROM task_watchers)) ORDER BY id LIMIT $3",
+        (after, up_to, PAGE),
     )
     locked: frozenset[str] = frozenset()
     names = sorted({task_id for _, task_id in found} - without)
@@ -166,15 +184,23 @@ def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: 
         yield from tx.record_events({name: (first[name], _above(left[name], parents[name])) for name in left})
 
 
-def collect_for(tx: Transaction, task_id: str) -> Program[int]:
-    """Move a page of child events to the log of a task that this transaction writes."""
-    found: list[Row] = yield Fetch(
-        "SELECT id, at_ms, event FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2", (task_id, PAGE)
-    )
+def take(tx: Transaction, task_id: str, parent_task_id: str) -> Program[list[tuple[int, bytes]]]:
+    """Take the oldest page of events of a task's children; its own parent is given.
+
+    The caller writes them to the task's log, and counts them in its row.
+    """
+    found: list[Row] = yield Fetch(_TAKE_FOR, (task_id, PAGE))
     if found:
         tx.charge(len(found))
-        yield from _number(tx, task_id, [(at_ms, event) for _, at_ms, event in found])
-        yield Execute("DELETE FROM task_child_events WHERE task_id = $1 AND id <= $2", (task_id, found[-1][0]))
+    return _above([(at_ms, event) for _, at_ms, event in sorted(found)], parent_task_id)
+
+
+def collect_for(tx: Transaction, task_id: str) -> Program[int]:
+    """Move a page of child events to the log of a task that this transaction writes."""
+    found: list[Row] = yield Fetch(_TAKE_FOR, (task_id, PAGE))
+    if found:
+        tx.charge(len(found))
+        yield from _number(tx, task_id, [(at_ms, event) for _, at_ms, event in sorted(found)])
     return len(found)
 
 
@@ -191,6 +217,8 @@ def _number(tx: Transaction, task_id: str, left: Sequence[tuple[int, bytes]]) ->
 
 
 def _above(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:
+    if not parent_task_id:
+        return list(left)
     events = []
     for at_ms, encoded in left:
         event = pb.TaskEvent.FromString(encoded)

@@ -236,8 +236,8 @@ class Effects:
     """Tasks that were hibernated, with the nodes of their workers."""
     unfinished: list[str] = field(default_factory=list)
     """Ended tasks on which more tasks depend than this transaction has woken."""
-    child_events: bool = False
-    """Whether child events were added that are to be moved to the logs of their parents."""
+    child_events: set[str] = field(default_factory=set)
+    """The parents to whose logs child events are to be moved that were added."""
     outbox: bool = False
     """Whether messages were added to `task_outbox` that are to be appended to the topic log."""
     absent_targets: list[str] = field(default_factory=list)
@@ -287,6 +287,9 @@ class Transaction(Protocol):
 
     def load(self, task_id: str) -> Program[TaskRow | None]:
         """Load a task that this transaction is about to change; None if there is none."""
+
+    def note_loaded(self, task: TaskRow) -> None:
+        """Keep a row that this transaction has read, and alone changes, for `load`."""
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
         """Make the facts (time, caller, reason) of a status change that happens now."""

@@ -18,6 +18,8 @@ _OF_A_TASK: Final = (
     "task_tokens", "task_descents", "authority_waits", "task_sessions", "task_inputs", "task_used_inputs",
     "task_results", "task_states", "task_cancelled_parents",
 )  # fmt: skip
+QUEUES: Final = "queues"
+"""What statements read that ask which tasks wait (`FetchOne.reads`)."""
 _INSERT: Final = f"""INSERT INTO tasks ({FIELDS}, payload) VALUES ({_MARKS}, ${len(COLUMNS) + 1})
     ON CONFLICT (task_id) DO NOTHING"""  # noqa: S608
 _INSERT_AND_LEAVE: Final = f"""WITH made AS ({_INSERT} RETURNING task_id)
@@ -86,7 +88,8 @@ def insert(task: TaskRow, payload: bytes, left: tuple[str, int, bytes] | None = 
 def insert_fresh(task: TaskRow, payload: bytes) -> Program[None]:
     """Insert the row of a task whose id is new for certain, up to the commit."""
     inline = payloads.inline_part(payload)
-    yield Deferred("tasks", _INSERT_FRESH, (*task.values(), inline), returns_row=True)
+    leaves = "" if task.queue else QUEUES
+    yield Deferred("tasks", _INSERT_FRESH, (*task.values(), inline), returns_row=True, leaves=leaves)
     if inline is None:
         yield from payloads.insert_large(task.task_id, payload)
 
@@ -107,7 +110,8 @@ def save(before: TaskRow, after: TaskRow, *, shared: bool = False) -> Program[No
         return
     args = (before.task_id, before.status.value, before.epoch, *changes.values())
     if shared:
-        yield Deferred("tasks", f"{_update(tuple(changes))} RETURNING 1", args, returns_row=True)
+        leaves = "" if before.queue or after.queue else QUEUES
+        yield Deferred("tasks", f"{_update(tuple(changes))} RETURNING 1", args, returns_row=True, leaves=leaves)
         return
     count: int = yield Execute(_update(tuple(changes)), args)
     if count != 1:

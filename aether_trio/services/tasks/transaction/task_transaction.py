@@ -87,6 +87,8 @@ class TaskTransaction:
     """Payloads of the tasks that this transaction has created."""
     written: dict[str, TaskRow] = field(default_factory=dict)
     """The rows that were written, by task id."""
+    loaded: dict[str, TaskRow] = field(default_factory=dict)
+    """Rows for `load` (`note_loaded`)."""
     generation: int = 0
     """That of `Context.live_rows` when the transaction began."""
     repeats: dict[tuple[str, bytes], int] = field(default_factory=dict)
@@ -108,6 +110,7 @@ class TaskTransaction:
             self.context.live_rows.writes(row.task_id, self)
 
     def row_changes(self, task_id: str) -> None:
+        self.loaded.pop(task_id, None)
         if self.context.live_rows is not None:
             self.context.live_rows.forget_row(task_id)
 
@@ -131,10 +134,15 @@ class TaskTransaction:
             return known
         if not self.context.shared:
             return (yield from task_rows.load(task_id))
+        if (noted := self.loaded.pop(task_id, None)) is not None and task_id not in self.written:
+            return noted
         task, watchers = yield from task_rows.load_watched(task_id)
         if not watchers:
             self.unwatched.add(task_id)
         return task
+
+    def note_loaded(self, task: TaskRow) -> None:
+        self.loaded[task.task_id] = task
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
         for name in ("reason", "error_type"):
@@ -169,7 +177,7 @@ class TaskTransaction:
         left: tuple[str, int, bytes] | None = None
         if task.parent_task_id and self.context.shared:  # in one round trip with the row
             left = child_events.insert_args(self._child_event(task, "spawned"))
-            self.effects.child_events = True
+            self.effects.child_events.add(task.parent_task_id)
         made = True
         if self.context.shared and not self.context.again and task.task_type != AGENT_STARTUP:
             yield from task_rows.insert_fresh(row, payload)
@@ -218,7 +226,7 @@ class TaskTransaction:
         by: str = "",
     ) -> Program[None]:
         if before.has_children and _has_event(before, after):
-            yield from self.collect_child_events(before)
+            yield from self._take_child_events(before)
         if after.grants and after.assigned_to != before.assigned_to:
             yield from self.context.grants.assigned(self, before, after)
         self._derive(before, after)
@@ -408,17 +416,22 @@ class TaskTransaction:
         yield Deferred("task_events", sql, (task_id, number - KEPT_EVENTS))
 
     def record_events(self, events: Mapping[str, tuple[int, Sequence[tuple[int, bytes]]]]) -> Program[None]:
+        """Write events of tasks, whose rows count them: (first number, events)."""
         recorded = [
             RecordedEvent(task_id, number, *event)
             for task_id, (first, found) in events.items()
             for number, event in enumerate(found, first)
         ]
-        yield ExecuteMany(_RECORD, recorded)
+        if self.context.shared and len(events) == 1:  # with what else this transaction writes
+            for row in recorded:
+                yield Deferred("task_events", _RECORD, row)
+        else:
+            yield ExecuteMany(_RECORD, recorded)
         self.effects.events.extend(recorded)
-        if self.context.shared:
+        if self.context.shared and (followed := [task_id for task_id in events if task_id not in self.unwatched]):
             nodes: list[Row] = yield Fetch(
                 "SELECT node, task_id FROM task_watchers WHERE task_id = ANY($1::text[]) AND node <> $2",
-                (list(events), self.context.node),
+                (followed, self.context.node),
             )
             self.effects.watching_nodes.update((node, task_id) for node, task_id in nodes)
         for task_id, (first, found) in events.items():
@@ -426,10 +439,21 @@ class TaskTransaction:
             if mark >= first:
                 yield from self._forget_events(task_id, mark)
 
+    def _take_child_events(self, task: TaskRow) -> Program[None]:
+        """Move the events of a task's children to its log; its row is written after this."""
+        while events := (yield from child_events.take(self, task.task_id, task.parent_task_id)):
+            self.row_changes(task.task_id)
+            yield from self.record_events({task.task_id: (task.events + 1, events)})
+            task.events += len(events)
+            if len(events) < child_events.PAGE:
+                break
+
     def collect_child_events(self, task: TaskRow) -> Program[None]:
         """Move the events of a task's children to its log, before another event."""
         while count := (yield from child_events.collect_for(self, task.task_id)):
             task.events += count
+            if count < child_events.PAGE:
+                break
 
     def events_since(self, task_id: str, since_ms: int) -> Program[list[pb.TaskEvent]]:
         """Read a task's events since a moment (Unix ms), at most the KEPT_EVENTS latest."""

@@ -196,7 +196,7 @@ def update_workers(
 
 
 def _release(tx: Transaction, identity: str) -> Program[None]:
-    found: list[Row] = yield FetchOne(_RELEASE, (identity,), late=True)
+    found: list[Row] = yield FetchOne(_RELEASE, (identity,), late=True, reads=task_rows.QUEUES)
     for *row, waits in found:
         worker = read_worker([tuple(row)])
         if waits and tx.context.shared:  # programs that ran interleaved may have assigned it others

@@ -93,6 +93,25 @@ async def test_a_subscriber_is_told_soon_and_once(core: Core, world: World) -> N
         assert numbers(world, parent) == list(range(1, len(told) + 3))
 
 
+async def test_what_no_client_follows_is_left_to_the_end_of_the_parent(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent, (first,) = await parent_and_children(peer, 1)
+        for task_id in (first, await child_of(peer, parent)):
+            await end(peer, task_id)
+        await trio.sleep(child_events.UNWATCHED_S / 2)
+        assert (left(world), numbers(world, parent)) == (4, [])
+        for op in (Op.CLAIM, Op.COMPLETE):
+            assert (await operate(peer, op, parent)).success
+        assert (left(world), numbers(world, parent)) == (0, [1, 2, 3, 4, 5, 6])
+
+
+async def test_what_no_client_follows_is_moved_after_a_while(core: Core, world: World) -> None:
+    async with connect(core, agent("w", "c", "1")) as peer:
+        parent, made = await parent_and_children(peer, child_events.PAGE + 1)
+        await trio.sleep(4 * child_events.UNWATCHED_S)
+        assert (left(world), len(numbers(world, parent))) == (0, len(made))
+
+
 async def test_what_a_killed_gateway_left_is_taken_up_by_the_next(
     world: World, nothing_taken_up: pytest.MonkeyPatch
 ) -> None:
@@ -165,8 +184,8 @@ async def test_events_of_the_children_of_a_deleted_task_go(core: Core, world: Wo
     database = core.tasks.engine.database
     async with connect(core, agent("w", "c", "1")) as peer:
         parent, (child,) = await parent_and_children(peer, 1)
-        await trio.sleep(1)
+        await trio.sleep(4 * child_events.UNWATCHED_S)
         await database.execute("DELETE FROM tasks WHERE task_id = $1", parent)
         await end(peer, child)
-        await trio.sleep(1)
+        await trio.sleep(4 * child_events.UNWATCHED_S)
         assert left(world) == 0

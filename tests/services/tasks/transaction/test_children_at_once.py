@@ -30,7 +30,7 @@ from tests.helpers.direct import caught
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres_session import PostgresSession
 from tests.services.tasks import peers
-from tests.services.tasks.delivery.test_event_subscriptions import child_of, parent_and_children
+from tests.services.tasks.delivery.test_event_subscriptions import child_of, parent_and_children, subscribe
 from tests.services.tasks.peers import Op
 
 T = TypeVar("T")
@@ -190,10 +190,27 @@ async def all_pages(locking: Database) -> tuple[frozenset[str], int]:
     last = pages = 0
     while not pages or last:
         taken = await locking.run(
-            lambda last=last, left=left: child_events.collect_locking(TaskTransaction(CONTEXT), last, left)  # type: ignore[misc]
+            lambda last=last, left=left: child_events.collect_locking(  # type: ignore[misc]
+                TaskTransaction(CONTEXT), last, child_events.ALL, left
+            )
         )
         last, left, pages = taken.last, left | taken.locked, pages + 1
     return left, pages
+
+
+async def test_what_is_new_waits_unless_its_parent_is_followed(core: Core, postgres_engine: PostgresEngine) -> None:
+    engine = core.tasks.engine
+    async with connect(core, agent("w", "c", "1")) as peer, connect(core, agent("w", "c", "2")) as other:
+        old, of_old = await parent_and_children(peer, 1)
+        up_to = await engine.database.read(child_events.newest)
+        new, of_new = await parent_and_children(peer, 1)
+        followed, of_followed = await parent_and_children(peer, 1)
+        assert (await subscribe(other, followed)).success
+        of_followed.append(await child_of(peer, followed))
+        await engine._collect_unlocked_child_events(up_to)
+        assert [told(postgres_engine, one) for one in (old, new, followed)] == [of_old, [], of_followed]
+        await engine._collect_unlocked_child_events(child_events.ALL)
+        assert told(postgres_engine, new) == of_new
 
 
 async def test_events_for_a_parent_that_is_gone_are_dropped(core: Core, postgres_engine: PostgresEngine) -> None:
