@@ -171,7 +171,7 @@ class ApplyOperations:
 
     async def _apply(self, asked: OperationAsked) -> OperationAnswer:
         """Apply the documents of `data` in one transaction, which `dry_run` undoes."""
-        fields = asked.document
+        fields = await asked.document()
         documents, dry_run = fields.get("documents"), fields.get("dry_run", False)
         if not isinstance(documents, list) or not isinstance(dry_run, bool) or fields.keys() - {"documents", "dry_run"}:
             raise OperationError('data is {"documents": [DOCUMENT, ...], "dry_run": BOOL}')

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from aether_trio.model.access import AccessLevel
@@ -13,7 +13,8 @@ from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows.definitions import EVERYWHERE
-from aether_trio.services.workflows.json_values import read_json, unwritable, write_json
+from aether_trio.services.workflows.json_thread import in_json_thread
+from aether_trio.services.workflows.json_values import read_document, read_json, unwritable, write_list
 from aether_trio.session.session import Session
 
 T = TypeVar("T")
@@ -31,7 +32,7 @@ class OperationError(ChangeRefused):
 
 
 class OperationAnswer(NamedTuple):
-    """The answer to an operation: a JSON value (bytes: encoded), or a message alone."""
+    """The answer to an operation: a small JSON value, JSON as bytes, or a message."""
 
     data: Any = None
     message: str = ""
@@ -85,22 +86,29 @@ def is_number(text: str) -> bool:
 
 
 def page_answer(
-    found: Sequence[T], page: PageAsked, show: Callable[[T], Any], place: Callable[[T], str]
+    found: Sequence[T], page: PageAsked, show: Callable[[T], bytes], place: Callable[[T], str]
 ) -> OperationAnswer:
     """Return a page of a list; more follow if `found` has more than its limit.
 
-    `place(entry)` is where the list goes on behind an entry.
+    `show(entry)` is its JSON, and `place(entry)` where the list goes on behind it.
     """
     parts: list[bytes] = []
     size = 0
     for one in found[: page.limit]:
-        encoded = write_json(show(one))
+        encoded = show(one)
         size += len(encoded) + 1
         if parts and size > PAGE_BYTES:
             break
         parts.append(encoded)
     message = MORE + place(found[len(parts) - 1]) if len(parts) < len(found) else ""
-    return OperationAnswer(b"[" + b",".join(parts) + b"]", message, len(parts))
+    return OperationAnswer(write_list(parts), message, len(parts))
+
+
+def _read(read: Callable[[bytes], Any], data: bytes) -> Any:
+    found = read(data)
+    if problem := unwritable(found, data):
+        raise OperationError(f"data is not JSON: {problem}")
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,39 +123,33 @@ class OperationAsked:
     data: bytes = b""
     status: str = ""
 
-    def json(self, default: Any) -> Any:
+    async def json(self, default: Any) -> Any:
         """Return the JSON that came with it, numbers as floats. Raises OperationError."""
         if not self.data:
             return default
         try:
-            found = read_json(self.data)
+            return await in_json_thread(partial(_read, read_json, self.data), len(self.data))
         except (ValueError, RecursionError) as error:
             raise OperationError(f"data is not JSON: {shown(str(error))}") from None
-        if problem := unwritable(found, self.data):
-            raise OperationError(f"data is not JSON: {problem}")
-        return found
 
-    @property
-    def document(self) -> dict[str, Any]:
-        """The JSON object that came with it; {} without any. Raises OperationError."""
+    async def document(self) -> dict[str, Any]:
+        """Return the JSON object that came with it; {} without any. Raises OperationError."""
         if not self.data:
             return {}
         try:
-            found = json.loads(self.data)
+            found = await in_json_thread(partial(_read, read_document, self.data), len(self.data))
         except (ValueError, RecursionError) as error:
             raise OperationError(f"data is not JSON: {shown(str(error))}") from None
         if not isinstance(found, dict):
             raise OperationError("data is not a JSON object")
-        if problem := unwritable(found, self.data):
-            raise OperationError(f"data is not JSON: {problem}")
         return found
 
-    def page(self, usual: int = MAX_LISTED) -> PageAsked:
+    async def page(self, usual: int = MAX_LISTED) -> PageAsked:
         """Return which part of a list it asks for. Raises OperationError.
 
         `usual` is how many entries there are without `limit` in its data.
         """
-        document = self.document
+        document = await self.document()
         limit, after = document.get("limit", usual), document.get("after", "")
         if isinstance(limit, bool) or not isinstance(limit, int) or not 0 < limit <= MAX_LISTED:
             raise OperationError(f"limit is a whole number from 1 to {MAX_LISTED}, and not {shown(limit)}")

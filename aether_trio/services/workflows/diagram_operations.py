@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.text import shown
+from aether_trio.model.workflows.definition import Graph
 from aether_trio.model.workflows.diagrams import graph_diagram
 from aether_trio.model.workflows.happenings import StepPlace
 from aether_trio.model.workflows.state import GraphState
@@ -21,6 +22,8 @@ from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.execution_view import item_counts
 from aether_trio.services.workflows.executions import read_state
 from aether_trio.services.workflows.functions import FUNCTION
+from aether_trio.services.workflows.json_thread import in_json_thread
+from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.machine_operations import MachineOperations
 from aether_trio.services.workflows.stored_graphs import compile_stored
 
@@ -52,14 +55,14 @@ class DiagramOperations:
                 return OperationAnswer(await self._machines.instance_diagram(asked))
         raise OperationError(f"secondary_id is one of {', '.join(KINDS)}, and not {shown(asked.secondary_id)}")
 
-    async def _of_workflow(self, asked: OperationAsked) -> dict[str, Any]:
+    async def _of_workflow(self, asked: OperationAsked) -> bytes:
         workspace = asked.own_workspace
         stored = await self._engine.database.read(partial(definitions.newest, workspace, asked.id, also_inactive=True))
         if stored is None or await self._access.problem(asked.session, stored.workspace, AccessLevel.READ):
             raise OperationError(f"workflow {shown(asked.id)} not found in workspace {shown(workspace)}")
-        return await _drawn(stored, GraphState.new()) | {"workspace": stored.workspace}
+        return await _drawn(stored, GraphState.new(), {"workspace": stored.workspace})
 
-    async def _of_execution(self, asked: OperationAsked) -> dict[str, Any]:
+    async def _of_execution(self, asked: OperationAsked) -> bytes:
         row: ExecutionRow | None = await self._engine.database.read(partial(execution_rows.load, asked.id))
         if row is None or await self._access.problem(asked.session, row.workspace, AccessLevel.READ):
             raise OperationError(f"execution {shown(asked.id)} not found")
@@ -68,16 +71,20 @@ class DiagramOperations:
         if stored is None:
             raise OperationError(f"version {row.version} of workflow {row.workflow_id} is gone")
         state = GraphState.new() if row.kind == FUNCTION else GraphState.from_json(read_state(row.state))
-        drawn = await _drawn(stored, state)
-        return drawn | {"workspace": row.workspace, "execution_id": row.execution_id, "status": row.status}
+        about = {"workspace": row.workspace, "execution_id": row.execution_id, "status": row.status}
+        return await _drawn(stored, state, about)
 
 
-async def _drawn(stored: StoredDefinition, state: GraphState) -> dict[str, Any]:
+async def _drawn(stored: StoredDefinition, state: GraphState, about: dict[str, Any]) -> bytes:
     if stored.is_function:
         raise OperationError(f"workflow {stored.id} is a function: it has no graph of steps")
     graph = await compile_in_thread(partial(compile_stored, stored), len(stored.document))
+    return await in_json_thread(partial(_written, graph, state, about), len(stored.document))
+
+
+def _written(graph: Graph, state: GraphState, about: dict[str, Any]) -> bytes:
     statuses: dict[str, str] = {}
     if state.started_ms:
         statuses = {step: state.step_status(StepPlace(step)) for step in graph.steps}
     items = {step: item_counts(progress) for step, progress in state.steps.items()}
-    return graph_diagram(graph, statuses, items)
+    return write_json({**graph_diagram(graph, statuses, items), **about})

@@ -21,6 +21,7 @@ from aether_trio.model.workflows.state import DELAYED, WORDS, GraphState, StepPr
 from aether_trio.services.tasks.transaction import results, task_rows
 from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
 from aether_trio.services.workflows.execution_rows import UNDO, ExecutionRow, StepRow
+from aether_trio.services.workflows.json_values import write_list, write_object
 from aether_trio.storage.base import Program
 
 STEPS_SHOWN: Final = 1_000
@@ -36,13 +37,10 @@ KINDS: Final = ("action", "workflow", "wait", "ask", "fail", "continue_as")
 """What a step may be, as the key of its document says; without one it is `compute`."""
 
 
-def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[dict[str, Any]]:
-    """Return an execution with all its steps, or with the step or item `only`."""
+def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[ExecutionView]:
+    """Read an execution with all its steps, or with the step or item `only`."""
     current = (yield from execution_rows.load(row.execution_id)) or row
     stored = yield from definitions.load(current.defined_in, current.workflow_id, current.version)
-    documents = {} if stored is None else _step_documents(stored.document)
-    is_graph = current.kind == "graph" and current.state
-    state = GraphState.from_json(json.loads(current.state)) if is_graph else GraphState.new()
     rows = yield from execution_rows.steps(current.execution_id, STEPS_SHOWN, only=only)
     wanted = [StepPlace(one.step, one.item) for one in rows if only is not None or one.item == NO_ITEM]
     if current.kind == "function":
@@ -54,11 +52,12 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
             task = yield from task_rows.load(one.task_id)
             if task is not None:
                 tasks[one.task_id] = task
-    shown = shown_execution(current)
+    shown = _shown_execution(current)
+    result: bytes | None = None
     if current.status == "completed":
         task = yield from task_rows.load(current.execution_id)
-        result = None if task is None else (yield from results.load(task))
-        shown["Result"] = None if result is None else _json(result.data)
+        stored_result = None if task is None else (yield from results.load(task))
+        result = b"null" if stored_result is None else stored_result.data or b"null"
     if current.status == "queued" and (run := (yield from flow_rows.load_run(current.execution_id))) is not None:
         waits = "more" if run.waits == flow_rows.GATHERED else "turn"
         shown["WaitsFor"] = {"for": waits, "keys": json.loads(run.shown)}
@@ -69,36 +68,68 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
     used = yield from budgets.totals(current.execution_id)
     if used:
         shown["Usage"] = {name: one.total for name, one in used.items()}
-    view = _View(current, documents, state, data, tasks)
-    return {"execution": shown, "steps": view.steps(rows, only)}
+    return ExecutionView(current, b"" if stored is None else stored.document, shown, result, rows, data, tasks)
 
 
-class _View:
-    """Puts together what rows, state, documents and tasks say of the steps."""
+class ExecutionView:
+    """What is read of an execution; `size` says about how many bytes `write` works on."""
 
     def __init__(
         self,
         row: ExecutionRow,
-        documents: Mapping[str, Mapping[str, Any]],
-        state: GraphState,
+        document: bytes,
+        shown: dict[str, Any],
+        result: bytes | None,
+        rows: Sequence[StepRow],
+        data: Mapping[StepPlace, tuple[bytes | None, bytes | None]],
+        tasks: Mapping[str, TaskRow],
+    ) -> None:
+        """`result` is None for an execution that shows none."""
+        self.size = len(document) + len(row.state) + 500 * len(rows)
+        self._row = row
+        self._document = document
+        self._shown_execution = shown
+        self._result = result
+        self._rows = rows
+        self._data = data
+        self._tasks = tasks
+
+    def write(self, only: StepPlace | None = None) -> bytes | None:
+        """Return it as an answer's JSON; None if there is no such step."""
+        row = self._row
+        steps = _Steps(row, self._document, self._data, self._tasks).written(self._rows, only)
+        if only is not None and not steps:
+            return None
+        written = {"TriggerData": row.trigger_data, **({} if self._result is None else {"Result": self._result})}
+        return write_object({}, execution=write_object(self._shown_execution, **written), steps=write_list(steps))
+
+
+class _Steps:
+    """Puts together what rows, state, document and tasks say of the steps."""
+
+    def __init__(
+        self,
+        row: ExecutionRow,
+        document: bytes,
         data: Mapping[StepPlace, tuple[bytes | None, bytes | None]],
         tasks: Mapping[str, TaskRow],
     ) -> None:
         self._row = row
-        self._documents = documents
-        self._state = state
+        self._documents = _step_documents(document) if document else {}
+        is_graph = row.kind == "graph" and row.state
+        self._state = GraphState.from_json(json.loads(row.state)) if is_graph else GraphState.new()
         self._data = data
         self._tasks = tasks
 
-    def steps(self, rows: Sequence[StepRow], only: StepPlace | None) -> list[dict[str, Any]]:
-        """Return all steps in the document's order, each followed by its items."""
+    def written(self, rows: Sequence[StepRow], only: StepPlace | None) -> list[bytes]:
+        """Return the JSON of steps in the document's order, each followed by its items."""
         by_step: dict[str, list[StepRow]] = {}
         for one in rows:
             by_step.setdefault(one.step, []).append(one)
         names = list(self._documents) if only is None else [only.step]
         others = [name for name in by_step if name not in names and name.removesuffix(UNDO) not in names]
         names += sorted(others, key=lambda name: min(row.started_ms for row in by_step[name]))
-        found: list[dict[str, Any]] = []
+        found: list[bytes] = []
         for name in names:
             whole = [one for one in by_step.get(name, ()) if one.item == NO_ITEM]
             if only is None or only.item == NO_ITEM:
@@ -107,20 +138,20 @@ class _View:
             found += [self._shown(one) for one in by_step.get(name + UNDO, ())]
         return found
 
-    def _unbegun(self, name: str) -> list[dict[str, Any]]:
+    def _unbegun(self, name: str) -> list[bytes]:
         """Show a step that has no row as a whole, as the state knows it."""
         if name not in self._documents and name not in self._state.steps:
             return []
         status = self._state.step_status(StepPlace(name))
         return [self._shown(StepRow(name, NO_ITEM, status, self._state.attempt(StepPlace(name)), "", 0, 0, "", ""))]
 
-    def _shown(self, row: StepRow) -> dict[str, Any]:
+    def _shown(self, row: StepRow) -> bytes:
         place = StepPlace(row.step, row.item)
         given, result = self._data.get(place, (None, None))
         name = row.step.removesuffix(UNDO)
         progress = self._state.steps.get(row.step)
         task = self._tasks.get(row.task_id)
-        found = shown_step(self._row.execution_id, row, given, result)
+        found = _shown_step(self._row.execution_id, row)
         if self._row.kind == "graph":
             found["Kind"] = kind_of_step(self._documents.get(name, {}))
         else:
@@ -135,7 +166,7 @@ class _View:
                 waits = _function_waits(row, given)
             if waits:
                 found["WaitsFor"] = waits
-        return found
+        return write_object(found, InputData=given, OutputData=result)
 
     def _waits_for(
         self, row: StepRow, kind: str, progress: StepProgress | None, task: TaskRow | None
@@ -218,15 +249,19 @@ def _step_documents(document: bytes) -> dict[str, dict[str, Any]]:
     return found
 
 
-def shown_execution(row: ExecutionRow) -> dict[str, Any]:
-    """Return an execution with the names of the reference."""
+def listed_execution(row: ExecutionRow) -> bytes:
+    """Return an execution as lists show it."""
+    return write_object(_shown_execution(row), TriggerData=row.trigger_data)
+
+
+def _shown_execution(row: ExecutionRow) -> dict[str, Any]:
+    """Return an execution with the names of the reference, without its input."""
     return {
         "ExecutionID": row.execution_id,
         "WorkflowID": row.workflow_id,
         "WorkflowVersion": row.version,
         "Workspace": row.workspace,
         "Status": row.status,
-        "TriggerData": json.loads(row.trigger_data),
         "StartedAt": go_time(row.started_ms),
         "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
         "ErrorMessage": row.error,
@@ -234,16 +269,14 @@ def shown_execution(row: ExecutionRow) -> dict[str, Any]:
     }
 
 
-def shown_step(execution_id: str, row: StepRow, given: bytes | None, result: bytes | None) -> dict[str, Any]:
-    """Return a step or item with the names of the reference."""
+def _shown_step(execution_id: str, row: StepRow) -> dict[str, Any]:
+    """Return a step or item with the names of the reference, without its data."""
     found = {
         "ExecutionID": execution_id,
         "StepID": row.step,
         "Status": row.status,
         "StartedAt": go_time(row.started_ms) if row.started_ms else None,
         "CompletedAt": go_time(row.completed_ms) if row.completed_ms else None,
-        "InputData": None if given is None else _json(given),
-        "OutputData": None if result is None else _json(result),
         "ErrorMessage": row.error,
         "ErrorType": row.error_type,
         "Attempt": row.attempt,

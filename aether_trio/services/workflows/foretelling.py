@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
+from time import perf_counter
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple, TypeAlias
 
@@ -47,7 +48,8 @@ from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.events import TakenEvent, read_event
-from aether_trio.services.workflows.json_values import JsonError, write_json
+from aether_trio.services.workflows.json_thread import in_json_thread
+from aether_trio.services.workflows.json_values import JsonError, write_json, write_list, write_object
 from aether_trio.services.workflows.reactions import holds
 from aether_trio.services.workflows.rule_runs import environment_of
 from aether_trio.services.workflows.rules import equalities_of
@@ -63,6 +65,10 @@ PAGE_BYTES: Final = 4 * MIB
 FOUND: Final = 500
 FOUND_BYTES: Final = 512 * KIB
 """Reactions in one answer, and their bytes."""
+SLICE_S: Final = 0.05
+"""How long one turn in a thread may take: others wait for it."""
+LARGE: Final = 1 * MIB
+"""The size of what an event may make documents compute, whatever its own size."""
 SHOWN_BYTES: Final = 16 * KIB
 """A reaction whose values are larger is shown without them."""
 KEYS: Final = frozenset({"documents", "since_ms", "after"})
@@ -102,7 +108,7 @@ class ForetellOperations:
 
     async def _foretell(self, asked: OperationAsked) -> OperationAnswer:
         """Return `{"events", "foretold": [...], "next"}`; `next` 0: there are no more."""
-        given = asked.document
+        given = await asked.document()
         documents, since_ms, after = given.get("documents"), given.get("since_ms", 0), given.get("after", 0)
         whole = all(isinstance(one, int) and not isinstance(one, bool) and one >= 0 for one in (since_ms, after))
         if not isinstance(documents, list) or not whole or given.keys() - KEYS:
@@ -113,27 +119,27 @@ class ForetellOperations:
             raise OperationError(str(error)) from None
         for workspace in dict.fromkeys(one.workspace for one in found):
             await self._access.need(asked.session, workspace, AccessLevel.READ)
-        index = _index_of(found)
+        index = await compile_in_thread(partial(_index_of, found), len(asked.data))
         behind = after or await self._before(since_ms)
         rows, more = await self._page(behind, PAGE_EVENTS, PAGE_BYTES)
-        foretold: list[dict[str, Any]] = []
+        foretold: list[bytes] = []
         readable: dict[str, bool] = {}
         events, size = 0, 0
         for offset, at_ms, frame in rows:
             await trio.lowlevel.checkpoint()
-            event = read_event(offset, bytes(frame), at_ms)
+            event = await in_json_thread(partial(read_event, offset, bytes(frame), at_ms), len(frame))
             if event is not None and await self._reads(asked, event.workspace or EVERYWHERE, readable):
                 events += 1
-                for reaction in _reactions(index, event):
-                    await trio.lowlevel.checkpoint()
-                    if reaction is not None:
-                        foretold.append(reaction)
-                        size += len(write_json(reaction))
+                reactions = _reactions(index, event)
+                while found_now := await compile_in_thread(partial(_some, reactions), LARGE):
+                    foretold += filter(None, found_now)
+                    size += sum(map(len, found_now))
             behind = offset
             if len(foretold) >= FOUND or size >= FOUND_BYTES:
                 more = more or offset < rows[-1][0]
                 break
-        return OperationAnswer({"events": events, "foretold": foretold, "next": behind if more else 0})
+        fields = {"events": events, "next": behind if more else 0}
+        return OperationAnswer(write_object(fields, foretold=write_list(foretold)))
 
     async def _reads(self, asked: OperationAsked, workspace: str, readable: dict[str, bool]) -> bool:
         if workspace not in readable:
@@ -192,8 +198,19 @@ def _filter(event: str, agent: str, workspace: str, equalities: Sequence[Any] = 
     )
 
 
-def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[dict[str, Any] | None]:
-    """Yield what each candidate would have done; None if its condition does not hold."""
+def _some(reactions: Iterator[bytes]) -> list[bytes]:
+    """Take the next reactions, for some milliseconds; [] at the end."""
+    end = perf_counter() + SLICE_S
+    found: list[bytes] = []
+    for reaction in reactions:
+        found.append(reaction)
+        if perf_counter() > end:
+            break
+    return found
+
+
+def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[bytes]:
+    """Yield the JSON of what each candidate would have done; b"" for nothing."""
     for name in event.names:
         env = environment_of(event, name)
         for reacting in index.candidates(name, event.agent, event.workspace, env):
@@ -202,14 +219,15 @@ def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -
             try:
                 does = _does(reacting, event, name, env)
             except (EvaluationError, TextError, TooManyHops, _Foretold, JsonError) as error:
-                yield {**told, "error": escaped(str(error), 2_000)}
+                yield write_json({**told, "error": escaped(str(error), 2_000)})
                 continue
             if does is None:
-                yield None
+                yield b""
                 continue
-            if len(write_json(does)) > SHOWN_BYTES:
-                does = {"too_large_to_show": len(write_json(does))}
-            yield {**told, "does": does}
+            written = write_json(does)
+            if len(written) > SHOWN_BYTES:
+                written = write_json({"too_large_to_show": len(written)})
+            yield write_object(told, does=written)
 
 
 def _what(reacting: Reacting) -> dict[str, str]:

@@ -63,7 +63,7 @@ class FunctionOperations:
         identity = request.session.identity
         if identity.kind not in (Kind.AGENT, Kind.SERVICE):
             raise OperationError("only agents and services have functions: others are assigned no tasks of a pool")
-        workspace, name, given = request.own_workspace, request.id, request.document
+        workspace, name, given = request.own_workspace, request.id, await request.document()
         if workspace == EVERYWHERE:
             raise OperationError("a function belongs to one workspace: name it")
         try:
@@ -119,7 +119,7 @@ class FunctionOperations:
 
     async def _advance(self, request: OperationAsked) -> OperationAnswer:
         """Move on a run that the caller has been assigned; `id` is its execution."""
-        given = request.document
+        given = await request.document()
         number, after, commands = given.get("assignment"), given.get("after", 0), given.get("do", [])
         for name, value in (("assignment", number), ("after", after)):
             if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**53:

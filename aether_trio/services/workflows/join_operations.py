@@ -21,6 +21,7 @@ from aether_trio.services.workflows.asked import (
 )
 from aether_trio.services.workflows.join_rows import JoinRow
 from aether_trio.services.workflows.joins import Joins
+from aether_trio.services.workflows.json_values import write_json
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.WorkflowOperation
@@ -44,12 +45,14 @@ class JoinOperations:
         if asked.status not in ("", *JoinStatus):
             raise OperationError(f"status_filter is one of {', '.join(JoinStatus)}, and not {shown(asked.status)}")
         workspaces = await self._access.visible(asked)
-        page = asked.page()
+        page = await asked.page()
         behind = page.changed()
         found = await self._engine.database.read(
             lambda: join_rows.listed(workspaces, asked.status, page.limit + 1, behind)
         )
-        return page_answer(found, page, shown_join, lambda one: f"{one.updated_ms} {one.join_id}")
+        return page_answer(
+            found, page, lambda one: write_json(shown_join(one)), lambda one: f"{one.updated_ms} {one.join_id}"
+        )
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:
         join_id = _id(asked)

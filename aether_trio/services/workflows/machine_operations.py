@@ -5,14 +5,11 @@ An instance is named by its id, or by MACHINE/INSTANCE where several machines ha
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Final
-
-import trio
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.identity import MAX_TOKEN_BYTES, IdentityError, check_token
@@ -38,6 +35,8 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
+from aether_trio.services.workflows.json_thread import in_json_thread
+from aether_trio.services.workflows.json_values import write_json, write_object
 from aether_trio.services.workflows.known import LARGE_BYTES
 from aether_trio.services.workflows.machine_rows import InstanceRow, StoredMachine
 from aether_trio.services.workflows.machines import MACHINE, MachineError, Machines
@@ -76,7 +75,7 @@ class MachineOperations:
     # -- machines ----------------------------------------------------------------------------------
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
-        workspaces, page = await self._access.visible(asked), asked.page()
+        workspaces, page = await self._access.visible(asked), await asked.page()
         place = page.place()
         found = await self._engine.database.read(lambda: machine_rows.of_workspaces(workspaces, page.limit + 1, place))
         return page_answer(found, page, shown_machine, lambda one: f"{one.workspace} {one.id}")
@@ -95,24 +94,25 @@ class MachineOperations:
                 return found
         raise OperationError(f"state machine {shown(id)} not found in workspace {shown(workspace)}")
 
-    async def diagram(self, asked: OperationAsked) -> Diagram:
+    async def diagram(self, asked: OperationAsked) -> bytes:
         """Return the states and transitions of a machine. Raises OperationError."""
         stored = await self._find(asked, asked.id, AccessLevel.READ)
         await self._compile(stored)
-        return machine_diagram(self._machines.definition(stored)) | {"workspace": stored.workspace}
+        drawn = partial(machine_diagram, self._machines.definition(stored))
+        return await _written(drawn, {"workspace": stored.workspace}, stored)
 
-    async def instance_diagram(self, asked: OperationAsked) -> Diagram:
+    async def instance_diagram(self, asked: OperationAsked) -> bytes:
         """Return those of an instance's machine, with its state. Raises OperationError."""
         row = await self._find_instance(asked, AccessLevel.READ)
         stored = await self._engine.database.read_small(partial(machine_rows.load, row.defined_in, row.machine_id))
         if stored is None:
             raise OperationError(f"state machine {shown(row.machine_id)} is gone")
         await self._compile(stored)
-        drawn = machine_diagram(self._machines.definition(stored), row.state)
-        return drawn | {"workspace": row.workspace, "instance_id": row.instance_id}
+        drawn = partial(machine_diagram, self._machines.definition(stored), row.state)
+        return await _written(drawn, {"workspace": row.workspace, "instance_id": row.instance_id}, stored)
 
     async def _create(self, asked: OperationAsked) -> OperationAnswer:
-        document = asked.document
+        document = await asked.document()
         names = {fold(key) for key in document}
         if "definition" not in names and "states" not in names:
             raise OperationError('data is {"id": ID, "workspace": WORKSPACE, "definition": MACHINE}')
@@ -157,7 +157,7 @@ class MachineOperations:
 
     async def _list_instances(self, asked: OperationAsked) -> OperationAnswer:
         """List instances, the latest changed first."""
-        workspaces, page = await self._access.visible(asked), asked.page(LISTED)
+        workspaces, page = await self._access.visible(asked), await asked.page(LISTED)
         behind = page.changed()
         found = await self._engine.database.read(
             lambda: machine_rows.listed(workspaces, asked.id, page.limit + 1, behind)
@@ -194,7 +194,7 @@ class MachineOperations:
         return [one for one in own if one.defined_in != EVERYWHERE or one.machine_id not in shadowing]
 
     async def _create_instance(self, asked: OperationAsked) -> OperationAnswer:
-        fields = _fields(asked)
+        fields = await _fields(asked)
         machine_id = fields.get("machineid", "") or asked.id
         if not isinstance(machine_id, str) or not machine_id:
             raise OperationError("machine_id is the id of the state machine")
@@ -229,7 +229,7 @@ class MachineOperations:
 
     async def _send(self, asked: OperationAsked) -> OperationAnswer:
         event: Any = asked.secondary_id
-        data = asked.json(None)
+        data = await asked.json(None)
         given = {fold(key): value for key, value in data.items()} if isinstance(data, dict) else {}
         if "event" in given and given.keys() <= _EVENT and event in ("", given["event"]):
             event, data = given["event"], given.get("data")
@@ -248,7 +248,7 @@ class MachineOperations:
         """Compile a large machine before its transaction, while other tasks run."""
         if stored is not None and len(stored.document) > LARGE_BYTES and not self._machines.is_compiled(stored):
             with suppress(ValueError):  # the transaction says what is wrong
-                await trio.to_thread.run_sync(self._machines.definition, stored)
+                await compile_in_thread(partial(self._machines.definition, stored), len(stored.document))
 
     async def _change(self, program: Callable[[TaskTransaction], Program[InstanceRow]]) -> InstanceRow:
         try:
@@ -276,38 +276,42 @@ def put_machine(
     return AppliedRow(MACHINE, *place, 0, change, warning)
 
 
-def _fields(asked: OperationAsked) -> dict[str, Any]:
+async def _written(draw: Callable[[], Diagram], about: dict[str, Any], stored: StoredMachine) -> bytes:
+    return await in_json_thread(lambda: write_json({**draw(), **about}), len(stored.document))
+
+
+async def _fields(asked: OperationAsked) -> dict[str, Any]:
     """Return the members of an operation's object by their folded names."""
-    found = asked.json({})
+    found = await asked.json({})
     if not isinstance(found, dict):
         raise OperationError("data is not a JSON object")
     return {fold(key): value for key, value in found.items()}
 
 
-def shown_machine(stored: StoredMachine) -> dict[str, Any]:
+def shown_machine(stored: StoredMachine) -> bytes:
     """Return a machine as operations answer it."""
-    return {
+    fields = {
         "id": stored.id,
         "workspace": stored.workspace,
-        "definition": json.loads(stored.document),
         "active": stored.active,
         "owner": stored.owner,
         "created_at": go_time(stored.created_ms),
         "updated_at": go_time(stored.updated_ms),
     }
+    return write_object(fields, definition=stored.document)
 
 
-def shown_instance(row: InstanceRow) -> dict[str, Any]:
+def shown_instance(row: InstanceRow) -> bytes:
     """Return an instance as operations answer it."""
-    return {
+    fields = {
         "instance_id": row.instance_id,
         "machine_id": row.machine_id,
         "workspace": row.workspace,
         "current_state": row.state,
-        "data": json.loads(row.data),
         "transitions": row.transitions,
         "timeout_at": go_time(row.timeout_ms) if row.timeout_ms else None,
         "completed_at": go_time(row.completed_ms) if row.completed_ms else None,
         "created_at": go_time(row.created_ms),
         "updated_at": go_time(row.updated_ms),
     }
+    return write_object(fields, data=row.data)

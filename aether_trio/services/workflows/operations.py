@@ -10,7 +10,6 @@ retry. What is defined acts for the participant that has defined it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import MappingProxyType
@@ -56,11 +55,12 @@ from aether_trio.services.workflows.asked import (
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.execution_rows import ExecutionRow
-from aether_trio.services.workflows.execution_view import execution_view, shown_execution
+from aether_trio.services.workflows.execution_view import execution_view, listed_execution
 from aether_trio.services.workflows.executions import Executions, read_state
 from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.functions import FUNCTION, CommandError
-from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.json_thread import in_json_thread
+from aether_trio.services.workflows.json_values import write_entry, write_json, write_list, write_object
 from aether_trio.services.workflows.made_operations import MadeOperation
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, StartRefused
 from aether_trio.services.workflows.reach import within_reach
@@ -163,9 +163,9 @@ class WorkflowOperations:
             answer = await self.perform(request)
         except OperationError as error:
             return pb.WorkflowResponse(error=str(error))
-        data = (
-            answer.data if isinstance(answer.data, bytes) else b"" if answer.data is None else write_json(answer.data)
-        )
+        data = answer.data
+        if not isinstance(data, bytes):
+            data = b"" if data is None else write_json(data)
         return pb.WorkflowResponse(success=True, data=data, message=answer.message, total_count=answer.total)
 
     async def perform(self, request: OperationAsked) -> OperationAnswer:
@@ -192,7 +192,7 @@ class WorkflowOperations:
 
     async def _list_workflows(self, request: OperationAsked) -> OperationAnswer:
         workspaces = await self._access.visible(request)
-        page = request.page()
+        page = await request.page()
         place = page.place()
         found = await self._engine.database.read(
             lambda: definitions.newest_of_workspaces(workspaces, page.limit + 1, place)
@@ -215,7 +215,7 @@ class WorkflowOperations:
         return stored
 
     async def _create_workflow(self, request: OperationAsked) -> OperationAnswer:
-        document = request.document
+        document = await request.document()
         if request.workspace and "workspace" not in {key.lower() for key in document}:
             document["workspace"] = request.workspace
         try:
@@ -257,7 +257,7 @@ class WorkflowOperations:
         """
         workspace, name = request.own_workspace, request.id
         await self._access.need(request.session, workspace)
-        begin = Begin(request.json({}), request.session.identity.text)
+        begin = Begin(await request.json({}), request.session.identity.text)
         task_id = self._ids.dated(self._engine.clock.now_ms())
         key = operation_key("run", workspace, name, request.secondary_id) if request.secondary_id else b""
         same = request_hash(begin.input)
@@ -315,7 +315,7 @@ class WorkflowOperations:
 
     async def _list_executions(self, request: OperationAsked) -> OperationAnswer:
         """List executions, the newest first; the place of one is its id."""
-        workspaces, page = await self._access.visible(request), request.page(PAGE)
+        workspaces, page = await self._access.visible(request), await request.page(PAGE)
         statuses: tuple[str, ...] = RUNNING if request.status in ("", "running") else (request.status,)
         if request.status == "all":
             statuses = ()
@@ -333,7 +333,7 @@ class WorkflowOperations:
         found = await self._engine.database.read(program)
         if found is None:
             raise page.wrong()
-        return page_answer(found, page, shown_execution, lambda row: row.execution_id)
+        return page_answer(found, page, listed_execution, lambda row: row.execution_id)
 
     async def _execution(self, request: OperationAsked, level: AccessLevel) -> ExecutionRow:
         row = await self._engine.database.read_small(lambda: execution_rows.load(request.id))
@@ -347,8 +347,9 @@ class WorkflowOperations:
         """Show an execution; `secondary_id`: only STEP, or its item STEP[ITEM]."""
         row = await self._execution(request, AccessLevel.READ)
         only = place_from(request.secondary_id) if request.secondary_id else None
-        found = await self._engine.database.read(lambda: execution_view(row, only))
-        if only is not None and not found["steps"]:
+        view = await self._engine.database.read(lambda: execution_view(row, only))
+        found = await in_json_thread(partial(view.write, only), view.size)
+        if found is None:
             raise OperationError(f"execution {row.execution_id} has no step {shown(request.secondary_id)}")
         return OperationAnswer(found)
 
@@ -398,7 +399,7 @@ class WorkflowOperations:
             raise OperationError("secondary_id is the name of the signal")
         if len(request.data) > MAX_SIGNAL_BYTES:
             raise OperationError(f"a signal has at most {MAX_SIGNAL_BYTES} bytes of data")
-        data = request.json(None)
+        data = await request.json(None)
         by = request.session.identity.text
         await self._happen(row, lambda at_ms: SignalReceived(at_ms=at_ms, name=request.secondary_id, data=data, by=by))
         return OperationAnswer(message=f"signal {request.secondary_id} is delivered")
@@ -407,7 +408,7 @@ class WorkflowOperations:
         """Answer the question of a step; `secondary_id` is STEP, or STEP[ITEM]."""
         row = await self._execution(request, AccessLevel.READ)
         place = place_from(request.secondary_id)
-        fields = request.document
+        fields = await request.document()
         approved = fields.get("approved", True)
         if not isinstance(approved, bool):
             raise OperationError("approved is true or false")
@@ -500,8 +501,8 @@ class WorkflowOperations:
         entries = await self._engine.database.read(
             lambda: execution_rows.history(row.execution_id, after, HISTORY_PAGE)
         )
-        found = [{"number": number, "at": go_time(at_ms), **json.loads(entry)} for number, at_ms, entry in entries]
-        return OperationAnswer(found, total=row.entries)
+        found = [write_entry({"number": number, "at": go_time(at_ms)}, entry) for number, at_ms, entry in entries]
+        return OperationAnswer(write_list(found), total=row.entries)
 
 
 def _put(stored: StoredDefinition) -> Program[StoredDefinition | None]:
@@ -525,15 +526,15 @@ def place_from(text: str) -> StepPlace:
     return StepPlace(step, int(number))
 
 
-def shown_definition(stored: StoredDefinition) -> dict[str, Any]:
+def shown_definition(stored: StoredDefinition) -> bytes:
     """Return a definition with the names of the reference."""
-    return {
+    fields = {
         "ID": stored.id,
         "Version": stored.version,
         "Workspace": stored.workspace,
-        "Definition": json.loads(stored.document),
         "Active": stored.active,
         "CreatedAt": go_time(stored.created_ms),
         "UpdatedAt": go_time(stored.updated_ms),
         "Owner": stored.owner,
     }
+    return write_object(fields, Definition=stored.document)

@@ -66,7 +66,7 @@ class PastOperations:
         The answer has `entries`, `version` (0 for a document) and `divergence`.
         """
         row = await self._execution(request)
-        given = request.document
+        given = await request.document()
         unknown = sorted(set(given) - {"document", "dry_run"})
         if unknown:
             raise OperationError(f"unknown keys: {', '.join(map(shown, unknown))}")
@@ -91,7 +91,7 @@ class PastOperations:
         """
         row = await self._execution(request)
         await self._access.need(request.session, row.workspace, AccessLevel.READWRITE)
-        given = request.json({})
+        given = await request.json({})
         if not isinstance(given, dict) or not isinstance(given.get("from"), str) or not given["from"]:
             raise OperationError("data is a JSON object with `from`: the step from which on is done again")
         if unknown := sorted(set(given) - {"from", "input", "version"}):

@@ -74,7 +74,7 @@ class RedriveOperations:
         """
         workspace = request.own_workspace
         await self._access.need(request.session, workspace)
-        asked = _read(request.document, workspace)
+        asked = _read(await request.document(), workspace)
         if not asked.until:
             asked = _Asked(
                 workspace, asked.kind, asked.name, asked.since_ms, asked.after, (await self._newest(workspace))

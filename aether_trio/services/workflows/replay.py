@@ -10,12 +10,12 @@ ReplayError when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
-import trio
-
+from aether_trio.model.limits import MIB
 from aether_trio.model.workflows.definition import Graph, Json
 from aether_trio.model.workflows.forks import kept_state, misfits
 from aether_trio.model.workflows.happenings import (
@@ -41,10 +41,13 @@ from aether_trio.model.workflows.state import PENDING, WORDS, State
 from aether_trio.services.workflows import execution_rows
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.history_entries import RESULTS, decode_happening, document
+from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import read_json, write_json
 from aether_trio.storage.base import Program
 
 HISTORY_PAGE: Final = 500
+LARGE: Final = 1 * MIB
+"""The size of what an entry may make the interpreter compute, whatever the entry's own size."""
 
 Read = Callable[[Callable[[], Program[Any]]], Any]
 """Runs a reading program: `await read(lambda: program)`."""
@@ -107,11 +110,10 @@ class Replay:
             for number, _, data in page:
                 if number != self.entries + 1:
                     raise ReplayError(f"entry {self.entries + 1} of the history is missing")
-                found = await self._take(number, read_json(data))
+                found = await self._take(number, await in_json_thread(partial(read_json, data), len(data)))
                 if found is not None:
                     return found
                 self.entries = number
-                await trio.lowlevel.checkpoint()
         return None
 
     def _page(self) -> Program[list[tuple[int, int, bytes]]]:
@@ -128,14 +130,9 @@ class Replay:
         advancing = advance(self._graph, self.state, happening, validate=self._validate)
         answer: Json = None
         commands: list[Command] = []
-        while True:
-            try:
-                need = advancing.send(answer)
-            except StopIteration as done:
-                commands = done.value
-                break
+        while (need := await in_json_thread(partial(_next_need, advancing, answer, commands), LARGE)) is not None:
             answer = await self._answer(need, number)
-        now = [read_json(write_json(document(command))) for command in commands]
+        now = await in_json_thread(partial(_as_recorded, commands), LARGE)
         for index in range(max(len(then), len(now))):
             recorded = then[index] if index < len(then) else None
             follows = now[index] if index < len(now) else None
@@ -242,3 +239,16 @@ class Replay:
                 }
             )
         return found
+
+
+def _next_need(advancing: Generator[Need, Json, list[Command]], answer: Json, commands: list[Command]) -> Need | None:
+    """Run the interpreter; at its end return None, with the commands in the list."""
+    try:
+        return advancing.send(answer)
+    except StopIteration as done:
+        commands += done.value
+        return None
+
+
+def _as_recorded(commands: Sequence[Command]) -> list[Any]:
+    return [read_json(write_json(document(command))) for command in commands]

@@ -32,6 +32,7 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.flow_stops import stop_queued
+from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.reach import EVERYTHING, within_reach
 from aether_trio.services.workflows.rule_rows import StoredRule
@@ -63,16 +64,19 @@ class RuleOperations:
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
         """List rules by id; `id`: only those of this name."""
-        workspaces, page = await self._access.visible(asked), asked.page()
+        workspaces, page = await self._access.visible(asked), await asked.page()
         after = page.number()
         if asked.id:
             found = await self._engine.database.read(lambda: rule_rows.all_named(workspaces, asked.id))
         else:
             found = await self._engine.database.read(lambda: rule_rows.of_workspaces(workspaces, after, page.limit + 1))
-        return page_answer(found, page, shown_rule, lambda rule: str(rule.id))
+        return await in_json_thread(
+            lambda: page_answer(found, page, shown_rule, lambda rule: str(rule.id)),
+            sum(len(rule.document) for rule in found),
+        )
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:
-        return OperationAnswer(shown_rule(await self._find(asked, rule_id(asked.id))))
+        return await _answer(await self._find(asked, rule_id(asked.id)))
 
     async def _create(self, asked: OperationAsked) -> OperationAnswer:
         definition, ignored = await self._read(asked, {"active": True})
@@ -93,7 +97,7 @@ class RuleOperations:
         return await self._write(program, ignored)
 
     async def _update(self, asked: OperationAsked) -> OperationAnswer:
-        document = asked.document
+        document = await asked.document()
         given = asked.id or next((value for key, value in document.items() if key.lower() == "id"), "")
         before = await self._find(asked, rule_id(given), AccessLevel.READWRITE)
         definition, ignored = await self._read(asked, {})
@@ -139,7 +143,7 @@ class RuleOperations:
         message = f"rule {stored.id}"
         if ignored:
             message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
-        return OperationAnswer(shown_rule(stored), message)
+        return await _answer(stored, message)
 
     async def _read(self, asked: OperationAsked, forced: Mapping[str, Any]) -> tuple[RuleDefinition, list[str]]:
         """Compile the document of an operation, with these values.
@@ -147,7 +151,8 @@ class RuleOperations:
         Raises OperationError, also if the caller may not act where the rule does.
         """
         left_out = {*forced, "owner"}  # an answer that is sent back has the owner in it
-        document = {key: value for key, value in asked.document.items() if key.lower() not in left_out}
+        given = await asked.document()
+        document = {key: value for key, value in given.items() if key.lower() not in left_out}
         document |= forced
         if asked.workspace and "workspace" not in {key.lower() for key in document}:
             document["workspace"] = asked.workspace
@@ -218,9 +223,13 @@ def equalities_of(condition: Condition | None) -> Sequence[Any]:
     return () if find is None else tuple(find())
 
 
-def shown_rule(stored: StoredRule) -> dict[str, Any]:
+async def _answer(stored: StoredRule, message: str = "") -> OperationAnswer:
+    return OperationAnswer(await in_json_thread(partial(shown_rule, stored), len(stored.document)), message)
+
+
+def shown_rule(stored: StoredRule) -> bytes:
     """Return a rule with the names of the reference."""
-    return rule_answer(
+    answer = rule_answer(
         json.loads(stored.document),
         number=stored.id,
         owner=stored.owner,
@@ -228,6 +237,7 @@ def shown_rule(stored: StoredRule) -> dict[str, Any]:
         updated_ms=stored.updated_ms,
         active=stored.active,
     )
+    return write_json(answer)
 
 
 def put_rule(tx: TaskTransaction, definition: RuleDefinition, owner: str) -> Program[AppliedRow]:

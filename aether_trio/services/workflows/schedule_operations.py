@@ -37,6 +37,8 @@ from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.flow_stops import SCHEDULE, stop_queued
+from aether_trio.services.workflows.json_thread import SMALL_BYTES, in_json_thread
+from aether_trio.services.workflows.json_values import size_up_to, write_json
 from aether_trio.services.workflows.made_operations import MadeOperation, forget, schedule_subject
 from aether_trio.services.workflows.new_executions import Begin, StartDropped, StartRefused
 from aether_trio.services.workflows.reach import within_reach
@@ -209,13 +211,16 @@ class ScheduleOperations:
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
         workspaces = await self._access.visible(asked)
-        page = asked.page()
+        page = await asked.page()
         place = page.place()
         found = await self._engine.database.read(lambda: schedule_rows.listed(workspaces, page.limit + 1, place))
-        return page_answer(found, page, answer_of, lambda one: f"{one.workspace} {one.id}")
+        return await in_json_thread(
+            lambda: page_answer(found, page, _shown, lambda one: f"{one.workspace} {one.id}"),
+            sum(size_up_to(one.document, SMALL_BYTES) for one in found),
+        )
 
     async def _put(self, asked: OperationAsked, *, upsert: bool) -> OperationAnswer:
-        document = dict(asked.document)
+        document = dict(await asked.document())
         names = {key.lower() for key in document}
         if asked.id and "id" not in names:
             document["id"] = asked.id
@@ -242,7 +247,7 @@ class ScheduleOperations:
         message = f"schedule {stored.id}"
         if ignored:
             message += f"; unknown keys were ignored: {', '.join(map(shown, ignored))}"
-        return OperationAnswer(answer_of(stored), message)
+        return OperationAnswer(await _written(stored), message)
 
     async def _change(self, program: Callable[[TaskTransaction], Program[StoredSchedule]]) -> StoredSchedule:
         """Change a schedule in a transaction that tells the timer of its due moment."""
@@ -282,16 +287,17 @@ class ScheduleOperations:
     async def _pause(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked)
         stored = await self._change(lambda tx: self._schedules.pause(found.workspace, found.id, tx.context.now_ms))
-        return OperationAnswer(answer_of(stored), f"schedule {found.id} is paused")
+        return OperationAnswer(await _written(stored), f"schedule {found.id} is paused")
 
     async def _resume(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked)
         stored = await self._change(lambda tx: self._schedules.resume(found.workspace, found.id, tx.context.now_ms))
-        return OperationAnswer(answer_of(stored), f"schedule {found.id} goes on")
+        return OperationAnswer(await _written(stored), f"schedule {found.id} goes on")
 
     async def _backfill(self, asked: OperationAsked) -> OperationAnswer:
         found = await self._find(asked)
-        from_ms, until_ms = (_moment(asked.document, name) for name in ("from", "until"))
+        given = await asked.document()
+        from_ms, until_ms = (_moment(given, name) for name in ("from", "until"))
         slots: list[int] = []
         made = MadeOperation(self._ids.unique())
 
@@ -306,7 +312,18 @@ class ScheduleOperations:
             return stored
 
         stored = await self._change(program)
-        return OperationAnswer(answer_of(stored), f"{len(slots)} slots of schedule {found.id} are filled")
+        return OperationAnswer(
+            await _written(stored),
+            f"{len(slots)} slots of schedule {found.id} are filled",
+        )
+
+
+async def _written(stored: StoredSchedule) -> bytes:
+    return await in_json_thread(partial(_shown, stored), size_up_to(stored.document, SMALL_BYTES + 1))
+
+
+def _shown(stored: StoredSchedule) -> bytes:
+    return write_json(answer_of(stored))
 
 
 def _moment(document: Mapping[str, Any], name: str) -> int:

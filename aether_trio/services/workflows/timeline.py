@@ -9,7 +9,6 @@ whatever comes meanwhile with a later time. Sources are read in their order up t
 
 from __future__ import annotations
 
-import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Final, NamedTuple
@@ -30,6 +29,7 @@ from aether_trio.services.workflows.asked import (
     is_number,
 )
 from aether_trio.services.workflows.execution_rows import ExecutionRow
+from aether_trio.services.workflows.json_values import write_entry, write_json, write_list, write_object
 from aether_trio.storage.base import Fetch, Program, Row, placeholders
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -97,7 +97,7 @@ class TimelineOperations:
         row: ExecutionRow | None = await self._engine.database.read(lambda: execution_rows.load(asked.id))
         if row is None or await self._access.problem(asked.session, row.workspace, AccessLevel.READ):
             raise OperationError(f"execution {shown(asked.id)} not found")
-        after, limit = _position(asked.secondary_id), asked.document.get("limit", PAGE)
+        after, limit = _position(asked.secondary_id), (await asked.document()).get("limit", PAGE)
         if not isinstance(limit, int) or isinstance(limit, bool) or not 0 < limit <= PAGE:
             raise OperationError(f"limit is a number from 1 to {PAGE}")
         found: list[TimelineEntry] = await self._engine.database.read(lambda: _stored(row.execution_id, after))
@@ -114,7 +114,7 @@ class TimelineOperations:
         more = len(found) > len(page)
         entries = await self._engine.database.read(lambda: _told(row.execution_id, page))
         last = " ".join(map(str, page[-1].position)) if page and more else ""
-        return OperationAnswer({"entries": entries, "next": last})
+        return OperationAnswer(write_object({"next": last}, entries=write_list(entries)))
 
     async def _conversations(
         self, workspace: str, tasks: Sequence[str], after: TimelinePosition
@@ -181,8 +181,8 @@ def _chatting(execution_id: str) -> Program[list[str]]:
     return [task_id for (task_id,) in rows]
 
 
-def _told(execution_id: str, page: Sequence[TimelineEntry]) -> Program[list[dict[str, Any]]]:
-    """Read what the entries of a page say, and of which steps their tasks are."""
+def _told(execution_id: str, page: Sequence[TimelineEntry]) -> Program[list[bytes]]:
+    """Read what the entries of a page say as JSON, and of which steps their tasks are."""
     numbers = [one.position.number for one in page if one.position.source == HISTORY]
     entries: dict[int, bytes] = {}
     if numbers:
@@ -211,7 +211,7 @@ def _told(execution_id: str, page: Sequence[TimelineEntry]) -> Program[list[dict
             tuple(tasks),
         )
         places = {task_id: _place(bytes(spec)) for task_id, spec in rows if task_id != execution_id}
-    told: list[dict[str, Any]] = []
+    told: list[bytes] = []
     for one in page:
         at, source, key, number = one.position
         about: dict[str, Any] = {"at": go_time(at)}
@@ -219,7 +219,8 @@ def _told(execution_id: str, page: Sequence[TimelineEntry]) -> Program[list[dict
             about |= {"task_id": key, **places.get(key, {})}
         match source:
             case _ if source == HISTORY and number in entries:
-                about |= {"source": "history", "number": number, **json.loads(entries[number])}
+                told.append(write_entry({**about, "source": "history", "number": number}, entries[number]))
+                continue
             case _ if source == ATTEMPT and isinstance(one.what, dict):
                 about |= {"source": "attempt", "attempt": number, **one.what}
             case _ if source == EVENT and (key, number) in events:
@@ -231,7 +232,7 @@ def _told(execution_id: str, page: Sequence[TimelineEntry]) -> Program[list[dict
                 about |= _chat(one.what)
             case _:
                 continue  # retention has deleted it meanwhile
-        told.append(about)
+        told.append(write_json(about))
     return told
 
 

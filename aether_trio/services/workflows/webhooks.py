@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import structlog
 import trio
@@ -41,7 +41,7 @@ from aether_trio.services.workflows.asked import (
     page_answer,
 )
 from aether_trio.services.workflows.events import WEBHOOKS, payload_problem
-from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.json_values import write_json, write_object
 from aether_trio.services.workflows.webhook_rows import StoredWebhook
 from aether_trio.services.workflows.webhook_secrets import SecretKeyError, WebhookSecrets, new_secret
 from aether_trio.storage.base import Deferred, Program, StorageUnavailable
@@ -212,7 +212,7 @@ class WebhookOperations:
         )
 
     async def _list(self, asked: OperationAsked) -> OperationAnswer:
-        workspaces, page = await self._access.visible(asked), asked.page()
+        workspaces, page = await self._access.visible(asked), await asked.page()
         behind = page.place()
         found = await self._engine.database.read(lambda: webhook_rows.listed(workspaces, page.limit + 1, behind))
         return page_answer(found, page, _shown, lambda one: f"{one.workspace} {one.id}")
@@ -296,15 +296,15 @@ def _with_secrets(stored: StoredWebhook, key_id: str, secrets: bytes, now_ms: in
     )  # fmt: skip
 
 
-def _shown(stored: StoredWebhook) -> dict[str, Any]:
-    return {
+def _shown(stored: StoredWebhook) -> bytes:
+    fields = {
         "workspace": stored.workspace,
         "id": stored.id,
         "event": stored.event,
         "address": f"/hooks/{stored.place}",
-        "definition": json.loads(stored.document),
         "active": stored.active,
         "owner": stored.owner,
         "created_at": go_time(stored.created_ms),
         "updated_at": go_time(stored.updated_ms),
     }
+    return write_object(fields, definition=stored.document)

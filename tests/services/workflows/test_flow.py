@@ -11,6 +11,8 @@ import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.model.errors import Code, RequestError
+from aether_trio.model.limits import MIB
+from aether_trio.services.workflows import json_thread
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.agents.cast import SetClock
@@ -425,7 +427,8 @@ async def test_a_start_that_is_refused_takes_no_place(
         await boss.run()
 
 
-async def test_what_is_gathered_has_a_bound(core: Core, world: World) -> None:
+async def test_what_is_gathered_has_a_bound(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_thread, "SMALL_BYTES", MIB)  # time would pass while a thread works
     async with client(core) as boss:
         await boss.create(waits({"batch": {"size": 5, "timeout": "1m"}}))
         large = "x" * 400_000
