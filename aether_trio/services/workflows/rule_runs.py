@@ -206,7 +206,8 @@ class RuleRuns:
         try:
             document = definition.destination.evaluate(env, now=lambda: moment)
             action = read_action(document, TOOLS, f"rule '{definition.name}'")
-            hops = extend(event.hops, "rule", definition.name)
+            longest = max((one.event.hops for one in events), key=len)
+            hops = extend(longest, "rule", definition.name)
             for workspace in workspaces_of_action(action, event.workspace):
                 if not reaches(definition.reach, workspace):
                     text = f"the credential that wrote the rule does not reach workspace {shown(workspace)}"

@@ -19,6 +19,7 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import EvaluationError, ScheduleDefinition
+from aether_trio.model.workflows.hops import Hops
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -101,7 +102,7 @@ class ScheduleStarter:
                     }  # fmt: skip
                     due_ms = yield from self._schedules.event_arrived(
                         name, event.workspace, str(event.offset), event.at_ms, {"data": event.data, "source": source},
-                        allowed,
+                        allowed, event.hops,
                     )  # fmt: skip
                     if due_ms and not 0 < tx.effects.due_ms <= due_ms:
                         tx.effects.due_ms = due_ms
@@ -135,17 +136,17 @@ class ScheduleStarter:
                 if definition.input is not None:
                     moment = datetime.fromtimestamp(now_ms / 1000, UTC)
                     given = definition.input.evaluate(env, now=lambda: moment)
-                return (yield from self._start_execution(tx, stored, definition.workflow_id, given, key))
+                return (yield from self._start_execution(tx, stored, definition.workflow_id, given, key, firing.hops))
             assert definition.action is not None
             values = values_of(definition.action, env, now_ms)
-            cause = Cause(key, stored.owner, stored.workspace)
+            cause = Cause(key, stored.owner, stored.workspace, firing.hops)
             task = yield from self._actions.perform(tx, definition.action, values, cause, part=WorkflowPart.FIRED)
         except (ActionRefused, StartRefused, EvaluationError) as error:
             raise FiringRefused(str(error)) from None
         return "" if task is None else task.task_id
 
     def _start_execution(
-        self, tx: Transaction, stored: StoredSchedule, workflow: str, given: Any, key: str
+        self, tx: Transaction, stored: StoredSchedule, workflow: str, given: Any, key: str, hops: Hops
     ) -> Program[str]:
         if stored.workspace == EVERYWHERE:
             raise FiringRefused("a schedule of workspace * cannot start a workflow: give it a workspace")
@@ -155,7 +156,7 @@ class ScheduleStarter:
         if newest is None:
             raise FiringRefused(f"there is no workflow {workflow} in workspace {stored.workspace}")
         task_id = dated_id(tx.context.now_ms, key)
-        begin = Begin(given, stored.owner, metadata={"schedule_id": stored.id}, origin=origin_of(stored))
+        begin = Begin(given, stored.owner, metadata={"schedule_id": stored.id}, hops=hops, origin=origin_of(stored))
         start, part = self._executions.start, WorkflowPart.FIRED
         try:
             run_id = yield from start(tx, newest, stored.workspace, begin, task_id=task_id, part=part)

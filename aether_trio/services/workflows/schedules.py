@@ -22,6 +22,7 @@ from aether_trio.model.text import line
 from aether_trio.model.workflows import schedules as model
 from aether_trio.model.workflows.definition import Json, ScheduleDefinition
 from aether_trio.model.workflows.go_names import go_time
+from aether_trio.model.workflows.hops import Hops, TooManyHops, decode, extend
 from aether_trio.model.workflows.schedules import (
     BACKFILL,
     EVENT,
@@ -35,6 +36,7 @@ from aether_trio.model.workflows.timetables import NoSlots, Timetable, Timetable
 from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows import schedule_rows
 from aether_trio.services.workflows.cron import cron_matches
+from aether_trio.services.workflows.events import HOPS
 from aether_trio.services.workflows.schedule_rows import EVERYWHERE, StoredSchedule
 from aether_trio.storage.base import Program
 
@@ -60,7 +62,8 @@ class FiringRefused(Exception):
 class Firing:
     """A slot that fires: `kind` is SLOT, EVENT or BACKFILL; moments are Unix ms.
 
-    `event` is what has planned it: {name, workspace, data, source}; None otherwise.
+    `event` is what has planned it: {name, workspace, data, source}; None otherwise. `hops` is its
+    chain of causes, with this schedule.
     """
 
     slot_ms: int
@@ -68,6 +71,7 @@ class Firing:
     kind: str = SLOT
     key: str = ""
     event: Json = None
+    hops: Hops = ()
 
 
 StartFiring: TypeAlias = Callable[[StoredSchedule, Firing], Program[str]]
@@ -84,6 +88,13 @@ GuardFiring: TypeAlias = Callable[[Program[int], str], Program[int]]
 def unguarded(program: Program[int], key: str) -> Program[int]:
     """Run the program of a schedule as it is."""
     return program
+
+
+def _event_of(kept: Json) -> tuple[Json, Hops]:
+    """Return the event that has planned a firing, and its chain of causes."""
+    if not isinstance(kept, dict):
+        return kept, ()
+    return {name: value for name, value in kept.items() if name != HOPS}, decode(kept.get(HOPS))
 
 
 def moment_of(moment_ms: int) -> str | None:
@@ -278,20 +289,28 @@ class Schedules:
         at_ms: int,
         event: Mapping[str, Json],
         allowed: Callable[[StoredSchedule], bool] = lambda stored: True,
+        hops: Hops = (),
     ) -> Program[int]:
         """Plan the firings that an event causes; return when the first is due, or 0.
 
         `key` tells the event apart: the same one plans one firing. `event` is kept for the firing
         as {name, workspace, **event}. Slots count from `at_ms`, when the event was sent. A schedule
-        whose owner may not see the event is not `allowed` it.
+        whose owner may not see the event is not `allowed` it. Of an event that ends a chain of
+        causes (`hops`) nothing is planned.
         """
         moments = []
         for found in filter(allowed, (yield from schedule_rows.of_event(name, workspace))):
             table = self._terms(found).timetable
             if not isinstance(table, NoSlots):
                 continue
+            problem, chain = "", hops
             if found.planned >= MOST_PLANNED:
                 problem = f"{MOST_PLANNED} firings are planned: an event of {workspace} was missed"
+            try:
+                chain = extend(hops, "schedule", found.id)
+            except TooManyHops as error:
+                problem = str(error)
+            if problem:
                 missed = replace(found.state, missed=found.state.missed + 1)
                 yield from schedule_rows.move(
                     replace(found, state=missed, last_error=line(problem, MAX_ERROR), last_error_ms=at_ms)
@@ -300,7 +319,7 @@ class Schedules:
             slot_ms = at_ms + table.delay_ms
             late_ms = model.jitter_of(f"{found.workspace}/{found.id}/{key}", slot_ms, found.jitter_ms)
             firing = PlannedFiring(EVENT, key, slot_ms, slot_ms + late_ms)
-            kept = {"name": name, "workspace": workspace, **event}
+            kept = {"name": name, "workspace": workspace, **event, HOPS: list(chain)}
             if (yield from schedule_rows.plan_event(found.workspace, found.id, firing, kept)):
                 next_ms = min(found.next_fire_ms or firing.due_ms, firing.due_ms)
                 yield from schedule_rows.move(replace(found, planned=found.planned + 1, next_fire_ms=next_ms))
@@ -407,7 +426,8 @@ class Schedules:
         done = list(decision.missed)
         again_ms = decision.again_ms
         for number, one in enumerate(decision.fire):
-            firing = Firing(one.slot_ms, now_ms, one.kind, one.key, events[one.kind, one.key])
+            event, hops = _event_of(events[one.kind, one.key])
+            firing = Firing(one.slot_ms, now_ms, one.kind, one.key, event, hops)
             try:
                 found = yield from self._start(found, firing, start)
             except FiringRefused as error:

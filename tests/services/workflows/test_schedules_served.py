@@ -227,3 +227,25 @@ async def test_an_event_starts_what_is_delayed(core: Core) -> None:
         await trio.sleep(20)
         [found] = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
         assert found["TriggerData"]["event"]["data"] == {"who": "ann"}
+
+
+@pytest.mark.parametrize("starts", ["an event", "a workflow"])
+async def test_a_loop_through_a_schedule_is_stopped_at_its_17th_hop(core: Core, starts: str) -> None:
+    emit = {"type": "emit_event", "event_name": "tick", "payload": {"$expr": "trigger"}}
+    flow = {"name": "flow", "steps": [{"id": "say", "action": emit}]}
+    does = {"action": emit} if starts == "an event" else {"workflow_id": "flow"}
+    schedule = {"id": "again", "schedule_type": "event_delayed", "schedule_expr": "1s", "event": "tick", **does}
+    async with client(core) as boss:
+        await boss.do(107, workspace="w", data={"documents": [flow, schedule]})
+        await boss.emit("tick")
+        await trio.sleep(60)
+        [found] = await boss.do(Op.LIST_SCHEDULES)
+        assert (found["fired"], found["planned"], found["missed"]) == (16, 0, 1)
+        assert "stopped after 16 hops: schedule:again → schedule:again" in found["last_error"]
+        await boss.emit("tick")  # one of a client begins a chain anew
+        await trio.sleep(5)
+        [found] = await boss.do(Op.LIST_SCHEDULES)
+        assert found["fired"] > 17
+        if starts == "a workflow":
+            [last, *_] = await boss.do(Op.LIST_EXECUTIONS, status_filter="all")
+            assert last["TriggerData"]["event"].keys() == {"name", "workspace", "data", "source"}
