@@ -43,6 +43,8 @@ STEP_TYPE: Final = "workflow"
 ENGINE: Final = Identity(Kind.WORKFLOW_ENGINE).text
 SOURCE_AGENT: Final = "workflow-engine"
 """The `source_agent` of events that are emitted."""
+PLACE: Final = frozenset({"workflow", "execution_id", "step_id", "item", "round", "attempt", "compensates"})
+"""Metadata of a step's task that say which step it is: no document gives them."""
 COMPUTED: Final = ("arguments", "metadata", "payload", "idempotency_key", "correlation_id")
 """The fields of an action that are computed."""
 
@@ -167,6 +169,9 @@ class Actions:
                 "workspace": workspace,
                 "metadata": metadata,
             }
+        if child is not None:
+            given = {key: text for key, text in metadata.items() if key not in PLACE and key != HOPS}
+            metadata = {**given, **child.metadata}
         try:
             request = pb.CreateTaskRequest(
                 task_type=task_type,
@@ -174,7 +179,7 @@ class Actions:
                 target_implementation=pool,
                 workspace=workspace,
                 payload=b"" if payload is None else write_json(payload),
-                metadata={**metadata, **({} if child is None else child.metadata)},
+                metadata=metadata,
                 correlation_id=text_of(values.get("correlation_id") or ("" if child is None else child.correlation_id)),
                 root_task_id="" if child is None else child.root_id,
                 priority=pb.TaskPriority.ValueType(action.priority),

@@ -57,6 +57,8 @@ class FunctionState:
     """The events for which steps wait, by their keys."""
     signals: dict[str, list[int]] = field(default_factory=dict)
     """Numbers of the entries with signals that no step has taken yet, by their names."""
+    signal_bytes: int = 0
+    """The size of these entries."""
     opened: int = 0
     """How many steps are open."""
     begun: int = 0
@@ -80,6 +82,7 @@ class FunctionState:
             "waits": self.waits,
             "events": self.events,
             "signals": self.signals,
+            "signal_bytes": self.signal_bytes,
             "opened": self.opened,
             "begun": self.begun,
             "allowance": self.allowance,

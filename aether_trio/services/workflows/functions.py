@@ -23,6 +23,7 @@ from typing import Any, Final, NamedTuple, Protocol
 import structlog
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.limits import MIB
 from aether_trio.model.tasks import Move, Reason, RetrySchedule, StoredStatus, TaskRow, Wait
 from aether_trio.model.tasks.form import FORM, FormError, check_match
 from aether_trio.model.tasks.result import MAX_RESULT_BYTES, NO_RESULT, ResultKind, TaskResult
@@ -82,6 +83,10 @@ MAX_ERROR_CHARS: Final = 4_000
 MAX_SOURCE_CHARS: Final = 4_000
 MAX_SIGNALS: Final = 1_000
 """Signals that wait for a step, of one run."""
+MAX_SIGNAL_BYTES: Final = 1 * MIB
+"""The size of all of them: they are a part of the history, which has a bound."""
+MAX_MOMENT_MS: Final = 2**53
+"""Moments and times are below it: sums of them fit into a column."""
 PAGE: Final = 500
 CLEANUP_MS: Final = 60_000
 """Time for a function that is cancelled to undo what it has done."""
@@ -367,6 +372,14 @@ class Functions:
         if taker is None and waiting >= MAX_SIGNALS:
             raise CommandError(f"{MAX_SIGNALS} signals wait for a step of execution {run.row.execution_id} already")
         found = {"type": "SignalReceived", "name": signal.name, "data": plain(signal.data), "by": signal.by}
+        if taker is None:
+            size = state.signal_bytes + len(to_json(found))
+            if size > MAX_SIGNAL_BYTES:
+                raise CommandError(
+                    f"the signals that wait for a step of execution {run.row.execution_id} would have {size} bytes; "
+                    f"at most {MAX_SIGNAL_BYTES} are allowed"
+                )
+            state.signal_bytes = size
         yield from self._note(tx, run, found)
         if taker is None:
             state.signals.setdefault(signal.name, []).append(run.row.entries)
@@ -568,9 +581,9 @@ class Functions:
         elif kind == "ask":
             step, end = yield from self._ask(tx, run, key, step, command)
         elif kind == "sleep":
-            until_ms = command.get("until_ms")
-            for_ms = _number(command, "for_ms")
-            state.due[key] = int(until_ms) if isinstance(until_ms, (int, float)) else now_ms + for_ms
+            # A moment before 1970 is over, and 0 would be none.
+            until_ms = _number(command, "until_ms", least=-MAX_MOMENT_MS) if "until_ms" in command else 0
+            state.due[key] = max(until_ms, 1) if "until_ms" in command else now_ms + _number(command, "for_ms")
         elif kind == "wait" and "event" in command:
             end = yield from self._wait_for_event(run, key, command)
         elif kind == "wait":
@@ -581,6 +594,7 @@ class Functions:
                 if not kept:
                     del state.signals[name]
                 signals = yield from execution_rows.history(row.execution_id, number - 1, 1)
+                state.signal_bytes = max(state.signal_bytes - len(signals[0][2]), 0)
                 end = StepEnd("completed", to_json(json.loads(signals[0][2])["data"]))
             else:
                 state.waits[key] = name
@@ -1028,10 +1042,10 @@ def _key(command: Mapping[str, Any]) -> str:
     return key
 
 
-def _number(command: Mapping[str, Any], name: str) -> int:
+def _number(command: Mapping[str, Any], name: str, least: int = 0) -> int:
     found = command.get(name, 0)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not 0 <= found < 2**53:
-        raise CommandError(f"{name} is a number of at least 0")
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not least <= found < MAX_MOMENT_MS:
+        raise CommandError(f"{name} is a number from {least} to {MAX_MOMENT_MS}")
     return int(found)
 
 
