@@ -657,11 +657,20 @@ class Engine:
             self.input_consumer.look()  # an append whose commit is in doubt notifies no node
             self._child_events_written.set()  # nor for such a transaction
             try:
-                for page in (retention.forget_memories, retention.forget_resolved, retention.forget_workflow_letters):
+                for page in (retention.forget_memories, retention.forget_resolved):
                     while await self.result(page) >= retention.PAGE:
                         pass
+                await self.forget_workflow_letters()
             except StorageUnavailable as error:
                 logger.info("old rows of tasks are deleted when storage answers", reason=str(error))
+
+    async def forget_workflow_letters(self) -> None:
+        """Delete the oldest dead letters of workflows beyond their number."""
+        newest = await self.database.read(partial(retention.first_beyond, self._limits.workflow_letters))
+        after: retention.LetterAge | None = retention.NO_LETTER
+        while newest != retention.NO_LETTER and after is not None:
+            page = partial(retention.forget_workflow_letters, after=after, newest=newest)
+            after = await self.result(page)
 
     async def _check_nodes(self) -> None:
         while True:

@@ -518,6 +518,25 @@ def take_arrivals(execution_id: str, limit: int) -> Program[list[bytes]]:
     return [bytes(entry) for _, entry in rows]
 
 
+def delete_part(execution_id: str, most: int) -> Program[int]:
+    """Delete rows of an execution that it does not need if it is tried again.
+
+    Return how many; `most`: there may be more.
+    """
+    deleted = 0
+    for table, key in (
+        ("workflow_history", "number"),
+        ("workflow_usage", "task_id, epoch, name"),
+    ):
+        if deleted < most:
+            deleted += yield Execute(
+                f"DELETE FROM {table} WHERE execution_id = $1 AND ({key}) IN "  # noqa: S608
+                f"(SELECT {key} FROM {table} WHERE execution_id = $1 LIMIT $2)",
+                (execution_id, most - deleted),
+            )
+    return deleted
+
+
 def delete(execution_id: str) -> Program[None]:
     """Delete an execution with its rows in all tables."""
     for table in _OF_AN_EXECUTION:

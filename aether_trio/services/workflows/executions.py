@@ -141,6 +141,13 @@ MAX_HISTORY_BYTES: Final = 50 * MIB
 WARN_PART: Final = 5
 """A history is warned of when it has a fifth of its bound."""
 FIND_PAGE: Final = 1_000
+UNDOING_MS: Final = 60_000
+"""After it an execution is looked at again that is to be forgotten, but undoes steps."""
+FORGOTTEN_ROWS: Final = 2_000
+"""Rows of executions that a transaction deletes, as others wait for it."""
+FEW_ENTRIES: Final = 100
+"""An execution with no longer history is forgotten at once."""
+AT_ONCE_MS: Final = 1
 LATER_MS: Final = 1_000
 """The pause after a moment at which the interpreter has done nothing."""
 _NEW_STATE: Final = write_json(State.new().to_json())
@@ -197,6 +204,8 @@ class _Turn:
     """Those of the roots below which executions were counted."""
     open: set[str] = field(default_factory=set)
     """Tasks whose steps this transaction has read to be open."""
+    forgotten: int = 0
+    """How many rows of executions that are forgotten were deleted."""
     functions: dict[str, RunningFunction] = field(default_factory=dict)
     """Runs of functions that the transaction has loaded (functions.py)."""
 
@@ -320,12 +329,30 @@ class Executions:
         turn.queue.append((after.task_id, RetryAsked(at_ms=now_ms)))
         yield from self._drive(tx, turn)
 
-    def may_forget(self, task: TaskRow) -> Program[bool]:
-        """Return whether an ended execution is over: it may undo steps for long."""
-        if not task.workflow & WorkflowPart.RUN:
-            return True
+    def forget_part(self, tx: Transaction, task: TaskRow) -> Program[int]:
+        """Delete a part of the rows of an ended execution that has many.
+
+        Return in how many ms more of them may go, 0 if those that are left may go with its task:
+        many executions may be due at once. It may be tried again until its task is gone. One that
+        undoes steps is kept.
+        """
+        if not task.workflow & (WorkflowPart.RUN | WorkflowPart.FUNCTION):
+            return 0
         row = yield from execution_rows.load(task.task_id)
-        return row is None or row.completed_ms > 0
+        if row is None:
+            return 0
+        if not row.completed_ms and task.workflow & WorkflowPart.RUN:
+            return UNDOING_MS
+        turn = _turn_of(tx)
+        if turn.forgotten >= FORGOTTEN_ROWS:
+            return AT_ONCE_MS
+        if row.entries <= FEW_ENTRIES:
+            turn.forgotten += row.entries
+            return 0
+        most = FORGOTTEN_ROWS - turn.forgotten
+        deleted = yield from execution_rows.delete_part(task.task_id, most)
+        turn.forgotten += deleted
+        return AT_ONCE_MS if deleted == most else 0
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""

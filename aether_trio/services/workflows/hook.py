@@ -133,9 +133,9 @@ class WorkflowHook:
             return self._functions.reopened(tx, before, after)
         return self._executions.reopened(tx, before, after)
 
-    def may_forget(self, task: TaskRow) -> Program[bool]:
-        """Return whether an ended task may be deleted: its execution undoes nothing."""
-        return self._executions.may_forget(task)
+    def forget_part(self, tx: Transaction, task: TaskRow) -> Program[int]:
+        """Delete a part of the rows of an execution, unless it undoes steps."""
+        return self._executions.forget_part(tx, task)
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""

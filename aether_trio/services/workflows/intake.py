@@ -38,6 +38,7 @@ from aether_trio.model.errors import Status
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.services.workflows.events import ENGINE, TakenEvent, read_event
+from aether_trio.services.workflows.old_ids import OldIds
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
 from aether_trio.storage.base import (
@@ -63,8 +64,6 @@ STEP_BYTES: Final = 64 * KIB
 
 IDS_KEPT_MS: Final = 30 * 24 * 3600 * 1000
 """How long the id of an event is known. A copy comes at the next start of its task's node."""
-FORGET_EVERY_MS: Final = 3600 * 1000
-
 Handle: TypeAlias = Callable[[Sequence[TakenEvent]], Awaitable[None]]
 """Handles a page of events in one transaction, which begins with `move_cursor(events)`.
 
@@ -165,7 +164,7 @@ class EventIntake:
         self._turn = trio.Lock()
         self._position: int | None = None
         """The cursor, as far as this session has moved it; None: unknown."""
-        self._forget_at_ms = 0
+        self._old_ids = OldIds(database, clock, "workflow_event_ids", "id", kept_ms=IDS_KEPT_MS)
         self._taken = self._poisoned = self._repeated = self._missed = 0
 
     def statistics(self) -> IntakeStatistics:
@@ -264,21 +263,13 @@ class EventIntake:
         rest = [event for event in events if event.offset > self._position]
         if ids := dict.fromkeys(event.event_id for event in rest if event.event_id):
             rest = _once(rest, await self._database.read(partial(_known, list(ids))))
-            await self._forget_ids()
+            await self._old_ids.forget()
         self._repeated += len(events) - len(rest)
         if rest:
             await self._give(link, rest)
         if last > self._position:
             # Messages that are no events are behind the last one.
             await self._in_session(link, last, partial(self._skip, self._position + 1, last))
-
-    async def _forget_ids(self) -> None:
-        """Forget ids of events that are too old for another copy, now and then."""
-        now_ms = self._clock.now_ms()
-        if now_ms >= self._forget_at_ms:
-            before_ms = now_ms - IDS_KEPT_MS
-            await self._database.execute("DELETE FROM workflow_event_ids WHERE at_ms < $1", before_ms)
-            self._forget_at_ms = now_ms + FORGET_EVERY_MS
 
     async def _give(self, link: InProcessLink, events: Sequence[TakenEvent]) -> None:
         """Handle events, those apart for which `handle` raises."""

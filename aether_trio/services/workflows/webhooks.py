@@ -42,6 +42,7 @@ from aether_trio.services.workflows.asked import (
 )
 from aether_trio.services.workflows.events import WEBHOOKS, payload_problem
 from aether_trio.services.workflows.json_values import write_json, write_object
+from aether_trio.services.workflows.old_ids import OldIds
 from aether_trio.services.workflows.webhook_rows import StoredWebhook
 from aether_trio.services.workflows.webhook_secrets import SecretKeyError, WebhookSecrets, new_secret
 from aether_trio.storage.base import Deferred, Program, StorageUnavailable
@@ -60,7 +61,6 @@ ROTATE: Final = "rotate"
 WEBHOOK: Final = "webhook"
 IDS_KEPT_MS: Final = 30 * 24 * 3600 * 1000
 """How long the id of a message is known. Senders repeat a message for some days at most."""
-FORGET_EVERY_MS: Final = 3600 * 1000
 PER_S: Final = 100.0
 BURST: Final = 1_000.0
 """How many messages of one webhook a node accepts."""
@@ -87,7 +87,7 @@ class Webhooks:
         self._secrets = secrets
         self._rates: dict[str, TokenBucket] = {}
         """The rates of webhooks with signed messages of late, by their places."""
-        self._forget_at_ms = 0
+        self._old_ids = OldIds(engine.database, engine.clock, "workflow_webhook_ids", "hash", kept_ms=IDS_KEPT_MS)
         self.accepted = self.repeated = self.refused = 0
 
     async def receive(self, workspace: str, name: str, headers: Mapping[str, str], body: bytes) -> WebhookAnswer:
@@ -147,7 +147,7 @@ class Webhooks:
         match status:
             case HTTPStatus.ACCEPTED:
                 self.accepted += 1
-                await self._forget_ids(now_ms)
+                await self._forget_ids()
                 return WebhookAnswer(status, "accepted")
             case HTTPStatus.OK:
                 self.repeated += 1
@@ -187,15 +187,10 @@ class Webhooks:
             self._rates = {key: one for key, one in self._rates.items() if not one.is_full(now_s)}
         return self._rates.setdefault(place, TokenBucket(PER_S, BURST))
 
-    async def _forget_ids(self, now_ms: int) -> None:
+    async def _forget_ids(self) -> None:
         """Forget ids that are too old to come again, now and then."""
-        if now_ms < self._forget_at_ms:
-            return
-        self._forget_at_ms = now_ms + FORGET_EVERY_MS
         try:
-            await self._engine.database.execute(
-                "DELETE FROM workflow_webhook_ids WHERE at_ms < $1", now_ms - IDS_KEPT_MS
-            )
+            await self._old_ids.forget()
         except StorageUnavailable as error:
             logger.info("old ids of webhooks are deleted later", reason=str(error))
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import trio
 
+from aether_trio.services.workflows import execution_rows, executions
+from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.workflows.helpers import all_taken, client
@@ -76,3 +79,30 @@ def text_columns(world: World) -> list[tuple[str, str]]:
 def has(world: World, table: str, column: str, text: str) -> bool:
     """Return whether a column has a text."""
     return bool(world.databases["tasks"].query(f"SELECT 1 FROM {table} WHERE {column} = $1 LIMIT 1", text))
+
+
+async def test_a_long_history_is_forgotten_in_parts(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(executions, "FORGOTTEN_ROWS", 20)
+    monkeypatch.setattr(executions, "FEW_ENTRIES", 5)
+    delete_part, parts = execution_rows.delete_part, list[int]()
+
+    def noted(execution_id: str, most: int) -> Program[int]:
+        parts.append((yield from delete_part(execution_id, most)))
+        return parts[-1]
+
+    monkeypatch.setattr(execution_rows, "delete_part", noted)
+    settings = {"workflow": {"engine": "embedded"}, "tasks": {"completed_retention_s": 60}}
+    async with deadlock_is_an_error(), world.open(**settings) as core, client(core) as boss:
+        await boss.create(INNER, "inner")
+        ids = [await boss.run({"n": number}, "inner") for number in range(3)]
+        database = core.tasks.engine.database
+        for one in ids:
+            entries = [(one, number) for number in range(2, 51)]
+            sql = "INSERT INTO workflow_history (execution_id, number, at_ms, entry) VALUES ($1, $2, 0, $3)"
+            await database.executemany(sql, [(*entry, b"{}") for entry in entries])
+            await database.execute("UPDATE workflow_executions SET entries = 50 WHERE execution_id = $1", one)
+        await trio.sleep(80)
+        for table in ("tasks", "workflow_executions", "workflow_steps", "workflow_history"):
+            assert world.databases["tasks"].query(f"SELECT * FROM {table}") == []
+        assert sum(parts) == 150
+        assert max(parts) == 20

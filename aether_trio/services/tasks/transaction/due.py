@@ -22,8 +22,6 @@ from aether_trio.storage.base import Execute, Fetch, Program, Row
 PAGE: Final = 100
 FORGET_PAGE: Final = 500
 REFUSED_MS: Final = 60_000
-UNDOING_MS: Final = 60_000
-"""After it a task is looked at again that is kept while its execution undoes steps."""
 LEAST_EXCUSE_MS: Final = 1_000
 """So that a very short limit does not fall due again and again while a heartbeat waits."""
 
@@ -93,8 +91,12 @@ def fire(
             yield from task_rows.save(task, task.changed({"due_ms": next_due(task, tx.context.limits)}))
         elif excuse.excuses(task) and (changes := _put_off(task, due, now_ms)):
             yield from tx.write(task, task.changed(changes), "")
-        elif due is Due.FORGET and task.workflow and not (yield from tx.context.workflows.may_forget(task)):
-            yield from task_rows.save(task, task.changed({"due_ms": now_ms + UNDOING_MS}))
+        elif (
+            due is Due.FORGET
+            and task.workflow
+            and (again_ms := (yield from tx.context.workflows.forget_part(tx, task)))
+        ):
+            yield from task_rows.save(task, task.changed({"due_ms": now_ms + again_ms}))
         elif due is Due.FORGET:
             yield from task_rows.delete(task.task_id)
             if task.workflow:

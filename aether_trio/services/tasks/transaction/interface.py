@@ -107,8 +107,12 @@ class TaskWorkflows(Protocol):
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
 
-    def may_forget(self, task: TaskRow) -> Program[bool]:
-        """Return whether an ended task may be deleted: its execution undoes nothing."""
+    def forget_part(self, tx: Transaction, task: TaskRow) -> Program[int]:
+        """Delete a part of what belongs to an ended task that is to be deleted.
+
+        Return in how many ms the task may be looked at again, 0 if it may be deleted now: the rest
+        is small, and its execution undoes nothing.
+        """
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         """Delete what belongs to an execution whose task is deleted."""
@@ -152,9 +156,9 @@ class NoTaskWorkflows:
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         yield from ()
 
-    def may_forget(self, task: TaskRow) -> Program[bool]:
+    def forget_part(self, tx: Transaction, task: TaskRow) -> Program[int]:
         yield from ()
-        return True
+        return 0
 
     def forgotten(self, task: TaskRow) -> Program[None]:
         yield from ()

@@ -12,7 +12,7 @@ What else falls due of a task is in due.py.
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import structlog
 
@@ -34,6 +34,11 @@ INTERVAL_S: Final = 600.0
 """Seconds between two sweeps, which only give back space."""
 
 
+_LETTERS: Final = """FROM task_dead_letters d JOIN tasks t ON t.task_id = d.task_id
+    WHERE d.resolved_ms = 0 AND t.status = 'dlq' AND t.workflow = $1"""
+"""The open ones of workflows."""
+
+
 def forget_memories(tx: TaskTransaction) -> Program[int]:
     """Delete a page of `task_memories` of long absent participants; return how many."""
     count: int = yield Execute(
@@ -45,22 +50,46 @@ def forget_memories(tx: TaskTransaction) -> Program[int]:
     return count
 
 
-def forget_workflow_letters(tx: TaskTransaction) -> Program[int]:
-    """Delete a page of the oldest dead letters of workflows beyond their number."""
-    keep = tx.context.limits.workflow_letters
+class LetterAge(NamedTuple):
+    """Where an open dead letter is among all, the oldest first."""
+
+    buried_ms: int
+    task_id: str
+
+
+NO_LETTER: Final = LetterAge(0, "")
+"""Older than all."""
+
+
+def first_beyond(kept: int) -> Program[LetterAge]:
+    """Find the newest dead letter of workflows that is not among this many newer ones."""
     found: list[Row] = yield Fetch(
-        "SELECT d.task_id FROM task_dead_letters d JOIN tasks t ON t.task_id = d.task_id "
-        "WHERE d.resolved_ms = 0 AND t.status = 'dlq' AND t.workflow = $1 ORDER BY d.buried_ms DESC LIMIT $2 OFFSET $3",
-        (int(WorkflowPart.EVENT), PAGE, keep),
+        f"SELECT d.buried_ms, d.task_id {_LETTERS} ORDER BY d.buried_ms DESC, d.task_id DESC LIMIT 1 OFFSET $2",
+        (int(WorkflowPart.EVENT), kept),
     )
-    for (task_id,) in found:
+    return LetterAge(*found[0]) if found else NO_LETTER
+
+
+def forget_workflow_letters(tx: TaskTransaction, after: LetterAge, newest: LetterAge) -> Program[LetterAge | None]:
+    """Delete a page of dead letters of workflows behind `after` and up to `newest`.
+
+    Return the last one, None if there are no more.
+    """
+    found: list[Row] = yield Fetch(
+        f"SELECT d.buried_ms, d.task_id {_LETTERS} AND d.buried_ms >= $2 AND d.buried_ms <= $3 "
+        "AND (d.buried_ms > $2 OR d.task_id > $4) AND (d.buried_ms < $3 OR d.task_id <= $5) "
+        "ORDER BY d.buried_ms, d.task_id LIMIT $6",
+        (int(WorkflowPart.EVENT), after.buried_ms, newest.buried_ms, after.task_id, newest.task_id, PAGE),
+    )
+    for _, task_id in found:
         yield Execute("DELETE FROM task_dead_letters WHERE task_id = $1", (task_id,))
         yield from task_rows.delete(task_id)
     if found:
+        kept = tx.context.limits.workflow_letters
         logger.warning(
-            "old dead letters of workflows are deleted, as there are too many", kept=keep, deleted=len(found)
+            "old dead letters of workflows are deleted, as there are too many", kept=kept, deleted=len(found)
         )
-    return len(found)
+    return LetterAge(*found[-1]) if len(found) == PAGE else None
 
 
 def forget_resolved(tx: TaskTransaction) -> Program[int]:
