@@ -177,6 +177,10 @@ class WorkspaceAccess:
         decision = await self._authorizer.check_workspace(session, workspace, level, "workflow_op")
         return "" if decision.allowed else decision.reason
 
+    async def may_read_key(self, session: Session, workspace: str, key: str) -> bool:
+        """Return whether a session may read a key of the scope of a workspace."""
+        return (await self._authorizer.check_kv(session, "workspace", key, workspace, "", AccessLevel.READ)).allowed
+
     async def need(self, session: Session, workspace: str, level: AccessLevel = AccessLevel.READWRITE) -> None:
         """Raise OperationError if a session may not act in a workspace at a level."""
         if problem := await self.problem(session, workspace, level):

@@ -47,6 +47,7 @@ from aether_trio.services.workflows.applying import Appliers
 from aether_trio.services.workflows.asked import OperationAnswer, OperationAsked, OperationError, WorkspaceAccess
 from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.events import KEYS as CHANGED_KEYS
 from aether_trio.services.workflows.events import TakenEvent, read_event
 from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import JsonError, write_json, write_list, write_object
@@ -123,12 +124,12 @@ class ForetellOperations:
         behind = after or await self._before(since_ms)
         rows, more = await self._page(behind, PAGE_EVENTS, PAGE_BYTES)
         foretold: list[bytes] = []
-        readable: dict[str, bool] = {}
+        readable: dict[tuple[str, str], bool] = {}
         events, size = 0, 0
         for offset, at_ms, frame in rows:
             await trio.lowlevel.checkpoint()
             event = await in_json_thread(partial(read_event, offset, bytes(frame), at_ms), len(frame))
-            if event is not None and await self._reads(asked, event.workspace or EVERYWHERE, readable):
+            if event is not None and await self._sees(asked, event, readable):
                 events += 1
                 reactions = _reactions(index, event)
                 while found_now := await compile_in_thread(partial(_some, reactions), LARGE):
@@ -141,10 +142,16 @@ class ForetellOperations:
         fields = {"events": events, "next": behind if more else 0}
         return OperationAnswer(write_object(fields, foretold=write_list(foretold)))
 
-    async def _reads(self, asked: OperationAsked, workspace: str, readable: dict[str, bool]) -> bool:
-        if workspace not in readable:
-            readable[workspace] = not await self._access.problem(asked.session, workspace, AccessLevel.READ)
-        return readable[workspace]
+    async def _sees(self, asked: OperationAsked, event: TakenEvent, readable: dict[tuple[str, str], bool]) -> bool:
+        """Return whether the caller may read an event, and the key that it is about."""
+        workspace = event.workspace or EVERYWHERE
+        key = str(event.data["key"]) if _is_of_key(event) and not event.reason else ""
+        place = workspace, key
+        if place not in readable:
+            readable[place] = not await self._access.problem(asked.session, workspace, AccessLevel.READ)
+            if readable[place] and key:
+                readable[place] = await self._access.may_read_key(asked.session, workspace, key)
+        return readable[place]
 
     async def _page(self, after: int, rows: int, max_bytes: int) -> tuple[list[Row], bool]:
         """Read messages (offset, Unix ms, frame) of the log, and whether there are more."""
@@ -214,6 +221,8 @@ def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -
     for name in event.names:
         env = environment_of(event, name)
         for reacting in index.candidates(name, event.agent, event.workspace, env):
+            if _is_of_key(event) and isinstance(reacting, BusEntry | ScheduleDefinition):
+                continue  # these take no keys (reactions.py)
             told = {"at": go_time(event.at_ms), "offset": event.offset, "event": name, "source": event.principal}
             told |= {"event_workspace": event.workspace, **_what(reacting)}
             try:
@@ -228,6 +237,10 @@ def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -
             if len(written) > SHOWN_BYTES:
                 written = write_json({"too_large_to_show": len(written)})
             yield write_object(told, does=written)
+
+
+def _is_of_key(event: TakenEvent) -> bool:
+    return event.source_topic.startswith(CHANGED_KEYS)
 
 
 def _what(reacting: Reacting) -> dict[str, str]:

@@ -167,3 +167,21 @@ async def test_the_events_of_a_key_are_in_their_order_though_the_log_is_slow(cor
         )
         values = [json.loads(payload)["input"]["value"] for (payload,) in payloads]
         assert values == [str(number) for number in range(8)]
+
+
+async def test_what_is_foretold_shows_no_key_that_the_caller_may_not_read(core: Core, world: World) -> None:
+    machine = {
+        "id": "m", "workspace": "w", "initial_state": "a", "states": {"a": {"terminal": True}},
+        "bus": [{"event": "kv.put:open", "key": "input.key", "creates": True}],
+    }  # fmt: skip
+    async with client(core) as boss, client(core, "other") as other:
+        await boss.do(APPLY, data={"documents": [rule("kv.put:*")]}, workspace="w")
+        deny = Rule("deny", "agent", "ag::w::other::1", "kv_key", "secret", AccessLevel.NONE)
+        core.authorizer._rules_changed([("deny", rule_value(deny))], False)
+        await do(boss, Kv.PUT, "secret", b"x")
+        await do(boss, Kv.PUT, "open", b"y")
+        assert len(await seen(core, world, 2)) == 2
+        for one, keys in ((other, ["open"]), (boss, ["secret", "open"])):
+            found = await one.do(119, data={"documents": [rule("kv.put:*"), machine]}, workspace="w")
+            assert [each["does"]["payload"]["input"]["key"] for each in found["foretold"]] == keys
+            assert found["events"] == len(keys)
