@@ -18,7 +18,7 @@ from aether_trio.services.workflows import unfinished_events
 from aether_trio.services.workflows.events import KEYS, TakenEvent
 from aether_trio.services.workflows.intake import move_cursor
 from aether_trio.services.workflows.known import NotLoadedError
-from aether_trio.services.workflows.reactions import TURN_COST, EventReactions, Turn
+from aether_trio.services.workflows.reactions import ACTION_COST, TURN_COST, EventReactions, Turn
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.storage.base import Program
 
@@ -50,14 +50,14 @@ class EventHandler:
         yield from self._reactions.refresh()
         turn = Turn(TURN_COST)
         done = 0
+        delayed = yield from self._schedules.names_waited_for(events)
         for event in events:
             if turn.is_over:
                 break
             done += 1
             yield from self._handle_one(tx, event, turn)
-        yield from self._schedules.events_taken(
-            tx, [event for event in events[:done] if not event.source_topic.startswith(KEYS)]
-        )
+            if delayed and not event.reason and not event.source_topic.startswith(KEYS):
+                turn.cost += ACTION_COST * (yield from self._schedules.event_taken(tx, event, delayed))
         yield from move_cursor(events[:done])
         return done
 

@@ -527,6 +527,8 @@ class Executions:
                 raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
         if tx.context.shared and (graph is None or self._admission.most or begin.fork or not _is_separate(graph)):
             yield Alone()
+        if graph is not None and (problem := (yield from self.waits.problem(workspace, events_of(graph)))):
+            raise StartRefused(f"workflow {stored.id}: {problem}")
         admitted = yield from self._admit(tx, stored, terms, workspace, begin, task_id, parent)
         if admitted.run_id not in ("", task_id):
             yield from self.perform_flow(tx, admitted.effects)

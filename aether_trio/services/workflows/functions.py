@@ -170,6 +170,8 @@ class Functions:
         Raises StartRefused.
         """
         about = json.loads(stored.document)[FUNCTION]
+        if problem := (yield from self._waits.problem(workspace, _events_of(about))):
+            raise StartRefused(f"workflow {stored.id}: {problem}")
         schema = about.get("input")
         if schema is not None and (problem := self._validate(schema, begin.input)):
             raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
@@ -620,6 +622,8 @@ class Functions:
         value = command.get("equals")
         if source and value is None:
             raise CommandError("equals is the value of the key for which the step waits; it is not null")
+        if problem := (yield from self._waits.problem(row.workspace, [(event, source)])):
+            return StepEnd("failed", error=problem, error_type="LIMIT")
         place, taker = StepPlace(key), key[: key.rfind("/") + 1]
         run.state.events[key] = event
         yield from self._waits.begin(row.execution_id, row.workspace, [(event, source)])

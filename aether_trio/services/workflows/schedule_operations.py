@@ -87,25 +87,30 @@ class ScheduleStarter:
         if (yield from self._schedules.find_set_back(tx.context.now_ms)):
             tx.effects.due_ms = tx.context.now_ms
 
-    def events_taken(self, tx: Transaction, events: Sequence[TakenEvent]) -> Program[None]:
-        """Plan what fires a while after these events."""
-        good = [event for event in events if not event.reason]
-        waited = yield from self._schedules.names_waited_for(name for event in good for name in event.names)
-        if not waited:
-            return
-        for event in good:
-            allowed = partial(self._may_see, event.workspace, tx.context.now_ms)
-            for name in event.names:
-                if name in waited:
-                    source = {
-                        "agent": event.agent, "workspace": event.workspace, "event": name, "principal": event.principal,
-                    }  # fmt: skip
-                    due_ms = yield from self._schedules.event_arrived(
-                        name, event.workspace, str(event.offset), event.at_ms, {"data": event.data, "source": source},
-                        allowed, event.hops,
-                    )  # fmt: skip
-                    if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-                        tx.effects.due_ms = due_ms
+    def names_waited_for(self, events: Sequence[TakenEvent]) -> Program[frozenset[str]]:
+        """Return the names of these events after which some schedule fires."""
+        return (yield from self._schedules.names_waited_for(name for event in events for name in event.names))
+
+    def event_taken(self, tx: Transaction, event: TakenEvent, waited: frozenset[str]) -> Program[int]:
+        """Plan what fires a while after an event; return how many schedules that does.
+
+        `waited` are the names after which any does.
+        """
+        planned = 0
+        allowed = partial(self._may_see, event.workspace, tx.context.now_ms)
+        for name in event.names:
+            if name in waited:
+                source = {
+                    "agent": event.agent, "workspace": event.workspace, "event": name, "principal": event.principal,
+                }  # fmt: skip
+                count, due_ms = yield from self._schedules.event_arrived(
+                    name, event.workspace, str(event.offset), event.at_ms, {"data": event.data, "source": source},
+                    allowed, event.hops,
+                )  # fmt: skip
+                planned += count
+                if due_ms and not 0 < tx.effects.due_ms <= due_ms:
+                    tx.effects.due_ms = due_ms
+        return planned
 
     def _may_see(self, workspace: str, now_ms: int, stored: StoredSchedule) -> bool:
         return not self._actions.allowed(stored.owner, workspace, AccessLevel.READ, now_ms)

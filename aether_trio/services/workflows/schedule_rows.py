@@ -222,6 +222,15 @@ def of_event(event: str, workspace: str) -> Program[list[StoredSchedule]]:
     return list(map(_stored, rows))
 
 
+def count_of_event(event: str, workspace: str) -> Program[int]:
+    """Count the schedules of a workspace that fire after an event."""
+    rows: list[Row] = yield Fetch(
+        "SELECT COUNT(*) FROM workflow_schedules WHERE event <> '' AND event = $1 AND workspace = $2",
+        (event, workspace),
+    )
+    return int(rows[0][0])
+
+
 def names_waited_for(names: Iterable[str]) -> Program[frozenset[str]]:
     """Return the names, of these, of events that plan firings."""
     wanted = tuple(dict.fromkeys(names))

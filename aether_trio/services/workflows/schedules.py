@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, TypeAlias
 
-from aether_trio.model.text import line
+from aether_trio.model.text import line, shown
 from aether_trio.model.workflows import schedules as model
 from aether_trio.model.workflows.definition import Json, ScheduleDefinition
 from aether_trio.model.workflows.go_names import go_time
@@ -46,6 +46,8 @@ MOST_FIRINGS: Final = 100
 SET_BACK_MS: Final = 5_000
 """How far decided slots may lie in the future before the clock counts as set back."""
 MOST_PLANNED: Final = 10_000
+MOST_AFTER_EVENT: Final = 100
+"""Schedules of a workspace that fire after one event, which plans a firing of each."""
 MAX_ERROR: Final = 500
 SLOT: Final = "slot"
 
@@ -178,6 +180,7 @@ class Schedules:
     def create(self, definition: ScheduleDefinition, owner: str, now_ms: int) -> Program[StoredSchedule]:
         """Keep a new schedule. Raises ScheduleError if there is one of this id."""
         made = self._made(definition, owner, now_ms)
+        yield from self._check_event(made)
         if not (yield from schedule_rows.insert(made)):
             raise ScheduleError(f"there is a schedule {made.id} in workspace {made.workspace} already: upsert it")
         return made
@@ -190,6 +193,8 @@ class Schedules:
         """
         made = self._made(definition, owner, now_ms)
         before = yield from schedule_rows.load(made.workspace, made.id)
+        if before is None or before.event != made.event:
+            yield from self._check_event(made)
         if before is None:
             if (yield from schedule_rows.insert(made)):
                 return made
@@ -290,8 +295,10 @@ class Schedules:
         event: Mapping[str, Json],
         allowed: Callable[[StoredSchedule], bool] = lambda stored: True,
         hops: Hops = (),
-    ) -> Program[int]:
-        """Plan the firings that an event causes; return when the first is due, or 0.
+    ) -> Program[tuple[int, int]]:
+        """Plan the firings that an event causes.
+
+        Return how many schedules there are, and when the first firing is due, or 0.
 
         `key` tells the event apart: the same one plans one firing. `event` is kept for the firing
         as {name, workspace, **event}. Slots count from `at_ms`, when the event was sent. A schedule
@@ -299,7 +306,8 @@ class Schedules:
         causes (`hops`) nothing is planned.
         """
         moments = []
-        for found in filter(allowed, (yield from schedule_rows.of_event(name, workspace))):
+        following = yield from schedule_rows.of_event(name, workspace)
+        for found in filter(allowed, following):
             table = self._terms(found).timetable
             if not isinstance(table, NoSlots):
                 continue
@@ -324,7 +332,7 @@ class Schedules:
                 next_ms = min(found.next_fire_ms or firing.due_ms, firing.due_ms)
                 yield from schedule_rows.move(replace(found, planned=found.planned + 1, next_fire_ms=next_ms))
                 moments.append(next_ms)
-        return min(moments, default=0)
+        return len(following), min(moments, default=0)
 
     # -- time --------------------------------------------------------------------------------------
 
@@ -469,6 +477,14 @@ class Schedules:
         except TimetableError as error:
             raise ScheduleError(f"{error.field}, character {error.column}: {error}") from None
         return replace(made, next_fire_ms=model.next_due(terms, state, now_ms) if made.active else 0)
+
+    def _check_event(self, made: StoredSchedule) -> Program[None]:
+        """Raise ScheduleError if too many schedules fire after the event of another one."""
+        if made.event and (yield from schedule_rows.count_of_event(made.event, made.workspace)) >= MOST_AFTER_EVENT:
+            raise ScheduleError(
+                f"{MOST_AFTER_EVENT} schedules of workspace {made.workspace} fire after event {shown(made.event)} "
+                "already: let a rule start further things"
+            )
 
     def _terms(self, found: StoredSchedule) -> FiringTerms:
         return FiringTerms(

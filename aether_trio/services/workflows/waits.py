@@ -27,13 +27,14 @@ from datetime import UTC, datetime
 from typing import Final, NamedTuple
 
 from aether_trio.model.limits import MIB
+from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import EvaluationError, Graph, Json, WaitFor
 from aether_trio.model.workflows.happenings import OpenWait, StepPlace
 from aether_trio.model.workflows.values import ExpressionValue
 from aether_trio.services.workflows import changes
 from aether_trio.services.workflows.json_values import plain, read_json, write_json
 from aether_trio.services.workflows.tools import TOOLS
-from aether_trio.storage.base import Execute, Fetch, FetchOne, Program, Row
+from aether_trio.storage.base import Execute, ExecuteMany, Fetch, FetchOne, Program, Row
 
 KEPT_EVENTS: Final = 10_000
 """Latest events of a name that are kept in a workspace."""
@@ -41,6 +42,10 @@ KEPT_BYTES: Final = 64 * MIB
 """The size of their data; the latest one is kept whatever its size."""
 PRUNE_EVERY: Final = 100
 """For how many events more than that may be kept."""
+MOST_KEYS: Final = 100
+"""Different keys of an event in a workspace: each event is looked up by all of them."""
+KNOWN_EVENTS: Final = 4_096
+"""Events whose keys are in memory."""
 COMPILED_KEYS: Final = 4_096
 NO_KEY: Final = ""
 """The hash of the key of a wait that takes any event, and of its value."""
@@ -86,8 +91,30 @@ class Waits:
 
     def __init__(self) -> None:
         self._compiled: OrderedDict[str, ExpressionValue] = OrderedDict()
+        self._known: OrderedDict[tuple[str, str], set[str]] = OrderedDict()
+        """Keys of late, as hashes, by workspace and event: these are among MOST_KEYS."""
 
     # -- executions --------------------------------------------------------------------------------
+
+    def problem(self, workspace: str, events: Iterable[tuple[str, str]]) -> Program[str]:
+        """Return why an execution may not wait for events by these keys; "" if it may."""
+        wanted: dict[str, set[str]] = {}
+        for event, source in events:
+            wanted.setdefault(event, set()).add(hash_of_key(source))
+        for event, hashes in wanted.items():
+            place = workspace, event
+            if hashes <= self._known.get(place, set()):
+                continue
+            there = {key for key, _ in (yield from self.keys(workspace, event))}
+            if len(hashes | there) > MOST_KEYS and not hashes <= there:
+                return (
+                    f"executions wait for event {shown(event)} in workspace {workspace} by {len(there)} different "
+                    f"keys, and this would be {len(hashes - there)} more: at most {MOST_KEYS} are allowed"
+                )
+            self._known[place] = hashes | there
+            if len(self._known) > KNOWN_EVENTS:
+                self._known.popitem(last=False)
+        return ""
 
     def begin(self, execution_id: str, workspace: str, events: Iterable[tuple[str, str]]) -> Program[None]:
         """Note the events, with their keys, for which an execution may wait from now on.
@@ -230,14 +257,14 @@ class Waits:
         )
         number = yield from changes.begin(changes.KEPT_EVENT)
         moment = datetime.fromtimestamp(now_ms / 1000, UTC)
-        for key, source in keys:
-            value = self._value(source, env, moment)
-            if value is not None:
-                yield Execute(
-                    "INSERT INTO workflow_kept_keys (workspace, event, key_hash, value_hash, number) "
-                    "VALUES ($1, $2, $3, $4, $5)",
-                    (workspace, event, key, value, number),
-                )
+        values = [(key, self._value(source, env, moment)) for key, source in keys]
+        rows = [(workspace, event, key, value, number) for key, value in values if value is not None]
+        if rows:
+            yield ExecuteMany(
+                "INSERT INTO workflow_kept_keys (workspace, event, key_hash, value_hash, number) "
+                "VALUES ($1, $2, $3, $4, $5)",
+                rows,
+            )
         yield Execute(
             "INSERT INTO workflow_kept_events (number, workspace, event, at_ms, source, data) "
             "VALUES ($1, $2, $3, $4, $5, $6)",
@@ -245,9 +272,9 @@ class Waits:
         )
         # All names share the numbers.
         if (latest[0][0] or 0) // PRUNE_EVERY != number // PRUNE_EVERY:
-            rows: list[Row] = yield Fetch(_TOO_OLD, (workspace, event, KEPT_EVENTS, KEPT_BYTES))
-            if rows[0][0] is not None:
-                yield from _forget(workspace, event, rows[0][0])
+            old: list[Row] = yield Fetch(_TOO_OLD, (workspace, event, KEPT_EVENTS, KEPT_BYTES))
+            if old[0][0] is not None:
+                yield from _forget(workspace, event, old[0][0])
         return number
 
     def kept(self, number: int) -> Program[KeptEvent | None]:

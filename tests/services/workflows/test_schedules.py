@@ -17,6 +17,7 @@ from aether_trio.model.workflows.schedules import BUSY_MS, FIRST_BACKOFF_MS
 from aether_trio.model.workflows.timetables import read_moment
 from aether_trio.services.tasks.transaction import due as due_tasks
 from aether_trio.services.tasks.transaction import task_rows
+from aether_trio.services.workflows import schedules as schedules_module
 from aether_trio.services.workflows.schedule_rows import StoredSchedule
 from aether_trio.services.workflows.schedules import (
     Firing,
@@ -425,12 +426,12 @@ def delayed(**fields: Any) -> ScheduleDefinition:
 
 
 async def arrive(node: Node, key: str, at_ms: int, workspace: str = "w") -> int:
-    moment: int = await node.run(
+    _, moment = await node.run(
         lambda: node.schedules.event_arrived(
             "ordered", workspace, key, at_ms, {"data": {"n": key}, "source": "ag::w::x::1"}
         )
     )
-    return moment
+    return int(moment)
 
 
 async def test_each_event_plans_one_firing(node: Node) -> None:
@@ -471,6 +472,20 @@ async def test_an_event_of_any_workspace_counts_for_a_schedule_of_all(node: Node
         "slot": "2026-03-28T12:10:00Z",
         "event": {"name": "ordered", "workspace": "other", "data": {"n": "1"}, "source": "ag::w::x::1"},
     }
+
+
+async def test_few_schedules_fire_after_one_event(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedules_module, "MOST_AFTER_EVENT", 2)
+    for name in ("a", "b"):
+        await node.create(replace(delayed(), id=name))
+    for put in (node.schedules.create, node.schedules.upsert):
+        with pytest.raises(ScheduleError, match="2 schedules of workspace w fire after event 'ordered' already"):
+            await node.run(lambda put=put: put(replace(delayed(), id="c"), "us::boss", BEGIN))  # type: ignore[misc]
+    await node.run(lambda: node.schedules.upsert(replace(delayed(), id="b"), "us::boss", BEGIN))
+    await node.create(delayed(workspace="other"))
+    await node.create(replace(delayed(), id="c", event="made"))
+    with pytest.raises(ScheduleError, match="2 schedules"):
+        await node.run(lambda: node.schedules.upsert(replace(delayed(), id="c"), "us::boss", BEGIN))
 
 
 async def test_an_event_that_the_owner_may_not_see_plans_nothing(node: Node) -> None:

@@ -173,9 +173,10 @@ async def test_an_event_is_followed_by_what_its_schedule_starts(core: Core) -> N
 
     def page(tx: TaskTransaction) -> Program[None]:
         starter = cast("WorkflowHook", tx.context.workflows)._schedules
-        yield from starter.events_taken(
-            tx, [taken(1, "w", "other", "ordered"), taken(2, "v", "ordered"), taken(3, "w", "ordered")]
-        )
+        events = [taken(1, "w", "other", "ordered"), taken(2, "v", "ordered"), taken(3, "w", "ordered")]
+        waited = yield from starter.names_waited_for(events)
+        for event in events:
+            yield from starter.event_taken(tx, event, waited)
 
     async with client(core) as boss:
         await boss.create(definition)

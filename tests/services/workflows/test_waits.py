@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from random import Random
 from typing import Any
@@ -12,7 +13,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.services.workflows import event_handler, unfinished_events, waits
 from aether_trio.wire.pb import aether_pb2 as pb
-from tests.helpers.core import World, agent, connect, deadlock_is_an_error
+from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_error, message_to
 from tests.services.workflows.helpers import Client, all_taken, client
 
 Op = pb.WorkflowOperation
@@ -325,3 +326,60 @@ async def test_what_came_while_an_execution_worked_is_for_the_next_one_of_its_ch
         assert rows(world, "taken_events") == []
         await boss.do(Op.CANCEL_EXECUTION, one)
         assert rows(world) == []
+
+
+async def test_an_event_has_few_different_keys(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waits, "MOST_KEYS", 3)
+    keys = ["input.a", "input.b", "input.c"]
+    three = [{"id": f"s{number}", "wait": waiting(key=key)} for number, key in enumerate(keys)]
+    text = "executions wait for event 'paid' in workspace w by 3 different keys, and this would be 1 more"
+    async with client(core) as boss, client(core, "hand") as hand:
+        await boss.create(flow(*three))
+        await boss.create(flow({"id": "a", "wait": waiting(key="input.d")}), "other")
+        await boss.create(flow(*three, {"id": "a", "wait": waiting(key="input.d")}), "many")
+        await boss.create(flow({"id": "a", "wait": waiting("made", key="input.d")}), "else")
+        for known in (False, True):
+            one = await boss.run({"order": 1})
+            for name in ("other", "many"):
+                answer = await boss.ask(100, name, data={"order": 1})
+                assert text in answer.error, (name, known)
+        await boss.run({"order": 1}, "else")
+        await hand.do(120, "act", data={})
+        await hand.do(120, "takes", data={"events": {"paid": "input.d"}})
+        assert text in (await boss.ask(100, "takes", data={})).error
+        run = await boss.run({}, "act")
+        await hand.operate(run, pb.TaskOperation.CLAIM)
+        waits_for = {"do": "open", "step": "s", "kind": "wait", "event": "paid", "key": "input.d", "equals": 1}
+        answer = await hand.do(121, run, data={"assignment": 1, "after": 0, "do": [waits_for]})
+        assert text in answer["entries"][-1]["entry"]["error"]
+        for execution in await running(boss):
+            await boss.do(Op.CANCEL_EXECUTION, execution)
+        assert one not in await running(boss)
+        await boss.run({"order": 1}, "other")
+
+
+async def test_schedules_after_an_event_count_for_its_transaction(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    schedule = {"schedule_type": "event_delayed", "schedule_expr": "1m", "event": "paid", "workspace": "w"}
+    schedule["action"] = {"type": "emit_event", "event_name": "late"}
+    monkeypatch.setattr(event_handler, "TURN_COST", 2 * event_handler.ACTION_COST)
+    pages = list[int]()
+    page = event_handler.EventHandler._page
+
+    def noted(self: Any, tx: Any, events: Any) -> Any:
+        done = yield from page(self, tx, events)
+        pages.append(done)
+        return done
+
+    monkeypatch.setattr(event_handler.EventHandler, "_page", noted)
+    async with client(core) as boss:
+        for name in ("a", "b"):
+            await boss.do(Op.CREATE_SCHEDULE, data={"id": name, **schedule})
+        payload = json.dumps({"event_names": ["paid"], "data": {}}).encode()
+        boss.link.send(*(message_to("event::*", payload, pb.EVENT) for _ in range(20)))
+        await barrier(boss.link)
+        await all_taken(core, world)
+        assert sum(pages) >= 20
+        assert max(pages) == 1
+        assert [one["planned"] for one in await boss.do(Op.LIST_SCHEDULES)] == [20, 20]
