@@ -48,7 +48,7 @@ class EventHandler:
     def _page(self, tx: TaskTransaction, events: Sequence[TakenEvent]) -> Program[int]:
         """Handle some events; return how many."""
         yield from self._reactions.refresh()
-        turn = Turn(TURN_COST)
+        turn = Turn(TURN_COST, tx)
         done = 0
         delayed = yield from self._schedules.names_waited_for(events)
         for event in events:

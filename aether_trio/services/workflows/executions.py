@@ -717,7 +717,7 @@ class Executions:
         for effect in effects:
             if not isinstance(effect, RunBegins):
                 yield from self.stop(tx, effect.run_id, f"{DROPPED[effect.reason]} (flow control)")
-            elif turn.begun < BEGIN_PAGE:
+            elif turn.begun < BEGIN_PAGE and not tx.is_full:
                 turn.begun += 1
                 yield from self._begin_queued(tx, effect.run_id)
             else:

@@ -174,6 +174,8 @@ class WorkflowHook:
         if any(kind == schedule_rows.TIMER for kind, _ in found):
             yield from self._schedules.fire(tx, self._contained_schedule, one=one)
         for kind, key in found:
+            if tx.is_full:
+                break  # what is left is due still
             if kind == schedule_rows.TIMER:
                 continue
             handler = self._timers.get(kind)

@@ -68,6 +68,7 @@ class Turn:
     """What one transaction has done for events, and what it knows of owners."""
 
     budget: int
+    tx: Transaction
     cost: int = 0
     problems: dict[tuple[str, str], str] = field(default_factory=dict)
     """Why an owner may not read a workspace, by owner and workspace."""
@@ -77,7 +78,7 @@ class Turn:
     @property
     def is_over(self) -> bool:
         """Whether the rest is for another transaction."""
-        return self.cost >= self.budget
+        return self.cost >= self.budget or self.tx.is_full
 
 
 class PendingReaction(NamedTuple):
@@ -209,16 +210,15 @@ class EventReactions:
         while True:
             limit = max((turn.budget - turn.cost) // ACTION_COST, 1)
             found = yield from self._executions.waits.waiting(number, position, limit)
-            for _, wait in found:
+            for place, wait in found:
                 turn.cost += ACTION_COST
                 yield from self._executions.event_arrived(tx, wait, kept)
-            if found:
                 turn.keys.clear()  # what goes on may have started others
+                position = place
+                if turn.is_over:
+                    return position
             if len(found) < limit:
                 return None
-            position = found[-1][0]
-            if turn.is_over:
-                return position
 
     def poison(self, tx: Transaction, event: TakenEvent) -> Program[None]:
         """Make a dead letter of an event that cannot be handled."""
@@ -236,7 +236,7 @@ class EventReactions:
         yield from event_dead_letters.settle(tx, task, problem, error_type)
 
     def _again(self, tx: Transaction, event: TakenEvent, name: str, key: str, task: TaskRow) -> Program[None]:
-        env, turn, again = environment_of(event, name), Turn(TURN_COST), f"{task.task_id} {task.events}"
+        env, turn, again = environment_of(event, name), Turn(TURN_COST, tx), f"{task.task_id} {task.events}"
         if task.task_type == RULE_FAILED:
             rule = yield from self._load_rule(int(key), event)
             if isinstance(rule, str):

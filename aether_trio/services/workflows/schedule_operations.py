@@ -80,7 +80,9 @@ class ScheduleStarter:
         """Fire a page of due schedules, or one; `guard` runs the program of each."""
         start = partial(self._start, tx)
         page, shared = 1 if one else PAGE, tx.context.shared
-        return (yield from self._schedules.fire(tx.context.now_ms, start, shared=shared, page=page, guard=guard))
+        now_ms = tx.context.now_ms
+        fire = partial(self._schedules.fire, shared=shared, page=page, guard=guard, is_full=lambda: tx.is_full)
+        return (yield from fire(now_ms, start))
 
     def find_set_back(self, tx: Transaction) -> Program[None]:
         """Have schedules looked at whose slots are decided ahead of time."""

@@ -337,17 +337,25 @@ class Schedules:
     # -- time --------------------------------------------------------------------------------------
 
     def fire(
-        self, now_ms: int, start: StartFiring, *, shared: bool, page: int = PAGE, guard: GuardFiring = unguarded
+        self,
+        now_ms: int,
+        start: StartFiring,
+        *,
+        shared: bool,
+        page: int = PAGE,
+        guard: GuardFiring = unguarded,
+        is_full: Callable[[], bool] = lambda: False,
     ) -> Program[int]:
         """Fire a page of the schedules that are due; return how many were looked at.
 
-        `guard` runs the program of each, by its key in `workflow_timers`.
+        `guard` runs the program of each, by its key in `workflow_timers`. `is_full` says whether
+        the others are for another transaction.
         """
         found = yield from schedule_rows.due(now_ms, page, shared=shared)
         budget = MOST_FIRINGS
         looked = 0
         for workspace, id in found:  # noqa: A001
-            if budget <= 0:
+            if budget <= 0 or is_full():
                 break
             looked += 1
             program = self._fire_one(workspace, id, now_ms, start, shared=shared)

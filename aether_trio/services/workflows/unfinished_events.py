@@ -41,7 +41,7 @@ def go_on(reactions: EventReactions, tx: Transaction, key: str) -> Program[None]
         event, payload, pending = found[0]
         all_left = [PendingReaction(*one) for one in json.loads(pending)]
         taken = decode_event(json.loads(event), bytes(payload))
-        left = yield from reactions.go_on(tx, taken, all_left, Turn(TIMER_COST))
+        left = yield from reactions.go_on(tx, taken, all_left, Turn(TIMER_COST, tx))
     if left:
         yield Execute("UPDATE workflow_unfinished_events SET pending = $2 WHERE key = $1", (key, json.dumps(left)))
         yield from _set_timer(tx, key)

@@ -11,7 +11,9 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
+from aether_trio.services.tasks.transaction import task_transaction
 from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows.executions import Executions
 from aether_trio.services.workflows.schedule_operations import ScheduleStarter
 from aether_trio.services.workflows.schedule_rows import StoredSchedule
@@ -431,3 +433,46 @@ async def test_what_the_database_refuses_of_a_schedule_delays_no_other(
             await boss.do(Op.CREATE_SCHEDULE, data=data)
         await trio.sleep(150)
         assert {one["id"]: one["fired"] for one in await boss.do(Op.LIST_SCHEDULES)} == {"bad": 0, "good": 2}
+
+
+WIDE = [{"id": f"s{number}", "depends_on": ["begin"], "action": {"agent": "nobody"}} for number in range(8)]
+
+
+@pytest.mark.parametrize("by", ["wait", "timeout", "schedule", "event", "trigger"])
+async def test_what_falls_due_together_is_in_transactions_of_a_bounded_size(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch, by: str
+) -> None:
+    """Six executions begin eight steps each; a full transaction has ten tasks."""
+    monkeypatch.setattr(task_transaction, "MOST_WRITTEN", 10)
+    begins: dict[str, dict[str, Any]] = {
+        "wait": {"wait": "1m"},
+        "timeout": {"action": {"agent": "nobody"}, "timeout": "1m", "on_error": [{"error": "*", "result": 1}]},
+        "event": {"wait": {"event": "go"}},
+    }
+    engine, written = core.tasks.engine, list[int]()
+    after_commit = engine.after_commit
+
+    def note(tx: TaskTransaction) -> None:
+        written.append(len(tx.written))
+        after_commit(tx)
+
+    async with client(core) as boss:
+        steps = [{"id": "begin", **begins.get(by, {"output": 1})}, *WIDE]
+        about = {"trigger": {"event": "go"}} if by == "trigger" else {}
+        names = [f"w{number}" for number in range(6)]
+        await boss.do(107, data={"documents": [{"id": name, "steps": steps, **about} for name in names]}, workspace="w")
+        monkeypatch.setattr(engine, "after_commit", note)
+        if by in begins:
+            for name in names:
+                await boss.run({}, name)
+        elif by == "schedule":
+            plan = {"schedule_type": "once", "schedule_expr": "2023-11-14T22:15:00Z"}
+            documents = [{"id": f"s{name}", "workflow_id": name, **plan} for name in names]
+            await boss.do(107, data={"documents": documents}, workspace="w")
+        if by in ("event", "trigger"):
+            await boss.emit("go", data={})
+        else:
+            await trio.sleep(150)
+        while len(world.databases["tasks"].query("SELECT 1 FROM workflow_steps WHERE step LIKE 's%'")) < 48:
+            await trio.sleep(1)
+        assert 8 <= max(written) < 30

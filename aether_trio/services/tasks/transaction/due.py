@@ -79,7 +79,11 @@ def fire(
     found = yield from task_rows.select(
         _DUE + (" FOR UPDATE SKIP LOCKED" if shared else ""), (now_ms, 1 if one else PAGE)
     )
+    handled = 0
     for seen in found:
+        if tx.is_full:
+            break
+        handled += 1
         if looked is not None:
             looked.append(seen.task_id)
         # Load it again: the move of another task of the page may have changed it.
@@ -120,7 +124,7 @@ def fire(
     )
     for table in ("task_descents", "task_tokens"):
         yield Execute(f"DELETE FROM {table} WHERE hash IN ({expired})", (now_ms, FORGET_PAGE))  # noqa: S608
-    return len(found)
+    return handled
 
 
 def put_off(tx: TaskTransaction, task_id: str) -> Program[None]:

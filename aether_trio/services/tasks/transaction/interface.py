@@ -280,6 +280,10 @@ class Transaction(Protocol):
     workflow: object
     """What `TaskWorkflows` keeps for this transaction; None at its begin."""
 
+    @property
+    def is_full(self) -> bool:
+        """Whether it has written so much that what may wait is for another one."""
+
     def access_change(self) -> Program[Draft]:
         """Return the transaction's change of access data; it is begun if there is none."""
 

@@ -47,6 +47,13 @@ from aether_trio.wire.pb import aether_pb2 as pb
 WAKE_PAGE: Final = 50
 """Tasks that an ended task wakes in its transaction; further ones follow in others."""
 
+MOST_WRITTEN: Final = 250
+"""Tasks that a page of due moments or events writes before the rest is for another one.
+
+With some statements for each, in a round trip each, a page takes seconds at most: a transaction
+that takes longer than PostgreSQL's limit would be cut and begun again for ever.
+"""
+
 KEPT_EVENTS: Final = 4_096
 """Latest events that are kept of a task at least; at most twice as many are."""
 
@@ -103,6 +110,10 @@ class TaskTransaction:
     def __post_init__(self) -> None:
         if self.context.live_rows is not None:
             self.generation = self.context.live_rows.generation
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.written) >= MOST_WRITTEN
 
     def _note_written(self, row: TaskRow) -> None:
         self.written[row.task_id] = row
