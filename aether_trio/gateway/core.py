@@ -266,7 +266,7 @@ async def open_core(
             authorizer,
             task_nodes,
             nursery,
-            handle=workflow_engine.events(engine).handle,
+            events=workflow_engine.events(engine),
             operations=workflow_engine.operations(engine, ids, changes, log),
         )
 

@@ -26,8 +26,9 @@ from aether_trio.model.ids import IdFactory
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks import TaskNodes
 from aether_trio.services.workflows.embedded import SWITCHED_OFF, EmbeddedEngine, EngineSessions
+from aether_trio.services.workflows.event_handler import EventHandler
 from aether_trio.services.workflows.events import ENGINE
-from aether_trio.services.workflows.intake import EventIntake, Handle, pass_over
+from aether_trio.services.workflows.intake import EventIntake, pass_over
 from aether_trio.services.workflows.relay import EmbeddedOperations, WorkflowRelay
 from aether_trio.services.workflows.remote_engine import RemoteCallers, RemoteRequests
 from aether_trio.transport.link import Link
@@ -52,10 +53,10 @@ class WorkflowEngines:
         task_nodes: TaskNodes,
         nursery: trio.Nursery,
         *,
-        handle: Handle | None = None,
+        events: EventHandler | None = None,
         operations: EmbeddedOperations | None = None,
     ) -> None:
-        """`handle` and `operations` are what the gateway's own engine does."""
+        """`events` and `operations` are what the gateway's own engine does."""
         registry, directory, cluster = membership.registry, membership.directory, membership.cluster
         mode = settings.engine
         self._free = AutoResetEvent()
@@ -78,7 +79,10 @@ class WorkflowEngines:
             self._running |= {"workflow-requests": asker.run, "workflow-callers": callers.run}
             cluster.peers.when_dead(asker.look)
             self._watch(cluster)
-        self.intake = EventIntake(databases.tasks, log, registry, clock, handle or partial(pass_over, databases.tasks))
+        if events is None:
+            self.intake = EventIntake(databases.tasks, log, registry, clock, partial(pass_over, databases.tasks))
+        else:
+            self.intake = EventIntake(databases.tasks, log, registry, clock, events.handle, events.prepare)
         self.sessions = EngineSessions(mode, self.relay, self.intake, self._free)
         self.embedded = EmbeddedEngine(mode, self.intake, directory, self._free, random)
 

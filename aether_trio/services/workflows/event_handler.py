@@ -31,6 +31,14 @@ class EventHandler:
         self._reactions = reactions
         self._schedules = schedules
 
+    async def prepare(self) -> None:
+        """Load rules, triggers and machines, for which the first event would wait.
+
+        Raises StorageUnavailable.
+        """
+        for known in (self._reactions.rules, self._reactions.triggers, self._reactions.machines):
+            await known.load(self._engine.database)
+
     async def handle(self, events: Sequence[TakenEvent]) -> None:
         """Do what follows events, once. Raises StalePageError and StorageUnavailable.
 

@@ -153,9 +153,16 @@ class EventIntake:
     """Takes the events of the embedded engine's session, page by page."""
 
     def __init__(
-        self, database: Database, log: TopicLog, registry: SessionRegistry, clock: Clock, handle: Handle
+        self,
+        database: Database,
+        log: TopicLog,
+        registry: SessionRegistry,
+        clock: Clock,
+        handle: Handle,
+        prepare: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint,
     ) -> None:
-        """`database` is that of the tasks."""
+        """`database` is that of the tasks; `prepare` gets ready for a session."""
+        self._prepare = prepare
         self._database = database
         self._log = log
         self._registry = registry
@@ -207,6 +214,11 @@ class EventIntake:
         """Take the events of a session until it ends. Raises StreamEnded."""
         self._position = None
         try:
+            async with self._turn:
+                try:
+                    await self._prepare()
+                except StorageUnavailable as error:  # the first event waits for it
+                    logger.info("the workflow engine gets ready with its first event", reason=str(error))
             while True:
                 page = await link.deliveries(PAGE_EVENTS, PAGE_BYTES)
                 events = await self._read(link, page)

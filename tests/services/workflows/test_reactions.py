@@ -408,6 +408,17 @@ async def test_many_new_rules_are_compiled_before_the_transaction(core: Core, wo
         assert len(sent(world)) == 2
 
 
+async def test_rules_are_loaded_before_the_first_event_after_a_start(world: World) -> None:
+    async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        for number in range(3):
+            await boss.do(Op.CREATE_RULE, data=rule(tell("x"), f"r{number}"))
+    async with world.open(workflow={"engine": "embedded"}) as core:
+        known = core.workflows.intake._handle.__self__._reactions.rules  # type: ignore[attr-defined]
+        with trio.fail_after(60):
+            while len(known.index) < 3:
+                await trio.sleep(0.1)
+
+
 async def test_what_is_undone_is_not_remembered(core: Core, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """A transaction that is undone may have read rules that were undone with it."""
     async with client(core) as boss:
