@@ -56,13 +56,14 @@ from aether_trio.services.workflows.actions import (
     dated_id,
 )
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
-from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow
+from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow, StoredFork
 from aether_trio.services.workflows.executions import (
     WARN_PART,
     HistoryLimit,
     functions_in,
     result_json,
 )
+from aether_trio.services.workflows.function_forks import copy_kept
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, ExecutionPosition, StartRefused, new_execution
@@ -199,20 +200,31 @@ class Functions:
         if not (yield from create_task(tx, task, trigger)):
             return  # this program has run before, and was committed
         yield from execution_rows.insert(row)
-        if not position.queued:
+        if begin.fork is not None:
+            yield from copy_kept(row.execution_id, begin.fork, tx.context.now_ms)
+        if position.queued:
+            return
+        if begin.fork is None:
             yield from self._begin(tx, row, begin.creator)
+        else:
+            yield from self.begin(tx, row.execution_id)
 
     def begin(self, tx: Transaction, execution_id: str) -> Program[None]:
         """Let a run begin that was queued; its row says so already."""
         row, task = (yield from execution_rows.load(execution_id)), (yield from task_rows.load(execution_id))
         if row is not None and task is not None:
-            yield from self._begin(tx, row, task.creator)
+            yield from self._begin(tx, row, task.creator, (yield from execution_rows.fork_of(execution_id)))
 
-    def _begin(self, tx: Transaction, row: ExecutionRow, creator: str) -> Program[None]:
+    def _begin(self, tx: Transaction, row: ExecutionRow, creator: str, fork: StoredFork | None = None) -> Program[None]:
         yield from self._waits.begin(row.execution_id, row.workspace, _events_of((yield from _about(row))))
         run = functions_in(tx)[row.execution_id] = RunningFunction(row, FunctionState())
         entry = {"type": "Started", "workflow": row.workflow_id, "execution_id": row.execution_id, "by": creator}
         yield from self._note(tx, run, {**entry, "input": json.loads(row.trigger_data)})
+        if fork is not None:
+            kept = json.loads(fork.kept)
+            row.entries, row.bytes = kept["entries"], row.bytes + kept["bytes"]
+            run.state.signals, run.state.begun = kept["signals"], kept["begun"]
+            yield from self._note(tx, run, {"type": "RetryAsked", "origin": fork.origin, "from": fork.step})
         yield from self._save(tx, run)
 
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
@@ -233,7 +245,7 @@ class Functions:
             entry |= {"error": task.error, "error_type": task.error_type}
             row.error = task.error
         row.status, row.completed_ms = status, now_ms
-        run.state = FunctionState()
+        run.state = FunctionState(signals=run.state.signals)
         yield from self._waits.end(row.execution_id)
         if not row.entries:  # it has not begun: if it is tried again, it does
             yield from self._save(tx, run)
@@ -250,10 +262,9 @@ class Functions:
             return
         row = run.row
         row.generation, row.status, row.completed_ms, row.error = row.generation + 1, "running", 0, ""
-        run.state = FunctionState()
         if not row.entries:
             yield from self._save(tx, run)
-            yield from self._begin(tx, row, after.creator)
+            yield from self._begin(tx, row, after.creator, (yield from execution_rows.fork_of(row.execution_id)))
             return
         yield from self._waits.begin(row.execution_id, row.workspace, _events_of((yield from _about(row))))
         yield from self._note(tx, run, {"type": "RetryAsked"})

@@ -24,6 +24,7 @@ from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.executions import TIMER, Executions, read_state
+from aether_trio.services.workflows.function_forks import plan_function_fork
 from aether_trio.services.workflows.json_values import read_json as read_data
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, ForkOf, StartRefused
@@ -38,12 +39,6 @@ REPLAY: Final = 113
 """Replays an execution on a document, or moves it to the newest version."""
 FORK: Final = 114
 """Starts an execution with what another one has done, but for a step and what follows it."""
-FUNCTIONS: Final[Mapping[int, str]] = {
-    REPLAY: "its worker replays it",
-    FORK: "what it has done between two steps is known to its code only, so it cannot begin in the middle; run it again "
-    "with `aether workflows run`, or retry it if it has failed",
-}
-"""What is said of executions of functions."""
 _TRIES: Final = 5
 """Replays of an execution that moves on meanwhile."""
 
@@ -66,6 +61,8 @@ class PastOperations:
         The answer has `entries`, `version` (0 for a document) and `divergence`.
         """
         row = await self._execution(request)
+        if row.kind != "graph":
+            raise OperationError(f"execution {row.execution_id} is one of a function: its worker replays it")
         given = await request.document()
         unknown = sorted(set(given) - {"document", "dry_run"})
         if unknown:
@@ -103,6 +100,12 @@ class PastOperations:
         key = operation_key("fork", row.execution_id, request.secondary_id) if request.secondary_id else b""
         same = request_hash(given)
         creator = request.session.identity.text
+        of_function: KeptPart | None = None
+        if row.kind != "graph" and row.status != QUEUED:
+            try:
+                of_function = await plan_function_fork(self._engine.database.read, row, given["from"])
+            except ForkError as error:
+                raise OperationError(str(error)) from None
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str, KeptPart | None]]:
             tx = TaskTransaction(context)
@@ -113,7 +116,7 @@ class PastOperations:
             origin = yield from execution_rows.load(row.execution_id)
             if origin is None:
                 raise OperationError(f"execution {row.execution_id} not found")
-            if origin.status == QUEUED:
+            if origin.status == QUEUED or (of_function is None and origin.kind != "graph"):
                 raise OperationError(f"execution {row.execution_id} has not begun: there is nothing to keep of it")
             if newest:
                 stored = yield from definitions.newest(origin.workspace, origin.workflow_id)
@@ -121,9 +124,15 @@ class PastOperations:
                 stored = yield from definitions.load(origin.defined_in, origin.workflow_id, origin.version)
             if stored is None or not stored.active:
                 raise OperationError(f"workflow {origin.workflow_id} is deleted: nothing begins with it any more")
-            graph = yield from self._executions.definitions.graph(stored.workspace, stored.id, stored.version)
-            assert graph is not None
-            kept = plan_fork(graph, State.from_json(read_state(origin.state)), given["from"])
+            if stored.is_function is (of_function is None):
+                kind = "a function" if stored.is_function else "a graph"
+                raise OperationError(f"workflow {stored.id} is {kind} by now: fork on the version of the execution")
+            if of_function is not None:
+                kept = of_function
+            else:
+                graph = yield from self._executions.definitions.graph(stored.workspace, stored.id, stored.version)
+                assert graph is not None
+                kept = plan_fork(graph, State.from_json(read_state(origin.state)), given["from"])
             begin = Begin(
                 given["input"] if "input" in given else read_data(origin.trigger_data),
                 creator,
@@ -155,8 +164,6 @@ class PastOperations:
         row = await self._load(request.id)
         if row is None or await self._access.problem(request.session, row.workspace, AccessLevel.READ):
             raise OperationError(f"execution {shown(request.id)} not found")
-        if row.kind != "graph":
-            raise OperationError(f"execution {row.execution_id} is one of a function: {FUNCTIONS[request.op]}")
         return row
 
     async def _load(self, execution_id: str) -> ExecutionRow | None:
