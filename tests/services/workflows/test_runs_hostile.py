@@ -11,7 +11,7 @@ import trio
 from aether_trio.gateway.core import Core
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
-from tests.services.workflows.helpers import client, worker
+from tests.services.workflows.helpers import Failed, client, worker
 
 
 @pytest.fixture
@@ -70,3 +70,22 @@ async def test_signals_that_a_function_has_not_taken_do_not_fill_its_history(cor
         waits = {"do": "open", "step": "s", "kind": "wait", "signal": "add"}
         await hand.do(121, one, data={"assignment": 1, "after": 18, "do": [waits]})
         await boss.do(101, one, "add", data=text)
+
+
+async def test_a_call_of_a_function_that_is_over_is_not_done_again(core: Core) -> None:
+    def fails(task: pb.TaskAssignment) -> None:
+        raise Failed("no")
+
+    async with client(core) as boss, client(core, "hand") as hand, worker(core, "book", fails) as seen:
+        await hand.do(120, "act", data={})
+        one = await boss.run({}, "act")
+        await hand.operate(one, pb.TaskOperation.CLAIM)
+        calls = {"do": "open", "step": "c", "kind": "call", "agent": "book", "tool": "t"}
+        await hand.do(121, one, data={"assignment": 1, "after": 0, "do": [calls]})
+        while len(history := await boss.do(105, one)) < 3:
+            await trio.sleep(0.1)
+        assert history[-1]["outcome"] == "failed"
+        refused = await hand.operate(seen[0].task_id, pb.TaskOperation.RETRY)
+        assert f"the task is a step of execution {one}: retry the execution" in refused.error
+        await trio.sleep(5)
+        assert len(seen) == 1

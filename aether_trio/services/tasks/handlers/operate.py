@@ -500,7 +500,8 @@ def _check_part(task: TaskRow, move: Move) -> str:
         return f"an execution of a workflow moves with its steps: {move.value} is for tasks of workers"
     if task.workflow & WorkflowPart.QUESTION and move is not Move.CANCEL:
         return f"the task is a question to a person: answer it, or cancel it; {move.value} is for tasks of workers"
-    if task.workflow == WorkflowPart.STEP and move is Move.RETRY and task.is_final:
+    runs = task.workflow & (WorkflowPart.RUN | WorkflowPart.FUNCTION)
+    if task.workflow & WorkflowPart.STEP and not runs and move is Move.RETRY and task.is_final:
         return f"the task is a step of execution {task.parent_task_id}: retry the execution"
     return ""
 
