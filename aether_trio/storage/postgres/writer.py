@@ -229,6 +229,7 @@ class PostgresWriter:
             except StorageUnavailable as exc:
                 return self._fail(jobs, exc)
             attempt.committing = False
+            began = self._loop.time()
             try:
                 await within(connection, self._limits.transaction_s, partial(self._attempt, connection, jobs, attempt))
             except _TransactionSpoiledError:
@@ -254,6 +255,8 @@ class PostgresWriter:
                         return self._fail(jobs, exc, CommitUnknown)
                 else:
                     self.pool.release(connection, healthy=healthy)
+                    if len(jobs) > 1 and self._loop.time() - began >= self._limits.transaction_s:
+                        return await self._run_each(jobs, index)  # together they take too long
                 if not await self._may_go_on(kind, attempt):
                     if kind is PostgresFault.SLOW and len(jobs) > 1:
                         return await self._run_each(jobs, index)
@@ -338,7 +341,7 @@ class PostgresWriter:
         return False
 
     async def _run_each(self, jobs: list[PostgresJob], index: int) -> None:
-        """Run each job of a group alone, because one of them takes too long."""
+        """Run each job of a group alone, because one or all of them take too long."""
         for job in jobs:
             await self._run([job], index)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import pytest
@@ -112,6 +113,20 @@ async def test_a_program_that_takes_too_long_fails_alone(postgres_engine: Postgr
         assert await ids(database) == list(range(10))
         with pytest.raises(StorageUnavailable, match="statement timeout"):
             await database.fetch("SELECT pg_sleep(60)")
+
+
+async def test_programs_that_take_too_long_together_are_run_one_by_one(postgres_engine: PostgresEngine) -> None:
+    def slow(number: int) -> Program[None]:
+        yield Fetch("SELECT pg_sleep(0.2)")
+        yield Execute("INSERT INTO items (id) VALUES ($1)", (number,))
+
+    limits = PostgresLimits(writers=1, transaction_s=0.8, patience_s=LONG_S)
+    async with postgres_engine.open(limits=limits) as database:
+        await database.execute(CREATE)
+        async with trio.open_nursery() as nursery:
+            for number in range(6):
+                nursery.start_soon(database.run, partial(slow, number))
+        assert await ids(database) == list(range(6))
 
 
 async def test_nodes_that_write_the_same_row_lose_no_update(postgres_engine: PostgresEngine) -> None:
