@@ -103,7 +103,7 @@ _ROWS: Final = (
     ),
     Operation(
         case="workflow_op", namespace="workflow", response="workflow_response", repeatable=_READS,
-        repeatable_numbers=frozenset({100, 105}),  # RUN, which has a key, and HISTORY
+        repeatable_numbers=frozenset({100, 101, 105, 114}),  # RUN, SIGNAL, FORK: with keys; HISTORY
     ),
     Operation(case="workflow_response", namespace="workflow", continues_exchange=True),
     # The errors of a proxied response are those of the service.

@@ -228,10 +228,15 @@ class Workflow(Namespace):
                     raise
                 await anyio.sleep(max(error.retry_after_s, _LOOK_S))
 
-    async def signal(self, execution_id: str, name: str, data: Any = None) -> None:
-        """Send a signal to an execution; a step that waits for it later gets it, too."""
+    async def signal(self, execution_id: str, name: str, data: Any = None, *, idempotency_key: str = "") -> None:
+        """Send a signal to an execution; a step that waits for it later gets it, too.
+
+        A second request with the same key does nothing for a day; without a key one is made up, so
+        that a cut request is sent again, and its signal comes once.
+        """
         encoded = b"" if data is None else json_text(data, "the data of a signal").encode()
-        await self._do(SIGNAL, execution_id, name, data=encoded)
+        key = idempotency_key or str(uuid.uuid4())
+        await self._do(SIGNAL, execution_id, name, data=encoded, status=key)
 
     async def answer(
         self,

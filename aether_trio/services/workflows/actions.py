@@ -330,18 +330,26 @@ def request_hash(given: Json) -> bytes:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).digest()
 
 
+def find_key(tx: Transaction, hashed: bytes, request: bytes | None) -> Program[str]:
+    """Return for what an idempotency key is taken, "" if it is free. Raises KeyReused."""
+    found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (hashed,))
+    if not found or found[0][1] <= tx.context.now_ms:
+        return ""
+    if request is not None and found[0][2] is not None and bytes(found[0][2]) != request:
+        raise KeyReused
+    taken_for: str = found[0][0]
+    return taken_for
+
+
 def take_key(tx: Transaction, hashed: bytes, task_id: str, request: bytes | None = None) -> Program[str]:
     """Take an idempotency key for a task; return the id of another task that has it.
 
     Raises KeyReused if that was made by a `request` with another hash.
     """
-    now_ms = tx.context.now_ms
-    found: list[Row] = yield Fetch("SELECT task_id, expires_ms, request FROM task_keys WHERE key_hash = $1", (hashed,))
-    if found and found[0][1] > now_ms and found[0][0] != task_id:
-        if request is not None and found[0][2] is not None and bytes(found[0][2]) != request:
-            raise KeyReused
-        other: str = found[0][0]
+    other = yield from find_key(tx, hashed, request)
+    if other and other != task_id:
         return other
+    now_ms = tx.context.now_ms
     yield Execute(
         "INSERT INTO task_keys (key_hash, task_id, expires_ms, request) VALUES ($1, $2, $3, $4) "
         "ON CONFLICT (key_hash) DO UPDATE SET task_id = excluded.task_id, expires_ms = excluded.expires_ms, "

@@ -42,7 +42,7 @@ from aether_trio.services.tasks.transaction.interface import Context
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.unused_inputs import TaskInput
 from aether_trio.services.workflows import budgets, definitions, execution_rows, flow_rows
-from aether_trio.services.workflows.actions import KeyReused, move_key, operation_key, request_hash, take_key
+from aether_trio.services.workflows.actions import KeyReused, find_key, move_key, operation_key, request_hash, take_key
 from aether_trio.services.workflows.applying import APPLY
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
@@ -394,6 +394,7 @@ class WorkflowOperations:
         return problem
 
     async def _signal(self, request: OperationAsked) -> OperationAnswer:
+        """Send a signal; `status` is an idempotency key: with it the signal comes once."""
         row = await self._execution(request, AccessLevel.READWRITE)
         if not request.secondary_id:
             raise OperationError("secondary_id is the name of the signal")
@@ -401,7 +402,11 @@ class WorkflowOperations:
             raise OperationError(f"a signal has at most {MAX_SIGNAL_BYTES} bytes of data")
         data = await request.json(None)
         by = request.session.identity.text
-        await self._happen(row, lambda at_ms: SignalReceived(at_ms=at_ms, name=request.secondary_id, data=data, by=by))
+        key, same = b"", request_hash([request.secondary_id, data])
+        if request.status:
+            key = operation_key("signal", row.execution_id, request.status)
+        told = partial(SignalReceived, name=request.secondary_id, data=data, by=by)
+        await self._happen(row, lambda at_ms: told(at_ms=at_ms), key, same)
         return OperationAnswer(message=f"signal {request.secondary_id} is delivered")
 
     async def _answer(self, request: OperationAsked) -> OperationAnswer:
@@ -462,13 +467,18 @@ class WorkflowOperations:
         await self._happen(row, lambda at_ms: ResumeAsked(at_ms=at_ms, by=by))
         return OperationAnswer(message=f"execution {row.execution_id} goes on")
 
-    async def _happen(self, row: ExecutionRow, happening: Callable[[int], Happening]) -> None:
-        """Let something happen to an execution that has not ended."""
-        made = MadeOperation(self._ids.unique())
+    async def _happen(
+        self, row: ExecutionRow, happening: Callable[[int], Happening], key: bytes = b"", same: bytes = b""
+    ) -> None:
+        """Let something happen to an execution that has not ended; with a `key` once."""
+        operation_id = self._ids.unique()
+        made = MadeOperation(operation_id)
 
         def program(context: Context) -> Program[tuple[TaskTransaction, str]]:
             tx = TaskTransaction(context)
             if (yield from made.subject()):
+                return tx, ""
+            if key and (yield from find_key(tx, key, same)):
                 return tx, ""
             current = yield from execution_rows.load(row.execution_id)
             if current is None or current.completed_ms:
@@ -483,12 +493,14 @@ class WorkflowOperations:
                 if graph is not None and (problem := signal_problem(graph, state, told.name, told.data)):
                     return tx, problem
             yield from self._executions.happen(tx, row.execution_id, told)
+            if key:
+                yield from take_key(tx, key, operation_id, same)
             yield from made.note(tx, row.execution_id)
             return tx, ""
 
         try:
             _, problem = await self._engine.run_program(program, lambda result: result[0])
-        except CommandError as error:
+        except (CommandError, KeyReused) as error:
             raise OperationError(str(error)) from None
         if problem:
             raise OperationError(problem)

@@ -100,12 +100,12 @@ async def test_reading_may_be_asked_again(name: str) -> None:
     assert requester.idempotent == [True]
 
 
-async def test_reading_a_history_may_be_asked_again_and_a_signal_not() -> None:
+async def test_what_has_a_key_may_be_asked_again_and_a_pause_not() -> None:
     requester = FakeRequester()
     workflow = NAMESPACES["workflow"](requester)
-    await CALLS["workflow.history"](workflow)
-    await CALLS["workflow.signal"](workflow)
-    assert requester.idempotent == [True, False]
+    for name in ("history", "run", "signal", "fork", "pause"):
+        await CALLS[f"workflow.{name}"](workflow)
+    assert requester.idempotent == [True, True, True, True, False]
 
 
 @pytest.mark.parametrize(

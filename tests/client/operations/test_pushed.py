@@ -179,6 +179,18 @@ async def test_a_task_is_for_one_or_for_a_pool() -> None:
     assert requester.idempotent == [False, True, False]
 
 
+async def test_a_signal_is_sent_again_with_its_key() -> None:
+    requester = FakeRequester()
+    workflow = Workflow(requester)
+    await workflow.signal("x", "go", 1)
+    await workflow.signal("x", "go", 1)
+    await workflow.signal("x", "go", 1, idempotency_key="once")
+    made, other, given = [message.workflow_op.status_filter for message in requester.asked]
+    assert made != other, "a second call is another signal"
+    assert (len(made), given) == (36, "once")
+    assert requester.idempotent == [True] * 3
+
+
 @pytest.mark.parametrize("request_id", ["", "mine"])
 async def test_a_refusal_of_what_is_confirmed_is_raised_with_or_without_an_id(request_id: str) -> None:
     requester = FakeRequester()

@@ -46,6 +46,27 @@ async def test_a_signal_is_delivered_once(core: Core, world: World) -> None:
         assert await status(boss, one) == "completed"
 
 
+async def test_a_signal_with_a_key_comes_once(core: Core, world: World) -> None:
+    steps = [{"id": "a", "wait": {"signal": "go"}}, {"id": "b", "depends_on": ["a"], "wait": {"signal": "go"}}]
+    async with client(core) as boss:
+        await boss.create({"steps": steps})
+        one, two = await boss.run(), await boss.run()
+        refused = await boss.ask(SIGNAL, one, "stop", data=1, status_filter="k")
+        assert "no step of the workflow waits" in refused.error
+        for _ in range(2):  # a refused one leaves its key free
+            await boss.do(SIGNAL, one, "go", data=1, status_filter="k")
+        assert await status(boss, one) == "running"
+        other = await boss.ask(SIGNAL, one, "go", data=2, status_filter="k")
+        assert other.error.startswith("idempotency_key was used for another request before")
+        await boss.do(SIGNAL, two, "go", data=2, status_filter="k")
+        await boss.do(SIGNAL, one, "go", data=1, status_filter="l")
+        assert await status(boss, one) == "completed"
+        await boss.do(SIGNAL, one, "go", data=1, status_filter="l")
+        assert "has ended" in (await boss.ask(SIGNAL, one, "go", data=1, status_filter="m")).error
+        await boss.do(SIGNAL, two, "go", data=3)
+        assert await status(boss, two) == "completed"
+
+
 async def test_a_signal_that_ends_an_execution_is_answered(core: Core, world: World) -> None:
     async with client(core) as boss:
         await boss.create({"steps": [{"id": "a", "wait": {"signal": "go"}}]})
