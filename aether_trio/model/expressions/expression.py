@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from typing import Any, Final
 
+from aether_trio.model.evaluation_meter import note_operations
 from aether_trio.model.expressions import reading
 from aether_trio.model.expressions.budget import EvaluationBudget
 from aether_trio.model.expressions.checker import BUILTINS, check
@@ -45,6 +46,7 @@ class Expression:
         """
         if budget is None:
             budget = EvaluationBudget()
+        before = budget.operations
         try:
             budget.operations -= self._cost
             if budget.operations < 0:
@@ -57,6 +59,8 @@ class Expression:
             raise ExpressionError(_TOO_DEEP, self.source, 0) from None
         except OverflowError:
             raise ExpressionError("a number of the environment has more than 64 bits", self.source, 0) from None
+        finally:
+            note_operations(before - budget.operations)
 
     def paths(self) -> frozenset[reading.Path]:
         """Return what is read from the environment: ("steps", "search", "topic").

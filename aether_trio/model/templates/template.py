@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
+from aether_trio.model.evaluation_meter import note_operations
 from aether_trio.model.templates.budget import DEFAULT_BUDGET, TemplateBudget
 from aether_trio.model.templates.compiler import compile_bodies
 from aether_trio.model.templates.errors import RenderFault, located
@@ -55,6 +56,8 @@ class Template:
             raise located(fault, self.source) from None
         except RecursionError:
             raise located(RenderFault("the template is nested too deep to be rendered"), self.source) from None
+        finally:
+            note_operations(rendering.meter.budget.operations - rendering.meter.operations)
         return rendering.text()
 
     def paths(self) -> frozenset[tuple[str, ...]]:

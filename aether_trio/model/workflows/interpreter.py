@@ -8,8 +8,9 @@ Order. Of the steps that can begin, the first of the document begins first; a st
 one happening brings count before anything follows from them. The first failure that no handler
 takes is that of the execution.
 
-Maps and loops. One happening begins at most BEGUN_AT_ONCE items and rounds; the others follow at
-the next TimePassed, which is due at once. Output and result schema are those of each item or round.
+Pages. One happening begins at most BEGUN_AT_ONCE items and rounds of maps and loops, and no further
+step, item or round once what it has begun took OPERATIONS_AT_ONCE. The others follow at the next
+TimePassed, which is due at once. Output and result schema are those of each item or round.
 
 Failure. No further step begins, what is open is cancelled, and the execution waits for the ends of
 cancelled sub-executions. Then what was completed is compensated, one step after the other, the last
@@ -38,6 +39,7 @@ from collections.abc import Callable, Generator, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Final, TypeAlias, TypeVar
 
+from aether_trio.model.evaluation_meter import metered
 from aether_trio.model.workflows.definition import (
     Action,
     ActionType,
@@ -125,6 +127,9 @@ WAITS_IN_A_CIRCLE: Final = "CIRCLE"
 MAX_ITEMS: Final = 10_000
 MAX_RESULT_BYTES: Final = 512 * 1024
 MAX_MADE_BYTES: Final = 2 * 1024 * 1024  # computed for steps, not items, by one happening
+OPERATIONS_AT_ONCE: Final = 20_000  # for steps, items and rounds that one happening begins, about
+STEP_OPERATIONS: Final = 50  # what the begin of a step counts, without its values
+DEPENDENCY_OPERATIONS: Final = 2
 MAX_SIGNALS: Final = 256  # signals for which no step waits yet
 MAX_SIGNAL_BYTES: Final = 64 * 1024  # of all of them
 MAX_ERROR_CHARACTERS: Final = 1_000  # of a step's error in the state
@@ -202,6 +207,7 @@ class _Advance:
         self._queue: list[int] = []  # numbers of steps to look at, as a heap
         self._queued: set[int] = set()
         self._page = BEGUN_AT_ONCE  # items and rounds that may still be begun
+        self._spent = 0  # operations, of values and of what begins
         self._known: dict[StepPlace, Json] = {}  # results that were asked for, or as if they were
         self._made: dict[StepPlace, Json] = {}  # results of this advance
         self._made_bytes = 0
@@ -373,8 +379,7 @@ class _Advance:
         took = False
         if state.page_ms and state.page_ms <= self._at and state.status != ExecutionStatus.PAUSED:
             state.page_ms = 0
-            for name in state.open:
-                self._look_at(self._plan.number[name])
+            self._look_at_all()
             took = True
         timeout = self._plan.graph.timeout_ms
         if state.ticking_ms and timeout and state.used_ms + self._at - state.ticking_ms >= timeout:
@@ -507,6 +512,9 @@ class _Advance:
         while state.status == ExecutionStatus.RUNNING:
             if state.failure is not None:
                 self._begin_ending(state.failure)
+            elif self._queue and self._spent >= OPERATIONS_AT_ONCE:
+                state.page_ms = self._at
+                return
             elif self._queue:
                 number = heapq.heappop(self._queue)
                 self._queued.discard(number)
@@ -515,6 +523,8 @@ class _Advance:
                 return
             elif state.ended == len(self._plan.order):
                 yield from self._complete_execution()
+            elif state.page_ms:
+                return
             else:
                 pending = [step.id for step in self._plan.order if self._code(StepPlace(step.id)) == PENDING]
                 error = f"these steps wait for each other: {', '.join(pending[:10])}"
@@ -641,7 +651,13 @@ class _Advance:
         self._end_step(step, SKIPPED)
         self.commands.append(MarkStep(place=StepPlace(step.id), status=WORDS[SKIPPED]))
 
+    @property
+    def _is_spent(self) -> bool:
+        """Whether further items, rounds and steps are for the next happening."""
+        return not self._page or self._spent >= OPERATIONS_AT_ONCE
+
     def _begin_step(self, step: Step) -> Needing[None]:
+        self._spent += STEP_OPERATIONS + DEPENDENCY_OPERATIONS * len(step.depends_on)
         place = StepPlace(step.id)
         try:
             if step.when is not None and not (yield from self._holds(step, place, step.when)):
@@ -688,7 +704,7 @@ class _Advance:
         items = progress.items
         limit = for_each.max_parallel or len(items.codes)
         while items.left and items.open < limit:
-            if not self._page:
+            if self._is_spent:
                 state.page_ms = self._at
                 return
             if not self._afford():
@@ -735,7 +751,7 @@ class _Advance:
         while progress.code == RUNNING and progress.round_code == PENDING:
             if state.failure is not None or not self._going:
                 return
-            if not self._page:
+            if self._is_spent:
                 state.page_ms = self._at
                 return
             if not self._afford():
@@ -1179,7 +1195,7 @@ class _Advance:
                 state.set_step(step.id, COMPENSATED)
             done = [item for item, code in enumerate(codes) if code == COMPLETED]
             while done and len(state.undoing) < width:
-                if not self._page:
+                if self._is_spent:
                     state.page_ms = self._at
                     return
                 self._page -= 1
@@ -1190,7 +1206,7 @@ class _Advance:
             if progress.code == COMPLETED:
                 state.set_step(step.id, COMPENSATED)
             while progress.round and not state.undoing:
-                if not self._page:
+                if self._is_spent:
                     state.page_ms = self._at
                     return
                 self._page -= 1
@@ -1337,7 +1353,11 @@ class _Advance:
                 env["error"] = {"step": source, "type": failed.error_type, "message": failed.error}
         if extra:
             env.update(extra)
-        return value.evaluate(env, now=self._now)
+        with metered() as meter:
+            try:
+                return value.evaluate(env, now=self._now)
+            finally:
+                self._spent += meter.operations
 
     def _has_result(self, step: str) -> bool:
         return self._state.code(step) in {COMPLETED, COMPENSATED}

@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Final, Protocol
 
+from aether_trio.model.evaluation_meter import check_meter
 from aether_trio.model.text import escaped
 from aether_trio.model.workflows.definition import Environment, EvaluationError, Json, Path, Value
 
@@ -176,6 +177,7 @@ class ExpressionValue:
     def evaluate(self, env: Environment, *, now: Callable[[], datetime]) -> Json:
         """Compute the expression. Raises EvaluationError."""
         try:
+            check_meter()
             result = json_value(self.compiled.evaluate(env, now=now))
         except (ValueError, ArithmeticError, RecursionError) as exc:
             raise _failed(self.place, exc) from None
@@ -204,6 +206,7 @@ class TemplateValue:
     def evaluate(self, env: Environment, *, now: Callable[[], datetime]) -> Json:
         """Render the template. Raises EvaluationError."""
         try:
+            check_meter()
             marked = self.compiled.render_marked(env)
             return json_value(marked.fill(marked.text, plain=self.single))
         except (ValueError, ArithmeticError, RecursionError) as exc:
@@ -260,6 +263,7 @@ class YamlTemplateValue:
     def evaluate(self, env: Environment, *, now: Callable[[], datetime]) -> Json:
         """Render and parse. Raises EvaluationError."""
         try:
+            check_meter()
             marked = self.compiled.render_marked(env)
             result = json_value(self.read_yaml(marked.text, lambda text, plain: marked.fill(text, plain=plain)))
         except (ValueError, ArithmeticError, RecursionError) as exc:

@@ -59,6 +59,7 @@ from aether_trio.services.tasks.transaction.interface import (
     Context,
     LargeError,
     NewAssignment,
+    NotReadyError,
     TaskGrants,
     TaskWorkflows,
 )
@@ -323,6 +324,8 @@ class Engine:
                     if in_doubt == IN_DOUBT_TRIES:
                         raise
                     await trio.sleep(IN_DOUBT_PAUSE_S)
+                except NotReadyError as error:
+                    await error.prepare()
         finally:
             if in_doubt:
                 self._send_all_again()
@@ -342,7 +345,7 @@ class Engine:
                 self.after_commit(tx)
         except CommitUnknown:
             self._send_all_again()  # in a group that begins when this one is decided
-        except (StorageUnavailable, LargeError, ChangeRefused) as error:
+        except (StorageUnavailable, LargeError, NotReadyError, ChangeRefused) as error:
             logger.debug("a change of tasks whose client has left was not made", reason=str(error))
         except Exception as error:
             report(error, "a client that has left while its change of tasks was committed")

@@ -28,6 +28,7 @@ from aether_trio.services.workflows.compilation_thread import compile_in_thread
 from aether_trio.services.workflows.definitions import EVERYWHERE, StoredDefinition
 from aether_trio.services.workflows.documents import identity_of, in_workspace
 from aether_trio.services.workflows.json_values import write_json
+from aether_trio.services.workflows.not_compiled import LARGE_BYTES
 from aether_trio.services.workflows.reach import within_reach
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.storage.base import Program
@@ -184,6 +185,8 @@ class ApplyOperations:
 
             def program(context: Context) -> Program[tuple[TaskTransaction, AppliedRows]]:
                 tx = TaskTransaction(context)
+                if context.small and len(asked.data) > LARGE_BYTES:
+                    raise LargeError
                 applied = yield from self._appliers.apply(tx, found, owner, dry_run=dry_run)
                 if context.again and before:
                     # What an earlier run has committed is unchanged; only it knows the secret.

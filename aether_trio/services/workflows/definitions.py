@@ -10,18 +10,24 @@ import json
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from threading import Lock
 from typing import Final, TypeVar
 
-from aether_trio.model.limits import KIB
+from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.workflows.definition import FunctionTerms, Graph, StartTerms
 from aether_trio.model.workflows.sources import trigger_sources, wait_sources
 from aether_trio.services.tasks.transaction.interface import LargeError
 from aether_trio.services.workflows import changes, sources
 from aether_trio.services.workflows.listed_rows import rows_by_id
+from aether_trio.services.workflows.not_compiled import LargeDocuments
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row
 
 KEPT_GRAPHS: Final = 2048
-"""Compiled graphs in memory; the least recently used one is dropped."""
+KEPT_GRAPH_BYTES: Final = 16 * MIB
+"""Compiled graphs in memory, and the bytes of their documents.
+
+The least recently used one is dropped.
+"""
 EVERYWHERE: Final = "*"
 K = TypeVar("K")
 V = TypeVar("V")
@@ -74,13 +80,19 @@ class Definitions:
         self._functions: OrderedDict[tuple[str, str, int], FunctionTerms] = OrderedDict()
         self._newest: OrderedDict[tuple[str, str], StoredDefinition] = OrderedDict()
         """By the workspace in which they are asked for, and id."""
+        self._large = LargeDocuments()
+        self._sizes: dict[tuple[str, str, int], int] = {}
+        self._bytes = 0
+        self._lock = Lock()
+        """Large graphs are made in other threads."""
 
     def compiled(self, workspace: str, id: str, version: int) -> Graph | None:  # noqa: A002
         """Return the graph of a version if it is in memory."""
         key = workspace, id, version
-        found = self._graphs.get(key)
-        if found is not None:
-            self._graphs.move_to_end(key)
+        with self._lock:
+            found = self._graphs.get(key)
+            if found is not None:
+                self._graphs.move_to_end(key)
         return found
 
     def remembered(self, workspace: str, id: str) -> StoredDefinition | None:  # noqa: A002
@@ -101,7 +113,8 @@ class Definitions:
     def graph(self, workspace: str, id: str, version: int, *, small: bool = False) -> Program[Graph | None]:  # noqa: A002
         """Return the graph of a version; None if there is none.
 
-        `small`: raise LargeError instead of compiling it while the event loop waits.
+        `small`: raise LargeError instead of compiling it while the event loop waits. Raises
+        NotCompiledError for a large one.
         """
         key = workspace, id, version
         found = self.compiled(workspace, id, version)
@@ -112,8 +125,17 @@ class Definitions:
         stored = yield from load(workspace, id, version)
         if stored is None:
             return None
-        made = self._compile(stored)
-        _keep(self._graphs, key, made)
+        self._large.ask(key, len(stored.document), lambda: self._keep_graph(key, stored))
+        return self._keep_graph(key, stored)
+
+    def _keep_graph(self, key: tuple[str, str, int], stored: StoredDefinition) -> Graph:
+        made, size = self._compile(stored), len(stored.document)
+        with self._lock:
+            self._bytes += size - self._sizes.get(key, 0)
+            self._graphs[key], self._sizes[key] = made, size
+            while len(self._graphs) > KEPT_GRAPHS or (self._bytes > KEPT_GRAPH_BYTES and len(self._graphs) > 1):
+                dropped, _ = self._graphs.popitem(last=False)
+                self._bytes -= self._sizes.pop(dropped)
         return made
 
     def terms(self, workspace: str, id: str, version: int, *, small: bool = False) -> Program[StartTerms | None]:  # noqa: A002

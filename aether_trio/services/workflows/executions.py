@@ -141,6 +141,8 @@ MAX_HISTORY_BYTES: Final = 50 * MIB
 WARN_PART: Final = 5
 """A history is warned of when it has a fifth of its bound."""
 FIND_PAGE: Final = 1_000
+SMALL_COMMANDS: Final = 20
+"""More commands are not done while the event loop waits."""
 UNDOING_MS: Final = 60_000
 """After it an execution is looked at again that is to be forgotten, but undoes steps."""
 FORGOTTEN_ROWS: Final = 2_000
@@ -923,6 +925,8 @@ class Executions:
             report(error, "an execution of a workflow, which is paused")
             yield from self._stop(loaded, f"a defect of the gateway: {error}")
             return
+        if tx.context.small and len(commands) > SMALL_COMMANDS:
+            raise LargeError
         encoded = write_json(loaded.state.to_json())
         if not commands and encoded == row.state:
             # It was late, or came twice. The moment of one that time has moved is set anew.

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 from aether_trio.model.containment import report
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import WorkflowPart
-from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.tasks.transaction.interface import LargeError, NotReadyError, Transaction
 from aether_trio.services.workflows import execution_rows, schedule_rows, task_events
 from aether_trio.services.workflows.executions import TIMER, Executions
 from aether_trio.services.workflows.functions import FUNCTION, Functions
@@ -54,7 +54,7 @@ def contained(program: Generator[Any, Any, T], kind: str, key: str) -> Generator
         except StopIteration as done:
             result: T = done.value
             return result
-        except LargeError:
+        except (LargeError, NotReadyError):
             raise
         except Exception as error:
             raise DefectError(kind, key) from error

@@ -25,14 +25,15 @@ from typing import Any, Final, Generic, TypeVar
 import structlog
 import trio
 
-from aether_trio.model.limits import KIB
 from aether_trio.model.workflows.definition import BusEvent, Environment, RuleDefinition, Trigger
+from aether_trio.model.workflows.reading import DefinitionErrors
 from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
 from aether_trio.services.workflows import changes, definitions, machine_rows, rule_rows
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.machine_rows import StoredMachine
 from aether_trio.services.workflows.machines import Machines
+from aether_trio.services.workflows.not_compiled import LARGE_BYTES, LargeDocuments
 from aether_trio.services.workflows.rule_rows import RuleHead, StoredRule
 from aether_trio.services.workflows.rules import compile_rule, equalities_of
 from aether_trio.services.workflows.stored_graphs import compile_stored
@@ -54,8 +55,6 @@ COLLECTED: Final = 5_000
 
 Its usual passes are rare (cli/running.py), and the next one would walk along all that is loaded.
 """
-LARGE_BYTES: Final = 16 * KIB
-"""The size of a document from which on it is compiled in a thread."""
 KEPT_RULES: Final = 16_384
 """Compiled rules in memory, of some KiB each; the least recently used one is dropped."""
 
@@ -235,22 +234,32 @@ class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._definitions: OrderedDict[tuple[int, int], RuleDefinition] = OrderedDict()
+        self._large = LargeDocuments()
+        self._definitions: OrderedDict[tuple[int, int], RuleDefinition | DefinitionErrors] = OrderedDict()
 
     def definition(self, rule: KnownRule) -> Program[RuleDefinition | None]:
         """Compile a rule; None if it was changed meanwhile.
 
-        Raises DefinitionErrors for what another release has stored.
+        Raises DefinitionErrors for what another release has stored, and NotCompiledError.
         """
         key = rule.id, rule.changed
         found = self._definitions.get(key)
         if found is not None:
             self._definitions.move_to_end(key)
-            return found
+            return _right(found)
         stored = yield from rule_rows.load(rule.id)
         if stored is None or stored.changed != rule.changed:
             return None
-        found = self._definitions[key] = compile_rule(stored)
+        self._large.ask(key, len(stored.document), partial(self._keep, key, stored))
+        return _right(self._keep(key, stored))
+
+    def _keep(self, key: tuple[int, int], stored: StoredRule) -> RuleDefinition | DefinitionErrors:
+        found: RuleDefinition | DefinitionErrors
+        try:
+            found = compile_rule(stored)
+        except DefinitionErrors as error:
+            found = error
+        self._definitions[key] = found
         while len(self._definitions) > KEPT_RULES:
             self._definitions.popitem(last=False)
         return found
@@ -275,6 +284,12 @@ class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
             priority=row.priority,
         )
         return takes, known_rule(row)
+
+
+def _right(found: RuleDefinition | DefinitionErrors) -> RuleDefinition:
+    if isinstance(found, DefinitionErrors):
+        raise found
+    return found
 
 
 def known_rule(row: RuleHead | StoredRule) -> KnownRule:

@@ -37,9 +37,9 @@ from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
 from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import write_json, write_object
-from aether_trio.services.workflows.known import LARGE_BYTES
 from aether_trio.services.workflows.machine_rows import InstanceRow, StoredMachine
 from aether_trio.services.workflows.machines import MACHINE, MachineError, Machines
+from aether_trio.services.workflows.not_compiled import LARGE_BYTES
 from aether_trio.services.workflows.reach import within_reach
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb

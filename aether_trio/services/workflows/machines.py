@@ -13,10 +13,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
+from aether_trio.model.evaluation_meter import metered
 from aether_trio.model.text import TextError, shown
 from aether_trio.model.workflows import machines as model
 from aether_trio.model.workflows.definition import (
@@ -37,6 +40,7 @@ from aether_trio.services.workflows.documents import read_json as read_document
 from aether_trio.services.workflows.events import MAX_DEPTH, is_deep
 from aether_trio.services.workflows.json_values import JsonError, read_json, write_json
 from aether_trio.services.workflows.machine_rows import TIMER, InstanceRow, StoredMachine
+from aether_trio.services.workflows.not_compiled import LargeDocuments
 from aether_trio.storage.base import Program
 
 MACHINE: Final = "machine"
@@ -73,16 +77,36 @@ class Machines:
 
     def __init__(self, actions: Actions) -> None:
         self._actions = actions
-        self._compiled: OrderedDict[str, MachineDefinition] = OrderedDict()
+        self._large = LargeDocuments()
+        self._compiled: OrderedDict[str, MachineDefinition | DefinitionErrors] = OrderedDict()
 
     def definition(self, stored: StoredMachine) -> MachineDefinition:
         """Return a machine, compiled. Raises DefinitionErrors."""
         found = self._compiled.get(stored.digest)
         if found is None:
-            made, _ = read_document(MACHINE, stored.document)
+            try:
+                made, _ = read_document(MACHINE, stored.document)
+            except DefinitionErrors as error:
+                self._compiled[stored.digest] = error
+                raise
             assert isinstance(made, MachineDefinition)
             found = self._keep(made)
+        if isinstance(found, DefinitionErrors):
+            raise found
         return found
+
+    def ready(self, stored: StoredMachine) -> MachineDefinition:
+        """Return `definition` in a transaction, which does not compile a large machine.
+
+        Raises DefinitionErrors and NotCompiledError.
+        """
+        if not self.is_compiled(stored):
+            self._large.ask(stored.digest, len(stored.document), partial(self._try, stored))
+        return self.definition(stored)
+
+    def _try(self, stored: StoredMachine) -> None:
+        with suppress(DefinitionErrors):
+            self.definition(stored)
 
     def is_compiled(self, stored: StoredMachine) -> bool:
         """Return whether `definition` need not compile."""
@@ -95,9 +119,9 @@ class Machines:
         return definition
 
     def _understood(self, stored: StoredMachine) -> MachineDefinition:
-        """Return a machine, compiled. Raises MachineError."""
+        """Return a machine, compiled. Raises MachineError, and NotCompiledError."""
         try:
-            return self.definition(stored)
+            return self.ready(stored)
         except DefinitionErrors as error:  # it was right when it was stored, by another release
             raise MachineError(f"this release does not understand the machine: {error}", "BAD_DEFINITION") from None
 
@@ -129,7 +153,9 @@ class Machines:
             if _is_done(known, operation):
                 return known
             raise MachineError(f"machine {stored.id} has an instance {shown(instance_id)} in workspace {workspace}")
-        step = model.create(self._understood(stored), instance_id, workspace, data, tx.context.now_ms)
+        definition = self._understood(stored)
+        with metered():
+            step = model.create(definition, instance_id, workspace, data, tx.context.now_ms)
         return (yield from self._follow(tx, stored, None, step, (), operation))
 
     def send(self, tx: Transaction, row: InstanceRow, event: str, data: Json, operation: str) -> Program[InstanceRow]:
@@ -145,7 +171,9 @@ class Machines:
             return current
         if not stored.active:
             raise MachineError(f"machine {stored.id} is not active: its instances rest until it is created again")
-        step = model.send(self._understood(stored), _instance(current), event, data, tx.context.now_ms)
+        definition = self._understood(stored)
+        with metered():
+            step = model.send(definition, _instance(current), event, data, tx.context.now_ms)
         return (yield from self._follow(tx, stored, current, step, (), operation))
 
     def receive(self, tx: Transaction, stored: StoredMachine, arrival: BusArrival) -> Program[bool]:
@@ -198,7 +226,9 @@ class Machines:
         if row.timeout_ms > tx.context.now_ms:
             yield from execution_rows.set_timer(TIMER, key, row.timeout_ms)
             return
-        step = model.time_passed(self.definition(stored), _instance(row), tx.context.now_ms)
+        definition = self.ready(stored)
+        with metered():
+            step = model.time_passed(definition, _instance(row), tx.context.now_ms)
         if step.problem is not None and step.instance is not None:
             # The machine was changed meanwhile: the timeout is cleared, and the instance stays.
             step = MachineStep(instance=step.instance)
@@ -272,7 +302,7 @@ class Machines:
         env = read_json(again.over)
         try:
             if env is not None:
-                action = _find_action(self.definition(stored), place["place"], place["index"], env)
+                action = _find_action(self.ready(stored), place["place"], place["index"], env)
         except DefinitionErrors as error:
             raise ActionRefused(f"this release does not understand the machine: {error}", "BAD_DEFINITION") from None
         if action is None:

@@ -20,6 +20,7 @@ from typing import Final, NamedTuple
 import structlog
 
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.evaluation_meter import metered
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.workflows.definition import Condition, EvaluationError, Json
 from aether_trio.model.workflows.hops import TooManyHops, extend
@@ -59,6 +60,8 @@ CONDITION_COST: Final = 1
 ACTION_COST: Final = 10
 TURN_COST: Final = 1_000
 """What a transaction does at most: 100 actions, or 1,000 conditions that do not hold."""
+OPERATIONS_OF_COST: Final = 250
+"""Operations of conditions that count as much as a condition itself."""
 TIMER_COST: Final = TURN_COST // 10
 """What one timer does: many of them share a transaction."""
 
@@ -287,7 +290,10 @@ class EventReactions:
             return
         turn.cost += CONDITION_COST
         try:
-            if not holds(definition.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC)):
+            with metered() as meter:
+                held = holds(definition.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC))
+            turn.cost += meter.operations // OPERATIONS_OF_COST
+            if not held:
                 return
         except EvaluationError as error:
             raise ReactionRefused(str(error), "EXPRESSION") from None
@@ -354,7 +360,10 @@ class EventReactions:
             return
         turn.cost += CONDITION_COST
         try:
-            if not holds(known.trigger.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC)):
+            with metered() as meter:
+                held = holds(known.trigger.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC))
+            turn.cost += meter.operations // OPERATIONS_OF_COST
+            if not held:
                 return
             turn.cost += ACTION_COST
             hops = extend(event.hops, "workflow", stored.id)
@@ -427,7 +436,7 @@ class EventReactions:
         if stored is None or not stored.active:
             return f"state machine {id} is not active: create it again, or discard this"
         try:
-            bus = self._machines.definition(stored).bus
+            bus = self._machines.ready(stored).bus
         except DefinitionErrors as error:
             return f"this release does not understand state machine {id}: {error}"
         found = [(number, one) for number, one in enumerate(bus) if one.event == name]

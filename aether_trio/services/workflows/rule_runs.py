@@ -19,6 +19,7 @@ from typing import Any, Final
 
 import structlog
 
+from aether_trio.model.evaluation_meter import metered
 from aether_trio.model.tasks import Move
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
@@ -47,6 +48,7 @@ from aether_trio.services.workflows.flow import (
 from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.joins import JoinArrival, JoinRefused, Joins
 from aether_trio.services.workflows.known import KnownRule, known_rule
+from aether_trio.services.workflows.not_compiled import LargeDocuments
 from aether_trio.services.workflows.reach import reaches, workspaces_of_action
 from aether_trio.services.workflows.rule_rows import StoredRule
 from aether_trio.services.workflows.rules import compile_rule
@@ -101,7 +103,8 @@ class RuleRuns:
         self._actions = actions
         self._joins = joins
         self._admission = admission
-        self._compiled: OrderedDict[tuple[int, int], RuleDefinition] = OrderedDict()
+        self._large = LargeDocuments()
+        self._compiled: OrderedDict[tuple[int, int], RuleDefinition | DefinitionErrors] = OrderedDict()
 
     def arrive(self, tx: Transaction, rule: KnownRule, definition: RuleDefinition, arrived: RuleEvent) -> Program[None]:
         """Act on an event, or let that wait. Raises ReactionRefused."""
@@ -182,17 +185,25 @@ class RuleRuns:
             return False
 
     def _definition(self, stored: StoredRule) -> RuleDefinition:
-        """Compile a rule. Raises ReactionRefused."""
+        """Compile a rule. Raises ReactionRefused, and NotCompiledError."""
         key = stored.id, stored.changed
         found = self._compiled.get(key)
         if found is None:
-            try:
-                found = self._compiled[key] = compile_rule(stored)
-            except DefinitionErrors as error:
-                text = f"this release does not understand the rule: {error}"
-                raise ReactionRefused(text, "BAD_DEFINITION") from None
-            while len(self._compiled) > KEPT_RULES:
-                self._compiled.popitem(last=False)
+            self._large.ask(key, len(stored.document), lambda: self._keep(key, stored))
+            found = self._keep(key, stored)
+        if isinstance(found, DefinitionErrors):
+            raise ReactionRefused(f"this release does not understand the rule: {found}", "BAD_DEFINITION")
+        return found
+
+    def _keep(self, key: tuple[int, int], stored: StoredRule) -> RuleDefinition | DefinitionErrors:
+        found: RuleDefinition | DefinitionErrors
+        try:
+            found = compile_rule(stored)
+        except DefinitionErrors as error:
+            found = error
+        self._compiled[key] = found
+        while len(self._compiled) > KEPT_RULES:
+            self._compiled.popitem(last=False)
         return found
 
     def _act(
@@ -204,7 +215,8 @@ class RuleRuns:
         env: dict[str, Json] = {**last.env, "events": [one.env for one in events]}
         key = last.key if len(events) == 1 else f"{last.key}\0{len(events)}"
         try:
-            document = definition.destination.evaluate(env, now=lambda: moment)
+            with metered():
+                document = definition.destination.evaluate(env, now=lambda: moment)
             action = read_action(document, TOOLS, f"rule '{definition.name}'")
             longest = max((one.event.hops for one in events), key=len)
             hops = extend(longest, "rule", definition.name)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from aether_trio.model.evaluation_meter import note_operations
 from aether_trio.model.workflows.definition import (
     AskStep,
     Budget,
@@ -17,6 +18,7 @@ from aether_trio.model.workflows.definition import (
     Escalation,
     Fail,
     ForEach,
+    Json,
     MapMode,
     RetryRule,
     WaitFor,
@@ -49,7 +51,7 @@ from aether_trio.model.workflows.happenings import (
     StepEnded,
     StepPlace,
 )
-from aether_trio.model.workflows.interpreter import signal_problem
+from aether_trio.model.workflows.interpreter import OPERATIONS_AT_ONCE, STEP_OPERATIONS, signal_problem
 from aether_trio.model.workflows.state import State
 from tests.model.workflows.driver import (
     START_MS,
@@ -170,7 +172,7 @@ class TestOrder:
         }
         assert seen == [(execution, "2023-11-14T22:13:20+00:00")]
 
-    def test_a_thousand_computed_steps_are_one_advance(self) -> None:
+    def test_a_thousand_computed_steps_are_few_advances(self) -> None:
         steps = [compute(0, name="s0")]
         for number in range(1, 1000):
             before = f"s{number - 1}"
@@ -183,8 +185,47 @@ class TestOrder:
                 )
             )
         run = started(*steps, outputs=result_of("s999"))
+        assert run.end is None
+        run.pass_pages()
         assert run.end == EndExecution(status="completed", result=999)
-        assert run.needs == []
+        most = OPERATIONS_AT_ONCE // STEP_OPERATIONS
+        ends = [sum(isinstance(one, KeepResult) for one in commands) for _, commands, _ in run.history]
+        assert sum(ends) == 1_000
+        assert max(ends) <= most
+        assert len(ends) <= 1_000 // most + 2
+
+    def test_what_takes_many_operations_goes_on_in_pages(self) -> None:
+        def slow(env: Any) -> Json:
+            note_operations(OPERATIONS_AT_ONCE // 4)
+            return 1
+
+        items = step("items", Compute(), output=Of(slow), for_each=ForEach(items=lit([1] * 10)))
+        loop = While(condition=Of(lambda env: env["round"] < 10, "round"))
+        rounds = step("rounds", Compute(), output=Of(slow), while_=loop)
+        run = started(*[compute(slow, name=f"s{number}") for number in range(10)], items, rounds)
+        for _ in range(3):  # a happening from outside changes nothing of that
+            assert run.status == "running"
+            run.signal("unknown")
+        run.pass_pages()
+        assert run.end is not None
+        assert run.end.status == "completed"
+        ends = [sum(isinstance(one, KeepResult) for one in commands) for _, commands, _ in run.history]
+        assert max(ends) <= 7  # with the lists of items, and the results of maps and loops
+
+    def test_a_page_of_steps_rests_while_the_execution_is_paused(self) -> None:
+        run = started(*[compute(1, name=f"s{number}") for number in range(1_000)])
+        run.tell(PauseAsked(at_ms=run.now_ms))
+        run.pass_pages()
+        assert run.status == "paused"
+        run.tell(ResumeAsked(at_ms=run.now_ms))
+        run.pass_pages()
+        assert run.status == "completed"
+
+    def test_a_page_of_steps_ends_with_the_execution(self) -> None:
+        run = started(*[compute(1, name=f"s{number}") for number in range(1_000)])
+        run.tell(CancelAsked(at_ms=run.now_ms))
+        assert run.status == "cancelled"
+        assert not run.due_ms
 
     def test_an_emitted_event_ends_at_once(self) -> None:
         run = started(step("a", emit(payload=lit({"x": 1}))), step("b", depends_on="a"))

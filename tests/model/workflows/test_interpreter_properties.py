@@ -285,6 +285,7 @@ def settled_in(seed: int, order: random.Random) -> Execution:
     run = Execution(graph, trigger=seed % 100)
     run.start()
     for _ in range(5 * MOST_HAPPENINGS):
+        run.pass_pages()
         if run.now_state.over:
             break
         choices: list[Any] = [*sorted(run.open), *sorted(run.undoing), *sorted(run.cancelling)]
@@ -336,3 +337,17 @@ def test_random_executions_do_all_that_executions_do() -> None:
             seen.update("undo" for command in commands if isinstance(command, DoAction) and command.compensates)
     assert seen >= {*Happening.__args__, *Command.__args__} - {Forked}  # type: ignore[attr-defined]
     assert seen >= {"skipped", "failed", "cancelled", "compensated", "compensation_failed", "pending", "undo"}
+
+
+@given(seed=st.integers(0, 2**32), order=st.integers(0, 2**32), operations=st.sampled_from((1, 120)))
+def test_pages_of_steps_change_nothing_unless_the_execution_fails(seed: int, order: int, operations: int) -> None:
+    one = settled_in(seed, random.Random(order))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "OPERATIONS_AT_ONCE", operations)
+        other = settled_in(seed, random.Random(order))
+    assert one.status == other.status
+    if one.status == "completed":
+        assert one.statuses() == other.statuses()
+        assert one.end is not None
+        assert other.end is not None
+        assert one.end.result == other.end.result

@@ -517,6 +517,31 @@ async def test_an_event_that_starts_much_takes_several_transactions(
         assert world.databases["tasks"].query("SELECT key FROM workflow_timers") == []
 
 
+async def test_conditions_that_take_long_are_for_several_transactions(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deferred: list[int] = []
+    defer = unfinished_events.defer
+
+    def noting(tx: Transaction, event: TakenEvent, left: Any) -> Program[None]:
+        deferred.append(len(left))
+        yield from defer(tx, event, left)
+
+    monkeypatch.setattr(unfinished_events, "defer", noting)
+    monkeypatch.setattr(event_handler, "TURN_COST", 50)
+    slow = "len(filter(1..1500, {# > input.n})) > 1400"  # some 6,000 operations
+    async with client(core) as boss:
+        for number in range(6):
+            await boss.do(Op.CREATE_RULE, data=rule(tell("x"), f"r{number}", trigger_condition=slow))
+        await boss.emit("made", data={"n": 1_000})
+        await all_taken(core, world)
+        assert sent(world) == []
+        await boss.emit("made", data={"n": 1})
+        await all_taken(core, world)
+        assert len(sent(world)) == 6
+    assert len(deferred) == 2
+
+
 async def test_a_message_that_is_no_event_is_a_dead_letter(core: Core, world: World) -> None:
     async with client(core) as boss, connect(core, agent("w", "hand", "default")) as hand:
         await boss.do(Op.CREATE_RULE, data=rule(tell("x")))

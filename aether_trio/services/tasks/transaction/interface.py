@@ -27,6 +27,14 @@ class LargeError(Exception):
     """A small transaction on tasks would read too many rows; it is run as a large one."""
 
 
+class NotReadyError(Exception):
+    """A program needs what takes long to make; it runs again after `prepare`."""
+
+    async def prepare(self) -> None:
+        """Make it outside of transactions, while other tasks run."""
+        raise NotImplementedError
+
+
 class ChangeRefused(Exception):
     """What was asked for is refused in its transaction, and nothing is committed.
 
