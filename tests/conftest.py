@@ -16,6 +16,7 @@ import gc
 import os
 import signal
 from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,13 @@ from hypothesis import HealthCheck, settings
 
 from aether_trio.storage.existing_names import ExistingNames
 from tests.helpers.direct import PostgresStore, SqliteStore, Store
-from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine, open_postgres_engine
+from tests.helpers.engines import Engine, PostgresEngine, SqliteEngine, open_postgres_engine, reuse_postgres_engine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
 from tests.helpers.postgres_session import PostgresSession, open_postgres_session
+from tests.helpers.schemas import PostgresSchemas
+
+_NUMBERS = count(1)
+"""A fixture of the session may be made several times (pytest-xdist), on one server."""
 
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("house")
@@ -72,10 +77,32 @@ def postgres_store(postgres_server: PostgresServer) -> Iterator[PostgresStore]:
         yield PostgresStore(session)
 
 
+@pytest.fixture(scope="session")
+def postgres_schemas(postgres_server: PostgresServer, postgres_session: PostgresSession) -> PostgresSchemas:
+    """Schemas that tests use one after another."""
+    return PostgresSchemas(postgres_server, postgres_session, f"shared_{next(_NUMBERS)}")
+
+
 @pytest.fixture
-def postgres_engine(postgres_server: PostgresServer, postgres_session: PostgresSession) -> Iterator[PostgresEngine]:
-    with open_postgres_engine(postgres_server, postgres_session) as opened:
-        yield opened
+def new_schemas() -> bool:
+    """Whether `postgres_engine` has a schema without tables; folders override it."""
+    return False
+
+
+@pytest.fixture
+def postgres_engine(
+    postgres_server: PostgresServer,
+    postgres_session: PostgresSession,
+    request: pytest.FixtureRequest,
+    new_schemas: bool,
+) -> Iterator[PostgresEngine]:
+    if new_schemas:
+        with open_postgres_engine(postgres_server, postgres_session) as opened:
+            yield opened
+    else:
+        schemas: PostgresSchemas = request.getfixturevalue("postgres_schemas")
+        with reuse_postgres_engine(postgres_server, postgres_session, schemas) as opened:
+            yield opened
 
 
 @pytest.fixture(params=["sqlite", "postgres"])

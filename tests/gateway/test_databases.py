@@ -23,6 +23,12 @@ from tests.helpers.gateway import on_postgres, start_gateway
 LONG_S = 300.0
 
 
+@pytest.fixture
+def new_schemas() -> bool:
+    """Gateways of these tests make their tables."""
+    return True
+
+
 async def until(engine: PostgresEngine, sql: str, value: object) -> None:
     with trio.fail_after(LONG_S):
         while engine.rows(sql) != [(value,)]:

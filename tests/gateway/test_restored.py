@@ -41,6 +41,12 @@ WAIT_S = 300.0
 READER = "ag::w::i::rx"
 
 
+@pytest.fixture
+def new_schemas() -> bool:
+    """Gateways of these tests make their tables."""
+    return True
+
+
 @dataclass
 class Restorable:
     """A gateway process, how it is backed up, and how it is killed and put back."""

@@ -1,7 +1,7 @@
 """The storage engines, for tests that run on SQLite and on PostgreSQL.
 
 A test that asks for the fixture `engine` (tests/conftest.py) runs once for each. On PostgreSQL
-every test has a separate schema, on one server for the whole run.
+every test has a separate schema, on one server for the whole run; `schemas.py` uses schemas again.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from aether_trio.storage.postgres.database import PostgresDatabase, open_postgre
 from aether_trio.storage.sqlite.database import SqliteDatabase, open_sqlite
 from tests.helpers.postgres import PostgresServer
 from tests.helpers.postgres_session import PostgresSession
+from tests.helpers.schemas import PostgresSchemas
 
 T = TypeVar("T")
 
@@ -105,6 +106,19 @@ class PostgresEngine:
 
 Engine: TypeAlias = SqliteEngine | PostgresEngine
 """One engine with a separate place for its data, which outlives its databases."""
+
+
+@contextmanager
+def reuse_postgres_engine(
+    server: PostgresServer, session: PostgresSession, schemas: PostgresSchemas
+) -> Iterator[PostgresEngine]:
+    """An engine on an empty schema with all tables, which was perhaps used before."""
+    schema = schemas.take()
+    session.execute(f"SET search_path = {schema}")
+    try:
+        yield PostgresEngine(server, session, schema)
+    finally:
+        schemas.give_back(schema)
 
 
 @contextmanager

@@ -14,6 +14,12 @@ from tests.storage.programs import CREATE
 
 
 @pytest.fixture
+def new_schemas() -> bool:
+    """Tests of migrations and of tables of their own need a schema that has nothing."""
+    return True
+
+
+@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "items.db"
 
