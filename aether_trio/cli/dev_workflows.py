@@ -48,6 +48,7 @@ class WorkflowsDirectory:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._applied: _Seen | None = None
+        self._was_wrong = False
 
     async def run(self, gateway: Served) -> None:
         """Look at the directory until cancelled. What is wrong is said, and not applied."""
@@ -90,6 +91,7 @@ class WorkflowsDirectory:
         if found.errors:
             for text in found.errors:
                 announce(text, err=True, level="error")
+            self._was_wrong = True
             announce(f"{len(found.errors)} errors in {self._path}; {_OLD}".replace("1 errors", "1 error"), err=True)
             return
         try:
@@ -97,8 +99,12 @@ class WorkflowsDirectory:
         except AetherError as error:
             if not is_refusal(error):
                 raise
+            self._was_wrong = True
             announce(f"{error.message}\n{_OLD}", err=True, lines=True, level="error")
             return
+        if self._was_wrong:
+            self._was_wrong = False
+            announce(f"  workflows: all files of {self._path} are applied again")
         for text in applied.warnings:
             announce(f"warning: {text}", err=True, level="warning")
         for one in applied.applied:

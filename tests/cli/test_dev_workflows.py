@@ -36,6 +36,7 @@ def test_files_are_applied_at_the_start_and_on_change(tmp_path: Path) -> None:
         assert f"{directory}/one.yaml:2:17: step 'a' has no key 'otput'" in gateway.output()
         (directory / "two.yaml").write_text(GOOD.replace("one", "two"))
         (directory / "one.yaml").write_text(GOOD.replace("output: 1", "output: 2"))
+        until(gateway.output, f"workflows: all files of {directory} are applied again")
         until(gateway.output, "workflow two version 1 is created in default")
         until(gateway.output, "workflow one version 2 is updated in default")
         assert trio.run(versions, f"aether://{gateway.address}") == {"one": 2, "two": 1}

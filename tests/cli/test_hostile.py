@@ -192,7 +192,8 @@ def about_workflows() -> Iterator[tuple[str, tuple[str, ...]]]:
         yield f"workflows {name}", PLACE
     for name in ("schedules show", "schedules pause", "schedules resume", "instances show"):
         yield f"workflows {name}", (NAME,)
-    yield "workflows schedules backfill", (NAME, "--from", "2020-01-01")
+    for name in ("schedules backfill", "backfill"):
+        yield f"workflows {name}", (NAME, "--from", "2020-01-01")
     for name in ("instances create", "instances send", "joins show", "joins cancel"):
         yield f"workflows {name}", (NAME, NAME)
     yield "workflows run", (NAME, f"{NAME}={TEXT}")

@@ -164,6 +164,9 @@ def test_dead_letters_of_a_rule_act_again(shell: Shell, tmp_path: Path) -> None:
     file.write_text(rule + '  payload: "{{.input.who}}"\n')
     shell.out("workflows", "apply", str(file))
     assert json.loads(shell.out("workflows", "redrive", "--all", "--json")) == {"acted": 2, "refused": []}
+    none = shell.run("workflows", "redrive", "--rule", "tll")
+    assert (none.returncode, none.stdout.decode()) == (0, "")
+    assert "no dead letter of the rule tll in the workspace default" in none.stderr.decode()
     assert shell.run("workflows", "redrive").returncode == 2
 
 

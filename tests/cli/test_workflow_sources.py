@@ -94,6 +94,10 @@ def test_schedules_are_shown_paused_and_backfilled(shell: Shell) -> None:
     assert "paused" in shell.out("workflows", "schedules", "list", *PLACE)
     assert shown(shell, "schedules", "show", "nightly")["next"] == []
     backfill = ("workflows", "schedules", "backfill")
+    shell.fails(1, "`aether workflows schedules list` shows those", *backfill, "nightl", "--from", "2020-01-01", *PLACE)
+    shell.fails(
+        1, "`aether workflows schedules list` shows those", "workflows", "backfill", "x", "--from", "2020-01-01"
+    )
     past = ("--from", "2025-03-28T00:00:00Z", "--to", "2025-03-31T00:00Z", *PLACE)
     shell.fails(1, "is paused: resume it first", *backfill, "nightly", *past)
     assert shell.out("workflows", "schedules", "resume", "nightly", "often", *PLACE) == (

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from aether_trio.cli.workflows.texts import counts_text, input_text, span_text, step_does, waits_text
+from aether_trio.cli.workflows.timeline import timeline_lines
 from aether_trio.cli.workflows.watching import entry_lines
 from aether_trio.client.operations.workflow_values import entry_of
 
@@ -54,6 +55,11 @@ ACTION = {"agent": "hand", "tool_name": "book"}
         (told("TimePassed", {"type": "MarkStep", "place": ["a", -1], "status": "running", "error": "x"}),
          [("a", "will be tried again: x")]),
         (told("StepOpened", step="ask", kind="ask", given={"question": "Go?"}), [("ask", "asks: Go?")]),
+        (told("StepOpened", step="w", kind="wait", given={"event": "paid"}), [("w", "waits for event paid")]),
+        (told("StepOpened", step="w", kind="wait", given={"signal": "go"}), [("w", "waits for signal go")]),
+        (told("StepOpened", step="r", kind="run", given={"workflow": "sums"}), [("r", "begins: workflow sums")]),
+        (told("StepOpened", step="c", kind="call", given={"agent": "poet", "tool": "sing"}), [("c", "begins: poet: sing")]),
+        (told("StepOpened", step="m", kind="once", given={}), [("m", "begins: once")]),
         (told("StepClosed", step="plan", outcome="completed", kind="step"), [("plan", "completed")]),
         (told("Ended", outcome="completed"), []),
         (told("SomethingNew"), [("", "SomethingNew")]),
@@ -61,6 +67,12 @@ ACTION = {"agent": "hand", "tool_name": "book"}
 )  # fmt: skip
 def test_what_an_entry_says(lines: list[tuple[str, str]], expected: list[tuple[str, str]]) -> None:
     assert lines == expected
+
+
+def test_a_timeline_leaves_out_what_tells_a_worker_of_news() -> None:
+    progress = {"source": "progress", "step": "a", "progress": -1, "message": "7"}
+    assert list(timeline_lines({**progress, "state": "workflow"})) == []
+    assert list(timeline_lines({**progress, "state": "running"})) == [("a", "progress: running 7")]
 
 
 @pytest.mark.parametrize(

@@ -237,6 +237,22 @@ def test_an_execution_is_run_answered_and_shown(gateway: GatewayProcess, shell: 
     assert '{"title": "All \\u001b[31m of it"}' in step
 
 
+def test_a_budget_is_answered_by_its_name(shell: Shell, tmp_path: Path) -> None:
+    """The step that asks is `~budget`; nobody types that."""
+    file = tmp_path / "bounded.yaml"
+    steps = "".join(
+        f"  - {{id: {one}, depends_on: [{before}], wait: 1ms}}\n" for before, one in (("", "a"), ("a", "b"))
+    )
+    file.write_text(f"id: bounded\nbudget: {{steps: 1}}\nsteps:\n{steps}")
+    shell.out("workflows", "apply", str(file))
+    execution = shell.out("workflows", "run", "bounded").strip()
+    while "~budget" not in shell.out("workflows", "show", execution):
+        pass
+    shell.fails(1, "has no step 'budgt'", "workflows", "answer", execution, "budgt", "--choice", "go on")
+    shell.out("workflows", "answer", execution, "budget", "--choice", "go on")
+    shell.out("workflows", "wait", execution)
+
+
 def test_a_question_is_answered_in_a_terminal(gateway: GatewayProcess, shell: Shell, files: Path) -> None:
     place = ("--workspace", "room")
     shell.out("workflows", "apply", str(files), *place)

@@ -12,7 +12,7 @@ from aether_trio.cli.workflows.joins import joins
 from aether_trio.cli.workflows.past import history, watch
 from aether_trio.cli.workflows.redriving import redrive
 from aether_trio.cli.workflows.running import executions, run, wait
-from aether_trio.cli.workflows.schedules import schedules
+from aether_trio.cli.workflows.schedules import backfill, schedules
 from aether_trio.cli.workflows.showing import delete, list_workflows, show
 from aether_trio.cli.workflows.steering import answer, cancel, pause, resume, retry, rotate, signal
 
@@ -48,6 +48,6 @@ def command() -> None:
 
 for one in (
     validate, test, apply, list_workflows, show, delete, run, wait, executions, cancel, retry, pause, resume,
-    signal, answer, watch, history, fork, rotate, redrive, schedules, instances, joins,
+    signal, answer, watch, history, fork, rotate, redrive, backfill, schedules, instances, joins,
 ):  # fmt: skip
     command.add_command(one)

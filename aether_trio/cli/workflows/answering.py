@@ -11,10 +11,13 @@ import click
 import trio
 
 from aether_trio.cli import exits
+from aether_trio.cli.connect import is_refusal
 from aether_trio.cli.options import GatewayTarget
 from aether_trio.cli.output import say, visible
 from aether_trio.cli.workflows.connection import execution_id_of, open_workflows
 from aether_trio.cli.workflows.texts import cut
+from aether_trio.client import AetherError
+from aether_trio.client.client import Client
 from aether_trio.client.operations.workflow_values import Execution, ExecutionStep
 from aether_trio.model.identity import Identity
 
@@ -35,8 +38,7 @@ async def answer_question(target: GatewayTarget, who: Identity, given: str, name
     """Answer the question of a step. Raises CliError."""
     async with open_workflows(target, who, endless=True) as client:
         execution_id = await execution_id_of(client, given)
-        execution = await client.workflow.execution(execution_id, step=name)
-        step = _asking(execution, name)
+        step = await _find(client, execution_id, name)
         if answer.approved is None:
             if not sys.stdin.isatty():
                 raise click.UsageError("give the answer with --approve, --reject, --choice or --data.")
@@ -47,6 +49,31 @@ async def answer_question(target: GatewayTarget, who: Identity, given: str, name
         )
         decision = answer.choice or ("approved" if answer.approved else "rejected")
         say(f"{step.name} of execution {execution_id} is answered: {decision}")
+
+
+async def _find(client: Client, execution_id: str, name: str) -> ExecutionStep:
+    """Find the step that asks, the only one without a name. Raises CliError, AetherError.
+
+    Questions about a step have names of their own: `~budget`, and `mail?1` of a step `mail`.
+    """
+    refused: AetherError | None = None
+    try:
+        execution = await client.workflow.execution(execution_id, step=name)
+    except AetherError as error:
+        if not name or not is_refusal(error):
+            raise
+        refused = error
+    else:
+        if not name or any(one.waits_for.get("for") == "answer" for one in execution.steps):
+            return _asking(execution, name)
+    whole = await client.workflow.execution(execution_id)
+    about = [one for one in whole.steps if one.name == f"~{name}" or one.name.startswith(f"{name}?")]
+    found = next((one for one in about if one.waits_for.get("for") == "answer"), None)
+    if found is not None:
+        return found
+    if refused is not None:
+        raise refused
+    return _asking(execution, name)
 
 
 def _asking(execution: Execution, name: str) -> ExecutionStep:

@@ -19,6 +19,11 @@ RUN_TYPE: Final = "workflow_run"
 _CANDIDATES: Final = 20
 """Executions that an ambiguous beginning of an id is looked up for."""
 _NEXT: Final = (
+    ("schedule '", "not found in workspace", "`aether workflows schedules list` shows those there are"),
+    ("machine '", "not found in workspace", "`aether workflows list --kind machine` shows those there are"),
+    ("webhook '", "not found in workspace", "`aether workflows list --kind webhook` shows those there are"),
+    ("instance '", "not found in workspace", "`aether workflows instances list` shows those there are"),
+    ("join '", "not found in workspace", "`aether workflows joins list --status all` shows those there are"),
     ("not found in workspace", "`aether workflows list` shows those of a workspace (--workspace)"),
     ("execution", "not found", "`aether workflows executions --all` shows those of a workspace (--workspace)"),
     ("would have to be undone", "leave --version out"),

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from aether_trio.cli.output import print_facts, print_json, print_table
 from aether_trio.cli.workflows.connection import refused_workflow
-from aether_trio.cli.workflows.texts import cut, json_line, when_text
+from aether_trio.cli.workflows.texts import action_text, cut, json_line, when_text
 from aether_trio.client.operations.workflow import Workflow, WorkflowAnswer
 
 Found = Mapping[str, Any]
@@ -46,13 +46,13 @@ def _rule(one: Found) -> Sequence[str]:
 
 def _schedule(one: Found) -> Sequence[str]:
     zone = f" {one['timezone']}" if one.get("timezone") else ""
-    action = one.get("action")
+    action = one["action"] if isinstance(one.get("action"), dict) else {}
     state = "paused" if one.get("paused") else "on" if one.get("enabled", True) else "off"
     return (
         str(one.get("id", "")),
         str(one.get("workspace", "")),
         f"{one.get('schedule_type', '')} {one.get('schedule_expr', '')}{zone}",
-        f"workflow {one['workflow_id']}" if one.get("workflow_id") else json_line(action or {}),
+        f"workflow {one['workflow_id']}" if one.get("workflow_id") else action_text(action),
         state,
         moment_text(one.get("next_fire_at")),
         cut(str(one.get("last_error") or "")),

@@ -58,7 +58,13 @@ def redrive(
         listed = [{"task_id": task_id, "reason": reason} for task_id, reason in refused]
         print_json({"acted": acted, "refused": listed}, indent=2)
     else:
-        say(f"{acted} dead letters have acted")
+        if not acted and not refused:
+            about = " ".join(f"of the {kind} {name} " for kind, name in asked.items())
+            say(
+                f"no dead letter {about}in the workspace {workspace}: `aether dlq list` shows those there are", err=True
+            )
+        else:
+            say(f"{acted} dead letters have acted" if acted != 1 else "1 dead letter has acted")
         for task_id, reason in refused[:_SHOWN]:
             say(f"{task_id} is dead again: {reason}", err=True)
         if len(refused) > _SHOWN:

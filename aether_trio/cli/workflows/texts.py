@@ -139,7 +139,8 @@ def step_does(step: Mapping[str, Any]) -> str:
     return text
 
 
-def _action(fields: Mapping[str, Any]) -> str:
+def action_text(fields: Mapping[str, Any]) -> str:
+    """Return what an action does, in a few words."""
     kind = fields.get("type") or "message"
     if kind == "emit_event":
         return f"event {_text(fields.get('event_name'))}"
@@ -160,7 +161,7 @@ def _wait(fields: Mapping[str, Any], work: Any) -> str:
 def _does(kind: str, fields: Mapping[str, Any], work: Any) -> str:
     match kind:
         case "action":
-            return _action(fields)
+            return action_text(fields)
         case "workflow":
             return f"workflow {_text(work)}"
         case "wait":

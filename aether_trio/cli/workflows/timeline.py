@@ -10,6 +10,7 @@ from aether_trio.cli.output import print_json, run_client, say
 from aether_trio.cli.workflows.connection import execution_id_of, open_workflows
 from aether_trio.cli.workflows.texts import clock_text, cut
 from aether_trio.cli.workflows.watching import entry_lines, timed_line
+from aether_trio.client.jobs.job import NEWS_STATE
 from aether_trio.client.operations.workflow_values import entry_of, moment
 from aether_trio.model.identity import Identity
 
@@ -53,6 +54,8 @@ def timeline_lines(entry: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         case "task":
             reason = f": {cut(str(entry['reason']), 300)}" if entry.get("reason") else ""
             yield place, f"task {entry.get('from')} -> {entry.get('to')}{reason}"
+        case "progress" if entry.get("state") == NEWS_STATE:
+            return  # what a function's worker is told: its history has more
         case "progress":
             share = entry.get("progress")
             percent = f" {share:.0%}" if isinstance(share, int | float) and 0 < share <= 1 else ""

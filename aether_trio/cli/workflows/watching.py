@@ -175,7 +175,12 @@ def _opened(fields: Mapping[str, Any]) -> str:
         case "sleep":
             return "sleeps"
         case "wait":
-            return f"waits for signal {about.get('signal') or about.get('name') or ''}".rstrip()
+            name = "event" if about.get("event") else "signal"
+            return f"waits for {name} {about.get(name) or ''}".rstrip()
+        case "run":
+            return f"begins: workflow {about.get('workflow') or ''}".rstrip()
+        case "call":
+            return f"begins: {about.get('agent') or ''}: {about.get('tool') or ''}".rstrip(": ")
     return f"begins: {kind}"
 
 
