@@ -54,6 +54,16 @@ function waitKey(task) {
   return task.wait && JSON.stringify([task.taskId, task.pausedAt, task.wait]);
 }
 
+/** What a task is called: its type, or which execution or step of a workflow it is. */
+export function titleOf({ type, metadata }) {
+  if (type === "workflow_run" && metadata.workflow_id) return `workflow ${metadata.workflow_id}`;
+  if (metadata.workflow === "true" && metadata.step_id) {
+    const item = metadata.item ?? metadata.round;
+    return `step ${metadata.step_id}${item === undefined ? "" : `[${item}]`}`;
+  }
+  return type || "task";
+}
+
 export function stateText(task, progress = null) {
   const { metadata } = task;
   if (task.status === "QUEUED" && metadata._outcome === "retry") {
@@ -237,7 +247,7 @@ export class Tasks {
     const mine = this.#asking();
     const fresh = mine.filter((task) => !this.#told.has(waitKey(task)));
     this.#told = new Set(mine.map(waitKey));
-    if (fresh.length === 1) this.#tell("The task ", named(fresh[0].type), " waits for an answer");
+    if (fresh.length === 1) this.#tell("The task ", named(titleOf(fresh[0])), " waits for an answer");
     else if (fresh.length) this.#tell(`${fresh.length} tasks wait for an answer`);
   }
 
@@ -265,7 +275,7 @@ export class Tasks {
       button.dataset.task = task.taskId;
       button.setAttribute("aria-current", String(task.taskId === this.#openId));
       dot.dataset.status = task.status;
-      fillNamed(name, task.type || "task", `${task.type} ${task.taskId}`);
+      fillNamed(name, titleOf(task), `${task.type} ${task.taskId}`);
       fill(note, ...this.#noteOf(task, progress));
       bar.hidden = !progress || progress.part < 0;
       if (progress && progress.part >= 0) bar.firstElementChild.style.width = `${progress.part * 100}%`;
@@ -358,7 +368,7 @@ export class Tasks {
       return;
     }
     const progress = this.#work.ofTask(task.taskId);
-    fillNamed($("task-title"), task.type || "task");
+    fillNamed($("task-title"), titleOf(task));
     $("task-address").textContent = task.taskId;
     $("task-dot").dataset.status = task.status;
     $("task-state").textContent = stateText(task);
@@ -370,7 +380,7 @@ export class Tasks {
       $("task-percent").textContent = progress.part < 0 ? "" : `${Math.round(progress.part * 100)} %`;
       bar.classList.toggle("unknown", progress.part < 0 && task.status === "RUNNING");
       bar.firstElementChild.style.width = progress.part < 0 ? "" : `${progress.part * 100}%`;
-      bar.setAttribute("aria-label", `Progress of ${isolated(task.type)}`);
+      bar.setAttribute("aria-label", `Progress of ${isolated(titleOf(task))}`);
       if (progress.part < 0) bar.removeAttribute("aria-valuenow");
       else bar.setAttribute("aria-valuenow", String(Math.round(progress.part * 100)));
     }

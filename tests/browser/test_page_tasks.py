@@ -188,6 +188,22 @@ def test_another_person_is_asked_and_this_one_is_told_so(scene: Scene) -> None:
         assert work.input()["by"].startswith("us::noor::")
 
 
+def test_tasks_of_a_workflow_are_named_by_what_they_are(scene: Scene) -> None:
+    """Their types are workflow_run, workflow and workflow_question, all alike."""
+    steps = [
+        {"id": "each", "for_each": {"items": [1, 2]}, "action": {"agent": "nowhere"}},
+        {"id": "decide", "ask": "Publish the tour?"},
+    ]
+    with scene.agent("boss") as boss:
+        boss.workflow.apply([{"id": "tour", "steps": steps}])
+        boss.workflow.run("tour")
+        page = scene.come_in()
+        expect(item(page, "workflow tour")).to_be_visible()
+        expect(item(page, "step each")).to_contain_text([re.compile(r"each\[\d\]")] * 2)
+        item(page, "step decide").click()
+        expect(page.locator("#task-title")).to_have_text("step decide")
+
+
 @pytest.mark.parametrize("end", ["completed", "failed", "cancelled"])
 def test_a_progress_bar_ends_with_its_task(scene: Scene, end: str) -> None:
     with working(scene, "shrinker") as work:

@@ -238,7 +238,7 @@ def test_an_execution_is_run_answered_and_shown(gateway: GatewayProcess, shell: 
 
 
 def test_a_budget_is_answered_by_its_name(shell: Shell, tmp_path: Path) -> None:
-    """The step that asks is `~budget`; nobody types that."""
+    """The step that asks is `~budget`."""
     file = tmp_path / "bounded.yaml"
     steps = "".join(
         f"  - {{id: {one}, depends_on: [{before}], wait: 1ms}}\n" for before, one in (("", "a"), ("a", "b"))

@@ -52,28 +52,31 @@ async def answer_question(target: GatewayTarget, who: Identity, given: str, name
 
 
 async def _find(client: Client, execution_id: str, name: str) -> ExecutionStep:
-    """Find the step that asks, the only one without a name. Raises CliError, AetherError.
+    """Find the step that asks: the only one, without a name.
+
+    Raises CliError, and AetherError of a refusal.
 
     Questions about a step have names of their own: `~budget`, and `mail?1` of a step `mail`.
     """
-    refused: AetherError | None = None
     try:
-        execution = await client.workflow.execution(execution_id, step=name)
+        named = await client.workflow.execution(execution_id, step=name)
     except AetherError as error:
         if not name or not is_refusal(error):
             raise
-        refused = error
-    else:
-        if not name or any(one.waits_for.get("for") == "answer" for one in execution.steps):
-            return _asking(execution, name)
-    whole = await client.workflow.execution(execution_id)
-    about = [one for one in whole.steps if one.name == f"~{name}" or one.name.startswith(f"{name}?")]
-    found = next((one for one in about if one.waits_for.get("for") == "answer"), None)
-    if found is not None:
+        found = _about(await client.workflow.execution(execution_id), name)
+        if found is None:
+            raise
         return found
-    if refused is not None:
-        raise refused
-    return _asking(execution, name)
+    found = None
+    if name and not any(one.waits_for.get("for") == "answer" for one in named.steps):
+        found = _about(await client.workflow.execution(execution_id), name)
+    return found or _asking(named, name)
+
+
+def _about(execution: Execution, name: str) -> ExecutionStep | None:
+    """Return what asks about a step or the execution, else None."""
+    asking = (one for one in execution.steps if one.waits_for.get("for") == "answer")
+    return next((one for one in asking if one.name == f"~{name}" or one.name.startswith(f"{name}?")), None)
 
 
 def _asking(execution: Execution, name: str) -> ExecutionStep:
