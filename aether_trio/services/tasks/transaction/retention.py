@@ -21,7 +21,7 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.startup import forget_start
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
-from aether_trio.storage.base import Execute, Fetch, Program, Row
+from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
 logger = structlog.get_logger("aether.tasks")
 
@@ -81,10 +81,10 @@ def forget_workflow_letters(tx: TaskTransaction, after: LetterAge, newest: Lette
         "ORDER BY d.buried_ms, d.task_id LIMIT $6",
         (int(WorkflowPart.EVENT), after.buried_ms, newest.buried_ms, after.task_id, newest.task_id, PAGE),
     )
-    for _, task_id in found:
-        yield Execute("DELETE FROM task_dead_letters WHERE task_id = $1", (task_id,))
-        yield from task_rows.delete(task_id)
     if found:
+        ids = [task_id for _, task_id in found]
+        yield Execute(f"DELETE FROM task_dead_letters WHERE task_id IN ({placeholders(len(ids))})", ids)  # noqa: S608
+        yield from task_rows.delete_all(ids)
         kept = tx.context.limits.workflow_letters
         logger.warning(
             "old dead letters of workflows are deleted, as there are too many", kept=kept, deleted=len(found)

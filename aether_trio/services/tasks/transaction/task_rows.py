@@ -137,6 +137,12 @@ def delete(task_id: str) -> Program[None]:
         yield Execute(f"DELETE FROM {table} WHERE task_id = $1", (task_id,))  # noqa: S608
 
 
+def delete_all(task_ids: Sequence[str]) -> Program[None]:
+    """Delete tasks with their rows in all tables, with one statement for each table."""
+    for table in _OF_A_TASK if task_ids else ():
+        yield Execute(f"DELETE FROM {table} WHERE task_id IN ({placeholders(len(task_ids))})", tuple(task_ids))  # noqa: S608
+
+
 def resolve_dead_letter(task_id: str, now_ms: int, by: str, notes: str) -> Program[int]:
     """Mark a task's open dead letter as resolved; return how many there were: 0 or 1."""
     count: int = yield Execute(
