@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.compiling import Tools
-from aether_trio.model.workflows.definition import CallWorkflow, ContinueAs, Definition, Graph
+from aether_trio.model.workflows.definition import CallWorkflow, ContinueAs, Definition, Graph, ScheduleDefinition
 from aether_trio.model.workflows.documents import KINDS, WORKFLOW, compile_document, kind_of_document
 from aether_trio.model.workflows.reading import DefinitionErrors, pointer
 from aether_trio.services.tasks.engine import Engine
@@ -153,6 +153,8 @@ class Appliers:
         for one in found:
             if isinstance(one, Graph):
                 warnings += yield from _unknown_workflows(one)
+            elif isinstance(one, ScheduleDefinition):
+                warnings += yield from _unknown_workflow(one)
         applied = AppliedRows(rows, warnings)
         if dry_run:
             raise DryRunDone(applied)
@@ -232,6 +234,14 @@ def put_workflow(tx: TaskTransaction, graph: Graph, owner: str) -> Program[Appli
     document = write_json(graph.source)
     yield from definitions.insert(StoredDefinition(*place, version, document, digest, owner, True, now_ms, now_ms))
     return AppliedRow(WORKFLOW, *place, version, change, warning)
+
+
+def _unknown_workflow(schedule: ScheduleDefinition) -> Program[list[str]]:
+    """Warn of the workflow that a schedule starts, if it is not there yet."""
+    name, place = schedule.workflow_id, schedule.workspace
+    if not name or place == EVERYWHERE or (yield from definitions.newest(place, name)) is not None:
+        return []
+    return [f"schedule {schedule.id} starts workflow {name}, which is not in workspace {place}"]
 
 
 def _unknown_workflows(graph: Graph) -> Program[list[str]]:

@@ -121,6 +121,15 @@ async def test_a_call_of_a_workflow_that_is_not_there_is_warned_of(core: Core) -
         outer = flow("outer", {"id": "in", "workflow": "inner"})
         _, warnings = await apply(boss, outer)
         assert warnings == ["workflow outer: step in calls workflow inner, which is not in workspace w"]
+        nightly = {"id": "nightly", "schedule_type": "interval", "schedule_expr": "1h"}
+        warnings = (await boss.do(APPLY, data={"documents": [nightly | {"workflow_id": "inner"}]}, workspace="w"))[
+            "warnings"
+        ]
+        assert warnings == ["schedule nightly starts workflow inner, which is not in workspace w"]
+        warnings = (await boss.do(APPLY, data={"documents": [nightly | {"workflow_id": "outer"}]}, workspace="w"))[
+            "warnings"
+        ]
+        assert warnings == []
         _, warnings = await apply(boss, outer, flow("inner"))
         assert warnings == []
 
