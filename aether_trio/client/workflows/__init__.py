@@ -1,4 +1,4 @@
-"""Durable functions: workflows in Python, which a crash does not interrupt.
+"""Workflows in Python: durable functions, which a crash does not interrupt, and graphs.
 
     @workflow
     async def report(flow: Flow, topic: str) -> dict:
@@ -10,14 +10,15 @@
     async with AgentClient(ADDRESS, **who) as worker:
         await worker.serve_workflows([report])
 
-docs/workflows.md says how to use them.
+`WorkflowGraph` builds the document of a graph. docs/workflows.md says how to use them.
 """
 
 from aether_trio.client.workflows.definition import Function, workflow
 from aether_trio.client.workflows.errors import Cancelled, Diverged, StepFailed
 from aether_trio.client.workflows.flow import Branches, BranchResult, Flow, NextRun, PersonsAnswer, StepRetry
+from aether_trio.client.workflows.graphs import GraphExpression, GraphStep, WorkflowGraph, expr
 
 __all__ = [
-    "BranchResult", "Branches", "Cancelled", "Diverged", "Flow", "Function", "NextRun", "PersonsAnswer", "StepFailed",
-    "StepRetry", "workflow",
+    "BranchResult", "Branches", "Cancelled", "Diverged", "Flow", "Function", "GraphExpression", "GraphStep", "NextRun",
+    "PersonsAnswer", "StepFailed", "StepRetry", "WorkflowGraph", "expr", "workflow",
 ]  # fmt: skip
