@@ -1,4 +1,4 @@
-"""Workflows in Python: durable functions, which a crash does not interrupt, and graphs.
+"""Workflows in Python: functions that a crash does not interrupt, and graphs.
 
     @workflow
     async def report(flow: Flow, topic: str) -> dict:

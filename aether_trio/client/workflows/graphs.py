@@ -1,7 +1,7 @@
 """Builds documents of graphs in Python, as files of YAML have them.
 
     report = WorkflowGraph("report", inputs={"topic": "string"})
-    search = report.step("search", action={"agent": "searcher", "arguments": {"topic": report.inputs.topic}})
+    search = report.step("search", action={"agent": "searcher", "tool_name": "search"})
     report.step("write", action={"agent": "writer", "arguments": {"hits": search.result.hits}})
     await client.workflow.apply([report.document()])
 
@@ -57,7 +57,7 @@ class GraphExpression:
 
 
 def expr(text: str) -> GraphExpression:
-    """Make an expression of its text, such as `expr(f"len({search.result.hits}) > 3")`."""
+    """Make an expression of its text: `expr(f"len({search.result.hits}) > 3")`."""
     return GraphExpression(text)
 
 
