@@ -65,6 +65,7 @@ def test_one_case_and_json(file: Path) -> None:
     assert found["cases"][1]["differences"] == ["its result, a: is 1, not 2"]
     assert found["cases"][1]["place"] == f"{file}:10:5"
     assert found["cases"][0]["steps"]["a"]["result"] == 1
+    assert "1.0" not in done.stdout  # whole numbers are written as such
 
 
 def test_files_that_are_wrong_or_have_no_case(file: Path) -> None:

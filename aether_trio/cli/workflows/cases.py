@@ -118,6 +118,8 @@ def _results(found: Documents, wanted: str) -> Iterator[tuple[str, str, CaseResu
 
 
 def _shown(one: tuple[str, str, CaseResult]) -> dict[str, Any]:
+    from aether_trio.services.workflows.json_values import plain
+
     place, workflow, result = one
     return {
         "workflow": workflow,
@@ -126,9 +128,9 @@ def _shown(one: tuple[str, str, CaseResult]) -> dict[str, Any]:
         "passed": result.passed,
         "differences": list(result.differences),
         "status": result.status,
-        "result": result.result,
+        "result": plain(result.result),
         "error": result.error,
         "error_type": result.error_type,
         "took_s": result.took_ms / 1000,
-        "steps": {step: dict(shown) for step, shown in result.steps.items()},
+        "steps": {step: plain(dict(shown)) for step, shown in result.steps.items()},
     }

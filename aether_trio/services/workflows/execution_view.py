@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from aether_trio.model.tasks import StoredStatus, TaskRow
@@ -52,6 +53,8 @@ def execution_view(row: ExecutionRow, only: StepPlace | None = None) -> Program[
             task = yield from task_rows.load(one.task_id)
             if task is not None:
                 tasks[one.task_id] = task
+    retries = yield from task_rows.retries([one.task_id for one in rows if one.task_id])
+    rows = [replace(one, attempt=one.attempt + retries.get(one.task_id, 0)) for one in rows]
     shown = _shown_execution(current)
     result: bytes | None = None
     if current.status == "completed":

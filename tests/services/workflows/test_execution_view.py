@@ -105,3 +105,20 @@ async def test_what_an_answer_has_no_room_for_is_shown_by_step(core: Core) -> No
         assert [one["OutputData"] is not None for one in shown] == [True, True, False, False, False]
         found = await boss.do(Op.GET_EXECUTION, execution, "s4")
         assert len(found["steps"][0]["OutputData"]) == 400_000
+
+
+async def test_the_attempts_of_a_steps_task_are_counted(core: Core) -> None:
+    tried: list[int] = []
+
+    def work(task: Any) -> int:
+        tried.append(1)
+        if len(tried) < 3:
+            raise Failed("not yet")
+        return 1
+
+    retry = {"max_attempts": 3, "initial": "1s"}
+    steps = [{"id": "one", "action": {"agent": "hand", "tool_name": "x", "retry": retry}}, {"id": "two", "output": 1}]
+    async with client(core) as boss, worker(core, "hand", work):
+        await boss.create({"name": "flow", "steps": steps})
+        found = await until(boss, await boss.run(), "one", Status="completed")
+        assert {one["StepID"]: one["Attempt"] for one in found["steps"]} == {"one": 3, "two": 0}

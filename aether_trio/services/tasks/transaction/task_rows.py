@@ -13,6 +13,8 @@ from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program
 
 FIELDS: Final = ", ".join(COLUMNS)
 _MARKS: Final = placeholders(len(COLUMNS))
+READ_AT_ONCE: Final = 496
+"""Tasks of one statement."""
 _OF_A_TASK: Final = (
     "tasks", "task_payloads", "task_attempts", "task_events", "task_child_events", "task_watchers", "task_dependents",
     "task_tokens", "task_descents", "authority_waits", "task_sessions", "task_inputs", "task_used_inputs",
@@ -45,6 +47,19 @@ def load_watched(task_id: str) -> Program[tuple[TaskRow | None, int]]:
     """Load the row of a task, and how many nodes follow its events."""
     rows: list[Row] = yield FetchOne(_LOAD_WATCHED, (task_id,))
     return (TaskRow.from_row(rows[0][:-1]), rows[0][-1]) if rows else (None, 0)
+
+
+def retries(task_ids: Sequence[str]) -> Program[dict[str, int]]:
+    """Read how often tasks were tried again, of those that were."""
+    found: dict[str, int] = {}
+    for first in range(0, len(task_ids), READ_AT_ONCE):
+        some = rounded_up(task_ids[first : first + READ_AT_ONCE], 16)
+        rows: list[Row] = yield Fetch(
+            f"SELECT task_id, retry_count FROM tasks WHERE task_id IN ({placeholders(len(some))}) AND retry_count > 0",  # noqa: S608
+            some,
+        )
+        found.update((row[0], row[1]) for row in rows)
+    return found
 
 
 def select(where: str, args: Sequence[Value]) -> Program[list[TaskRow]]:
