@@ -8,20 +8,19 @@ from functools import partial
 from typing import Any, Final, NamedTuple, TypeVar
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.limits import MIB
 from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows.definitions import EVERYWHERE
 from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import read_document, read_json, unwritable, write_list
+from aether_trio.services.workflows.listed_rows import PAGE_BYTES
 from aether_trio.session.session import Session
 
 T = TypeVar("T")
 
 MAX_LISTED: Final = 1_000
 """Most entries of a page of a list."""
-PAGE_BYTES: Final = 1 * MIB
 """Most bytes of such a page, unless its first entry has more."""
 MORE: Final = "more after "
 """How the message of a list begins whose end is not reached; where it goes on follows."""

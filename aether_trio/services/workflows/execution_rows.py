@@ -8,14 +8,12 @@ from dataclasses import dataclass, fields
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
-from aether_trio.model.limits import MIB
 from aether_trio.model.tasks import TaskRow, task
 from aether_trio.model.text import storable
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
-from aether_trio.services.workflows.listed_rows import values_of
+from aether_trio.services.workflows.listed_rows import PAGE_BYTES, values_of
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
 
-PAGE_BYTES: Final = 1 * MIB
 """Bytes of the entries of a history, or of the inputs of a list, that are read at once."""
 _DATED: Final = re.compile("([0-9a-f]{8})-([0-9a-f]{4})-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}")
 """An id that begins with a moment (model/ids.py)."""

@@ -56,7 +56,7 @@ from aether_trio.services.workflows.actions import (
     dated_id,
 )
 from aether_trio.services.workflows.definitions import Definitions, StoredDefinition
-from aether_trio.services.workflows.execution_rows import PAGE_BYTES, ExecutionRow, StoredFork
+from aether_trio.services.workflows.execution_rows import ExecutionRow, StoredFork
 from aether_trio.services.workflows.executions import (
     WARN_PART,
     HistoryLimit,
@@ -66,6 +66,7 @@ from aether_trio.services.workflows.executions import (
 from aether_trio.services.workflows.function_forks import copy_kept
 from aether_trio.services.workflows.function_rows import FunctionState, FunctionStep, RunningFunction, StepEnd
 from aether_trio.services.workflows.json_values import plain
+from aether_trio.services.workflows.listed_rows import PAGE_BYTES
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, ExecutionPosition, StartRefused, new_execution
 from aether_trio.services.workflows.questions import new_question
 from aether_trio.services.workflows.waits import KeptEvent, OpenedWait, Waits, key_problem

@@ -1,10 +1,19 @@
-"""Reads pages of tables that are listed: each part along an index, then merged."""
+"""Reads pages of tables that are listed: each part along an index, then merged.
+
+A page of an answer has PAGE_BYTES, or one row, so not many more are read.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Final
 
+from aether_trio.model.limits import MIB
 from aether_trio.storage.base import Fetch, Program, Row, Value
+
+PAGE_BYTES: Final = 1 * MIB
+ROWS_AT_ONCE: Final = 32
+"""Rows of one statement: they may have a mebibyte each."""
 
 
 def rows_by_id(
@@ -12,18 +21,46 @@ def rows_by_id(
 ) -> Program[list[Row]]:
     """Read rows by workspace and id, behind a (workspace, id) if given.
 
-    `select` ends with a condition; its $1 is a workspace. The table has an index of both columns.
+    `select` begins with both, and ends with a condition; its $1 is a workspace. The table has an
+    index of both columns.
     """
     found: list[Row] = []
     for workspace in sorted(set(workspaces)):
         if behind is not None and workspace < behind[0]:
             continue
         after = behind[1] if behind is not None and workspace == behind[0] else ""
-        rows: list[Row] = yield Fetch(f"{select} AND id > $2 ORDER BY id LIMIT $3", (workspace, after, limit))
-        found += rows
-        if len(found) >= limit:
-            return found[:limit]
+
+        def part(last: Row | None, count: int, workspace: str = workspace, after: str = after) -> Program[list[Row]]:
+            args = (workspace, after if last is None else last[1], count)
+            rows: list[Row] = yield Fetch(f"{select} AND id > $2 ORDER BY id LIMIT $3", args)
+            return rows
+
+        found += yield from page_of_rows(part, limit - len(found))
+        if len(found) >= limit or _is_full(found):
+            break
     return found
+
+
+def page_of_rows(part: Callable[[Row | None, int], Program[list[Row]]], limit: int) -> Program[list[Row]]:
+    """Read rows, up to a limit, or those of a page and at least one more.
+
+    `part(last, count)` reads as many rows behind the last one.
+    """
+    found: list[Row] = []
+    while True:
+        count = min(ROWS_AT_ONCE, limit - len(found))
+        rows = yield from part(found[-1] if found else None, count)
+        found += rows
+        if len(rows) < count or len(found) >= limit or _is_full(found):
+            return found
+
+
+def _is_full(rows: Sequence[Row]) -> bool:
+    return len(rows) > 1 and _size(rows) > PAGE_BYTES
+
+
+def _size(rows: Sequence[Row]) -> int:
+    return sum(len(value) for row in rows for value in row if isinstance(value, (str, bytes, memoryview)))
 
 
 def values_of(table: str, column: str, where: str, args: Sequence[Value]) -> Program[list[str]]:

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from aether_trio.model.workflows.sources import bus_sources
 from aether_trio.services.workflows import changes, sources
-from aether_trio.services.workflows.listed_rows import rows_by_id
+from aether_trio.services.workflows.listed_rows import page_of_rows, rows_by_id
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
 TIMER: Final = "instance"
@@ -196,20 +196,28 @@ def listed(
     """
     found: list[InstanceRow] = []
     for workspace in dict.fromkeys(workspaces):
-        where = "workspace = $1"
-        args: tuple[Any, ...] = (workspace,)
-        if machine_id:
-            where, args = "workspace = $1 AND machine_id = $2", (workspace, machine_id)
-        if behind is not None:
-            moment = f"${len(args) + 1}"
-            where += f" AND updated_ms <= {moment} AND (updated_ms < {moment} OR {_TIMER_KEY} < ${len(args) + 2})"
-            args = (*args, *behind)
-        rows: list[Row] = yield Fetch(
-            f"SELECT {_FIELDS} FROM workflow_instances WHERE {where} "
-            f"ORDER BY updated_ms DESC, {_TIMER_KEY} DESC LIMIT ${len(args) + 1}",
-            (*args, limit),
-        )
-        found += map(_instance, rows)
+
+        def part(last: Row | None, count: int, workspace: str = workspace) -> Program[list[Row]]:
+            where = "workspace = $1"
+            args: tuple[Any, ...] = (workspace,)
+            if machine_id:
+                where, args = "workspace = $1 AND machine_id = $2", (workspace, machine_id)
+            after = behind
+            if last is not None:
+                instance = _instance(last)
+                after = instance.updated_ms, instance.timer_key
+            if after is not None:
+                moment = f"${len(args) + 1}"
+                where += f" AND updated_ms <= {moment} AND (updated_ms < {moment} OR {_TIMER_KEY} < ${len(args) + 2})"
+                args = (*args, *after)
+            rows: list[Row] = yield Fetch(
+                f"SELECT {_FIELDS} FROM workflow_instances WHERE {where} "
+                f"ORDER BY updated_ms DESC, {_TIMER_KEY} DESC LIMIT ${len(args) + 1}",
+                (*args, count),
+            )
+            return rows
+
+        found += map(_instance, (yield from page_of_rows(part, limit)))
     return sorted(found, key=lambda one: (one.updated_ms, one.timer_key), reverse=True)[:limit]
 
 

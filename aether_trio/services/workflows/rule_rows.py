@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from aether_trio.model.workflows.sources import rule_sources
 from aether_trio.services.workflows import changes, sources
+from aether_trio.services.workflows.listed_rows import page_of_rows
 from aether_trio.storage.base import Execute, Fetch, Program, Row, placeholders
 
 LATEST_DELETED: Final = 1_000
@@ -99,12 +100,16 @@ def of_workspaces(workspaces: Sequence[str], after: int, limit: int) -> Program[
     """Load rules of some workspaces with larger ids than `after`, by id."""
     found: list[StoredRule] = []
     for workspace in workspaces:
-        rows: list[Row] = yield Fetch(
-            f"SELECT {_FIELDS} FROM workflow_rules WHERE workspace = $1 AND deleted = 0 AND id > $2 "
-            "ORDER BY id LIMIT $3",
-            (workspace, after, limit),
-        )
-        found += map(_stored, rows)
+
+        def part(last: Row | None, count: int, workspace: str = workspace) -> Program[list[Row]]:
+            rows: list[Row] = yield Fetch(
+                f"SELECT {_FIELDS} FROM workflow_rules WHERE workspace = $1 AND deleted = 0 AND id > $2 "
+                "ORDER BY id LIMIT $3",
+                (workspace, after if last is None else _stored(last).id, count),
+            )
+            return rows
+
+        found += map(_stored, (yield from page_of_rows(part, limit)))
     return sorted(found, key=lambda rule: rule.id)[:limit]
 
 

@@ -7,9 +7,12 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.workflows import asked, execution_rows
+from aether_trio.services.workflows import asked, execution_rows, listed_rows
+from aether_trio.storage.base import Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.workflows.helpers import Client, all_taken, client
@@ -133,14 +136,59 @@ async def test_instances_and_joins_come_in_pages(core: Core, world: World) -> No
 async def test_a_page_has_a_bounded_size(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(asked, "PAGE_BYTES", 2_000)
     monkeypatch.setattr(execution_rows, "PAGE_BYTES", 2_000)
+    monkeypatch.setattr(listed_rows, "PAGE_BYTES", 2_000)
+    monkeypatch.setattr(listed_rows, "ROWS_AT_ONCE", 2)
+    text = "x" * 1_200
     async with client(core) as boss:
         await boss.create(FLOW, "flow")
         for number in range(4):
-            await boss.do(Op.CREATE_RULE, data=rule(f"r{number}", {"agent": "hand", "text": "x" * 1_200}))
-            await boss.run({"text": "x" * 1_200})
-        for op in (Op.LIST_RULES, Op.LIST_EXECUTIONS):
+            await boss.do(Op.CREATE_RULE, data=rule(f"r{number}", {"agent": "hand", "text": text}))
+            await boss.create({**FLOW, "description": text}, f"g{number}")
+            machine = {"id": f"m{number}", "workspace": "w", "definition": {**MACHINE, "description": text}}
+            await boss.do(Op.CREATE_STATE_MACHINE, data=machine)
+            await boss.do(Op.CREATE_SM_INSTANCE, "m0", data={"instance_id": f"i{number}", "data": {"text": text}})
+            await boss.run({"text": text})
+        for op in (Op.LIST_RULES, Op.LIST_EXECUTIONS, Op.LIST_STATE_MACHINES, Op.LIST_SM_INSTANCES):
             found = await pages(boss, op, limit=100, status_filter="all")
-            assert [len(page) for page in found] == [1, 1, 1, 1]
+            assert [len(page) for page in found] == [1, 1, 1, 1], op
+        [first, *rest] = await pages(boss, Op.LIST_WORKFLOWS, limit=100)
+        assert [one["ID"] for one in first] == ["flow", "g0"]
+        assert [[one["ID"] for one in page] for page in rest] == [["g1"], ["g2"], ["g3"]]
+
+
+def read_by(part: Any, limit: int) -> tuple[list[Row], int]:
+    """Read rows of a table in memory; return them, and how many were read in all."""
+    asked_for = 0
+
+    def counted(last: Row | None, count: int) -> Program[list[Row]]:
+        nonlocal asked_for
+        rows: list[Row] = part(last, count)
+        asked_for += len(rows)
+        return rows
+        yield
+
+    try:
+        next(listed_rows.page_of_rows(counted, limit))
+    except StopIteration as end:
+        return end.value, asked_for
+    raise AssertionError("it asks for no statement of its own")
+
+
+@given(st.lists(st.sampled_from([1, 100, 5_000, 500_000, 1_500_000]), max_size=400), st.integers(1, 300))
+def test_what_is_read_of_a_list_is_bounded(sizes: list[int], limit: int) -> None:
+    rows: list[Row] = [(number, b"x" * size) for number, size in enumerate(sizes)]
+
+    def part(last: Row | None, count: int) -> list[Row]:
+        first = 0 if last is None else int(last[0]) + 1
+        return rows[first : first + count]
+
+    found, count = read_by(part, limit)
+    assert found == rows[: len(found)]
+    assert count == len(found)
+    whole = sum(sizes[: len(found)])
+    assert len(found) in (limit, len(rows)) or (whole > listed_rows.PAGE_BYTES and len(found) > 1)
+    rest = len(found) - listed_rows.ROWS_AT_ONCE
+    assert rest <= 1 or sum(sizes[:rest]) <= listed_rows.PAGE_BYTES
 
 
 @pytest.mark.parametrize(
