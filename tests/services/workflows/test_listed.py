@@ -171,7 +171,7 @@ def read_by(part: Any, limit: int) -> tuple[list[Row], int]:
         next(listed_rows.page_of_rows(counted, limit))
     except StopIteration as end:
         return end.value, asked_for
-    raise AssertionError("it asks for no statement of its own")
+    raise AssertionError("page_of_rows has asked for a statement")
 
 
 @given(st.lists(st.sampled_from([1, 100, 5_000, 500_000, 1_500_000]), max_size=400), st.integers(1, 300))
