@@ -78,7 +78,7 @@ def temporary_directory() -> Iterator[Path]:
         with contextlib.ExitStack() as stack:
             try:
                 stack.enter_context(lock_directory(directory))
-            except DirectoryInUseError:
+            except (DirectoryInUseError, FileNotFoundError):
                 continue
             # Until it is locked, another gateway that removes leftovers may have taken it for one.
             if not (directory / LOCK_FILE).exists():

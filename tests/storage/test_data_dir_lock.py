@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from aether_trio.storage.data_dir_lock import lock_directory
+from aether_trio.storage import data_dir_lock
+from aether_trio.storage.data_dir_lock import TRIES, lock_directory, temporary_directory
 from aether_trio.storage.errors import DirectoryInUseError, StorageSetupError
 
 
@@ -49,3 +52,26 @@ def test_a_path_that_cannot_be_a_directory_is_named(tmp_path: Path) -> None:
     expected = r"file/data: .*Choose another with --data-dir"
     with pytest.raises(StorageSetupError, match=expected), lock_directory(tmp_path / "file" / "data"):
         pass
+
+
+@pytest.mark.parametrize("where", ["_take", "_make_private"])
+def test_a_temporary_directory_is_made_anew_when_another_gateway_takes_it_for_a_leftover(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    called, taken = getattr(data_dir_lock, where), 0
+
+    def late(descriptor: int, directory: Path) -> Any:
+        """Another gateway has the lock first, removes the directory, and gives the lock up."""
+        nonlocal taken
+        taken += 1
+        if taken < TRIES:
+            shutil.rmtree(directory)
+        return called(descriptor, directory)
+
+    monkeypatch.setattr(data_dir_lock, where, late)
+    with temporary_directory() as directory:
+        assert directory.is_dir()
+        assert taken == TRIES
+        assert list(tmp_path.iterdir()) == [directory]
+    assert list(tmp_path.iterdir()) == []

@@ -111,9 +111,12 @@ def fault(exc: BaseException, connection: Any) -> PostgresFault:
 
 
 def is_outage(exc: BaseException) -> bool:
-    """Whether a failed attempt to connect may succeed later, without a person."""
+    """Whether a failed attempt to connect or migrate may succeed later, without a person.
+
+    So it is, among others, when it has lost a deadlock to another node.
+    """
     if isinstance(exc, asyncpg.PostgresError):
-        return (exc.sqlstate or "")[:2] in {"08", "53", "57", "58"}
+        return (exc.sqlstate or "")[:2] in {"08", "40", "53", "57", "58"}
     if isinstance(exc, asyncpg.InterfaceError):
         # closed between two statements; else the URL makes no sense
         return not isinstance(exc, ValueError)

@@ -64,11 +64,13 @@ def rows(world: World) -> dict[str, list[Any]]:
 
 
 async def rows_at_rest(world: World) -> dict[str, list[Any]]:
-    """Return the rows once workers' confirmations are written, too."""
+    """Return the rows once workers' confirmations and children's events are written, too."""
+    query = world.databases["tasks"].query
     while True:
         before = rows(world)
         await trio.sleep(5)
-        if rows(world) == before:
+        # Virtual time does not wait for a statement that is on its way to the server.
+        if rows(world) == before and not query("SELECT 1 FROM task_child_events"):
             return before
 
 

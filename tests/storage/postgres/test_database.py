@@ -249,6 +249,30 @@ async def test_ten_nodes_migrate_at_once(postgres_engine: PostgresEngine) -> Non
     assert versions == [[(name, len(expected[name])) for name in sorted(expected)]] * 10
 
 
+async def test_a_node_that_loses_a_deadlock_migrates_again(postgres_engine: PostgresEngine) -> None:
+    opened = trio.Event()
+
+    async def node() -> None:
+        async with open_postgres(postgres_engine.server.dsn(), schema=postgres_engine.schema) as server:
+            await server.database("state")
+            opened.set()
+
+    await node()
+    opened = trio.Event()
+    postgres_engine.outside("INSERT INTO commit_marks VALUES ('gone', 1, 1, 0); SET deadlock_timeout = '30s'")
+    postgres_engine.outside("BEGIN; SELECT 1 FROM commit_marks WHERE writer = 'gone' FOR UPDATE")
+    turn = f"SELECT pg_advisory_xact_lock(hashtextextended('aether migrations {postgres_engine.schema}', 0))"
+    with trio.fail_after(LONG_S):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(node)
+            await waiting_for_a_lock(postgres_engine, 1)  # for the row, and it has the turn
+            try:
+                await trio.to_thread.run_sync(postgres_engine.outside, turn)
+            finally:
+                postgres_engine.outside("ROLLBACK; RESET deadlock_timeout")
+            await opened.wait()
+
+
 async def test_a_role_that_may_not_create_schemas_uses_the_one_it_is_given(postgres_engine: PostgresEngine) -> None:
     role = f"role_{postgres_engine.schema}"
     postgres_engine.outside(f"CREATE ROLE {role} LOGIN; GRANT ALL ON SCHEMA {postgres_engine.schema} TO {role}")

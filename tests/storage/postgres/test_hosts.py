@@ -98,6 +98,7 @@ def test_what_is_wrong_comes_with_what_to_do(error: Exception, advice: str) -> N
         (TimeoutError(), True),
         (asyncpg.TooManyConnectionsError("sorry, too many clients already"), True),
         (asyncpg.CannotConnectNowError("the database system is starting up"), True),
+        (asyncpg.DeadlockDetectedError("deadlock detected"), True),
         (asyncpg.TargetServerAttributeNotMatched("none is a primary"), True),
         # The link was cut while asyncpg went from one step of the handshake to the next.
         (asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"), True),
