@@ -62,7 +62,7 @@ def test_a_temporary_directory_is_made_anew_when_another_gateway_takes_it_for_a_
     called, taken = getattr(data_dir_lock, where), 0
 
     def late(descriptor: int, directory: Path) -> Any:
-        """Another gateway has the lock first, removes the directory, and gives the lock up."""
+        """Another gateway has the lock first, and removes the directory."""
         nonlocal taken
         taken += 1
         if taken < TRIES:

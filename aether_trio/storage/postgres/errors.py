@@ -111,9 +111,9 @@ def fault(exc: BaseException, connection: Any) -> PostgresFault:
 
 
 def is_outage(exc: BaseException) -> bool:
-    """Whether a failed attempt to connect or migrate may succeed later, without a person.
+    """Whether a failed attempt to connect or migrate may succeed later.
 
-    So it is, among others, when it has lost a deadlock to another node.
+    No person has to do anything then: as when it has lost a deadlock to another node.
     """
     if isinstance(exc, asyncpg.PostgresError):
         return (exc.sqlstate or "")[:2] in {"08", "40", "53", "57", "58"}

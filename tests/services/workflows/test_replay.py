@@ -64,7 +64,7 @@ def rows(world: World) -> dict[str, list[Any]]:
 
 
 async def rows_at_rest(world: World) -> dict[str, list[Any]]:
-    """Return the rows once workers' confirmations and children's events are written, too."""
+    """Return the rows once confirmations and children's events are written."""
     query = world.databases["tasks"].query
     while True:
         before = rows(world)
