@@ -36,7 +36,7 @@ def rows_by_id(
             return rows
 
         found += yield from page_of_rows(part, limit - len(found))
-        if len(found) >= limit or _is_full(found):
+        if len(found) >= limit or (len(found) > 1 and _size(found) > PAGE_BYTES):
             break
     return found
 
@@ -47,16 +47,14 @@ def page_of_rows(part: Callable[[Row | None, int], Program[list[Row]]], limit: i
     `part(last, count)` reads as many rows behind the last one.
     """
     found: list[Row] = []
+    size = 0
     while True:
         count = min(ROWS_AT_ONCE, limit - len(found))
         rows = yield from part(found[-1] if found else None, count)
         found += rows
-        if len(rows) < count or len(found) >= limit or _is_full(found):
+        size += _size(rows)
+        if len(rows) < count or len(found) >= limit or (len(found) > 1 and size > PAGE_BYTES):
             return found
-
-
-def _is_full(rows: Sequence[Row]) -> bool:
-    return len(rows) > 1 and _size(rows) > PAGE_BYTES
 
 
 def _size(rows: Sequence[Row]) -> int:
