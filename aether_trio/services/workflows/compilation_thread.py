@@ -9,22 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import trio
+from aether_trio.services.workflows.worker_threads import WorkerThreads
 
 T = TypeVar("T")
 
 MOST_AT_ONCE: Final = 2
 SMALL_BYTES: Final = 4096
-_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("workflow document compilations")
+_threads: Final = WorkerThreads("workflow document compilations", MOST_AT_ONCE)
 
 
 async def compile_in_thread(work: Callable[[], T], size: int) -> T:
     """Return what `work`, of a text of `size` bytes, returns or raises."""
     if size <= SMALL_BYTES:
         return work()
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(MOST_AT_ONCE)
-        _limiter.set(limiter)
-    return await trio.to_thread.run_sync(work, limiter=limiter)
+    return await _threads.run(work)

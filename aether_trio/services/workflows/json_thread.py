@@ -10,25 +10,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-import trio
-
 from aether_trio.model.limits import KIB
+from aether_trio.services.workflows.worker_threads import WorkerThreads
 
 T = TypeVar("T")
 
 MOST_AT_ONCE: Final = 2
 SMALL_BYTES: Final = 16 * KIB
 """JSON of this size is read or written in about a millisecond."""
-_limiter: Final[trio.lowlevel.RunVar[trio.CapacityLimiter]] = trio.lowlevel.RunVar("workflow JSON")
+_threads: Final = WorkerThreads("workflow JSON", MOST_AT_ONCE)
 
 
 async def in_json_thread(work: Callable[[], T], size: int) -> T:
     """Return what `work`, on JSON of `size` bytes, returns or raises."""
     if size <= SMALL_BYTES:
         return work()
-    try:
-        limiter = _limiter.get()
-    except LookupError:
-        limiter = trio.CapacityLimiter(MOST_AT_ONCE)
-        _limiter.set(limiter)
-    return await trio.to_thread.run_sync(work, limiter=limiter)
+    return await _threads.run(work)
