@@ -888,8 +888,7 @@ class Executions:
         if due_ms != row.due_ms:
             row.due_ms = due_ms
             yield from execution_rows.set_timer(TIMER, row.execution_id, due_ms)
-        if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-            tx.effects.due_ms = due_ms
+        tx.effects.note_due(due_ms)
         if loaded.new:
             yield from self._insert(loaded)
         elif loaded.inserted != execution_rows.changing(row):

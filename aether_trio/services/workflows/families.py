@@ -115,5 +115,4 @@ def _set_timer(tx: Transaction, root_id: str) -> Program[None]:
     # The upsert waits for a transaction of another node that is about to delete the row.
     now_ms = tx.context.now_ms
     yield from execution_rows.set_timer(TIMER, root_id, now_ms)
-    if not 0 < tx.effects.due_ms <= now_ms:
-        tx.effects.due_ms = now_ms
+    tx.effects.note_due(now_ms)

@@ -250,8 +250,7 @@ class Admission:
         """
         now_ms = tx.context.now_ms
         yield from flow_rows.waiting_due(TIMER, now_ms)
-        if not 0 < tx.effects.due_ms <= now_ms:
-            tx.effects.due_ms = now_ms
+        tx.effects.note_due(now_ms)
 
     def _turn(self, tx: Transaction, owner: str) -> Program[_FlowTurn]:
         found = yield from flow_rows.load_owner(owner)
@@ -291,8 +290,7 @@ class _FlowTurn:
         for place, (state, due_ms) in self.gates.items():
             yield from flow_rows.save_gate(place, state)
             yield from execution_rows.set_timer(TIMER, place, due_ms)
-            if due_ms and not 0 < self.tx.effects.due_ms <= due_ms:
-                self.tx.effects.due_ms = due_ms
+            self.tx.effects.note_due(due_ms)
         return self.done
 
     def _keep(self, start: FlowStart) -> Program[None]:

@@ -898,8 +898,7 @@ class Functions:
         if due_ms != row.due_ms:
             row.due_ms = due_ms
             yield from execution_rows.set_timer(FUNCTION, row.execution_id, due_ms)
-        if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-            tx.effects.due_ms = due_ms
+        tx.effects.note_due(due_ms)
         yield from execution_rows.save(row)
 
     def _note(self, tx: Transaction, run: RunningFunction, entry: Mapping[str, Any]) -> Program[None]:

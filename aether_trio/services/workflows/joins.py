@@ -438,5 +438,4 @@ def _empty_row(join_id: str, workspace: str, join: JoinDefinition, key: str) -> 
 
 
 def _note_due(tx: Transaction, due_ms: int) -> None:
-    if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-        tx.effects.due_ms = due_ms
+    tx.effects.note_due(due_ms)

@@ -397,5 +397,4 @@ def _due_ms(tx: Transaction, row: InstanceRow) -> int:
 
 
 def _note_due(tx: Transaction, due_ms: int) -> None:
-    if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-        tx.effects.due_ms = due_ms
+    tx.effects.note_due(due_ms)

@@ -215,8 +215,7 @@ class PastOperations:
             if current.due_ms != state.due_ms:
                 current.due_ms = state.due_ms
                 yield from execution_rows.set_timer(TIMER, row.execution_id, state.due_ms)
-            if state.due_ms and not 0 < tx.effects.due_ms <= state.due_ms:
-                tx.effects.due_ms = state.due_ms
+            tx.effects.note_due(state.due_ms)
             yield from execution_rows.save_version(current)
             yield from execution_rows.save(current)
             yield from self._executions.waits.change(row.execution_id, row.workspace, tuple(events_of(graph)))

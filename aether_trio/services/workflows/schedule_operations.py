@@ -110,8 +110,7 @@ class ScheduleStarter:
                     allowed, event.hops,
                 )  # fmt: skip
                 planned += count
-                if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-                    tx.effects.due_ms = due_ms
+                tx.effects.note_due(due_ms)
         return planned
 
     def _may_see(self, workspace: str, now_ms: int, stored: StoredSchedule) -> bool:
@@ -120,8 +119,7 @@ class ScheduleStarter:
     def run_ended(self, tx: Transaction, run_id: str) -> Program[None]:
         """Let the schedule of a run that has ended fire what waits for that."""
         due_ms = yield from self._schedules.run_ended(run_id, tx.context.now_ms)
-        if due_ms and not 0 < tx.effects.due_ms <= due_ms:
-            tx.effects.due_ms = due_ms
+        tx.effects.note_due(due_ms)
 
     def _definition(self, stored: StoredSchedule) -> ScheduleDefinition:
         found = self._compiled.get(stored.digest)
@@ -192,8 +190,8 @@ def put_schedule(
             raise ConflictError(str(error)) from None
         if not made.enabled:
             yield from stop_queued(tx, SCHEDULE, made.workspace, made.id)
-        elif made.next_fire_ms and not 0 < tx.effects.due_ms <= made.next_fire_ms:
-            tx.effects.due_ms = made.next_fire_ms
+        else:
+            tx.effects.note_due(made.next_fire_ms)
     return AppliedRow(SCHEDULE, definition.workspace, definition.id, 1, change)
 
 

@@ -53,5 +53,4 @@ def go_on(reactions: EventReactions, tx: Transaction, key: str) -> Program[None]
 def _set_timer(tx: Transaction, key: str) -> Program[None]:
     now_ms = tx.context.now_ms
     yield from execution_rows.set_timer(TIMER, key, now_ms)
-    if not 0 < tx.effects.due_ms <= now_ms:
-        tx.effects.due_ms = now_ms
+    tx.effects.note_due(now_ms)

@@ -273,6 +273,11 @@ class Effects:
     arrivals: set[str] = field(default_factory=set)
     """Executions of workflows with items that have ended and are to be taken in."""
 
+    def note_due(self, due_ms: int) -> None:
+        """Note a moment that workflows set; 0 for none."""
+        if due_ms and not 0 < self.due_ms <= due_ms:
+            self.due_ms = due_ms
+
 
 class Transaction(Protocol):
     """Interface of a database transaction on tasks, for the modules of its parts."""
