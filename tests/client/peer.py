@@ -97,6 +97,7 @@ class Peer:
 
     def __init__(self, listener: trio.SocketListener) -> None:
         self._listener = listener
+        self._lines: list[Line] = []
         self._sessions = 0
         host, port = listener.socket.getsockname()[:2]
         self.address = f"aether://{host}:{port}"
@@ -104,6 +105,7 @@ class Peer:
     async def knock(self) -> Line:
         """A connection that has said nothing yet."""
         self.line = Line(await self._listener.accept())
+        self._lines.append(self.line)
         return self.line
 
     async def accept(self, hello: framing.ServerHello | None = None) -> Line:
@@ -119,12 +121,21 @@ class Peer:
         await self.line.close()
         return await self.accept(hello)
 
+    def drop(self) -> None:
+        """Close every connection, so that a failed test leaves no socket to a later one."""
+        for line in self._lines:
+            line.stream.socket.close()
+
 
 @asynccontextmanager
 async def open_peer() -> AsyncIterator[Peer]:
     (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
     async with listener:
-        yield Peer(listener)
+        peer = Peer(listener)
+        try:
+            yield peer
+        finally:
+            peer.drop()
 
 
 @asynccontextmanager
