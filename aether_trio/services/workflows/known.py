@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections import OrderedDict
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final, Generic, TypeVar
@@ -26,16 +25,16 @@ import structlog
 import trio
 
 from aether_trio.model.workflows.definition import BusEvent, Environment, RuleDefinition, Trigger
-from aether_trio.model.workflows.reading import DefinitionErrors
 from aether_trio.model.workflows.rule_index import ANY, EventFilter, RuleIndex
 from aether_trio.services.workflows import changes, definitions, machine_rows, rule_rows
+from aether_trio.services.workflows.compiled_rules import CompiledRules
 from aether_trio.services.workflows.definitions import StoredDefinition
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.machine_rows import StoredMachine
 from aether_trio.services.workflows.machines import Machines
-from aether_trio.services.workflows.not_compiled import LARGE_BYTES, LargeDocuments
+from aether_trio.services.workflows.not_compiled import LARGE_BYTES
 from aether_trio.services.workflows.rule_rows import RuleHead, StoredRule
-from aether_trio.services.workflows.rules import compile_rule, equalities_of
+from aether_trio.services.workflows.rules import equalities_of
 from aether_trio.services.workflows.stored_graphs import compile_stored
 from aether_trio.storage.base import Database, Program
 
@@ -234,35 +233,20 @@ class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
 
     def __init__(self) -> None:
         super().__init__()
-        self._large = LargeDocuments()
-        self._definitions: OrderedDict[tuple[int, int], RuleDefinition | DefinitionErrors] = OrderedDict()
+        self._definitions = CompiledRules(KEPT_RULES)
 
     def definition(self, rule: KnownRule) -> Program[RuleDefinition | None]:
         """Compile a rule; None if it was changed meanwhile.
 
         Raises DefinitionErrors for what another release has stored, and NotCompiledError.
         """
-        key = rule.id, rule.changed
-        found = self._definitions.get(key)
+        found = self._definitions.find(rule.id, rule.changed)
         if found is not None:
-            self._definitions.move_to_end(key)
-            return _right(found)
+            return found
         stored = yield from rule_rows.load(rule.id)
         if stored is None or stored.changed != rule.changed:
             return None
-        self._large.ask(key, len(stored.document), partial(self._keep, key, stored))
-        return _right(self._keep(key, stored))
-
-    def _keep(self, key: tuple[int, int], stored: StoredRule) -> RuleDefinition | DefinitionErrors:
-        found: RuleDefinition | DefinitionErrors
-        try:
-            found = compile_rule(stored)
-        except DefinitionErrors as error:
-            found = error
-        self._definitions[key] = found
-        while len(self._definitions) > KEPT_RULES:
-            self._definitions.popitem(last=False)
-        return found
+        return self._definitions.compiled(stored)
 
     def _changed_since(self, version: int, limit: int) -> Program[list[ChangedRow[int, RuleHead]]]:
         found = yield from rule_rows.changed_since(version, limit)
@@ -284,12 +268,6 @@ class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
             priority=row.priority,
         )
         return takes, known_rule(row)
-
-
-def _right(found: RuleDefinition | DefinitionErrors) -> RuleDefinition:
-    if isinstance(found, DefinitionErrors):
-        raise found
-    return found
 
 
 def known_rule(row: RuleHead | StoredRule) -> KnownRule:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from aether_trio.services.tasks.transaction import task_rows
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import event_dead_letters, flow_rows, rule_rows
 from aether_trio.services.workflows.actions import ActionRefused, Actions, Cause, dated_id, values_of
+from aether_trio.services.workflows.compiled_rules import CompiledRules
 from aether_trio.services.workflows.event_dead_letters import RULE_FAILED, FailedReaction
 from aether_trio.services.workflows.events import TakenEvent
 from aether_trio.services.workflows.flow import (
@@ -48,10 +49,8 @@ from aether_trio.services.workflows.flow import (
 from aether_trio.services.workflows.flow_rows import FlowOwner
 from aether_trio.services.workflows.joins import JoinArrival, JoinRefused, Joins
 from aether_trio.services.workflows.known import KnownRule, known_rule
-from aether_trio.services.workflows.not_compiled import LargeDocuments
 from aether_trio.services.workflows.reach import reaches, workspaces_of_action
 from aether_trio.services.workflows.rule_rows import StoredRule
-from aether_trio.services.workflows.rules import compile_rule
 from aether_trio.services.workflows.tools import TOOLS
 from aether_trio.storage.base import Program
 
@@ -103,8 +102,7 @@ class RuleRuns:
         self._actions = actions
         self._joins = joins
         self._admission = admission
-        self._large = LargeDocuments()
-        self._compiled: OrderedDict[tuple[int, int], RuleDefinition | DefinitionErrors] = OrderedDict()
+        self._definitions = CompiledRules(KEPT_RULES)
 
     def arrive(self, tx: Transaction, rule: KnownRule, definition: RuleDefinition, arrived: RuleEvent) -> Program[None]:
         """Act on an event, or let that wait. Raises ReactionRefused."""
@@ -186,25 +184,10 @@ class RuleRuns:
 
     def _definition(self, stored: StoredRule) -> RuleDefinition:
         """Compile a rule. Raises ReactionRefused, and NotCompiledError."""
-        key = stored.id, stored.changed
-        found = self._compiled.get(key)
-        if found is None:
-            self._large.ask(key, len(stored.document), lambda: self._keep(key, stored))
-            found = self._keep(key, stored)
-        if isinstance(found, DefinitionErrors):
-            raise ReactionRefused(f"this release does not understand the rule: {found}", "BAD_DEFINITION")
-        return found
-
-    def _keep(self, key: tuple[int, int], stored: StoredRule) -> RuleDefinition | DefinitionErrors:
-        found: RuleDefinition | DefinitionErrors
         try:
-            found = compile_rule(stored)
+            return self._definitions.compiled(stored)
         except DefinitionErrors as error:
-            found = error
-        self._compiled[key] = found
-        while len(self._compiled) > KEPT_RULES:
-            self._compiled.popitem(last=False)
-        return found
+            raise ReactionRefused(f"this release does not understand the rule: {error}", "BAD_DEFINITION") from None
 
     def _act(
         self, tx: Transaction, rule: KnownRule, definition: RuleDefinition, events: Sequence[RuleEvent], run_id: str

@@ -8,9 +8,11 @@ from typing import Any
 import pytest
 
 from aether_trio.gateway.core import Core
+from aether_trio.model.workflows.definition import RuleDefinition
+from aether_trio.services.workflows import compiled_rules, rule_rows, rules
 from aether_trio.services.workflows import known as module
-from aether_trio.services.workflows import rule_rows, rules
 from aether_trio.services.workflows.known import KnownRules, NotLoadedError
+from aether_trio.services.workflows.rule_rows import StoredRule
 from aether_trio.storage.base import Database, Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
@@ -66,7 +68,7 @@ async def test_rules_are_loaded_in_pages_without_compilation(core: Core, monkeyp
     database = core.tasks.engine.database
     async with client(core) as boss:
         await create(boss, *(f"r{number}" for number in range(7)))
-        monkeypatch.setattr(module, "compile_rule", lambda _: pytest.fail("compiled"))
+        monkeypatch.setattr(compiled_rules, "compile_rule", lambda _: pytest.fail("compiled"))
         known = KnownRules()
         await known.load(database)
         assert (len(known.index), found(known, "r6"), found(known, "r7")) == (7, ["r6"], [])
@@ -129,17 +131,24 @@ async def test_what_a_transaction_has_read_is_in_doubt_until_it_is_committed(cor
 
 async def test_compiled_rules_are_bounded(core: Core, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "KEPT_RULES", 2)
+    compiled: list[str] = []
+
+    def compile_rule(stored: StoredRule) -> RuleDefinition:
+        compiled.append(stored.name)
+        return rules.compile_rule(stored)
+
+    monkeypatch.setattr(compiled_rules, "compile_rule", compile_rule)
     database = core.tasks.engine.database
     async with client(core) as boss:
         ids = await create(boss, "a", "b", "c")
         known = KnownRules()
         await known.load(database)
-        for name in ("a", "b", "c", "a"):
+        for name in ("a", "b", "c", "a", "c"):
             [one] = known.candidates("made", "a", "w", {"input": {"kind": name, "size": 1.0}, "source": {}})
             definition = await database.read(lambda one=one: known.definition(one))
             assert definition is not None
             assert definition.name == name
-        assert len(known._definitions) == 2
+        assert compiled == ["a", "b", "c", "a"]
         [old] = known.candidates("made", "a", "w", {"input": {"kind": "b", "size": 1.0}, "source": {}})
         await boss.do(Op.DELETE_RULE, ids[1])
         assert await database.read(lambda: known.definition(old)) is None
