@@ -25,6 +25,8 @@ from aether_trio.services.workflows.json_values import write_json
 from aether_trio.wire.pb import aether_pb2 as pb
 
 Op = pb.WorkflowOperation
+_OVER: Final = {JoinStatus.FIRED.value: "has fired", JoinStatus.TIMED_OUT.value: "has timed out"}
+"""What joins have done that cannot be cancelled any more, by their status."""
 
 
 class JoinOperations:
@@ -62,12 +64,15 @@ class JoinOperations:
         return OperationAnswer(shown_join(found))
 
     async def _cancel(self, asked: OperationAsked) -> OperationAnswer:
-        """Cancel a join; nothing changes if it has ended."""
+        """Cancel an open join; refuse one that has fired or timed out."""
         join_id = _id(asked)
         await self._access.need(asked.session, asked.own_workspace)
         row = await self._engine.result(lambda tx: self._joins.cancel(tx, join_id))
         if row is None:
             return OperationAnswer(message=f"{_not_found(asked)}: nothing is to be cancelled")
+        if row.status in _OVER:
+            when = go_time(row.updated_ms)
+            raise OperationError(f"{_named(asked)} {_OVER[row.status]} at {when}: nothing is to be cancelled")
         return OperationAnswer(shown_join(row), f"join {row.join_name} is {row.status}")
 
 
@@ -78,8 +83,11 @@ def _id(asked: OperationAsked) -> str:
 
 
 def _not_found(asked: OperationAsked) -> str:
-    where = shown(asked.own_workspace)
-    return f"join {shown(asked.id)} with key {shown(asked.secondary_id)} not found in workspace {where}"
+    return f"{_named(asked)} not found in workspace {shown(asked.own_workspace)}"
+
+
+def _named(asked: OperationAsked) -> str:
+    return f"join {shown(asked.id)} with key {shown(asked.secondary_id)}"
 
 
 def shown_join(row: JoinRow) -> dict[str, Any]:

@@ -151,8 +151,10 @@ async def compare(begin: Begin, seed: int) -> None:
         if rng.random() < 0.1:
             core = await begin()
         if rng.random() < 0.05:
+            before = await seen(core, key)
             async with client(core) as boss:
-                await boss.do(Op.CANCEL_JOIN, "j", key)
+                answer = await boss.ask(Op.CANCEL_JOIN, "j", key)
+            assert answer.success is (before is None or before[0] in ("open", "cancelled")), (before, answer.error)
             foretold.instances[key].cancel(core.tasks.engine.clock.now_ms())
         await trio.sleep(rng.choice((0, 0, 1, 2, 5, 20)))
         foretold.pass_time(core.tasks.engine.clock.now_ms())

@@ -277,6 +277,23 @@ async def test_joins_are_listed_and_cancelled(core: Core, world: World) -> None:
         assert await jobs(boss) == ["all"]  # of j2, by its timeout
 
 
+async def test_what_has_fired_or_timed_out_is_not_cancelled(core: Core, world: World) -> None:
+    async with client(core) as boss:
+        await follow(boss, join(expected_count=2))
+        for name in ("j1", "j1", "j2"):
+            await boss.emit("done", data={"job": name})
+        await all_taken(core, world)
+        fired = await boss.do(Op.GET_JOIN, "batch", "j1")
+        assert fired["status"] == "fired"
+        refused = await boss.ask(Op.CANCEL_JOIN, "batch", "j1")
+        assert not refused.success
+        assert "'j1' has fired at " in refused.error
+        assert await boss.do(Op.GET_JOIN, "batch", "j1") == fired
+        await trio.sleep(601)  # the timeout of j2
+        late = await boss.ask(Op.CANCEL_JOIN, "batch", "j2")
+        assert "'j2' has timed out at " in late.error
+
+
 async def test_operations_need_their_access(core: Core, world: World) -> None:
     async with client(core) as boss, client(core, "other") as other:
         await follow(boss, join(expected_count=2))
