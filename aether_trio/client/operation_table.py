@@ -27,6 +27,8 @@ class Operation:
     """Whether it may be sent again: always, or if its op begins with one of these."""
     repeatable_numbers: frozenset[int] = frozenset()
     """Ops that may be sent again, and which the descriptor of the protocol does not name."""
+    keyed_numbers: frozenset[int] = frozenset()
+    """Such ops that may be sent again if they have a `status_filter`, which is a key."""
     repeatable_with: str = ""
     """The field whose text, if any, makes the request safe to send again."""
     refused_without_id: bool = False
@@ -42,7 +44,9 @@ class Operation:
             return self.repeatable
         named = payload.DESCRIPTOR.fields_by_name["op"].enum_type.values_by_number.get(payload.op)
         if named is None:
-            return payload.op in self.repeatable_numbers
+            return payload.op in self.repeatable_numbers or (
+                payload.op in self.keyed_numbers and bool(payload.status_filter)
+            )
         return str(named.name).startswith(tuple(self.repeatable))
 
 
@@ -104,6 +108,7 @@ _ROWS: Final = (
     Operation(
         case="workflow_op", namespace="workflow", response="workflow_response", repeatable=_READS,
         repeatable_numbers=frozenset({100, 101, 105, 114}),  # RUN, SIGNAL, FORK: with keys; HISTORY
+        keyed_numbers=frozenset({109}),  # CHANGE_WEBHOOK: a rotation
     ),
     Operation(case="workflow_response", namespace="workflow", continues_exchange=True),
     # The errors of a proxied response are those of the service.

@@ -64,6 +64,7 @@ from aether_trio.services.authority.continuation import Continuations
 from aether_trio.services.checkpoints import CheckpointHandler, CheckpointService
 from aether_trio.services.credentials.checker import CredentialChecker
 from aether_trio.services.credentials.ends import CredentialEnds
+from aether_trio.services.credentials.throttle import Throttle
 from aether_trio.services.kv import KvHandler, KvService
 from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.progress import ProgressService
@@ -254,7 +255,9 @@ async def open_core(
         autostarter = Autostarter(autostart_queue, starter, agents, clock, connected, log.unread, crashes)
         conversations = Conversations(tasks_database, ephemeral_topics)
 
-        webhooks = None if settings.workflow.engine == "off" else workflow_engine.webhooks(engine)
+        webhooks = None
+        if settings.workflow.engine != "off":
+            webhooks = workflow_engine.webhooks(engine, Throttle(settings.auth, clock))
         workflows = WorkflowEngines(
             settings.workflow,
             clock,

@@ -41,6 +41,7 @@ MIGRATIONS: Final[dict[str, tuple[Migration, ...]]] = {
         + authority.STATEMENTS
         + audit.STATEMENTS
         + workflows.STATEMENTS,
+        workflows.WEBHOOK_BODIES,
     ),
 }
 

@@ -300,7 +300,9 @@ def test_signals_pauses_and_watching(shell: Shell, files: Path) -> None:
         assert shown(shell, "executions", "--workspace", "watch")[0]["status"] == "paused"
         shell.out("workflows", "resume", execution)
         assert "is resumed by us::admin" in process.line()
-        shell.out("workflows", "signal", execution, "go", "--data", '{"x": 7}')
+        once = ("--data", '{"x": 7}', "--idempotency-key", "1")
+        for _ in range(2):
+            shell.out("workflows", "signal", execution, "go", *once)
         code, lines, error = process.end()
     assert (code, error) == (0, "")
     assert "signal go by us::admin" in lines[0]
@@ -387,7 +389,10 @@ def test_a_webhook_is_applied_rotated_and_deleted(shell: Shell, tmp_path: Path) 
     assert made == "webhook shop is created in hooks"
     assert secret.startswith("the secret of webhook shop, which is not shown again: whsec_")
     assert shell.out("workflows", "apply", str(tmp_path), *place) == "webhook shop is unchanged in hooks\n"
-    assert shell.out("workflows", "rotate", "shop", *place).startswith("whsec_")
+    first = shell.out("workflows", "rotate", "shop", *place, "--idempotency-key", "1")
+    assert first.startswith("whsec_")
+    assert shell.out("workflows", "rotate", "shop", *place, "--idempotency-key", "1") == first
+    assert shell.out("workflows", "rotate", "shop", *place) != first
     (tmp_path / "shop.yaml").write_text(
         "kind: webhook\nname: shop\nevent: order.paid\nsecrets: [whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw]\n"
     )

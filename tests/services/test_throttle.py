@@ -148,3 +148,31 @@ def test_a_flood_of_made_up_identities_and_addresses_costs_bounded_memory() -> N
         for _ in range(1 + number % 2):
             guard.try_(RIGHT if number % 3 else WRONG, f"ag::prod::x::{number}", f"192.0.2.{number % 100}:1")
     assert guard.throttle.remembered <= 5 * 10
+
+
+# -- senders without a fixed proof -----------------------------------------------------------------
+
+
+def test_a_sender_without_proof_waits_unless_it_was_accepted(guard: Guard) -> None:
+    throttle = guard.throttle
+    throttle.succeeded(THERE, "w/shop")
+    for address in (HERE, THERE):
+        assert throttle.wait_s(address, "w/shop") == 0
+        for _ in range(5):
+            throttle.failed(address, "w/shop")
+    assert throttle.wait_s(HERE, "w/shop") == 30
+    assert throttle.wait_s(HERE, "w/bank") == 0
+    assert throttle.wait_s(THERE, "w/shop") == 0
+    assert (throttle.knows(HERE, "w/shop"), throttle.knows(THERE, "w/shop")) == (False, True)
+    guard.clock.advance(30_001)
+    assert throttle.wait_s(HERE, "w/shop") == 0
+
+
+def test_a_sender_without_proof_waits_for_failures_at_many_places() -> None:
+    throttle = Guard(max_failures_per_address=12).throttle
+    throttle.succeeded(HERE, "w/shop")
+    for number in range(12):
+        assert throttle.wait_s(HERE, str(number)) == 0
+        throttle.failed(HERE, str(number))
+    assert throttle.wait_s(HERE, "new") == 30
+    assert throttle.wait_s(HERE, "w/shop") == 0

@@ -38,6 +38,17 @@ async def test_a_later_release_applies_only_what_is_new(engine: Engine, monkeypa
 
 
 @only_shared
+async def test_webhook_ids_of_the_first_migration_have_no_hash(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    all_of_them = MIGRATIONS["tasks"]
+    monkeypatch.setitem(migrations.MIGRATIONS, "tasks", all_of_them[:1])
+    async with engine.open("tasks") as database:
+        await database.execute("INSERT INTO workflow_webhook_ids (hash, at_ms) VALUES ('a', 1)")
+    monkeypatch.setitem(migrations.MIGRATIONS, "tasks", all_of_them)
+    async with engine.open("tasks") as database:
+        assert await database.fetch("SELECT * FROM workflow_webhook_ids") == [("a", 1, "")]
+
+
+@only_shared
 async def test_a_failing_migration_leaves_the_file_as_it_was(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     good = ("CREATE TABLE one (a {blob})",)
     monkeypatch.setitem(migrations.MIGRATIONS, "broken", (good, ("CREATE TABLE one (again {blob})",)))

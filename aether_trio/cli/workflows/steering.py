@@ -72,18 +72,25 @@ def pause(target: GatewayTarget, who: Identity, executions: tuple[str, ...], rea
 @click.argument("execution")
 @click.argument("name", metavar="SIGNAL")
 @click.option("--data", metavar="JSON|@FILE|-", help="What the step that waits for it gets as its result.")
+@click.option(
+    "--idempotency-key",
+    "key",
+    default="",
+    metavar="KEY",
+    help="Send it once: with the same key it comes once within a day.",
+)
 @access_options
-def signal(target: GatewayTarget, who: Identity, execution: str, name: str, data: str | None) -> None:
+def signal(target: GatewayTarget, who: Identity, execution: str, name: str, data: str | None, key: str) -> None:
     """Send a signal to an execution; a step that waits for it later gets it, too."""
     value = None if data is None else json_argument(data, "--data")
-    execution_id = run_client(_signal, target, who, execution, name, value)
+    execution_id = run_client(_signal, target, who, execution, name, value, key)
     say(f"signal {name} is delivered to execution {execution_id}")
 
 
-async def _signal(target: GatewayTarget, who: Identity, given: str, name: str, data: Any) -> str:
+async def _signal(target: GatewayTarget, who: Identity, given: str, name: str, data: Any, key: str) -> str:
     async with open_workflows(target, who) as client:
         execution_id = await execution_id_of(client, given)
-        await client.workflow.signal(execution_id, name, data)
+        await client.workflow.signal(execution_id, name, data, idempotency_key=key)
         return execution_id
 
 
@@ -131,15 +138,22 @@ def answer(
 @click.command()
 @click.argument("name", metavar="WEBHOOK")
 @click.option("--workspace", default="default", show_default=True, help="The workspace of the webhook.")
+@click.option(
+    "--idempotency-key",
+    "key",
+    default="",
+    metavar="KEY",
+    help="Rotate it once: the same key prints the same secret for a day.",
+)
 @access_options
-def rotate(target: GatewayTarget, who: Identity, name: str, workspace: str) -> None:
+def rotate(target: GatewayTarget, who: Identity, name: str, workspace: str, key: str) -> None:
     """Give a webhook a new secret, and print it.
 
     The one before is valid until the next rotation, so that the sender can change meanwhile.
     """
-    say(run_client(_rotate, target, who, name, workspace))
+    say(run_client(_rotate, target, who, name, workspace, key))
 
 
-async def _rotate(target: GatewayTarget, who: Identity, name: str, workspace: str) -> str:
+async def _rotate(target: GatewayTarget, who: Identity, name: str, workspace: str, key: str) -> str:
     async with open_workflows(target, who) as client:
-        return await client.workflow.rotate_webhook(name, workspace=workspace)
+        return await client.workflow.rotate_webhook(name, workspace=workspace, idempotency_key=key)

@@ -483,9 +483,14 @@ class Workflow(Namespace):
         """Delete a webhook: its address is gone when this returns."""
         return await self._do(CHANGE_WEBHOOK, name, "delete", workspace=workspace)
 
-    async def rotate_webhook(self, name: str, *, workspace: str = "") -> str:
-        """Give a webhook a new secret; the one before is valid until the next rotation."""
-        answer = await self._do(CHANGE_WEBHOOK, name, "rotate", workspace=workspace)
+    async def rotate_webhook(self, name: str, *, workspace: str = "", idempotency_key: str = "") -> str:
+        """Give a webhook a new secret; the one before is valid until the next rotation.
+
+        A second request of the same agent or user with the same key returns the same secret for a
+        day, while that is valid; without a key one is made up, so that a cut request is sent again.
+        """
+        key = idempotency_key or str(uuid.uuid4())
+        answer = await self._do(CHANGE_WEBHOOK, name, "rotate", workspace=workspace, status=key)
         return str(_object(answer).get("secret", ""))
 
     async def list_executions(

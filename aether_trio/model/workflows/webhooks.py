@@ -29,6 +29,8 @@ MAX_HEADERS: Final = 32
 MAX_ID_BYTES: Final = 256
 MAX_SIGNATURES: Final = 16
 SECRET_BYTES: Final = range(24, 65)
+_SIGNATURE_LENGTH: Final = 44
+"""Of base64 of an HMAC-SHA256."""
 WEBHOOK_KEYS: Final = ("kind", "name", "workspace", "description", "event", "headers", "secrets", "active")
 _RESERVED: Final = frozenset({"webhook-signature", "authorization", "cookie", "proxy-authorization"})
 """Headers that are never passed on: they hold credentials."""
@@ -97,15 +99,31 @@ def secret_text(key: bytes) -> str:
     return PREFIX + base64.b64encode(key).decode()
 
 
-def verify(keys: Sequence[bytes], message_id: str, timestamp: str, body: bytes, signatures: str, now_s: float) -> None:
-    """Check that a webhook is signed with one of the keys, now. Raises SignatureError."""
+def check_head(message_id: str, timestamp: str, signatures: str, now_s: float) -> None:
+    """Check what can be checked before the body is there. Raises SignatureError."""
     if not message_id or not timestamp or not signatures:
         raise SignatureError("webhook-id, webhook-timestamp and webhook-signature are needed")
     if len(message_id) > MAX_ID_BYTES or "\0" in message_id:
         raise SignatureError(f"webhook-id has at most {MAX_ID_BYTES} characters, without zero bytes")
     if not (timestamp.isascii() and timestamp.isdigit()) or len(timestamp) > 12:
         raise SignatureError("webhook-timestamp is Unix time in seconds")
-    given = [one.removeprefix("v1,") for one in signatures.split(" ", MAX_SIGNATURES) if one.startswith("v1,")]
+    if abs(int(timestamp) - now_s) > TOLERANCE_S:
+        raise SignatureError(f"webhook-timestamp is more than {TOLERANCE_S} seconds away from the gateway's time")
+    if not _signatures(signatures):
+        raise SignatureError("webhook-signature has no v1 and base64 of 32 bytes")
+
+
+def _signatures(text: str) -> list[str]:
+    given = [one.removeprefix("v1,") for one in text.split(" ", MAX_SIGNATURES) if one.startswith("v1,")]
+    return [one for one in given if len(one) == _SIGNATURE_LENGTH]
+
+
+def verify(keys: Sequence[bytes], message_id: str, timestamp: str, body: bytes, signatures: str) -> None:
+    """Check that a webhook is signed with one of the keys. Raises SignatureError.
+
+    `check_head` has found nothing wrong with what is signed besides the body.
+    """
+    given = _signatures(signatures)
     signed = b".".join((message_id.encode("latin-1", "replace"), timestamp.encode(), body))
     found = False
     for key in keys:
@@ -114,5 +132,3 @@ def verify(keys: Sequence[bytes], message_id: str, timestamp: str, body: bytes, 
             found |= hmac.compare_digest(expected, one.encode("latin-1", "replace"))
     if not found:
         raise SignatureError("the signature is not that of a secret of this webhook")
-    if abs(int(timestamp) - now_s) > TOLERANCE_S:
-        raise SignatureError(f"webhook-timestamp is more than {TOLERANCE_S} seconds away from the gateway's time")

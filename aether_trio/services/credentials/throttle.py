@@ -11,6 +11,9 @@ credentials that were accepted from an address are checked there even if it is t
 other clients get UNAVAILABLE: try again. An attempt that was refused without a check is not
 counted, so a client that keeps trying a wrong key does not throttle its address.
 
+Senders of webhooks are counted alike, in a throttle of their own: `subject` is the webhook. Each of
+their messages has another signature, so a sender that was accepted is known by its address alone.
+
 Invariant: at most `max_tracked_identities` of each kind are remembered, the most recently used.
 """
 
@@ -68,6 +71,17 @@ class Throttle:
                 f"try again in {left_s:.0f} s",
             )
 
+    def wait_s(self, address: str, subject: str) -> float:
+        """Return the seconds for which a client that has no fixed proof is refused, or 0."""
+        place = network_of(address)
+        if not (self._pairs or self._addresses) or self.knows(address, subject):
+            return 0.0
+        return max(0.0, self._pairs.left_s((place, subject)), self._addresses.left_s(place))
+
+    def knows(self, address: str, subject: str) -> bool:
+        """Return whether credentials of a subject were accepted from an address of late."""
+        return (network_of(address), subject) in self._let_in
+
     def _was_let_in(self, pair: tuple[str, str], proof: Callable[[], bytes]) -> bool:
         known = self._let_in.get(pair)
         return known is not None and hmac.compare_digest(known, proof())
@@ -78,7 +92,7 @@ class Throttle:
         self._pairs.count((place, subject))
         self._addresses.count(place)
 
-    def succeeded(self, address: str, subject: str, proof: bytes) -> None:
+    def succeeded(self, address: str, subject: str, proof: bytes = b"") -> None:
         """Remember a client's accepted credentials, and forget its earlier failures."""
         place = network_of(address)
         self._pairs.forget((place, subject))

@@ -67,7 +67,13 @@ from aether_trio.services.workflows.stored_graphs import (
 from aether_trio.services.workflows.timeline import TimelineOperations
 from aether_trio.services.workflows.waits import Waits
 from aether_trio.services.workflows.webhook_secrets import WebhookSecrets
-from aether_trio.services.workflows.webhooks import WEBHOOK, WebhookOperations, Webhooks, put_webhook
+from aether_trio.services.workflows.webhooks import (
+    WEBHOOK,
+    SenderThrottle,
+    WebhookOperations,
+    Webhooks,
+    put_webhook,
+)
 from aether_trio.storage.base import Program
 
 
@@ -159,9 +165,9 @@ class WorkflowEngine:
         """Make what handles events, with the task engine that has the hook."""
         return EventHandler(engine, self.reactions, self._starter)
 
-    def webhooks(self, engine: Engine) -> Webhooks:
+    def webhooks(self, engine: Engine, throttle: SenderThrottle) -> Webhooks:
         """Make what receives the messages of webhooks."""
-        return Webhooks(engine, self._owner_may, self._secrets)
+        return Webhooks(engine, self._owner_may, self._secrets, throttle)
 
     def operations(self, engine: Engine, ids: IdFactory, changes: AccessChanges, log: TopicLog) -> WorkflowOperations:
         """Make what answers operations, with the task engine that has the hook."""

@@ -77,9 +77,16 @@ def delete(workspace: str, id: str) -> Program[bool]:  # noqa: A002
     return bool(count)
 
 
-def take_id(digest: str, now_ms: int) -> Program[bool]:
-    """Note that a message is accepted; return False if it was before."""
+def take_id(digest: str, body_hash: str, now_ms: int) -> Program[str | None]:
+    """Note that a message is accepted, or return the hash of the one that was before.
+
+    That is "" for a message that was accepted before hashes were kept.
+    """
     count: int = yield Execute(
-        "INSERT INTO workflow_webhook_ids (hash, at_ms) VALUES ($1, $2) ON CONFLICT (hash) DO NOTHING", (digest, now_ms)
+        "INSERT INTO workflow_webhook_ids (hash, at_ms, body_hash) VALUES ($1, $2, $3) ON CONFLICT (hash) DO NOTHING",
+        (digest, now_ms, body_hash),
     )
-    return bool(count)
+    if count:
+        return None
+    rows: list[Row] = yield FetchOne("SELECT body_hash FROM workflow_webhook_ids WHERE hash = $1", (digest,))
+    return rows[0][0] if rows else ""

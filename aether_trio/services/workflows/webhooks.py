@@ -1,23 +1,28 @@
 """Webhooks: signed messages from outside are events, each accepted once.
 
-    POST /hooks/WORKSPACE/NAME ─▶ signature ─▶ one transaction: id, outbox ─▶ 202
-                                                                     └▶ topic of the engine
+    POST /hooks/WORKSPACE/NAME ─▶ head ─▶ body, signature ─▶ one transaction: id, outbox ─▶ 202
+                                                                         └▶ topic of the engine
 
-The id of a message is committed with its event, so a sender that repeats what was answered late, or
-not at all, causes nothing twice. The event's source is `webhook::WORKSPACE/NAME`, which no client
-can be. It acts while the webhook's owner may write in its workspace; else the address answers like
-one that does not exist.
+Senders whose messages were refused are throttled by their address and the webhook, and a body is
+read only of a message that has all headers, for a webhook that exists.
+
+The id of a message is committed with its event, and with a hash of its body, so a sender that
+repeats what was answered late, or not at all, causes nothing twice, and one that uses an id for two
+messages is told so. The event's source is `webhook::WORKSPACE/NAME`, which no client can be. It
+acts while the webhook's owner may write in its workspace; else the address answers like one that
+does not exist.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -28,10 +33,11 @@ from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.model.workflows.definition import WebhookDefinition
 from aether_trio.model.workflows.go_names import go_time
-from aether_trio.model.workflows.webhooks import MAX_SECRETS, SignatureError, secret_text, verify
+from aether_trio.model.workflows.webhooks import MAX_SECRETS, SignatureError, check_head, secret_text, verify
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import webhook_rows
+from aether_trio.services.workflows.actions import operation_key, take_key
 from aether_trio.services.workflows.applying import CREATED, UNCHANGED, UPDATED, AppliedRow, ConflictError
 from aether_trio.services.workflows.asked import (
     OperationAnswer,
@@ -71,53 +77,132 @@ Allowed = Callable[[str, str, AccessLevel, int], str]
 """Says why an owner may not act in a workspace, "" if it may (owners.py)."""
 
 
+ReadBody = Callable[[bool], Awaitable[bytes | None]]
+"""Reads the body of a message (transport/http1/hooks.py)."""
+
+
 class WebhookAnswer(NamedTuple):
-    """How a request is answered: status, and a line of text."""
+    """How a request is answered: status, a line of text, and when to send it again."""
 
     status: HTTPStatus
     text: str
+    after_s: int = 0
+
+
+_ACCEPTED: Final = WebhookAnswer(HTTPStatus.ACCEPTED, "accepted")
+_REPEATED: Final = WebhookAnswer(HTTPStatus.OK, "this message was accepted before")
+_REUSED: Final = WebhookAnswer(
+    HTTPStatus.CONFLICT,
+    "a message with this webhook-id and another body was accepted before: send this one with another id",
+)
+_REFUSALS: Final = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.NOT_FOUND})
+"""What counts for the throttle."""
+
+
+class SenderThrottle(Protocol):
+    """Refuses senders for a while after refused messages.
+
+    It is that of services/credentials/throttle.py.
+    """
+
+    def wait_s(self, address: str, subject: str) -> float:
+        """Return how long messages are refused without a check."""
+
+    def knows(self, address: str, subject: str) -> bool:
+        """Return whether a message was accepted from an address of late."""
+
+    def failed(self, address: str, subject: str) -> None: ...
+
+    def succeeded(self, address: str, subject: str) -> None: ...
 
 
 class Webhooks:
     """Receives the messages of webhooks on this node."""
 
-    def __init__(self, engine: Engine, allowed: Allowed, secrets: WebhookSecrets) -> None:
+    def __init__(self, engine: Engine, allowed: Allowed, secrets: WebhookSecrets, throttle: SenderThrottle) -> None:
         self._engine = engine
         self._allowed = allowed
         self._secrets = secrets
+        self._throttle = throttle
         self._rates: dict[str, TokenBucket] = {}
         """The rates of webhooks with signed messages of late, by their places."""
         self._old_ids = OldIds(engine.database, engine.clock, "workflow_webhook_ids", "hash", kept_ms=IDS_KEPT_MS)
         self.accepted = self.repeated = self.refused = 0
 
-    async def receive(self, workspace: str, name: str, headers: Mapping[str, str], body: bytes) -> WebhookAnswer:
-        """Accept a message, or say why not."""
+    async def receive(
+        self, workspace: str, name: str, headers: Mapping[str, str], address: str, read: ReadBody
+    ) -> WebhookAnswer:
+        """Accept a message, or say why not.
+
+        `read` is not called for a message that is refused whatever its body is. A body that does
+        not come counts as a refused message.
+        """
+        place = f"{workspace}/{name}"
+        if wait_s := self._throttle.wait_s(address, place):
+            self.refused += 1
+            after_s = math.ceil(wait_s)
+            text = f"too many messages of this sender were refused; send again in {after_s} s"
+            return WebhookAnswer(HTTPStatus.TOO_MANY_REQUESTS, text, after_s)
         try:
-            answer = await self._receive(workspace, name, headers, body)
+            answer = await self._receive(workspace, name, headers, address, read)
         except StorageUnavailable:
-            answer = WebhookAnswer(HTTPStatus.SERVICE_UNAVAILABLE, "the message could not be stored: send it again")
+            text = "the message could not be stored: send it again"
+            answer = WebhookAnswer(HTTPStatus.SERVICE_UNAVAILABLE, text, 1)
+        if answer.status in _REFUSALS:
+            self._throttle.failed(address, place)
         if answer.status >= HTTPStatus.BAD_REQUEST:
             self.refused += 1
         return answer
 
-    async def _receive(self, workspace: str, name: str, headers: Mapping[str, str], body: bytes) -> WebhookAnswer:
-        if "\0" in workspace + name:
-            return WebhookAnswer(HTTPStatus.NOT_FOUND, _UNKNOWN)
-        now_ms = self._engine.clock.now_ms()
-        found = await self._engine.database.read_small(partial(webhook_rows.load, workspace, name))
-        if found is None or not found.active:
-            return WebhookAnswer(HTTPStatus.NOT_FOUND, _UNKNOWN)
+    async def _receive(
+        self, workspace: str, name: str, headers: Mapping[str, str], address: str, read: ReadBody
+    ) -> WebhookAnswer:
         message_id, timestamp = headers.get("webhook-id", ""), headers.get("webhook-timestamp", "")
+        signatures = headers.get("webhook-signature", "")
         try:
-            keys = self._secrets.read(found.place, found.key_id, found.secrets)
-            verify(keys, message_id, timestamp, body, headers.get("webhook-signature", ""), now_ms / 1000)
+            check_head(message_id, timestamp, signatures, self._engine.clock.now_ms() / 1000)
         except SignatureError as error:
             return WebhookAnswer(HTTPStatus.UNAUTHORIZED, str(error))
-        except SecretKeyError as error:
-            logger.warning("a webhook cannot be served", webhook=found.place, reason=str(error))
-            return WebhookAnswer(HTTPStatus.SERVICE_UNAVAILABLE, "this gateway has not the key of the secrets")
+        found = await self._active(workspace, name)
+        if found is None:
+            return WebhookAnswer(HTTPStatus.NOT_FOUND, _UNKNOWN)
+        try:
+            body = await read(self._throttle.knows(address, found.place))
+        except Exception:
+            self._throttle.failed(address, found.place)
+            raise
+        if body is None:
+            return WebhookAnswer(HTTPStatus.TOO_MANY_REQUESTS, "too many messages arrive at the same time", 1)
+        while found is not None:
+            try:
+                keys = self._secrets.read(found.place, found.key_id, found.secrets)
+                verify(keys, message_id, timestamp, body, signatures)
+            except SignatureError as error:
+                return WebhookAnswer(HTTPStatus.UNAUTHORIZED, str(error))
+            except SecretKeyError as error:
+                logger.warning("a webhook cannot be served", webhook=found.place, reason=str(error))
+                text = "this gateway has not the key of the secrets"
+                return WebhookAnswer(HTTPStatus.SERVICE_UNAVAILABLE, text, 1)
+            self._throttle.succeeded(address, found.place)
+            answer = await self._take(found, message_id, timestamp, headers, body)
+            if answer is not None:
+                return answer
+            found = await self._active(workspace, name)
+        return WebhookAnswer(HTTPStatus.NOT_FOUND, _UNKNOWN)
+
+    async def _active(self, workspace: str, name: str) -> StoredWebhook | None:
+        """Load a webhook; None for one that is not active, too."""
+        if "\0" in workspace + name:
+            return None
+        found = await self._engine.database.read_small(partial(webhook_rows.load, workspace, name))
+        return None if found is None or not found.active else found
+
+    async def _take(
+        self, found: StoredWebhook, message_id: str, timestamp: str, headers: Mapping[str, str], body: bytes
+    ) -> WebhookAnswer | None:
+        """Make a signed message an event; None if the webhook was changed meanwhile."""
         if wait_s := self._rate_of(found.place).take(trio.current_time()):
-            return WebhookAnswer(HTTPStatus.TOO_MANY_REQUESTS, f"send again in {wait_s:.1f} seconds")
+            return WebhookAnswer(HTTPStatus.TOO_MANY_REQUESTS, f"send again in {wait_s:.1f} seconds", math.ceil(wait_s))
         try:
             given = json.loads(body)
         except (ValueError, RecursionError):
@@ -129,7 +214,7 @@ class Webhooks:
             payload = write_json(
                 {
                     "source_agent": WEBHOOK,
-                    "workspace": workspace,
+                    "workspace": found.workspace,
                     "event_names": [found.event],
                     "event_id": f"{WEBHOOK}:{digest}",
                     "data": {"id": message_id, "timestamp": int(timestamp), "headers": passed, "body": given},
@@ -139,37 +224,35 @@ class Webhooks:
             return WebhookAnswer(HTTPStatus.BAD_REQUEST, f"the body cannot be an event: {error}")
         if problem := payload_problem(payload):
             return WebhookAnswer(HTTPStatus.BAD_REQUEST, f"the body cannot be an event: {problem}")
+        body_hash = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
-        def program(tx: TaskTransaction) -> Program[HTTPStatus]:
-            return (yield from self._accept(tx, found, digest, payload))
+        def program(tx: TaskTransaction) -> Program[WebhookAnswer | None]:
+            return (yield from self._accept(tx, found, digest, body_hash, payload))
 
-        status = await self._engine.result(program)
-        match status:
-            case HTTPStatus.ACCEPTED:
-                self.accepted += 1
-                await self._forget_ids()
-                return WebhookAnswer(status, "accepted")
-            case HTTPStatus.OK:
-                self.repeated += 1
-                return WebhookAnswer(status, "this message was accepted before")
-            case HTTPStatus.CONFLICT:
-                return await self._receive(workspace, name, headers, body)
-            case _:
-                return WebhookAnswer(HTTPStatus.NOT_FOUND, _UNKNOWN)
+        answer = await self._engine.result(program)
+        if answer is _ACCEPTED:
+            self.accepted += 1
+            await self._forget_ids()
+        elif answer is _REPEATED:
+            self.repeated += 1
+        elif answer is _REUSED:
+            logger.warning("a message has the id of another one", webhook=found.place, id=shown(message_id))
+        return answer
 
-    def _accept(self, tx: TaskTransaction, found: StoredWebhook, digest: str, payload: bytes) -> Program[HTTPStatus]:
-        """Write a message's id and event, unless the webhook was changed meanwhile."""
+    def _accept(
+        self, tx: TaskTransaction, found: StoredWebhook, digest: str, body_hash: str, payload: bytes
+    ) -> Program[WebhookAnswer | None]:
+        """Write a message's id and event, unless the webhook was changed meanwhile (None)."""
         now_ms = tx.context.now_ms
         current = yield from webhook_rows.load(found.workspace, found.id)
-        if current is None or not current.active:
-            return HTTPStatus.NOT_FOUND
         if current != found:
-            return HTTPStatus.CONFLICT
+            return None
         if problem := self._allowed(found.owner, found.workspace, AccessLevel.READWRITE, now_ms):
             logger.warning("a webhook is not served", webhook=found.place, reason=problem)
-            return HTTPStatus.NOT_FOUND
-        if not (yield from webhook_rows.take_id(digest, now_ms)):
-            return HTTPStatus.OK
+            return WebhookAnswer(HTTPStatus.NOT_FOUND, _UNKNOWN)
+        before = yield from webhook_rows.take_id(digest, body_hash, now_ms)
+        if before is not None:
+            return _REPEATED if before in ("", body_hash) else _REUSED
         frame = encode_delivery(
             delivery_prefix(WEBHOOKS + found.place), payload, delivery_suffix(pb.EVENT, found.workspace)
         )
@@ -179,7 +262,7 @@ class Webhooks:
             (f"{WEBHOOK} {now_ms:015d} {digest}", 0, tx.context.node, EVENT_INTAKE, frame),
         )
         tx.effects.outbox = True
-        return HTTPStatus.ACCEPTED
+        return _ACCEPTED
 
     def _rate_of(self, place: str) -> TokenBucket:
         if len(self._rates) > RATES_KEPT:
@@ -213,7 +296,11 @@ class WebhookOperations:
         return page_answer(found, page, _shown, lambda one: f"{one.workspace} {one.id}")
 
     async def _change(self, asked: OperationAsked) -> OperationAnswer:
-        """Delete a webhook, or add a new secret to it; `secondary_id` says which."""
+        """Delete a webhook, or add a new secret to it; `secondary_id` says which.
+
+        `status` is an idempotency key: with it a webhook is rotated once. It is that of the caller,
+        whatever its window or instance, as the answer has a secret.
+        """
         workspace, name, what = asked.own_workspace, asked.id, asked.secondary_id
         if what not in (DELETE, ROTATE):
             raise OperationError(f"secondary_id is {DELETE} or {ROTATE}")
@@ -224,25 +311,32 @@ class WebhookOperations:
         if what == DELETE:
             await self._engine.result(lambda _: webhook_rows.delete(workspace, name), known=True)
             return OperationAnswer(message=f"webhook {name} is deleted")
-        secret = new_secret()
+        new = new_secret()
         now_ms = self._engine.clock.now_ms()
+        caller = asked.session.identity.text.rpartition("::")[0]
+        key = operation_key("rotate", workspace, name, caller, asked.status)
 
-        def program(_: TaskTransaction) -> Program[str]:
+        def program(tx: TaskTransaction) -> Program[bytes | str]:
             stored = yield from webhook_rows.load(workspace, name)
             if stored is None:
                 return f"webhook {name} is deleted"
+            made = (yield from take_key(tx, key, _hash(new))) if asked.status else ""
             try:
                 before = self._secrets.read(stored.place, stored.key_id, stored.secrets)
-                if before[0] == secret:
-                    return ""  # this program has run before, and was committed
-                key_id, encrypted = self._secrets.encrypt(stored.place, [secret, *before[:1]])
+                known = [secret for secret in before if secret == new or _hash(secret) == made]
+                if known:
+                    return known[0]  # this program or one with this key was committed before
+                if made:
+                    return f"webhook {name} was rotated with this key, but not last: use another key"
+                key_id, encrypted = self._secrets.encrypt(stored.place, [new, *before[:1]])
             except SecretKeyError as error:
                 return str(error)
             yield from webhook_rows.put(_with_secrets(stored, key_id, encrypted, now_ms))
-            return ""
+            return new
 
-        if problem := await self._engine.result(program, known=True):
-            raise OperationError(problem)
+        secret = await self._engine.result(program, known=True)
+        if isinstance(secret, str):
+            raise OperationError(secret)
         answer = {"workspace": workspace, "id": name, "secret": secret_text(secret)}
         return OperationAnswer(answer, "the new secret and the one before are valid; rotate again to end that one")
 
@@ -282,6 +376,10 @@ def put_webhook(
     )  # fmt: skip
     yield from webhook_rows.put(stored)
     return AppliedRow(WEBHOOK, *place, 0, CREATED if there is None else UPDATED, secret=made)
+
+
+def _hash(secret: bytes) -> str:
+    return hashlib.sha256(secret).hexdigest()
 
 
 def _with_secrets(stored: StoredWebhook, key_id: str, secrets: bytes, now_ms: int) -> StoredWebhook:

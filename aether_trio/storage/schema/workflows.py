@@ -85,7 +85,8 @@ are written (services/workflows/sources.py).
 budget.
 
 `workflow_webhooks.secrets` are encrypted (services/workflows/webhook_secrets.py) with the secret
-`key_id` of auth.token_hmac_keys. `workflow_webhook_ids` has hashes of what was accepted.
+`key_id` of auth.token_hmac_keys. `workflow_webhook_ids` has hashes of the ids that were accepted,
+and of their bodies ("" for those that were accepted before the second migration).
 
 `workflow_relays` has operations for an external engine that is connected to another node than the
 caller (services/workflows/remote_engine.py), for seconds.
@@ -501,3 +502,6 @@ STATEMENTS: Final = (
         asked_ms {bigint} NOT NULL
     )""",
 )
+
+WEBHOOK_BODIES: Final = ("ALTER TABLE workflow_webhook_ids ADD COLUMN body_hash TEXT NOT NULL DEFAULT ''",)
+"""The second migration."""

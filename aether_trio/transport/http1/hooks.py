@@ -2,15 +2,16 @@
 
 Bounds: a body has `BODY_BYTES`, arrives within the limits of the connection, and at most `READING`
 bodies are read at the same time, `READING_OF_ONE` of one address; further requests are told to come
-again, so senders that are slow hold up few others. What is said of an address that does not exist
-does not depend on what does.
+again, so senders that are slow hold up few others. Those of senders that were accepted before are
+counted apart: others hold them up in no number. The receiver says whether a body is read at all.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from http import HTTPStatus
 from typing import Final, Protocol
 from urllib.parse import unquote
@@ -26,7 +27,7 @@ _JSON: Final = re.compile(r"application/(?:[!#$&^_.+\w-]+\+)?json\s*(?:;.*)?", r
 
 
 class HookAnswer(Protocol):
-    """How a message is answered: status, and a line of text."""
+    """How a message is answered: status, a line of text, and when to send it again."""
 
     @property
     def status(self) -> HTTPStatus: ...
@@ -34,12 +35,27 @@ class HookAnswer(Protocol):
     @property
     def text(self) -> str: ...
 
+    @property
+    def after_s(self) -> int:
+        """Seconds for Retry-After, 0 without one."""
+
 
 class HookReceiver(Protocol):
     """What takes the messages of webhooks (services/workflows/webhooks.py)."""
 
-    async def receive(self, workspace: str, name: str, headers: Mapping[str, str], body: bytes) -> HookAnswer:
-        """Accept a message, or say why not."""
+    async def receive(
+        self,
+        workspace: str,
+        name: str,
+        headers: Mapping[str, str],
+        address: str,
+        read: Callable[[bool], Awaitable[bytes | None]],
+    ) -> HookAnswer:
+        """Accept a message, or say why not.
+
+        `read` reads the body; None: too many are read now. It is told whether the sender is known:
+        a message of it was accepted before.
+        """
 
 
 class HookServer:
@@ -48,7 +64,8 @@ class HookServer:
     def __init__(self, receiver: HookReceiver | None) -> None:
         """`receiver` None: there are no webhooks."""
         self._receiver = receiver
-        self._reading: Counter[str] = Counter()
+        self._reading: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
+        """The bodies that are read, by whether their sender is known, and its address."""
 
     def body_bytes(self, request: Request) -> int:
         """Return how long the body of a request may be."""
@@ -66,19 +83,21 @@ class HookServer:
             return
         if not _JSON.fullmatch(request.headers.get("content-type", "").strip()):
             raise BadRequest(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, "a webhook has a body of application/json")
-        if self._reading[address] >= READING_OF_ONE or self._reading.total() >= READING:
-            text = "too many messages arrive at the same time"
-            await http.respond_text(HTTPStatus.TOO_MANY_REQUESTS, text, [("Retry-After", "1")], close=True)
-            return
-        self._reading[address] += 1
-        try:
-            body = await http.read_body()
-        finally:
-            self._reading[address] -= 1
-            if not self._reading[address]:
-                del self._reading[address]
         workspace, name = unquote(place[1]), unquote(place[2])
-        found = await self._receiver.receive(workspace, name, request.headers, body)
-        again = (HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE)
-        headers = [("Retry-After", "1")] if found.status in again else None
+        host = address.rpartition(":")[0]
+        read = partial(self._read, http, host)
+        found = await self._receiver.receive(workspace, name, request.headers, address, read)
+        headers = [("Retry-After", str(found.after_s))] if found.after_s else None
         await http.respond_text(found.status, found.text, headers)
+
+    async def _read(self, http: Http1Connection, host: str, known: bool) -> bytes | None:
+        reading = self._reading[known]
+        if reading[host] >= READING_OF_ONE or reading.total() >= READING:
+            return None
+        reading[host] += 1
+        try:
+            return await http.read_body()
+        finally:
+            reading[host] -= 1
+            if not reading[host]:
+                del reading[host]

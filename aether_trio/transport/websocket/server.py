@@ -30,7 +30,7 @@ from aether_trio.transport.http1.plain_request import plain_request
 from aether_trio.transport.http1.server import LINGER_S, serve_requests
 from aether_trio.transport.http1.static_files import load_files
 from aether_trio.transport.link import Link, Peer
-from aether_trio.transport.socket.accepted import Accepted, address_text
+from aether_trio.transport.socket.accepted import Accepted
 from aether_trio.transport.socket.byte_stream import ByteStream
 from aether_trio.transport.socket.unfinished_input import UnfinishedInput
 from aether_trio.transport.websocket.deliveries import Deliveries
@@ -169,7 +169,7 @@ class HttpServer:
             self._requests += 1
             if request.path != CONNECT_PATH or request.method != "GET":
                 if request.path.startswith(HOOKS):
-                    await self._hooks.answer(http, request, address_text(accepted.address).rpartition(":")[0])
+                    await self._hooks.answer(http, request, accepted.peer_address)
                 else:
                     await self._answer(http, request)
                 return True

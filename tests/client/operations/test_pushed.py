@@ -191,6 +191,20 @@ async def test_a_signal_is_sent_again_with_its_key() -> None:
     assert requester.idempotent == [True] * 3
 
 
+async def test_a_rotation_is_sent_again_with_its_key() -> None:
+    requester = FakeRequester()
+    requester.answers["workflow_op"] = pb.WorkflowResponse(success=True, data=b'{"secret": "whsec_1"}')
+    workflow = Workflow(requester)
+    assert await workflow.rotate_webhook("shop") == "whsec_1"
+    await workflow.rotate_webhook("shop")
+    await workflow.rotate_webhook("shop", idempotency_key="once")
+    await workflow.delete_webhook("shop")
+    made, other, given, none = [message.workflow_op.status_filter for message in requester.asked]
+    assert made != other, "a second call is another rotation"
+    assert (len(made), given, none) == (36, "once", "")
+    assert requester.idempotent == [True, True, True, False]
+
+
 @pytest.mark.parametrize("request_id", ["", "mine"])
 async def test_a_refusal_of_what_is_confirmed_is_raised_with_or_without_an_id(request_id: str) -> None:
     requester = FakeRequester()

@@ -239,6 +239,10 @@ async def test_the_secret_before_a_rotation_stays_valid(core: Core, world: World
         made = await boss.do(CHANGE_WEBHOOK, "h", "rotate", workspace="w")
         assert world.databases["tasks"].unanswered_writes == 0
         moment = datetime.fromtimestamp(core.clock.now_ms() / 1000, UTC)
+
+        async def read(_known: bool) -> bytes:
+            return b"{}"
+
         for name, secret in (("before", applied[0]["secret"]), ("new", made["secret"])):
             headers = {
                 "webhook-id": name,
@@ -246,7 +250,7 @@ async def test_the_secret_before_a_rotation_stays_valid(core: Core, world: World
                 "webhook-signature": Webhook(secret).sign(name, moment, "{}"),
             }
             assert core.webhooks is not None
-            answer = await core.webhooks.receive("w", "h", headers, b"{}")
+            answer = await core.webhooks.receive("w", "h", headers, "192.0.2.1:1", read)
             assert answer.status is HTTPStatus.ACCEPTED
 
 

@@ -61,19 +61,42 @@ def signed(body: bytes, *secrets: str, message_id: str = "msg_1", age_s: int = 0
     }
 
 
-async def post(gateway: Gateway, path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> int:
-    """Send a request over a new connection; return the status of the answer."""
+def head_of(path: str, length: int, headers: dict[str, str], method: str = "POST") -> bytes:
+    """Return the head of a request; headers without a value are left out."""
+    lines = {"Host": "gateway", "Content-Type": "application/json", "Content-Length": str(length), **headers}
+    head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
+    return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode()
+
+
+async def dial(gateway: Gateway, sender: str = "127.0.0.1") -> trio.SocketStream:
+    """Connect from an address of this host."""
     [address] = set(gateway.addresses.values())
     host, _, port = address.rpartition(":")
-    async with await trio.open_tcp_stream(host, int(port)) as stream:
-        lines = {"Host": address, "Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
-        head = "".join(f"{name}: {value}\r\n" for name, value in lines.items() if value)
-        await stream.send_all(f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + body)
+    return await trio.open_tcp_stream(host, int(port), local_address=sender)
+
+
+async def answer_to(gateway: Gateway, request: bytes, sender: str = "127.0.0.1") -> str:
+    """Send a request over a new connection; return its answer, which ends with a line."""
+    async with await dial(gateway, sender) as stream:
+        await stream.send_all(request)
         answer = b""
-        while b"\r\n" not in answer:
+        while not (b"\r\n\r\n" in answer and answer.endswith(b"\n")):
             piece = await stream.receive_some()
             assert piece, "the connection was closed without an answer"
             answer += piece
+    return answer.decode()
+
+
+async def post(
+    gateway: Gateway,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    method: str = "POST",
+    sender: str = "127.0.0.1",
+) -> int:
+    """Send a request over a new connection; return the status of the answer."""
+    answer = await answer_to(gateway, head_of(path, len(body), headers, method) + body, sender)
     return int(answer.split()[1])
 
 
@@ -89,6 +112,7 @@ async def seen(core: Core, count: int) -> list[dict[str, Any]]:
         await trio.sleep(0.05)
 
 
+PATIENT = {"max_failures": 1_000, "max_failures_per_address": 1_000}
 BODY = b'{"order": "o1", "amount": 12.5}'
 
 
@@ -112,7 +136,7 @@ async def test_a_signed_message_is_an_event(postgres_engine: PostgresEngine) -> 
 
 
 async def test_what_is_refused_causes_nothing() -> None:
-    async with gateway_and_boss() as (gateway, boss):
+    async with gateway_and_boss(auth=PATIENT) as (gateway, boss):
         secret = await made(boss)
         good = signed(BODY, secret)
         signature = good["webhook-signature"]
@@ -160,6 +184,7 @@ async def test_secrets_are_rotated_and_never_shown_again() -> None:
             "kind": "webhook", "workspace": "w", "id": "shop", "version": 0, "change": "unchanged",
         }  # fmt: skip
         second = (await boss.do(CHANGE_WEBHOOK, "shop", "rotate"))["secret"]
+        assert second != first
         for number, secret in enumerate((first, second)):
             assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret, message_id=f"a{number}")) == 202
         third = (await boss.do(CHANGE_WEBHOOK, "shop", "rotate"))["secret"]
@@ -225,7 +250,7 @@ async def test_slow_senders_hold_up_no_others(monkeypatch: pytest.MonkeyPatch) -
         secret = await made(boss)
         [address] = set(gateway.addresses.values())
         host, _, port = address.rpartition(":")
-        head = "POST /hooks/w/shop HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        head = head_of("/hooks/w/shop", 9, signed(BODY, SECRET)).decode()
         slow = [await trio.open_tcp_stream(host, int(port)) for _ in range(3)]
         for stream in slow:
             await stream.send_all(head.encode())
@@ -256,3 +281,127 @@ async def test_messages_of_two_nodes_are_accepted_once(postgres_engine: Postgres
                 nursery.start_soon(send, gateway)
         assert sorted(statuses) == [200] * 5 + [202]
         assert len(await seen(one.core, 1)) == 1
+
+
+async def test_a_body_is_not_waited_for_in_vain() -> None:
+    async with gateway_and_boss(auth=PATIENT) as (gateway, boss):
+        secret = await made(boss)
+        good = signed(BODY, secret)
+        for path, headers, status in (
+            ("/hooks/w/shop", {}, 401),
+            ("/hooks/w/shop", {**good, "webhook-id": ""}, 401),
+            ("/hooks/w/shop", {**good, "webhook-id": "x" * 257}, 401),
+            ("/hooks/w/shop", {**good, "webhook-timestamp": "soon"}, 401),
+            ("/hooks/w/shop", signed(BODY, secret, age_s=400), 401),
+            ("/hooks/w/shop", {**good, "webhook-signature": "v1,AAAA v2," + "A" * 44}, 401),
+            ("/hooks/w/other", good, 404),
+            ("/hooks/w/other", {}, 401),
+            ("/hooks/w/shop", {**good, "Content-Length": str(BODY_BYTES + 1)}, 413),
+        ):
+            answer = await answer_to(gateway, head_of(path, 9, headers))
+            assert answer.startswith(f"HTTP/1.1 {status} "), (path, headers)
+
+
+async def test_a_flood_without_the_secret_is_refused_unread_and_shuts_out_no_other_sender() -> None:
+    async with gateway_and_boss() as (gateway, boss):
+        secret = await made(boss)
+        await boss.do(APPLY, data={"documents": [{**HOOK, "name": "bank"}]}, workspace="w")
+        for number in range(5):
+            assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, SECRET, message_id=str(number))) == 401
+        refused = await answer_to(gateway, head_of("/hooks/w/shop", 9, signed(BODY, SECRET)))
+        assert refused.startswith("HTTP/1.1 429 ")
+        [after] = [line for line in refused.splitlines() if line.startswith("Retry-After: ")]
+        assert 1 <= int(after.split()[1]) <= 30
+        # A new sender at that address is refused like the flood, and no other one is.
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret)) == 429
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret), sender="127.0.0.2") == 202
+        assert await post(gateway, "/hooks/w/bank", BODY, signed(BODY, secret)) == 401
+        for number in range(20):
+            headers = signed(BODY, SECRET, message_id=str(number))
+            assert await post(gateway, "/hooks/w/shop", BODY, headers, sender="127.0.0.2") == 401
+        headers = signed(BODY, secret, message_id="2")
+        assert await post(gateway, "/hooks/w/shop", BODY, headers, sender="127.0.0.2") == 202
+
+
+async def test_a_flood_at_many_addresses_is_refused_but_for_known_senders() -> None:
+    async with gateway_and_boss(auth={"max_failures_per_address": 12}) as (gateway, boss):
+        secret = await made(boss)
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret)) == 202
+        statuses = [await post(gateway, f"/hooks/w/x{one}", BODY, signed(BODY, secret)) for one in range(14)]
+        assert statuses == [404] * 12 + [429] * 2
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret, message_id="2")) == 202
+
+
+async def test_bodies_that_do_not_come_are_refused_messages() -> None:
+    async with gateway_and_boss() as (gateway, boss):
+        secret = await made(boss)
+        for number in range(5):
+            async with await dial(gateway) as stream:
+                headers = signed(BODY, secret, message_id=str(number))
+                await stream.send_all(head_of("/hooks/w/shop", len(BODY), headers) + BODY[:3])
+                await stream.send_eof()
+                assert (await stream.receive_some()).split()[1] == b"400"
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret)) == 429
+
+
+async def test_slow_new_senders_do_not_hold_up_known_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hooks, "READING", 2)
+    async with gateway_and_boss() as (gateway, boss):
+        secret = await made(boss)
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret)) == 202
+        slow = [await dial(gateway, "127.0.0.2") for _ in range(2)]
+        for stream in slow:
+            await stream.send_all(head_of("/hooks/w/shop", 9, signed(BODY, SECRET)) + b"{")
+        while await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret), sender="127.0.0.3") != 429:
+            await trio.sleep(0.05)
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret, message_id="2")) == 202
+        for stream in slow:
+            await stream.aclose()
+
+
+async def test_an_id_of_another_message_is_refused(postgres_engine: PostgresEngine) -> None:
+    for storage in ({}, {"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema}):
+        async with gateway_and_boss(storage=storage) as (gateway, boss):
+            secret = await made(boss)
+            assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret)) == 202
+            other = b'{"order": "o2", "amount": 12.5}'
+            answer = await answer_to(gateway, head_of("/hooks/w/shop", len(other), signed(other, secret)) + other)
+            assert answer.startswith("HTTP/1.1 409 ")
+            assert answer.endswith("accepted before: send this one with another id\n")
+            same = b'{"amount":12.5,"order":"o1"}'
+            assert await post(gateway, "/hooks/w/shop", same, signed(same, secret)) == 200
+            assert await post(gateway, "/hooks/w/shop", other, signed(other, secret, message_id="msg_2")) == 202
+            assert [one["input"]["body"]["order"] for one in await seen(gateway.core, 2)] == ["o1", "o2"]
+
+
+async def test_a_message_from_before_hashes_is_known_by_its_id() -> None:
+    async with gateway_and_boss() as (gateway, boss):
+        secret = await made(boss)
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret)) == 202
+        database = gateway.core.tasks.engine.database
+        assert await database.execute("UPDATE workflow_webhook_ids SET body_hash = ''") == 1
+        assert await post(gateway, "/hooks/w/shop", b"[1]", signed(b"[1]", secret)) == 200
+
+
+async def test_a_rotation_with_a_key_is_done_once(postgres_engine: PostgresEngine) -> None:
+    for storage in ({}, {"database": postgres_engine.server.dsn(), "schema": postgres_engine.schema}):
+        async with gateway_and_boss(storage=storage) as (gateway, boss), client(gateway.core, "other") as other:
+            first = await made(boss)
+
+            async def rotated(key: str, by: Client = boss) -> str:
+                answer = await by.do(CHANGE_WEBHOOK, "shop", "rotate", status_filter=key)
+                secret: str = answer["secret"]
+                return secret
+
+            second = await rotated("a")
+            assert await rotated("a") == second
+            assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, first)) == 202, "rotated once"
+            third = await rotated("a", other)
+            assert third not in (first, second), "the key is that of another participant"
+            assert await rotated("a") == second, "it is valid still"
+            fourth = await rotated("b")
+            assert len({first, second, third, fourth}) == 4
+            refused = await boss.ask(CHANGE_WEBHOOK, "shop", "rotate", status_filter="a")
+            assert refused.error == "webhook shop was rotated with this key, but not last: use another key"
+            stored = await gateway.core.tasks.engine.database.fetch("SELECT key_hash, task_id, request FROM task_keys")
+            assert all(secret[6:] not in str(row) for secret in (second, third, fourth) for row in stored)
