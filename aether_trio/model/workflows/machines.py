@@ -18,13 +18,17 @@ does not undo the change.
 
 A timeout without a `timeout_action` is cleared. An event that is handled before `time_passed` is
 called comes before the timeout.
+
+A circle of timeouts in which nothing else is needed takes MIN_LAP_MS at least: `quick_lap` finds a
+quicker one, which is refused when a machine is applied. Where there is one all the same, each state
+that a timeout enters rests for MIN_LAP_MS.
 """
 
 from __future__ import annotations
 
 import enum
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -43,6 +47,8 @@ from aether_trio.model.workflows.definition import (
 
 MAX_DATA_BYTES: Final = 512 * 1024
 """How long the data of an instance may be, as JSON."""
+MIN_LAP_MS: Final = 1_000
+"""The shortest time in which timeouts alone may lead to the same state again."""
 TIMEOUT: Final = "timeout"
 """The name of the event by which a timeout's actions see why they are done."""
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -108,8 +114,12 @@ def create(
     event: str = "",
     event_data: Json = None,
     source: Json = None,
+    rest_ms: int = 0,
 ) -> MachineStep:
-    """Create an instance in the initial state; a bus event may be what creates it."""
+    """Create an instance in the initial state; a bus event may be what creates it.
+
+    `rest_ms` is as for `send`.
+    """
     instance = MachineInstance(
         id=instance_id,
         machine=machine.id,
@@ -127,7 +137,7 @@ def create(
         return _refused(
             None, MachineProblem.BAD_DATA, f"machine {shown(machine.id)}, instance {shown(instance_id)}: {refusal}"
         )
-    instance = _entered(instance, state, now_ms)
+    instance = _entered(instance, state, now_ms, rest_ms)
     entry = _action("entry", state.entry_action, _environment(instance, event, event_data, source))
     return MachineStep(instance=instance, actions=entry)
 
@@ -140,8 +150,12 @@ def send(
     now_ms: int,
     *,
     source: Json = None,
+    rest_ms: int = 0,
 ) -> MachineStep:
-    """Let an event act on an instance; `source` is that of an event of the bus."""
+    """Let an event act on an instance; `source` is that of an event of the bus.
+
+    `rest_ms` is how long the new state rests at least before its timeout.
+    """
     where = f"instance {shown(instance.id)} of machine {shown(machine.id)}"
     if instance.completed_ms:
         text = f"{where} has completed in state {shown(instance.state)}: it takes no event"
@@ -173,7 +187,7 @@ def send(
     if target is None:
         text = f"{where}: event {shown(event)} leads to state {shown(chosen.to)}"
         return _refused(instance, MachineProblem.UNKNOWN_STATE, f"{text}, which is none of {_names(machine.states)}")
-    return _move(instance, state, chosen, target, env, assigned, now_ms)
+    return _move(instance, state, chosen, target, env, assigned, now_ms, rest_ms)
 
 
 def receive(
@@ -186,23 +200,26 @@ def receive(
     now_ms: int,
     *,
     source: Json = None,
+    rest_ms: int = 0,
 ) -> MachineStep:
     """Let an event of the bus act on the instance that its key names, if there is one.
 
     `bus.creates`: a missing one is created, with the event's data if that is an object, and the
-    event acts on it if its initial state takes it.
+    event acts on it if its initial state takes it. `rest_ms` is as for `send`.
     """
     event = bus.send or bus.event
     if instance is not None:
-        return send(machine, instance, event, data, now_ms, source=source)
+        return send(machine, instance, event, data, now_ms, source=source, rest_ms=rest_ms)
     if not bus.creates:
         text = f"machine {shown(machine.id)} has no instance {shown(instance_id)}"
         return _refused(None, MachineProblem.NO_INSTANCE, text)
     begun = data if isinstance(data, dict) else {}
-    created = create(machine, instance_id, workspace, begun, now_ms, event=event, event_data=data, source=source)
+    created = create(
+        machine, instance_id, workspace, begun, now_ms, event=event, event_data=data, source=source, rest_ms=rest_ms
+    )
     if created.instance is None:
         return created
-    sent = send(machine, created.instance, event, data, now_ms, source=source)
+    sent = send(machine, created.instance, event, data, now_ms, source=source, rest_ms=rest_ms)
     if sent.problem in (MachineProblem.NO_TRANSITION, MachineProblem.COMPLETED):
         return created
     if sent.problem is not None:
@@ -228,7 +245,26 @@ def time_passed(machine: MachineDefinition, instance: MachineInstance, now_ms: i
         return _refused(cleared, MachineProblem.UNKNOWN_STATE, f"{text}, which is none of {_names(machine.states)}")
     env = _environment(instance, TIMEOUT, None, None)
     transition = MachineTransition(to=state.timeout_action)
-    return _move(instance, state, transition, target, env, instance.data, now_ms)
+    rest_ms = MIN_LAP_MS if target.timeout_ms < MIN_LAP_MS and quick_lap(machine.states, target.name) else 0
+    return _move(instance, state, transition, target, env, instance.data, now_ms, rest_ms)
+
+
+def quick_lap(states: Mapping[str, MachineState], name: str) -> list[str]:
+    """Return the states through which timeouts alone lead back to one within MIN_LAP_MS.
+
+    It is the first and the last of them; [] if they do not.
+    """
+    lap, left_ms = [name], MIN_LAP_MS
+    while True:
+        state = states.get(lap[-1])
+        if state is None or state.terminal or not state.timeout_ms or not state.timeout_action:
+            return []
+        left_ms -= state.timeout_ms
+        if left_ms <= 0:
+            return []
+        lap.append(state.timeout_action)
+        if lap[-1] == name:
+            return lap
 
 
 def _move(
@@ -239,8 +275,9 @@ def _move(
     env: Environment,
     data: Json,
     now_ms: int,
+    rest_ms: int,
 ) -> MachineStep:
-    moved = _entered(replace(instance, state=transition.to, data=data, updated_ms=now_ms), target, now_ms)
+    moved = _entered(replace(instance, state=transition.to, data=data, updated_ms=now_ms), target, now_ms, rest_ms)
     entered_env = _environment(moved, env["event"], env["input"], env["source"])
     actions = (
         *_action("exit", state.exit_action, env),
@@ -250,11 +287,13 @@ def _move(
     return MachineStep(instance=moved, actions=actions)
 
 
-def _entered(instance: MachineInstance, state: MachineState, now_ms: int) -> MachineInstance:
+def _entered(instance: MachineInstance, state: MachineState, now_ms: int, rest_ms: int = 0) -> MachineInstance:
     """Set what a state brings: its timeout, or the end."""
     if state.terminal:
         return replace(instance, timeout_at_ms=0, completed_ms=max(now_ms, 1))
-    return replace(instance, timeout_at_ms=max(now_ms + state.timeout_ms, 1) if state.timeout_ms else 0)
+    if not state.timeout_ms:
+        return replace(instance, timeout_at_ms=0)
+    return replace(instance, timeout_at_ms=max(now_ms + max(state.timeout_ms, rest_ms), 1))
 
 
 def _choose(

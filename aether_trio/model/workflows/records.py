@@ -30,6 +30,7 @@ from aether_trio.model.workflows.definition import (
     Value,
 )
 from aether_trio.model.workflows.flow_documents import compile_flow
+from aether_trio.model.workflows.machines import quick_lap
 from aether_trio.model.workflows.reading import (
     Fields,
     Findings,
@@ -378,6 +379,8 @@ def compile_machine(compiler: Compiler, value: Json, path: Path, preset: Mapping
     subscriptions = tuple(_bus_event(compiler, one, at, events) for one, at in entries)
     if not compiler.findings.count:
         _warn_of_states(compiler, fields, states, initial)
+        if compiler.findings.strict:  # a stored one goes on, with longer timeouts
+            _check_laps(compiler, fields, states)
     source = {key: one for key, one in canonical(fields).items() if key not in {"name", "active"}}
     source |= {"id": identifier, "workspace": workspace}
     return MachineDefinition(
@@ -479,6 +482,29 @@ def _bus_event(compiler: Compiler, value: Json, path: Path, events: set[str]) ->
         creates=fields.flag("creates"),
         source_agent=fields.text("source_agent", "*", check=any_token),
     )
+
+
+def lap_problem(states: Mapping[str, MachineState], title: str) -> tuple[str, list[str]]:
+    """Return what is wrong with the timeouts that lead from a state to itself, and the lap."""
+    lap = quick_lap(states, title)
+    if not lap:
+        return "", []
+    took_ms = sum(states[one].timeout_ms for one in lap[:-1])
+    shown = lap if len(lap) <= 12 else [*lap[:10], "…", lap[-1]]
+    way = " → ".join(quoted(one)[1:-1] for one in shown)
+    text = (
+        f"its timeouts lead to itself within {took_ms} ms, again and again ({way}): that has to take a second at least"
+    )
+    return f"state {quoted(title)}: {text}", lap
+
+
+def _check_laps(compiler: Compiler, fields: Fields, states: Mapping[str, MachineState]) -> None:
+    told: set[str] = set()
+    for title in states:
+        problem, lap = ("", []) if title in told else lap_problem(states, title)
+        told.update(lap)
+        if problem:
+            compiler.findings.error((*fields.at("states"), title, "timeout"), problem)
 
 
 def _warn_of_states(compiler: Compiler, fields: Fields, states: Mapping[str, MachineState], initial: str) -> None:

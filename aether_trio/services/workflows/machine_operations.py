@@ -20,6 +20,7 @@ from aether_trio.model.workflows.diagrams import Diagram, machine_diagram
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.keys import key_text
 from aether_trio.model.workflows.reading import fold
+from aether_trio.model.workflows.records import lap_problem
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.workflows import machine_rows
@@ -127,6 +128,9 @@ class MachineOperations:
         except ValueError as error:
             raise OperationError(str(error)) from None
         assert isinstance(definition, MachineDefinition)
+        for title in definition.states:
+            if problem := lap_problem(definition.states, title)[0]:
+                raise OperationError(problem)
         await within_reach(self._access, asked.session, definition)
         owner = asked.session.identity.text
 

@@ -194,6 +194,8 @@ class Machines:
         if not arrival.workspace:
             raise MachineError("the event is of no workspace, and an instance needs one", "BAD_EVENT")
         row = yield from machine_rows.load_instance(arrival.workspace, stored.workspace, stored.id, key)
+        # A timeout begins a new chain of hops, so an event that the machine caused may go in circles with it.
+        caused = arrival.hops and extend((), MACHINE, stored.id)[0] in arrival.hops
         step = model.receive(
             definition,
             bus,
@@ -203,6 +205,7 @@ class Machines:
             env["input"],
             now_ms,
             source=env["source"],
+            rest_ms=model.MIN_LAP_MS if caused else 0,
         )
         if step.problem in IGNORED:
             return False

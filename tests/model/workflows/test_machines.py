@@ -283,6 +283,65 @@ def test_a_timeout_leads_to_its_state() -> None:
     assert [each.env["event"] for each in step.actions] == ["timeout", "timeout"]
 
 
+def lap_of(*timeouts_ms: int, back: int = 0, **more: Any) -> MachineDefinition:
+    """Return a machine of states a, b, … that lead to each other by timeouts, the last to `back`."""
+    names = "abcdef"[: len(timeouts_ms)]
+    after = [*names[1:], names[back]]
+    return machine_of(
+        *(
+            state_of(name, timeout_ms=timeout_ms, timeout_action=then, **more)
+            for name, timeout_ms, then in zip(names, timeouts_ms, after, strict=True)
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    ("machine", "lap"),
+    [
+        (lap_of(1), ["a", "a"]),
+        (lap_of(999), ["a", "a"]),
+        (lap_of(1_000), []),
+        (lap_of(1, 2, 3), ["a", "b", "c", "a"]),
+        (lap_of(1, 998, 1), []),
+        (lap_of(0), []),
+        (lap_of(1, 0), []),
+        (lap_of(1, 1, back=1), []),
+        (lap_of(1, 1, terminal=True), []),
+        (machine_of(state_of("a", timeout_ms=1)), []),
+        (machine_of(state_of("a", timeout_ms=1, timeout_action="gone")), []),
+    ],
+)
+def test_a_quick_circle_of_timeouts_is_found(machine: MachineDefinition, lap: list[str]) -> None:
+    assert machines.quick_lap(machine.states, "a") == lap
+
+
+def test_in_a_quick_circle_of_timeouts_each_state_rests_for_a_second() -> None:
+    machine = lap_of(5, 1, 2, back=1)
+    instance, now_ms, moments = created(machine), 0, []
+    for _ in range(4):
+        now_ms = instance.timeout_at_ms
+        step = machines.time_passed(machine, instance, now_ms)
+        assert step.instance is not None
+        instance = step.instance
+        moments.append((instance.state, instance.timeout_at_ms - now_ms))
+    assert moments == [("b", 1_000), ("c", 1_000), ("b", 1_000), ("c", 1_000)]
+    pulse = machine_of(state_of("a", timeout_ms=5, timeout_action="b"), state_of("b", timeout_ms=7, timeout_action="c"))
+    step = machines.time_passed(pulse, created(pulse, now_ms=10), 15)
+    assert step.instance is not None
+    assert step.instance.timeout_at_ms == 22, "a row of quick timeouts that ends is as quick as it says"
+
+
+def test_what_is_entered_may_have_to_rest() -> None:
+    machine = machine_of(state_of("a", on={"go": to("b")}, timeout_ms=5), state_of("b", timeout_ms=3_000))
+    assert created(machine).timeout_at_ms == 105
+    bus = BusEvent(event="go", key=Computed(lambda env: "o-1"), creates=True)
+    other = replace(bus, event="odd")
+    for event, state, due_ms in ((bus, "b", 3_100), (other, "a", 1_100)):
+        step = machines.receive(machine, event, None, "o-1", "shop", {}, 100, rest_ms=1_000)
+        assert step.instance is not None
+        assert (step.instance.state, step.instance.timeout_at_ms) == (state, due_ms)
+
+
 def test_a_timeout_without_an_action_is_cleared() -> None:
     instance = replace(created(), state="review", timeout_at_ms=50)
     step = machines.time_passed(ORDER, instance, 60)
@@ -365,7 +424,22 @@ states = st.lists(
 )
 
 
-@given(states, st.lists(st.tuples(st.integers(0, 15), st.sampled_from(["x", "y", "z", "time"])), max_size=20))
+def goes_in_circles(table: dict[str, MachineState], state: str) -> bool:
+    """Return whether timeouts alone lead back to a state; all of these circles are quick."""
+    at = state
+    for _ in NAMES:
+        if at not in table or table[at].terminal or not table[at].timeout_ms:
+            return False
+        at = table[at].timeout_action
+        if at == state:
+            return True
+    return False
+
+
+passes = st.one_of(st.integers(0, 15), st.just(1_000))
+
+
+@given(states, st.lists(st.tuples(passes, st.sampled_from(["x", "y", "z", "time"])), max_size=20))
 def test_is_always_in_a_state_by_the_definition(drawn: list[Any], story: list[tuple[int, str]]) -> None:
     table = {
         name: MachineState(
@@ -395,7 +469,8 @@ def test_is_always_in_a_state_by_the_definition(drawn: list[Any], story: list[tu
         if target in table:
             state = target
             timeout_ms = 0 if table[state].terminal else table[state].timeout_ms
-            due_ms = now_ms + timeout_ms if timeout_ms else 0
+            rest_ms = 1_000 if event == "time" and goes_in_circles(table, state) else 0
+            due_ms = now_ms + max(timeout_ms, rest_ms) if timeout_ms else 0
         assert step.instance is not None
         instance = step.instance
         assert (instance.state, instance.timeout_at_ms) == (state, due_ms)

@@ -366,6 +366,60 @@ async def test_a_timeout_without_a_state_is_cleared(core: Core, world: World) ->
         assert world.databases["tasks"].query("SELECT kind FROM workflow_timers") == []
 
 
+QUICK: dict[str, Any] = {
+    "initial_state": "a",
+    "states": {
+        "a": {"timeout": "1ms", "timeout_action": "b"},
+        "b": {"timeout": "2ms", "timeout_action": "a"},
+    },
+}
+
+
+async def test_a_quick_circle_of_timeouts_is_refused(core: Core) -> None:
+    async with client(core) as boss:
+        data = {"id": "quick", "workspace": "w", "definition": QUICK}
+        for refused in (
+            await boss.ask(Op.CREATE_STATE_MACHINE, data=data),
+            await boss.ask(APPLY, data={"documents": [{"kind": "machine", "id": "quick", "workspace": "w", **QUICK}]}),
+        ):
+            assert not refused.success
+            assert "state 'a': its timeouts lead to itself within 3 ms" in refused.error
+            assert "(a → b → a)" in refused.error
+
+
+async def test_a_quick_circle_of_timeouts_that_is_stored_takes_a_second_for_each_state(
+    core: Core, world: World
+) -> None:
+    async with client(core) as boss:
+        slow = {"a": {"timeout": "1h", "timeout_action": "b"}, "b": {"timeout": "1h", "timeout_action": "a"}}
+        await define(boss, {**QUICK, "states": slow}, "quick")
+        stored = json.dumps({**QUICK, "id": "quick", "workspace": "w"}).encode()
+        changed = "UPDATE workflow_machines SET document = $1, digest = 'other' RETURNING 1"
+        assert world.databases["tasks"].query(changed, stored)
+        await instance(boss, machine="quick")
+        await trio.sleep(60)
+        found = await boss.do(Op.GET_SM_INSTANCE, "o1")
+        assert 30 <= found["transitions"] <= 62
+
+
+async def test_a_circle_of_a_timeout_and_an_event_takes_a_second(core: Core, world: World) -> None:
+    emits = {"type": "emit_event", "event_name": "back", "payload": {"id": "o1"}}
+    circle = {
+        "initial_state": "a",
+        "states": {
+            "a": {"timeout": "1ms", "timeout_action": "b"},
+            "b": {"entry_action": emits, "on": {"back": "a"}},
+        },
+        "bus": [{"event": "back", "key": "input.id"}],
+    }
+    async with client(core) as boss:
+        await define(boss, circle, "quick")
+        await instance(boss, machine="quick")
+        await trio.sleep(60)
+        found = await boss.do(Op.GET_SM_INSTANCE, "o1")
+        assert 30 <= found["transitions"] <= 126
+
+
 async def test_timeouts_go_on_after_a_restart(world: World) -> None:
     clock = VirtualClock(trio.current_time)
     async with AsyncExitStack() as stack:
