@@ -250,9 +250,9 @@ def time_passed(machine: MachineDefinition, instance: MachineInstance, now_ms: i
 
 
 def quick_lap(states: Mapping[str, MachineState], name: str) -> list[str]:
-    """Return the states through which timeouts alone lead back to one within MIN_LAP_MS.
+    """Return the circle of states by which quick timeouts lead back to one.
 
-    It is the first and the last of them; [] if they do not.
+    It is the first and the last of them; [] if timeouts alone do not, or take MIN_LAP_MS.
     """
     lap, left_ms = [name], MIN_LAP_MS
     while True:

@@ -485,7 +485,7 @@ def _bus_event(compiler: Compiler, value: Json, path: Path, events: set[str]) ->
 
 
 def lap_problem(states: Mapping[str, MachineState], title: str) -> tuple[str, list[str]]:
-    """Return what is wrong with the timeouts that lead from a state to itself, and the lap."""
+    """Return what is wrong with a quick circle of timeouts, and its states."""
     lap = quick_lap(states, title)
     if not lap:
         return "", []

@@ -194,7 +194,8 @@ class Machines:
         if not arrival.workspace:
             raise MachineError("the event is of no workspace, and an instance needs one", "BAD_EVENT")
         row = yield from machine_rows.load_instance(arrival.workspace, stored.workspace, stored.id, key)
-        # A timeout begins a new chain of hops, so an event that the machine caused may go in circles with it.
+        # A timeout begins a new chain of hops, so an event that the machine has caused may go in
+        # circles with it.
         caused = arrival.hops and extend((), MACHINE, stored.id)[0] in arrival.hops
         step = model.receive(
             definition,

@@ -284,7 +284,7 @@ def test_a_timeout_leads_to_its_state() -> None:
 
 
 def lap_of(*timeouts_ms: int, back: int = 0, **more: Any) -> MachineDefinition:
-    """Return a machine of states a, b, … that lead to each other by timeouts, the last to `back`."""
+    """Return a machine whose timeouts lead from a to b and on, the last to `back`."""
     names = "abcdef"[: len(timeouts_ms)]
     after = [*names[1:], names[back]]
     return machine_of(
@@ -425,7 +425,7 @@ states = st.lists(
 
 
 def goes_in_circles(table: dict[str, MachineState], state: str) -> bool:
-    """Return whether timeouts alone lead back to a state; all of these circles are quick."""
+    """Return whether timeouts alone lead back to a state, which is quick here."""
     at = state
     for _ in NAMES:
         if at not in table or table[at].terminal or not table[at].timeout_ms:
