@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import trio
 
 from aether_trio.gateway.core import Core
 from aether_trio.testing.memory import MemoryLink
@@ -58,6 +59,23 @@ async def test_a_task(world: World, peer: MemoryLink) -> None:
     op = pb.TaskOperation(op=pb.TaskOperation.COMPLETE, task_id=task_id, request_id="o")
     assert is_unknown(await ask(peer, "task_op", task_op=op))
     world.databases["tasks"].unanswered_writes = 0
+
+
+async def test_a_task_while_storage_goes_away_altogether(world: World, peer: MemoryLink) -> None:
+    """The first try may be committed, although it is known that the last one is not."""
+    tasks = world.databases["tasks"]
+    create = pb.CreateTaskRequest(task_type="t", workspace="w", request_id="c", assignment_mode=pb.SELF_ASSIGN)
+    tasks.unanswered_writes = 1
+    peer.send(pb.UpstreamMessage(create_task=create))
+    while tasks.unanswered_writes:
+        await trio.lowlevel.checkpoint()
+    tasks.failing = True
+    error = (await peer.next("error")).error
+    assert (error.code, error.retryable) == ("ERR_OUTCOME_UNKNOWN", False)
+    assert (await peer.next("create_task")).create_task.error_code == "ERR_OUTCOME_UNKNOWN"
+    refused = await ask(peer, "create_task", create_task=create)  # of this it is known
+    assert refused.error_code == "ERR_INTERNAL"
+    tasks.failing = False
 
 
 async def test_the_registry_of_agents(world: World, core: Core) -> None:

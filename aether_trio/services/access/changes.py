@@ -166,6 +166,10 @@ class Committed(Generic[T]):
         return caveat_of(self.missing)
 
 
+_UNASKED: Final = "the nodes of this cluster, as storage does not answer"
+"""Named in a caveat when the nodes cannot be asked."""
+
+
 def caveat_of(missing: Sequence[str]) -> str:
     """Return a sentence that names nodes that have not confirmed; "" without any."""
     if not missing:
@@ -428,9 +432,12 @@ class AccessChanges:
     async def spread(self) -> str:
         """Notify the other nodes of all that is committed, and wait; return the caveat.
 
-        For changes that a transaction has committed without `apply`. Raises StorageUnavailable.
+        For changes that a transaction has committed without `apply`.
         """
-        version, _ = await self._database.read_small(current)
+        try:
+            version, _ = await self._database.read_small(current)
+        except StorageUnavailable:
+            return caveat_of([_UNASKED])
         if version > self._announce_up_to:
             self._announce_up_to = version
             self._look.set()
@@ -445,7 +452,7 @@ class AccessChanges:
                 try:
                     missing = await self._peers.unconfirmed(version)
                 except StorageUnavailable:
-                    missing = ["the nodes of this cluster, as storage does not answer"]
+                    missing = [_UNASKED]
                 if not missing:
                     return ()
                 with trio.move_on_after(ASK_AGAIN_S):

@@ -80,6 +80,7 @@ from aether_trio.storage.base import (
     Database,
     Program,
     ProgramFactory,
+    RefusedError,
     StorageUnavailable,
 )
 from aether_trio.storage.existing_names import ExistingNames
@@ -319,10 +320,13 @@ class Engine:
                 context = self.context(small=small, again=in_doubt > 0, live_rows=live_rows)
                 try:
                     return await run(partial(program, context))
-                except CommitUnknown:
+                except StorageUnavailable as error:
+                    if isinstance(error, RefusedError) or not (in_doubt or isinstance(error, CommitUnknown)):
+                        raise
                     in_doubt += 1
                     if in_doubt == IN_DOUBT_TRIES:
-                        raise
+                        # The first try may be committed, whatever the last one says.
+                        raise CommitUnknown(str(error)) from error
                     await trio.sleep(IN_DOUBT_PAUSE_S)
                 except NotReadyError as error:
                     await error.prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from http import HTTPStatus
@@ -170,6 +171,24 @@ async def test_what_is_applied_is_told_with_its_secret(core: Core, world: World)
             applied = (await boss.do(107, data={"documents": documents}, workspace="w"))["applied"]
             assert [one["change"] for one in applied] == changes
             assert applied[1].get("secret", "").startswith("whsec_") == (changes[1] == "created")
+
+
+async def test_what_is_applied_is_told_though_other_nodes_cannot_be_asked(core: Core, world: World) -> None:
+    """Its secret is told once, so the answer is not that storage is away."""
+    tasks = world.databases["tasks"]
+    async with client(core) as boss, trio.open_nursery() as nursery:
+
+        @nursery.start_soon
+        async def go_away_when_it_is_written() -> None:
+            while not tasks.query("SELECT 1 FROM workflow_webhooks"):
+                await trio.lowlevel.checkpoint()
+            tasks.failing = True
+
+        answer = await boss.ask(107, data={"documents": [HOOK]}, workspace="w")
+        tasks.failing = False
+        assert answer.success, answer.error
+        assert json.loads(answer.data)["applied"][0]["secret"].startswith("whsec_")
+        assert "as storage does not answer" in answer.message
 
 
 async def test_a_schedule_is_created_once(core: Core, world: World) -> None:
