@@ -12,8 +12,11 @@ A block must not yield, as the meter is that of the thread or task.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextvars import ContextVar, Token
-from typing import Final, Self
+from typing import Final, Self, TypeAlias, TypeVar
+
+T = TypeVar("T")
 
 VALUE_OPERATIONS: Final = 100_000
 """Operations of all expressions and templates of one value together."""
@@ -56,6 +59,20 @@ _METER: Final[ContextVar[EvaluationMeter | None]] = ContextVar("evaluation meter
 def metered(most: int = VALUE_OPERATIONS) -> EvaluationMeter:
     """Return a meter for a block."""
     return EvaluationMeter(most)
+
+
+Spend: TypeAlias = Callable[[int], None]
+"""Takes note of operations that were done."""
+
+
+def spending(evaluate: Callable[[], T], spend: Spend, most: int = VALUE_OPERATIONS) -> T:
+    """Return what an evaluation gives, within a meter, and say what it took."""
+    meter = metered(most)
+    try:
+        with meter:
+            return evaluate()
+    finally:
+        spend(meter.operations)
 
 
 def note_operations(operations: int) -> None:

@@ -71,7 +71,7 @@ class EventHandler:
 
     def _handle_one(self, tx: Transaction, event: TakenEvent, turn: Turn) -> Program[None]:
         if event.reason:
-            yield from self._reactions.poison(tx, event)
+            yield from self._reactions.poison(tx, event, turn)
             return
         left = yield from self._reactions.react(tx, event, turn)
         if left:

@@ -234,6 +234,8 @@ class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
     def __init__(self) -> None:
         super().__init__()
         self._definitions = CompiledRules(KEPT_RULES)
+        self.compiled_bytes = 0
+        """The sizes of all documents that transactions have compiled, since start."""
 
     def definition(self, rule: KnownRule) -> Program[RuleDefinition | None]:
         """Compile a rule; None if it was changed meanwhile.
@@ -246,6 +248,7 @@ class KnownRules(KnownDefinitions[int, RuleHead, KnownRule]):
         stored = yield from rule_rows.load(rule.id)
         if stored is None or stored.changed != rule.changed:
             return None
+        self.compiled_bytes += len(stored.document)
         return self._definitions.compiled(stored)
 
     def _changed_since(self, version: int, limit: int) -> Program[list[ChangedRow[int, RuleHead]]]:

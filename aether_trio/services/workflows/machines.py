@@ -19,7 +19,7 @@ from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Final
 
-from aether_trio.model.evaluation_meter import metered
+from aether_trio.model.evaluation_meter import Spend, metered, spending
 from aether_trio.model.text import TextError, shown
 from aether_trio.model.workflows import machines as model
 from aether_trio.model.workflows.definition import (
@@ -176,7 +176,7 @@ class Machines:
             step = model.send(definition, _instance(current), event, data, tx.context.now_ms)
         return (yield from self._follow(tx, stored, current, step, (), operation))
 
-    def receive(self, tx: Transaction, stored: StoredMachine, arrival: BusArrival) -> Program[bool]:
+    def receive(self, tx: Transaction, stored: StoredMachine, arrival: BusArrival, spend: Spend) -> Program[bool]:
         """Let an event of the bus act on the instance that its key names.
 
         Return whether it did. Raises MachineError, and has written nothing then.
@@ -186,7 +186,8 @@ class Machines:
         bus = definition.bus[arrival.index]
         moment = datetime.fromtimestamp(now_ms / 1000, UTC)
         try:
-            key = key_text(bus.key.evaluate(env, now=lambda: moment), f"the key of bus event {shown(bus.event)}")
+            found = spending(partial(bus.key.evaluate, env, now=lambda: moment), spend)
+            key = key_text(found, f"the key of bus event {shown(bus.event)}")
         except EvaluationError as error:
             raise MachineError(str(error), "EXPRESSION") from None
         except TextError as error:
@@ -197,7 +198,8 @@ class Machines:
         # A timeout begins a new chain of hops, so an event that the machine has caused may go in
         # circles with it.
         caused = arrival.hops and extend((), MACHINE, stored.id)[0] in arrival.hops
-        step = model.receive(
+        receive = partial(
+            model.receive,
             definition,
             bus,
             None if row is None else _instance(row),
@@ -208,6 +210,7 @@ class Machines:
             source=env["source"],
             rest_ms=model.MIN_LAP_MS if caused else 0,
         )
+        step = spending(receive, spend)
         if step.problem in IGNORED:
             return False
         yield from self._follow(tx, stored, row, step, arrival.hops, "")

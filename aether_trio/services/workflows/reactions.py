@@ -15,12 +15,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import Final, NamedTuple
 
 import structlog
 
 from aether_trio.model.access import AccessLevel
-from aether_trio.model.evaluation_meter import metered
+from aether_trio.model.evaluation_meter import spending
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.workflows.definition import Condition, EvaluationError, Json
 from aether_trio.model.workflows.hops import TooManyHops, extend
@@ -59,9 +60,14 @@ logger = structlog.get_logger("aether.workflows")
 CONDITION_COST: Final = 1
 ACTION_COST: Final = 10
 TURN_COST: Final = 1_000
-"""What a transaction does at most: 100 actions, or 1,000 conditions that do not hold."""
+"""What a transaction does at most: 100 actions, or 1,000 conditions that do not hold.
+
+What cannot be done counts like an action, as its dead letter is written.
+"""
 OPERATIONS_OF_COST: Final = 250
-"""Operations of conditions that count as much as a condition itself."""
+"""Operations of expressions that count as much as a condition itself."""
+COMPILED_BYTES_OF_COST: Final = 32
+"""Bytes of compiled documents that count as much as a condition itself."""
 TIMER_COST: Final = TURN_COST // 10
 """What one timer does: many of them share a transaction."""
 
@@ -77,6 +83,10 @@ class Turn:
     """Why an owner may not read a workspace, by owner and workspace."""
     keys: dict[tuple[str, str], list[tuple[str, str]]] = field(default_factory=dict)
     """The keys by which executions wait, by workspace and event (waits.py)."""
+
+    def spend(self, operations: int) -> None:
+        """Note that expressions have taken operations."""
+        self.cost += operations // OPERATIONS_OF_COST
 
     @property
     def is_over(self) -> bool:
@@ -223,8 +233,9 @@ class EventReactions:
             if len(found) < limit:
                 return None
 
-    def poison(self, tx: Transaction, event: TakenEvent) -> Program[None]:
+    def poison(self, tx: Transaction, event: TakenEvent, turn: Turn) -> Program[None]:
         """Make a dead letter of an event that cannot be handled."""
+        turn.cost += ACTION_COST
         yield from event_dead_letters.bury(tx, event, FailedReaction(EVENT_FAILED, "", event.reason, "BAD_EVENT"))
 
     def retry(self, tx: Transaction, task: TaskRow) -> Program[None]:
@@ -266,6 +277,7 @@ class EventReactions:
         try:
             yield from self._act(tx, event, name, env, rule, turn)
         except ReactionRefused as error:
+            turn.cost += ACTION_COST
             yield from rule_runs.bury(tx, rule, RuleEvent(event, name, ""), error)
 
     def _act(
@@ -279,27 +291,26 @@ class EventReactions:
         again: str = "",
     ) -> Program[None]:
         """Do the action of a rule if its condition holds. Raises ReactionRefused."""
+        compiled = self.rules.compiled_bytes
         try:
             definition = yield from self.rules.definition(rule)
         except DefinitionErrors as error:
             raise ReactionRefused(f"this release does not understand the rule: {error}", "BAD_DEFINITION") from None
+        finally:
+            turn.cost += (self.rules.compiled_bytes - compiled) // COMPILED_BYTES_OF_COST
         if definition is None:
             return
         now_ms = tx.context.now_ms
         if not self._takes(tx, turn, definition.workspace, rule.owner, event, again):
             return
-        turn.cost += CONDITION_COST
         try:
-            with metered() as meter:
-                held = holds(definition.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC))
-            turn.cost += meter.operations // OPERATIONS_OF_COST
-            if not held:
+            if not _holds(definition.condition, env, now_ms, turn):
                 return
         except EvaluationError as error:
             raise ReactionRefused(str(error), "EXPRESSION") from None
         turn.cost += ACTION_COST
         arrived = RuleEvent(event, name, _rule_key(event, name, rule, again))
-        yield from self._runs.arrive(tx, rule, definition, arrived)
+        yield from self._runs.arrive(tx, rule, definition, arrived, turn.spend)
 
     def _takes(self, tx: Transaction, turn: Turn, workspace: str, owner: str, event: TakenEvent, again: str) -> bool:
         """Return whether a definition takes events of a workspace; see above."""
@@ -332,6 +343,7 @@ class EventReactions:
         try:
             yield from self._start(tx, event, name, env, known, turn)
         except ReactionRefused as error:
+            turn.cost += ACTION_COST
             stored = known.stored
             failed = FailedReaction(
                 TRIGGER_FAILED,
@@ -358,12 +370,8 @@ class EventReactions:
         stored, now_ms = known.stored, tx.context.now_ms
         if not self._takes(tx, turn, stored.workspace, stored.owner, event, again):
             return
-        turn.cost += CONDITION_COST
         try:
-            with metered() as meter:
-                held = holds(known.trigger.condition, env, datetime.fromtimestamp(now_ms / 1000, UTC))
-            turn.cost += meter.operations // OPERATIONS_OF_COST
-            if not held:
+            if not _holds(known.trigger.condition, env, now_ms, turn):
                 return
             turn.cost += ACTION_COST
             hops = extend(event.hops, "workflow", stored.id)
@@ -402,6 +410,7 @@ class EventReactions:
         try:
             yield from self._move(tx, event, env, known, turn)
         except ReactionRefused as error:
+            turn.cost += ACTION_COST
             owner = "" if error.hidden else known.stored.owner
             failed = FailedReaction(
                 MACHINE_FAILED, name, str(error), error.error_type, _key_of(known), known.stored.id, owner
@@ -424,7 +433,7 @@ class EventReactions:
         turn.cost += CONDITION_COST
         arrival = BusArrival(index=known.index, workspace=event.workspace, env=env, hops=event.hops)
         try:
-            if (yield from self._machines.receive(tx, stored, arrival)):
+            if (yield from self._machines.receive(tx, stored, arrival, turn.spend)):
                 turn.cost += ACTION_COST
         except MachineError as error:
             raise ReactionRefused(str(error), error.error_type) from None
@@ -452,6 +461,15 @@ def _rule_key(event: TakenEvent, name: str, rule: KnownRule, again: str) -> str:
 
 def _key_of(known: KnownMachine) -> str:
     return f"{known.stored.workspace} {known.stored.id} {known.index}"
+
+
+def _holds(condition: Condition | None, env: dict[str, Json], now_ms: int, turn: Turn) -> bool:
+    """Return whether a condition holds, and note its cost.
+
+    Raises EvaluationError.
+    """
+    turn.cost += CONDITION_COST
+    return spending(partial(holds, condition, env, datetime.fromtimestamp(now_ms / 1000, UTC)), turn.spend)
 
 
 def holds(condition: Condition | None, env: dict[str, Json], moment: datetime) -> bool:

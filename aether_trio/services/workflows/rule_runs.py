@@ -15,11 +15,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import structlog
 
-from aether_trio.model.evaluation_meter import metered
+from aether_trio.model.evaluation_meter import Spend, spending
 from aether_trio.model.tasks import Move
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
@@ -104,17 +105,19 @@ class RuleRuns:
         self._admission = admission
         self._definitions = CompiledRules(KEPT_RULES)
 
-    def arrive(self, tx: Transaction, rule: KnownRule, definition: RuleDefinition, arrived: RuleEvent) -> Program[None]:
+    def arrive(
+        self, tx: Transaction, rule: KnownRule, definition: RuleDefinition, arrived: RuleEvent, spend: Spend
+    ) -> Program[None]:
         """Act on an event, or let that wait. Raises ReactionRefused."""
         flow, now_ms = definition.flow, tx.context.now_ms
         if not flow.gates:
-            yield from self._act(tx, rule, definition, (arrived,), "")
+            yield from self._act(tx, rule, definition, (arrived,), "", spend)
             return
         event = arrived.event
         run_id = dated_id(now_ms, arrived.key)
         owner = FlowOwner(flow_rows.RULE, event.workspace, definition.workspace, str(rule.id))
         try:
-            keys = compute_keys(flow, arrived.env, now_ms)
+            keys = spending(partial(compute_keys, flow, arrived.env, now_ms), spend)
             start = FlowStart(run_id, owner, flow, keys, _encode(arrived), keeps_data=True)
             admitted = yield from self._admission.arrive(tx, start)
         except FlowError as error:
@@ -125,7 +128,7 @@ class RuleRuns:
             logger.debug("an event was dropped by flow control", rule=rule.name, reason=admitted.dropped.value)
         if admitted.begins:
             try:
-                goes_on = yield from self._act(tx, rule, definition, (arrived,), run_id)
+                goes_on = yield from self._act(tx, rule, definition, (arrived,), run_id, spend)
             except ReactionRefused:
                 yield from self.perform_flow(tx, admitted.effects)
                 yield from self.ended(tx, run_id)
@@ -190,7 +193,13 @@ class RuleRuns:
             raise ReactionRefused(f"this release does not understand the rule: {error}", "BAD_DEFINITION") from None
 
     def _act(
-        self, tx: Transaction, rule: KnownRule, definition: RuleDefinition, events: Sequence[RuleEvent], run_id: str
+        self,
+        tx: Transaction,
+        rule: KnownRule,
+        definition: RuleDefinition,
+        events: Sequence[RuleEvent],
+        run_id: str,
+        spend: Spend = lambda _: None,
     ) -> Program[bool]:
         """Do the action of a rule; return whether a task goes on. Raises ReactionRefused."""
         last, now_ms = events[-1], tx.context.now_ms
@@ -198,8 +207,7 @@ class RuleRuns:
         env: dict[str, Json] = {**last.env, "events": [one.env for one in events]}
         key = last.key if len(events) == 1 else f"{last.key}\0{len(events)}"
         try:
-            with metered():
-                document = definition.destination.evaluate(env, now=lambda: moment)
+            document = spending(partial(definition.destination.evaluate, env, now=lambda: moment), spend)
             action = read_action(document, TOOLS, f"rule '{definition.name}'")
             longest = max((one.event.hops for one in events), key=len)
             hops = extend(longest, "rule", definition.name)

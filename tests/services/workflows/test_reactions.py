@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 import trio
 
+from aether_trio.client.operations.workflow import APPLY
 from aether_trio.gateway.core import Core
 from aether_trio.model.access import AccessLevel
 from aether_trio.services.tasks.handlers.dead_letters import DeadLetters
@@ -540,6 +541,82 @@ async def test_conditions_that_take_long_are_for_several_transactions(
         await all_taken(core, world)
         assert len(sent(world)) == 6
     assert len(deferred) == 2
+
+
+LOOP = "len(filter(1..1500, {# > 0}))"  # some 6,000 operations
+COSTLY: dict[str, Callable[[int], dict[str, Any]]] = {
+    "conditions that fail": lambda n: rule(tell("x"), f"r{n}", trigger_condition="input.a.b > 1"),
+    "conditions that fail late": lambda n: rule(tell("x"), f"r{n}", trigger_condition="sum(map(1..9999, {# + input.n})) == 1"),
+    "destinations that take long": lambda n: rule({**tell("x"), "metadata": {"n": f"{{{{{n}}}}}"}, "arguments": {"a": {"$expr": LOOP}}}, f"r{n}"),
+    "keys of flow control that take long": lambda n: rule(tell("x"), f"r{n}", flow={"rate": {"limit": 9, "period": "1m", "key": f"string({LOOP})"}}),
+    "documents to compile": lambda n: rule({**tell("x"), "arguments": {"a": "x" * 2_000}}, f"r{n}", trigger_condition="input.n > 7"),
+    "machines with keys that take long": lambda n: {
+        "id": f"m{n}", "workspace": "w", "initial_state": "a", "states": {"a": {"terminal": True}},
+        "bus": [{"event": "made", "key": f"string({LOOP})", "creates": True}],
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", COSTLY)
+async def test_what_costs_much_is_for_several_transactions(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    turns = note_turns(monkeypatch)
+    async with client(core) as boss:
+        await boss.do(APPLY, data={"documents": [COSTLY[what](number) for number in range(20)]}, workspace="w")
+        await boss.emit("made", data={"n": 5})
+        await all_taken(core, world)
+    assert len(turns) >= (3 if what == "conditions that fail" else 5)
+    assert max(turns) < 2 * event_handler.TURN_COST
+
+
+async def test_dead_letters_of_those_who_may_not_are_for_several_transactions(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = note_turns(monkeypatch)
+    async with client(core) as boss:
+        for number in range(20):
+            await boss.do(Op.CREATE_RULE, data=rule(tell("x"), f"r{number}"))
+        async with client(core, "other") as other:
+            let_only(core, other="w", boss="v")
+            await other.emit("made")
+            await all_taken(core, world)
+    assert len(world.databases["tasks"].query("SELECT task_id FROM task_dead_letters")) == 20
+    assert len(turns) >= 3
+
+
+async def test_messages_that_are_no_events_are_for_several_transactions(
+    core: Core, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns = note_turns(monkeypatch)
+    async with client(core) as boss:
+        boss.link.send(*(message_to("event::*", b"no JSON", pb.EVENT) for _ in range(40)))
+        await boss.emit("made")
+        await all_taken(core, world)
+        assert len(world.databases["tasks"].query("SELECT task_id FROM task_dead_letters")) == 40
+    assert len(turns) >= 5
+
+
+def note_turns(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let transactions do little for events; return what each one has cost so far."""
+    turns: list[int] = []
+
+    class Noting(Turn):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            self.place = len(turns)
+            turns.append(0)
+
+        def __setattr__(self, name: str, value: Any) -> None:
+            super().__setattr__(name, value)
+            if name == "cost" and hasattr(self, "place"):
+                turns[self.place] = value
+
+    for module in (event_handler, unfinished_events):
+        monkeypatch.setattr(module, "Turn", Noting)
+    monkeypatch.setattr(event_handler, "TURN_COST", 75)
+    monkeypatch.setattr(unfinished_events, "TIMER_COST", 75)
+    return turns
 
 
 async def test_a_message_that_is_no_event_is_a_dead_letter(core: Core, world: World) -> None:
