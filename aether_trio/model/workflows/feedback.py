@@ -4,16 +4,31 @@ A rule or workflow *feeds* another if it emits an event, or has a task whose end
 the other takes. A task of a known type feeds those that take the creation, begin or completion of
 tasks, unless their condition wants another type. What is computed when an event comes (a name by a
 template) is not known here.
+
+A workflow also starts those that its steps call, itself perhaps. A step that may be left out, as it
+or one before it has a condition, ends such a circle, and does not count.
 """
 
 from __future__ import annotations
 
+import graphlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from aether_trio.model.workflows.definition import Action, ActionType, Definition, Graph, Json, RuleDefinition
+from aether_trio.model.workflows.definition import (
+    Action,
+    ActionType,
+    CallWorkflow,
+    ContinueAs,
+    Definition,
+    Fail,
+    Graph,
+    Json,
+    RuleDefinition,
+    Step,
+)
 from aether_trio.model.workflows.reading import quoted
 
 ENGINE: Final = "workflow-engine"
@@ -36,7 +51,7 @@ _Node: TypeAlias = int | tuple[str, str]
 
 @dataclass(frozen=True, slots=True)
 class _Participant:
-    """What starts a definition, and which events it emits."""
+    """What starts a definition, and which events it emits; `event` "" is none."""
 
     title: str
     event: str
@@ -47,6 +62,8 @@ class _Participant:
     """The types of the tasks that it creates."""
     types: tuple[str, ...] = ()
     """The types of which the task must be one whose event it takes; () for any."""
+    calls: frozenset[str] = frozenset()
+    """The workflows that it calls, whatever happens."""
 
 
 def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, str]]:
@@ -63,9 +80,10 @@ def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, st
             for name in one.types or ("",):
                 follows.setdefault((_task(name), one.workspace), []).append(index)
                 workspaces.setdefault(_task(name), set()).add(one.workspace)
-        elif one.agent in {"*", "", ENGINE}:
+        elif one.event and one.agent in {"*", "", ENGINE}:
             follows.setdefault((one.event, one.workspace), []).append(index)
             workspaces.setdefault(one.event, set()).add(one.workspace)
+    graphs = {(one.workspace, one.id): index for index, one in enumerate(definitions) if isinstance(one, Graph)}
     for index, one in participants.items():
         emits = one.emits | {_task(name) for name in one.tasks} | ({_task("")} if one.tasks else set())
         follows[index] = [
@@ -74,6 +92,9 @@ def feeding_circles(definitions: Sequence[Definition]) -> Iterator[tuple[int, st
             for workspace in sorted(workspaces.get(event, ()))
             if "*" in {workspace, one.workspace} or workspace == one.workspace
         ]
+        for name in sorted(one.calls):
+            called = graphs.get((one.workspace, name), graphs.get(("*", name)))
+            follows[index] += [] if called is None else [called]
     found = 0
     for component in _components(follows):
         members = [node for node in component if isinstance(node, int)]
@@ -109,19 +130,39 @@ def _participant(definition: Definition) -> _Participant | None:
         return _Participant(
             title, definition.source_event, definition.source_agent, definition.workspace, emits, tasks, types
         )
-    if isinstance(definition, Graph) and definition.trigger is not None and definition.trigger.event:
+    if isinstance(definition, Graph):
         trigger = definition.trigger
-        title = f"workflow {quoted(definition.id)}"
         return _Participant(
-            title,
-            trigger.event,
-            trigger.source_agent,
+            f"workflow {quoted(definition.id)}",
+            "" if trigger is None else trigger.event,
+            "" if trigger is None else trigger.source_agent,
             definition.workspace,
             _of_steps(definition),
             _tasks_of(definition),
-            _types(trigger.condition),
+            () if trigger is None else _types(trigger.condition),
+            _called(definition),
         )
     return None
+
+
+def _called(graph: Graph) -> frozenset[str]:
+    """Return the workflows that an execution calls unless a step of it fails."""
+    calls = {one.id: one.work.workflow for one in graph.steps.values() if isinstance(one.work, CallWorkflow)}
+    if not calls:
+        return frozenset()
+    before = {one.id: (*one.depends_on, *one.targeted_by) for one in graph.steps.values()}
+    sure: set[str] = set()
+    for name in graphlib.TopologicalSorter(before).static_order():
+        step, follows = graph.steps[name], (one in sure and _may_be_completed(graph.steps[one]) for one in before[name])
+        if step.when is None and not step.failure_target_of and all(follows):
+            sure.add(name)
+    # No item, or no round, calls nothing.
+    once = (graph.steps[name] for name in calls.keys() & sure)
+    return frozenset(calls[one.id] for one in once if one.for_each is None and one.while_ is None)
+
+
+def _may_be_completed(step: Step) -> bool:
+    return not isinstance(step.work, Fail | ContinueAs)
 
 
 def _of_text(template: str) -> frozenset[str]:

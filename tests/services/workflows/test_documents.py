@@ -463,6 +463,74 @@ destination_template: {type: emit_event, event_name: d}
     )
 
 
+SELF = "workflow 'a' → workflow 'a'"
+
+
+@pytest.mark.parametrize(
+    ("steps", "circle"),
+    [
+        ("[{id: x, workflow: a}]", SELF),
+        ("[{id: x, output: 1}, {id: y, workflow: a, depends_on: [x]}]", SELF),
+        ("[{id: x, output: 1, on_success: y}, {id: y, workflow: a}]", SELF),
+        ("[{id: x, for_each: [1], output: 1}, {id: y, workflow: a, depends_on: [x]}]", SELF),
+        ("[{id: x, workflow: a, when: trigger.n > 0}]", ""),
+        ("[{id: x, output: 1, when: trigger.n > 0}, {id: y, workflow: a, depends_on: [x]}]", ""),
+        ("[{id: x, output: 1, when: trigger.n > 0, on_success: y}, {id: y, workflow: a}]", ""),
+        ("[{id: x, workflow: a, for_each: {$expr: trigger.items}}]", ""),
+        ("[{id: x, workflow: a, while: {condition: trigger.n > round}}]", ""),
+        ("[{id: x, output: 1, on_failure: y}, {id: y, workflow: a}]", ""),
+        ("[{id: x, output: 1, on_error: {run: y}}, {id: y, workflow: a}]", ""),
+        ("[{id: x, fail: no, on_success: y}, {id: y, workflow: a}]", ""),
+        ("[{id: x, workflow: b}]", ""),
+        ("[{id: x, continue_as: {input: {}}}]", ""),
+    ],
+)
+def test_a_workflow_that_calls_itself_for_ever_is_warned_of(steps: str, circle: str) -> None:
+    found = read_file("a.yaml", f"id: a\nsteps: {steps}\n")
+    assert found.errors == ()
+    assert [one for one in found.warnings if ENDLESS in one] == ([f"a.yaml:1:1: {ENDLESS}: {circle}"] if circle else [])
+
+
+def test_workflows_that_call_each_other_are_warned_of_also_through_events() -> None:
+    found = read_file(
+        "loop.yaml",
+        """id: a
+steps: [{id: x, workflow: b}]
+---
+id: b
+workspace: "*"
+steps: [{id: x, workflow: a}]
+---
+id: c
+workspace: w
+trigger: {event: go}
+steps: [{id: x, workflow: d}]
+---
+id: d
+workspace: w
+steps: [{id: x, action: {type: emit_event, event_name: gone}}]
+---
+rule_name: r
+workspace: w
+source_event: gone
+destination_template: {type: emit_event, event_name: go}
+---
+id: e
+workspace: v
+steps: [{id: x, workflow: f}]
+---
+id: f
+workspace: w
+steps: [{id: x, workflow: e}]
+""",
+    )
+    assert found.errors == ()
+    assert sorted(found.warnings) == [
+        f"loop.yaml:1:1: {ENDLESS}: workflow 'a' → workflow 'b' → workflow 'a'",
+        f"loop.yaml:8:1: {ENDLESS}: workflow 'c' → workflow 'd' → event 'gone' → rule 'r' → event 'go' → workflow 'c'",
+    ]
+
+
 @pytest.mark.parametrize(
     ("condition", "circle"),
     [
