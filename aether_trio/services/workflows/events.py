@@ -11,10 +11,9 @@ Numbers are floats, as expressions want them.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isinf
 from typing import Any, Final
 
 from aether_trio.model.identity import Identity, IdentityError, Kind
@@ -22,6 +21,7 @@ from aether_trio.model.limits import MIB
 from aether_trio.model.text import encodable
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.model.workflows.hops import Hops, decode
+from aether_trio.services.workflows.json_values import HALF, may_be_infinite, read_json
 from aether_trio.wire.pb import aether_pb2 as pb
 
 ENGINE: Final = Identity(Kind.WORKFLOW_ENGINE).text
@@ -39,10 +39,6 @@ KEYS: Final = "kv::"
 """The sources of changes of keys begin so; only the gateway writes such messages."""
 WEBHOOKS: Final = "webhook::"
 """The sources of messages from outside begin so; only the gateway writes such messages."""
-_LARGE: Final = re.compile(rb"[0-9]{300}|[eE]\+?0*[0-9]{3}")
-"""Where a number may be too large for a float."""
-_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
-"""Where half of a character may be."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,20 +151,18 @@ def _parse(payload: bytes) -> dict[str, Any]:
         raise _PoisonError(f"its payload has {len(payload)} bytes; at most {MAX_EVENT_BYTES} are handled")
     too_deep = _PoisonError(f"its JSON is nested deeper than {MAX_DEPTH} levels")
     try:
-        found = json.loads(payload, parse_int=float, parse_constant=_refuse_constant)
+        found = read_json(payload)
     except RecursionError:
         raise too_deep from None
-    except _PoisonError:
-        raise
     except ValueError as error:
         raise _PoisonError(f"its payload is no JSON: {error}") from None
     if not isinstance(found, dict):
         raise _PoisonError(f"its JSON is {_kind(found)} and no object with event_names")
     if payload.count(b"{") + payload.count(b"[") > MAX_DEPTH and is_deep(found):
         raise too_deep
-    if _LARGE.search(payload) and _has_infinity(found):
+    if may_be_infinite(payload) and _has_infinity(found):
         raise _PoisonError("its JSON has a number that is too large")
-    document: dict[str, Any] = _encodable(found) if _SURROGATE.search(payload) else found
+    document: dict[str, Any] = _encodable(found) if HALF.search(payload) else found
     return document
 
 
@@ -181,10 +175,6 @@ def _encodable(value: Any) -> Any:
     if isinstance(value, dict):
         return {encodable(key): _encodable(one) for key, one in value.items()}
     return value
-
-
-def _refuse_constant(name: str) -> Any:
-    raise _PoisonError(f"its payload is no JSON: {name} is no number there")
 
 
 def _kind(value: object) -> str:
@@ -215,7 +205,7 @@ def is_deep(document: Any) -> bool:
 def _has_infinity(document: Any) -> bool:
     level = [document]
     while level:
-        if any(isinstance(one, float) and one in (float("inf"), float("-inf")) for one in level):
+        if any(isinstance(one, float) and isinf(one) for one in level):
             return True
         level = _children(level)
     return False

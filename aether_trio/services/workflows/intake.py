@@ -38,6 +38,7 @@ from aether_trio.model.errors import Status
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.services.workflows.events import ENGINE, TakenEvent, read_event
+from aether_trio.services.workflows.json_thread import SMALL_BYTES, in_json_thread
 from aether_trio.services.workflows.old_ids import OldIds
 from aether_trio.session.registry import SessionRegistry
 from aether_trio.session.session import Session
@@ -242,7 +243,11 @@ class EventIntake:
             if size > STEP_BYTES:
                 size = len(frame)
                 await trio.lowlevel.checkpoint()
-            event = read_event(offset, frame, times.get(offset, now_ms))
+            at_ms = times.get(offset, now_ms)
+            if len(frame) <= SMALL_BYTES:
+                event = read_event(offset, frame, at_ms)
+            else:
+                event = await in_json_thread(partial(read_event, offset, frame, at_ms), len(frame))
             if event is not None:
                 events.append(event)
         return events

@@ -16,8 +16,13 @@ from aether_trio.model.limits import KIB
 from aether_trio.model.workflows.definition import Path
 from aether_trio.model.workflows.reading import pointer
 
-_SUSPECT: Final = re.compile(rb"\\u[dD][89a-fA-F]|[0-9]{300}|[eE]\+?0*[0-9]{3}|NaN|Infinity")
-"""Where half of a character may be, or a number that no float is."""
+_INFINITE: Final = (re.compile(rb"[eE]\+?[0-9]{3}"), re.compile(rb"[0-9]{300}"))
+"""Where a number may be too large for a float. As alternatives of one pattern they are slow."""
+_SEARCHED: Final = 32 * KIB
+"""Bytes that are searched without letting other threads have their turn."""
+_OVERLAP: Final = 300
+HALF: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+"""Where half of a character may be."""
 LARGE_BYTES: Final = 16 * KIB
 _PIECE: Final = 500
 """Entries of a long list that are written without letting other threads have their turn."""
@@ -31,12 +36,16 @@ class JsonError(ValueError):
 
 def read_json(data: bytes | str) -> Any:
     """Read JSON with all numbers as floats. Raises ValueError."""
-    return json.loads(data, parse_int=float if len(data) <= LARGE_BYTES else _float, parse_constant=_refuse)
+    if len(data) <= LARGE_BYTES:
+        return json.loads(data, parse_int=float, parse_constant=_refuse)
+    return json.loads(data, parse_int=_float, parse_float=_float, object_hook=_object, parse_constant=_refuse)
 
 
 def read_document(data: bytes | str) -> Any:
     """Read JSON with integers as such. Raises ValueError."""
-    return json.loads(data) if len(data) <= LARGE_BYTES else json.loads(data, parse_int=_int, parse_float=_float)
+    if len(data) <= LARGE_BYTES:
+        return json.loads(data)
+    return json.loads(data, parse_int=_int, parse_float=_float, object_hook=_object)
 
 
 def _float(text: str) -> float:
@@ -47,9 +56,22 @@ def _int(text: str) -> int:
     return int(text)
 
 
+def _object(found: dict[str, Any]) -> dict[str, Any]:
+    return found
+
+
+def may_be_infinite(data: bytes) -> bool:
+    """Return whether JSON may have a number that is too large for a float."""
+    return any(
+        one.search(data, begin, begin + _SEARCHED + _OVERLAP)
+        for begin in range(0, len(data), _SEARCHED)
+        for one in _INFINITE
+    )
+
+
 def unwritable(document: Any, data: bytes) -> str:
     """Return where a document, read from `data`, has what JSON cannot write; or ""."""
-    if not _SUSPECT.search(data):
+    if not (may_be_infinite(data) or HALF.search(data) or b"NaN" in data or b"Infinity" in data):
         return ""
     open_: list[tuple[Any, Path]] = [(document, ())]
     while open_:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -13,8 +14,10 @@ import pytest
 import trio
 
 from aether_trio.gateway.core import Core
-from aether_trio.services.workflows.events import TakenEvent
+from aether_trio.services.workflows import intake
+from aether_trio.services.workflows.events import TakenEvent, read_event
 from aether_trio.services.workflows.intake import PAGE_EVENTS, move_cursor
+from aether_trio.services.workflows.json_thread import SMALL_BYTES
 from aether_trio.storage.base import Execute, Program
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -25,8 +28,8 @@ from tests.helpers.core import World, agent, barrier, connect, deadlock_is_an_er
 ENGINE = "wfe::shard0"
 
 
-def event(number: int) -> pb.UpstreamMessage:
-    payload = json.dumps({"event_names": ["e"], "data": number}).encode()
+def event(number: int, size: int = 0) -> pb.UpstreamMessage:
+    payload = json.dumps({"more": "x" * size, "event_names": ["e"], "data": number}).encode()
     return message_to("event::*", payload, pb.EVENT)
 
 
@@ -92,9 +95,9 @@ async def gateway(
         yield core
 
 
-async def publish(core: Core, *numbers: int) -> None:
+async def publish(core: Core, *numbers: int, size: int = 0) -> None:
     async with connect(core, agent("w", "a", "1")) as a:
-        a.send(*map(event, numbers))
+        a.send(*(event(number, size) for number in numbers))
         await barrier(a)
 
 
@@ -158,6 +161,27 @@ async def test_a_backlog_is_taken_in_pages_with_its_times(world: World, effects:
     assert all(one.at_ms <= published_ms for one in seen)
 
 
+async def test_large_events_are_read_beside_the_event_loop_in_their_order(
+    world: World, effects: Effects, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[int, bool]] = []
+    loop = threading.get_ident()
+
+    def read(offset: int, *more: Any) -> TakenEvent | None:
+        seen.append((offset, threading.get_ident() == loop))
+        return read_event(offset, *more)
+
+    monkeypatch.setattr(intake, "read_event", read)
+    order: list[float] = []
+    effects.before = lambda events: order.extend(one.data for one in events)
+    async with gateway(world, effects) as core, connect(core, agent("w", "a", "1")) as a:
+        a.send(*(event(number, number % 2 * 2 * SMALL_BYTES) for number in range(1, 7)))
+        await barrier(a)
+        await all_taken(core)
+    assert seen == [(number, number % 2 == 0) for number in range(1, 7)]
+    assert order == [1, 2, 3, 4, 5, 6]
+
+
 async def test_poison_blocks_nothing_and_is_not_dropped(world: World, effects: Effects) -> None:
     def before(events: Sequence[TakenEvent]) -> None:
         if any(one.data == 3 for one in events):
@@ -208,7 +232,7 @@ async def killed_life(world: World, effects: Effects, step: int) -> bool:
             async with gateway(world, effects) as core:
                 first = step * 10
                 await publish(core, first, first + 1)
-                await publish(core, first + 2)
+                await publish(core, first + 2, size=SMALL_BYTES)
                 await all_taken(core)
         finally:
             trio.lowlevel.remove_instrument(instrument)

@@ -13,10 +13,12 @@ from aether_trio.services.workflows import json_values
 from aether_trio.services.workflows.json_values import (
     LARGE_BYTES,
     JsonError,
+    may_be_infinite,
     plain,
     read_document,
     read_json,
     size_up_to,
+    unwritable,
     write_entry,
     write_json,
     write_list,
@@ -63,6 +65,21 @@ def test_numbers_are_the_same_in_large_and_small_json(length: int) -> None:
     found = read_document(data)["l"][:5]
     assert found == [1, -2, 2**60, 1.5, 1e300]
     assert [type(one) for one in found] == [int, int, int, float, float]
+
+
+def test_objects_and_texts_are_the_same_in_large_and_small_json() -> None:
+    value = {"a": {"b": [{}, {"c": "é"}]}, "d": None}
+    for read in (read_json, read_document):
+        assert read(json.dumps({"l": [value] * LARGE_BYTES}).encode())["l"][-1] == value
+
+
+@pytest.mark.parametrize("number", [b"1e999", b"-1E+999", b"1e0999", b"9" * 400, b"0." + b"9" * 400 + b"e400"])
+@pytest.mark.parametrize("before", [0, 100, json_values._SEARCHED - 200, json_values._SEARCHED, 3 * LARGE_BYTES])
+def test_numbers_that_are_too_large_are_found_wherever_they_are(number: bytes, before: int) -> None:
+    data = b'["' + b"x" * before + b'",' + number + b"," + b"1" * 10 + b"]"
+    assert may_be_infinite(data)
+    assert unwritable(read_json(data), data).startswith("/1: ")
+    assert not may_be_infinite(data.replace(number, b"1e99"))
 
 
 def test_sizes_are_counted_up_to_a_bound() -> None:
