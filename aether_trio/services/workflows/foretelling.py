@@ -12,6 +12,7 @@ caller sees events of the workspaces that it may read, as the owner of what it a
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from time import perf_counter
@@ -66,8 +67,15 @@ PAGE_BYTES: Final = 4 * MIB
 FOUND: Final = 500
 FOUND_BYTES: Final = 512 * KIB
 """Reactions in one answer, and their bytes."""
+BATCH_EVENTS: Final = 50
+BATCH_BYTES: Final = 256 * KIB
+"""Events that are in memory at once, and their bytes."""
 SLICE_S: Final = 0.05
 """How long one turn in a thread may take: others wait for it."""
+PAGE_S: Final = 5.0
+"""For how long the threads work for one answer; its events are all that they get to."""
+EVENT_S: Final = 20.0
+"""For how long they work for one event, before the answer is that this takes too long."""
 LARGE: Final = 1 * MIB
 """The size of what an event may make documents compute, whatever its own size."""
 SHOWN_BYTES: Final = 16 * KIB
@@ -123,24 +131,28 @@ class ForetellOperations:
         index = await compile_in_thread(partial(_index_of, found), len(asked.data))
         behind = after or await self._before(since_ms)
         rows, more = await self._page(behind, PAGE_EVENTS, PAGE_BYTES)
-        foretold: list[bytes] = []
+        page = _ForetoldPage()
         readable: dict[tuple[str, str], bool] = {}
-        events, size = 0, 0
-        for offset, at_ms, frame in rows:
-            await trio.lowlevel.checkpoint()
-            event = await in_json_thread(partial(read_event, offset, bytes(frame), at_ms), len(frame))
-            if event is not None and await self._sees(asked, event, readable):
-                events += 1
-                reactions = _reactions(index, event)
-                while found_now := await compile_in_thread(partial(_some, reactions), LARGE):
-                    foretold += filter(None, found_now)
-                    size += sum(map(len, found_now))
-            behind = offset
-            if len(foretold) >= FOUND or size >= FOUND_BYTES:
-                more = more or offset < rows[-1][0]
+        for batch in _batches(rows):
+            seen = [event for row in batch if (event := await self._seen(asked, row, readable)) is not None]
+            reactions = _reactions(index, seen)
+            ended = not seen
+            while not ended and not page.is_full:
+                made, took_s, ended = await compile_in_thread(partial(_some, reactions), LARGE)
+                page.add(made, took_s)
+            behind = page.behind if page.is_full else batch[-1][0]
+            if page.is_full:
+                more = more or behind < rows[-1][0]
                 break
-        fields = {"events": events, "next": behind if more else 0}
-        return OperationAnswer(write_object(fields, foretold=write_list(foretold)))
+        fields = {"events": page.events, "next": behind if more else 0}
+        return OperationAnswer(write_object(fields, foretold=write_list(page.foretold)))
+
+    async def _seen(self, asked: OperationAsked, row: Row, readable: dict[tuple[str, str], bool]) -> TakenEvent | None:
+        """Read a message of the log; None if it is no event that the caller may read."""
+        offset, at_ms, frame = row
+        await trio.lowlevel.checkpoint()
+        event = await in_json_thread(partial(read_event, offset, bytes(frame), at_ms), len(frame))
+        return event if event is not None and await self._sees(asked, event, readable) else None
 
     async def _sees(self, asked: OperationAsked, event: TakenEvent, readable: dict[tuple[str, str], bool]) -> bool:
         """Return whether the caller may read an event, and the key that it is about."""
@@ -205,18 +217,90 @@ def _filter(event: str, agent: str, workspace: str, equalities: Sequence[Any] = 
     )
 
 
-def _some(reactions: Iterator[bytes]) -> list[bytes]:
-    """Take the next reactions, for some milliseconds; [] at the end."""
-    end = perf_counter() + SLICE_S
-    found: list[bytes] = []
+class _ForetoldReaction(NamedTuple):
+    """What a definition would have done; b"" for nothing, None for the event's end."""
+
+    offset: int
+    does: bytes | None
+
+
+@dataclass(slots=True)
+class _ForetoldPage:
+    """What one answer says."""
+
+    foretold: list[bytes] = field(default_factory=list)
+    events: int = 0
+    behind: int = 0
+    """The offset of the last event that is done."""
+    is_full: bool = False
+    """Whether the next event is for another page."""
+    _size: int = 0
+    _took_s: float = 0.0
+    _event_s: float = 0.0
+    """For how long threads have worked for the event that is not done yet."""
+
+    def add(self, found: Sequence[_ForetoldReaction], took_s: float) -> None:
+        """Take in reactions up to the event with which the page is full.
+
+        Raises OperationError if an event takes too long.
+        """
+        self._took_s += took_s
+        self._event_s += took_s
+        for offset, does in found:
+            if does is not None:
+                self._size += len(does)
+                if does:
+                    self.foretold.append(does)
+                continue
+            self.events += 1
+            self.behind, self._event_s = offset, 0.0
+            if len(self.foretold) >= FOUND or self._size >= FOUND_BYTES or self._took_s >= PAGE_S:
+                self.is_full = True
+                return
+        if self._event_s >= EVENT_S:
+            raise OperationError(
+                f"the documents take more than {EVENT_S:g} s for the event behind offset {self.behind}: "
+                "ask with fewer of them at once"
+            )
+
+
+def _batches(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
+    """Divide messages into parts that are in memory at once."""
+    begin, size = 0, 0
+    for number, row in enumerate(rows):
+        size += len(row[2])
+        if number > begin and (number - begin >= BATCH_EVENTS or size > BATCH_BYTES):
+            yield rows[begin:number]
+            begin, size = number, len(row[2])
+    if rows:
+        yield rows[begin:]
+
+
+def _some(reactions: Iterator[_ForetoldReaction]) -> tuple[list[_ForetoldReaction], float, bool]:
+    """Take the next reactions, for some milliseconds.
+
+    Return them, how long that took, and whether these are the last.
+    """
+    begun = perf_counter()
+    found: list[_ForetoldReaction] = []
     for reaction in reactions:
         found.append(reaction)
-        if perf_counter() > end:
-            break
-    return found
+        if perf_counter() > begun + SLICE_S:
+            return found, perf_counter() - begun, False
+    return found, perf_counter() - begun, True
 
 
-def _reactions(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[bytes]:
+def _reactions(
+    index: RuleIndex[tuple[int, int], Reacting], events: Sequence[TakenEvent]
+) -> Iterator[_ForetoldReaction]:
+    """Yield what each candidate would have done, and the end of each event."""
+    for event in events:
+        for does in _reactions_to(index, event):
+            yield _ForetoldReaction(event.offset, does)
+        yield _ForetoldReaction(event.offset, None)
+
+
+def _reactions_to(index: RuleIndex[tuple[int, int], Reacting], event: TakenEvent) -> Iterator[bytes]:
     """Yield the JSON of what each candidate would have done; b"" for nothing."""
     for name in event.names:
         env = environment_of(event, name)

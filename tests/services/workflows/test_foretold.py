@@ -125,3 +125,54 @@ async def test_the_log_is_read_page_by_page_by_those_who_may(world: World, monke
         let_agents(core, AccessLevel.NONE)
         answer = await boss.ask(FORETELL, data={"documents": [FLOW]})
         assert "ERR_PERMISSION_DENIED" in answer.error
+
+
+async def test_events_for_which_much_is_computed_are_for_several_pages(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foretelling, "PAGE_S", 0.0)  # each event takes longer than that
+    monkeypatch.setattr(foretelling, "BATCH_EVENTS", 3)
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        for number in range(10):
+            await boss.emit("order", data={"order": f"o{number}", "amount": number})
+        never = {**RULE, "trigger_condition": "sum(map(1..1000, {# + input.amount})) < 0"}
+        after, pages = 0, []
+        while True:
+            page = await boss.do(FORETELL, data={"documents": [never, FLOW], "after": after})
+            pages.append([one["offset"] for one in page["foretold"]])
+            assert page["events"] == 1
+            after = page["next"]
+            if not after:
+                break
+        assert pages == [[number + 1] for number in range(10)]
+
+
+async def test_an_event_for_which_too_much_is_computed_is_an_error(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(foretelling, "SLICE_S", 0.0)
+    monkeypatch.setattr(foretelling, "EVENT_S", 0.0)
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        await boss.emit("order", data={"order": "o", "amount": 1})
+        answer = await boss.ask(FORETELL, data={"documents": [FLOW]})
+        assert "take more than 0 s for the event behind offset 0" in answer.error
+
+
+async def test_events_are_read_in_parts_of_bounded_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foretelling, "BATCH_EVENTS", 4)
+    monkeypatch.setattr(foretelling, "BATCH_BYTES", 3_000)
+    parts: list[int] = []
+    batches = foretelling._batches
+
+    def noting(rows: Any) -> Any:
+        for part in batches(rows):
+            parts.append(len(part))
+            yield part
+
+    monkeypatch.setattr(foretelling, "_batches", noting)
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        for size in (1, 1, 1, 1, 1, 1_500, 1_500, 5_000, 1):
+            await boss.emit("order", data={"order": "x" * size, "amount": 1})
+        events, found = await foretell(boss, FLOW)
+        assert (events, [one["offset"] for one in found]) == (9, list(range(1, 10)))
+    assert parts == [4, 2, 1, 1, 1]
