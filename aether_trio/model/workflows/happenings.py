@@ -38,12 +38,17 @@ TRIGGER: Final = StepPlace("")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The execution begins; `trigger` is its input."""
+    """The execution begins; `trigger` is its input.
+
+    `refused` says why it may not: it fails with that and `error_type`, and no step begins.
+    """
 
     at_ms: int
     trigger: Json
     execution_id: str = ""
     workspace: str = ""
+    refused: str = ""
+    error_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +56,7 @@ class Forked:
     """The execution begins with what another one, `origin`, has done.
 
     `kept` is that part of the other one's state (model/workflows/forks.py), whose results are kept
-    already. `step`, and what follows from it, is done again.
+    already. `step`, and what follows from it, is done again. `refused` is as of Started.
     """
 
     at_ms: int
@@ -61,6 +66,8 @@ class Forked:
     origin: str = ""
     step: str = ""
     kept: dict[str, Json] = field(default_factory=dict)
+    refused: str = ""
+    error_type: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -280,7 +280,10 @@ class _Advance:
         state.execution_id = happening.execution_id
         state.workspace = happening.workspace
         state.allowance = self._plan.graph.budget.steps
-        self._look_at_all()
+        if happening.refused:
+            self._begin_ending(Ending(ExecutionStatus.FAILED, happening.refused, happening.error_type))
+        else:
+            self._look_at_all()
         return True
 
     def _resume(self) -> bool:

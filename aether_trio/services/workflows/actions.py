@@ -127,14 +127,8 @@ class Actions:
         and writes nothing then.
         """
         workspace = action.workspace or cause.workspace
-        if workspace == EVERYWHERE:
-            raise ActionRefused("an action needs a workspace: name it in the action", "BAD_ACTION")
-        try:
-            check_token(workspace, "workspace", strict=self._strict)
-        except IdentityError as error:
-            raise ActionRefused(str(error), "BAD_ACTION") from None
-        if problem := self.allowed(cause.owner, workspace, AccessLevel.READWRITE, tx.context.now_ms):
-            raise ActionRefused(problem, "PERMISSION_DENIED")
+        if refused := self.refusal(workspace, cause.owner, tx.context.now_ms):
+            raise refused
         if action.type is ActionType.EMIT_EVENT:
             yield from self._emit(tx, workspace, action.event_name, values.get("payload"), cause)
             return None
@@ -143,6 +137,17 @@ class Actions:
             yield from self._send(tx, workspace, action, values, metadata, cause)
             return None
         return (yield from self._create(tx, workspace, action, values, metadata, cause, child, part))
+
+    def refusal(self, workspace: str, owner: str, now_ms: int) -> ActionRefused | None:
+        """Return why an owner may not act in a workspace, or None."""
+        if workspace == EVERYWHERE:
+            return ActionRefused("an action needs a workspace: name it in the action", "BAD_ACTION")
+        try:
+            check_token(workspace, "workspace", strict=self._strict)
+        except IdentityError as error:
+            return ActionRefused(str(error), "BAD_ACTION")
+        problem = self.allowed(owner, workspace, AccessLevel.READWRITE, now_ms)
+        return ActionRefused(problem, "PERMISSION_DENIED") if problem else None
 
     def check_size(self, request: pb.CreateTaskRequest, workspace: str) -> None:
         """Check the size of a task of a workspace. Raises RequestError."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 from collections import deque
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
@@ -912,13 +912,17 @@ class Executions:
         running = advance(graph, loaded.state, happening, validate=self._validate)
         try:
             commands = yield from self._run(loaded, running)
-            if was_going and (problem := self._refused_event(row, commands, tx.context.now_ms)):
-                refused = LimitReached(at_ms=happening.at_ms, error=problem, error_type="PERMISSION_DENIED")
-                if not isinstance(happening, (Started, Forked)):
-                    loaded.state = State.from_json(read_state(row.state))
-                    turn.queue.extendleft([(row.execution_id, happening), (row.execution_id, refused)])
-                    return
-                turn.queue.append((row.execution_id, refused))
+            if was_going and (found := self._refused_event(row, commands, tx.context.now_ms)):
+                problem, error_type = found
+                loaded.state = State.from_json(read_state(row.state))
+                again = [happening]
+                if isinstance(happening, (Started, Forked)):
+                    again = [replace(happening, refused=problem, error_type=error_type)]
+                else:
+                    again.append(LimitReached(at_ms=happening.at_ms, error=problem, error_type=error_type))
+                turn.queue.extendleft((row.execution_id, one) for one in again)
+                return
+            commands = self._with_refused_undoing(row, commands, tx.context.now_ms)
             entry = encode_entry(happening, commands, _replaced(loaded, happening, commands))
         except (_DefectError, JsonError) as error:
             report(error, "an execution of a workflow, which is paused")
@@ -942,17 +946,37 @@ class Executions:
         for command in commands:
             yield from self._do(tx, turn, loaded, graph, command)
 
-    def _refused_event(self, row: ExecutionRow, commands: Sequence[Command], now_ms: int) -> str:
-        """Return why the owner may not emit an event of these commands; or "".
+    def _refused_event(self, row: ExecutionRow, commands: Sequence[Command], now_ms: int) -> tuple[str, str] | None:
+        """Return why the owner may not emit an event of these commands, and its type.
 
         For the interpreter such a step has ended with its begin, so nothing may follow from it.
         """
         for one in commands:
             if isinstance(one, DoAction) and one.action.type is ActionType.EMIT_EVENT and not one.compensates:
-                workspace = one.action.workspace or row.workspace
-                if problem := self._actions.allowed(row.owner, workspace, AccessLevel.READWRITE, now_ms):
-                    return f"step '{one.place.step}': {problem}"
-        return ""
+                refused = self._actions.refusal(one.action.workspace or row.workspace, row.owner, now_ms)
+                if refused is not None:
+                    return f"step '{one.place.step}': {refused}", refused.error_type
+        return None
+
+    def _with_refused_undoing(self, row: ExecutionRow, commands: list[Command], now_ms: int) -> list[Command]:
+        """Return commands that mark steps whose undoing emits an event that is refused.
+
+        For the interpreter they are undone; what follows is the same.
+        """
+        problems: dict[StepPlace, ActionRefused] = {}
+        for one in commands:
+            if isinstance(one, DoAction) and one.action.type is ActionType.EMIT_EVENT and one.compensates:
+                refused = self._actions.refusal(one.action.workspace or row.workspace, row.owner, now_ms)
+                if refused is not None:
+                    problems[one.place] = refused
+        if not problems:
+            return commands
+        return [
+            replace(one, status="compensation_failed", error=str(problem), error_type=problem.error_type)
+            if isinstance(one, MarkStep) and one.status == "compensated" and (problem := problems.get(one.place))
+            else one
+            for one in commands
+        ]
 
     def _check_history(self, turn: _Turn, loaded: _Loaded, at_ms: int, added: int) -> None:
         """Fail an execution whose history is too long; warn of one that comes near it."""

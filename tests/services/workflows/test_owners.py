@@ -81,3 +81,49 @@ async def test_triggers_and_schedules_need_the_right(core: Core, world: World) -
         [shown] = await boss.do(Op.LIST_SCHEDULES)
         assert CLERK in shown["last_error"]
         assert await executions(boss) == 1
+
+
+ELSEWHERE = "the owner ag::w::clerk::1 may not act in workspace v"
+EMIT: dict[str, Any] = {"type": "emit_event", "event_name": "x", "workspace": "v"}
+
+
+@pytest.mark.parametrize("more", [True, False])
+@pytest.mark.parametrize("before", ["nothing", "computed", "done"])
+async def test_an_event_for_another_workspace_needs_the_right_in_it(core: Core, before: str, more: bool) -> None:
+    first: list[Any] = [] if before == "nothing" else [{"id": "a", "output": 1}]
+    if before == "done":
+        first = [{"id": "a", "wait": "1s"}]
+    step = {"id": "tell", "action": EMIT, "depends_on": [one["id"] for one in first]}
+    after: list[Any] = [{"id": "after", "depends_on": ["tell"], "action": {"agent": "hand", "tool_name": "x"}}]
+    async with client(core, "clerk") as clerk:
+        await clerk.create({"steps": [*first, step, *(after if more else ())]})
+        let_only(core, clerk="w")
+        found = await clerk.ended(await clerk.run())
+        assert found["execution"]["Status"] == "failed"
+        assert f"step 'tell': {ELSEWHERE}" in found["execution"]["ErrorMessage"]
+        assert await clerk.tasks(workspace="w", task_type="workflow") == []
+
+
+@pytest.mark.parametrize("right", [True, False])
+async def test_an_event_that_undoes_a_step_needs_the_right(core: Core, right: bool) -> None:
+    steps = [
+        {"id": "a", "output": 1, "compensate": EMIT},
+        {"id": "b", "depends_on": ["a"], "fail": "no"},
+    ]
+    async with client(core, "clerk") as clerk:
+        await clerk.create({"steps": steps})
+        let_only(core, clerk="w v" if right else "w")
+        execution_id = await clerk.run()
+        found = await clerk.ended(execution_id)
+        [undone] = [one for one in found["steps"] if one["StepID"].startswith("a")]
+        history = await clerk.do(105, execution_id)
+        marks = [one for entry in history for one in entry.get("then", ()) if one["type"] == "MarkStep"]
+        if right:
+            assert undone["Status"] == "compensated"
+            return
+        assert undone["Status"] == "compensation_failed"
+        assert ELSEWHERE in undone["ErrorMessage"]
+        assert undone["ErrorType"] == "PERMISSION_DENIED"
+        assert [(one["status"], one["error_type"]) for one in marks if one["place"][0] == "a"] == [
+            ("compensation_failed", "PERMISSION_DENIED")
+        ]
