@@ -502,6 +502,8 @@ class Executions:
         """
         if tx.context.again and (yield from task_rows.load(task_id)) is not None:
             return task_id  # this program has run before, and was committed
+        if begin.written and tx.context.small:
+            raise LargeError
         turn, continues = _turn_of(tx), begin.continues
         depth = parent.depth + 1 if parent is not None else 0 if continues is None else continues.depth
         if depth >= MAX_DEPTH:
@@ -589,7 +591,7 @@ class Executions:
         position: ExecutionPosition,
     ) -> Program[None]:
         try:
-            trigger = write_json(begin.input)
+            trigger = begin.written or write_json(begin.input)
         except JsonError as error:
             raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
         state = _with_signals(begin.signals) if begin.signals else _NEW_STATE
@@ -693,7 +695,7 @@ class Executions:
                 FlowOwner(flow_rows.WORKFLOW, workspace, stored.workspace, stored.id),
                 flow,
                 keys,
-                write_json(begin.input) if gathers(flow) else b"",
+                (begin.written or write_json(begin.input)) if gathers(flow) else b"",
                 tuple(pools),
                 begin.origin,
             )

@@ -178,8 +178,7 @@ class Functions:
         if schema is not None and (problem := self._validate(schema, begin.input)):
             raise StartRefused(f"the input of workflow {stored.id} is not as declared: {problem}")
         try:
-            given = plain(begin.input)  # whole numbers are integers
-            trigger = to_json(given)
+            trigger = begin.written or to_json(plain(begin.input))  # whole numbers are integers
         except CommandError as error:
             raise StartRefused(f"the input of workflow {stored.id}: {error}") from None
         begin = replace(begin, metadata={**begin.metadata, FUNCTION: "true"})

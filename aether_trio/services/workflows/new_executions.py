@@ -49,6 +49,7 @@ class Begin:
     continues: ExecutionRow | None = None  # the one with whose work it goes on
     signals: tuple[tuple[str, Json, str], ...] = ()  # (name, data, by): not taken by that one
     fork: ForkOf | None = None
+    written: bytes = b""  # the input as JSON if it is large: transactions do not write it then
 
 
 class StartRefused(ChangeRefused):

@@ -23,7 +23,7 @@ from aether_trio.model.tasks import Move
 from aether_trio.model.tasks.form import APPROVE, CHOICE, DECISION, REJECT, TEXT
 from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
-from aether_trio.model.workflows.definition import Graph
+from aether_trio.model.workflows.definition import Graph, Json
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.happenings import (
     CancelAsked,
@@ -59,8 +59,8 @@ from aether_trio.services.workflows.execution_view import execution_view, listed
 from aether_trio.services.workflows.executions import Executions, read_state
 from aether_trio.services.workflows.flow_stops import stop_queued
 from aether_trio.services.workflows.functions import FUNCTION, CommandError
-from aether_trio.services.workflows.json_thread import in_json_thread
-from aether_trio.services.workflows.json_values import write_entry, write_json, write_list, write_object
+from aether_trio.services.workflows.json_thread import SMALL_BYTES, in_json_thread
+from aether_trio.services.workflows.json_values import JsonError, write_entry, write_json, write_list, write_object
 from aether_trio.services.workflows.made_operations import MadeOperation
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, StartRefused
 from aether_trio.services.workflows.reach import within_reach
@@ -257,10 +257,10 @@ class WorkflowOperations:
         """
         workspace, name = request.own_workspace, request.id
         await self._access.need(request.session, workspace)
-        begin = Begin(await request.json({}), request.session.identity.text)
+        begin = await _begin(request)
         task_id = self._ids.dated(self._engine.clock.now_ms())
         key = operation_key("run", workspace, name, request.secondary_id) if request.secondary_id else b""
-        same = request_hash(begin.input)
+        same = await _hash(request, begin.input) if key else b""
         words = [""]
         made = MadeOperation(task_id)
         known = self._executions.definitions
@@ -402,9 +402,10 @@ class WorkflowOperations:
             raise OperationError(f"a signal has at most {MAX_SIGNAL_BYTES} bytes of data")
         data = await request.json(None)
         by = request.session.identity.text
-        key, same = b"", request_hash([request.secondary_id, data])
+        key = same = b""
         if request.status:
             key = operation_key("signal", row.execution_id, request.status)
+            same = await _hash(request, [request.secondary_id, data])
         told = partial(SignalReceived, name=request.secondary_id, data=data, by=by)
         await self._happen(row, lambda at_ms: told(at_ms=at_ms), key, same)
         return OperationAnswer(message=f"signal {request.secondary_id} is delivered")
@@ -515,6 +516,25 @@ class WorkflowOperations:
         )
         found = [write_entry({"number": number, "at": go_time(at_ms)}, entry) for number, at_ms, entry in entries]
         return OperationAnswer(write_list(found), total=row.entries)
+
+
+async def _begin(request: OperationAsked) -> Begin:
+    """Return what an execution is told that RUN starts. Raises OperationError."""
+    given, written = await request.json({}), b""
+    if len(request.data) > SMALL_BYTES:
+        try:
+            written = await in_json_thread(partial(write_json, given), len(request.data))
+        except JsonError as error:
+            raise OperationError(f"the input of workflow {shown(request.id)}: {error}") from None
+    return Begin(given, request.session.identity.text, written=written)
+
+
+async def _hash(request: OperationAsked, given: Json) -> bytes:
+    """Return a hash that repeated requests have in common. Raises OperationError."""
+    try:
+        return await in_json_thread(partial(request_hash, given), len(request.data))
+    except JsonError as error:
+        raise OperationError(f"data is not JSON: {error}") from None
 
 
 def _put(stored: StoredDefinition) -> Program[StoredDefinition | None]:

@@ -25,6 +25,7 @@ from aether_trio.services.workflows.documents import read_json
 from aether_trio.services.workflows.execution_rows import ExecutionRow
 from aether_trio.services.workflows.executions import TIMER, Executions, read_state
 from aether_trio.services.workflows.function_forks import plan_function_fork
+from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import read_json as read_data
 from aether_trio.services.workflows.json_values import write_json
 from aether_trio.services.workflows.new_executions import QUEUED, Begin, ForkOf, StartRefused
@@ -98,7 +99,7 @@ class PastOperations:
         newest = given.get("version") == NEWEST
         task_id = self._ids.dated(self._engine.clock.now_ms())
         key = operation_key("fork", row.execution_id, request.secondary_id) if request.secondary_id else b""
-        same = request_hash(given)
+        same = await in_json_thread(partial(request_hash, given), len(request.data)) if key else b""
         creator = request.session.identity.text
         of_function: KeptPart | None = None
         if row.kind != "graph" and row.status != QUEUED:

@@ -5,13 +5,24 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import trio
 
-from aether_trio.services.workflows import asked, diagram_operations, foretelling, replay, rules, schedule_operations
+from aether_trio.services.workflows import (
+    asked,
+    diagram_operations,
+    executions,
+    foretelling,
+    operations,
+    replay,
+    rules,
+    schedule_operations,
+)
 from aether_trio.services.workflows.json_thread import MOST_AT_ONCE, SMALL_BYTES, in_json_thread
+from aether_trio.services.workflows.json_values import write_json
 from tests.helpers.core import World
 from tests.services.workflows.helpers import Client, Op, client
 
@@ -111,6 +122,42 @@ async def test_large_requests_and_answers_are_no_work_of_the_event_loop(
         "shown_rule": {False},
         "answer_of": {False},
     }
+
+
+async def test_a_large_input_is_written_once_and_beside_the_event_loop(
+    boss: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    watched = Watched(monkeypatch)
+    watched.watch(operations, "request_hash")
+    loop = threading.get_ident()
+    large: list[tuple[str, bool]] = []
+
+    def noting(name: str, value: Any) -> bytes:
+        if len(data := write_json(value)) > SMALL_BYTES:
+            large.append((name, threading.get_ident() == loop))
+        return data
+
+    monkeypatch.setattr(operations, "write_json", partial(noting, "request"))
+    monkeypatch.setattr(executions, "write_json", partial(noting, "transaction"))
+    await boss.create({"steps": [{"id": "a", "wait": {"signal": "go"}}]})
+    given = {"text": TEXT, "numbers": [1.0, 2.5], "é": None}
+    started = [await boss.do(100, "flow", "key", data=given) for _ in range(2)]
+    assert started[0] == started[1]
+    found = await boss.execution(started[0]["execution_id"])
+    assert found["execution"]["TriggerData"] == given
+    assert "other" in (await boss.ask(100, "flow", "key", data={**given, "more": 1})).error
+    assert watched.threads == {"request_hash": {False}}
+    assert large == [("request", False)] * 3
+
+
+async def test_an_input_that_is_nested_too_deep_is_refused_whatever_its_size(boss: Client) -> None:
+    await boss.create({"steps": [{"id": "a", "output": 1}]})
+    for size in (0, SMALL_BYTES):
+        deep = b'{"a":' * 900 + b'"' + b"x" * size + b'"' + b"}" * 900
+        for key in ("", "key"):
+            answer = await boss.raw(100, "flow", deep, key)
+            assert not answer.success
+            assert "not JSON" in answer.error
 
 
 async def test_what_is_foretold_is_computed_beside_the_event_loop(
