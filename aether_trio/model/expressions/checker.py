@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from contextlib import contextmanager
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from aether_trio.model.expressions.errors import Fault
 from aether_trio.model.expressions.methods import METHODS
@@ -79,26 +79,9 @@ class _Checker:
         self.variables: list[tuple[str, Nature]] = []
         self.declared = variables
         self.collections: list[tuple[Nature, frozenset[str]]] = []
-        self.visitors: dict[type[SyntaxNode], Callable[..., Nature]] = {
-            Literal: lambda node: _LITERALS[type(node.value)],
-            Name: self.name,
-            Pointer: self.pointer,
-            Unary: self.unary,
-            Binary: self.binary,
-            MemberAccess: self.member,
-            Chain: lambda node: self.visit(node.node),
-            Slice: self.slice,
-            Call: self.call,
-            Builtin: self.builtin,
-            Conditional: self.conditional,
-            Let: self.let,
-            Statements: lambda node: [self.visit(one) for one in node.nodes][-1],
-            Array: self.array,
-            Mapping: self.mapping,
-        }
 
     def visit(self, node: SyntaxNode) -> Nature:
-        nature = self.visitors[type(node)](node)
+        nature = _VISITORS[type(node)](self, node)
         node.nature = nature
         return nature
 
@@ -335,6 +318,26 @@ class _Checker:
             self.visit(key)
             self.visit(value)
         return MAP
+
+
+_VISITORS: Final[dict[type[SyntaxNode], Callable[[_Checker, Any], Nature]]] = {
+    Literal: lambda _, node: _LITERALS[type(node.value)],
+    Name: _Checker.name,
+    Pointer: _Checker.pointer,
+    Unary: _Checker.unary,
+    Binary: _Checker.binary,
+    MemberAccess: _Checker.member,
+    Chain: lambda checker, node: checker.visit(node.node),
+    Slice: _Checker.slice,
+    Call: _Checker.call,
+    Builtin: _Checker.builtin,
+    Conditional: _Checker.conditional,
+    Let: _Checker.let,
+    Statements: lambda checker, node: [checker.visit(one) for one in node.nodes][-1],
+    Array: _Checker.array,
+    Mapping: _Checker.mapping,
+}
+"""A table of bound methods in each checker would be a circle, which the collector has to find."""
 
 
 def _operated(operator: str, left: Nature, right: Nature) -> Nature | None:

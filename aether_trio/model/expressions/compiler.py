@@ -79,30 +79,11 @@ class ExpressionCompiler:
         self.variables: list[tuple[str, int]] = []
         self.predicates: list[int] = []
         self.read: set[int] = set()  # the slots of predicates whose `#` is read
-        self.makers: dict[type[SyntaxNode], Callable[[Any], Code]] = {
-            Literal: self.literal,
-            Name: self.name,
-            Pointer: self.pointer,
-            Unary: self.unary,
-            Binary: self.binary,
-            MemberAccess: self.member,
-            Chain: self.chain,
-            Slice: self.slice,
-            Call: self.call,
-            Builtin: self.builtin,
-            Conditional: self.conditional,
-            Let: self.let,
-            Statements: self.sequence,
-            Array: self.array,
-            Mapping: self.mapping,
-            Within: self.within,
-            Total: self.total,
-        }
 
     def compile(self, node: SyntaxNode) -> Code:
         """Return the closure of a node."""
         self.cost += 1
-        return self.makers[type(node)](node)
+        return _MAKERS[type(node)](self, node)
 
     def allot(self, count: int) -> int:
         first = FIRST_SLOT + self.used
@@ -500,6 +481,28 @@ class ExpressionCompiler:
         reads = slot in self.read or node.name in _READERS or len(node.arguments) == (2 if node.name == "reduce" else 1)
         self.read.discard(slot)
         return LOOPS[node.name](Loop(values, body, slot, each, node.offset, third, node.throws, reads))
+
+
+_MAKERS: Final[dict[type[SyntaxNode], Callable[[ExpressionCompiler, Any], Code]]] = {
+    Literal: ExpressionCompiler.literal,
+    Name: ExpressionCompiler.name,
+    Pointer: ExpressionCompiler.pointer,
+    Unary: ExpressionCompiler.unary,
+    Binary: ExpressionCompiler.binary,
+    MemberAccess: ExpressionCompiler.member,
+    Chain: ExpressionCompiler.chain,
+    Slice: ExpressionCompiler.slice,
+    Call: ExpressionCompiler.call,
+    Builtin: ExpressionCompiler.builtin,
+    Conditional: ExpressionCompiler.conditional,
+    Let: ExpressionCompiler.let,
+    Statements: ExpressionCompiler.sequence,
+    Array: ExpressionCompiler.array,
+    Mapping: ExpressionCompiler.mapping,
+    Within: ExpressionCompiler.within,
+    Total: ExpressionCompiler.total,
+}
+"""A table of bound methods in each compiler would be a circle, which the collector has to find."""
 
 
 def _slot(slot: int) -> Code:

@@ -81,27 +81,28 @@ def _path(node: SyntaxNode, variables: dict[str, Path | None]) -> tuple[Path | N
 def paths(root: SyntaxNode) -> frozenset[Path]:
     """Return the paths that are read from the environment; `$env` is the empty one."""
     found: set[Path] = set()
-
-    def walk(node: SyntaxNode, variables: dict[str, Path | None]) -> None:
-        if isinstance(node, (Name, MemberAccess, Chain)):
-            path, rest = _path(node, variables)
-            if path is not None and not (isinstance(node, Name) and node.name in variables):
-                found.add(path)
-            for one in rest:
-                if one is not node:
-                    walk(one, variables)
-            if rest != [node]:
-                return
-        if isinstance(node, Let):
-            walk(node.value, variables)
-            path, rest = _path(node.value, variables)
-            walk(node.body, {**variables, node.name: path if not rest else None})
-            return
-        for one in _below(node):
-            walk(one, variables)
-
-    walk(root, {})
+    _walk(root, {}, found)
     return frozenset(found)
+
+
+def _walk(node: SyntaxNode, variables: dict[str, Path | None], found: set[Path]) -> None:
+    # A nested function that calls itself would be a circle, which the collector has to find.
+    if isinstance(node, (Name, MemberAccess, Chain)):
+        path, rest = _path(node, variables)
+        if path is not None and not (isinstance(node, Name) and node.name in variables):
+            found.add(path)
+        for one in rest:
+            if one is not node:
+                _walk(one, variables, found)
+        if rest != [node]:
+            return
+    if isinstance(node, Let):
+        _walk(node.value, variables, found)
+        path, rest = _path(node.value, variables)
+        _walk(node.body, {**variables, node.name: path if not rest else None}, found)
+        return
+    for one in _below(node):
+        _walk(one, variables, found)
 
 
 def equalities(root: SyntaxNode) -> tuple[Equality, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import math
 import pickle
 from collections.abc import Callable
@@ -649,3 +650,17 @@ def test_a_regex_engine_is_handed_in() -> None:
     expression = compile_expression('a matches "x" && b matches (c + "")', regex=regex)
     assert expression.evaluate({"a": "axb", "b": "y", "c": "y"}, now=lambda: NOW) is True
     assert asked[-1] == "y"
+
+
+def test_compilation_leaves_nothing_to_the_cycle_collector() -> None:
+    """Its passes stop the event loop, the longer the more they find."""
+    source = 'let a = input.list; any(a, # > 1 && # in [1, 2.5]) ? a[1:]?.x : {"k": -$env["n"]}'
+    compile_expression(source, regex=search_for)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(20):
+            compile_expression(source, regex=search_for)
+        assert gc.collect() < 20
+    finally:
+        gc.enable()
