@@ -280,6 +280,22 @@ class Http1Connection:
         text = f"the body has more than {self._most} bytes"
         return BadRequest(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, text)
 
+    def drop_received_body(self) -> None:
+        """Drop the request's body if it has come whole, so that the connection goes on.
+
+        Nothing is waited for: behind the response to another request the connection ends.
+        """
+        try:
+            while not self.body_is_read:
+                event = self._h11.next_event()
+                if event is h11.NEED_DATA:
+                    if not self._rest:
+                        return
+                    self._h11.receive_data(self._rest)
+                    self._rest = b""
+        except h11.RemoteProtocolError:
+            return
+
     async def wait_for_end(self, *, drop_input: bool = False) -> None:
         """Wait until the client ends; forever once it sent the next request ahead.
 

@@ -87,6 +87,7 @@ class HookServer:
         host = address.rpartition(":")[0]
         read = partial(self._read, http, host)
         found = await self._receiver.receive(workspace, name, request.headers, address, read)
+        http.drop_received_body()
         headers = [("Retry-After", str(found.after_s))] if found.after_s else None
         await http.respond_text(found.status, found.text, headers)
 

@@ -302,6 +302,21 @@ async def test_a_body_is_not_waited_for_in_vain() -> None:
             assert answer.startswith(f"HTTP/1.1 {status} "), (path, headers)
 
 
+async def test_a_refused_message_that_has_come_whole_ends_no_connection() -> None:
+    async with gateway_and_boss() as (gateway, boss):
+        secret = await made(boss)
+        async with await dial(gateway) as stream:
+            refused = head_of("/hooks/w/shop", len(BODY), {}) + BODY
+            await stream.send_all(refused * 6 + head_of("/hooks/w/shop", 9, {}) + b"{")
+            answers = b""
+            while piece := await stream.receive_some():
+                answers += piece
+        statuses = [line.split()[1] for line in answers.splitlines() if line.startswith(b"HTTP/1.1 ")]
+        assert statuses == [b"401"] * 5 + [b"429"] * 2
+        assert answers.count(b"Connection: close") == 1
+        assert await post(gateway, "/hooks/w/shop", BODY, signed(BODY, secret), sender="127.0.0.2") == 202
+
+
 async def test_a_flood_without_the_secret_is_refused_unread_and_shuts_out_no_other_sender() -> None:
     async with gateway_and_boss() as (gateway, boss):
         secret = await made(boss)
