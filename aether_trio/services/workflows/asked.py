@@ -12,6 +12,7 @@ from aether_trio.model.text import shown
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows.definitions import EVERYWHERE
+from aether_trio.services.workflows.events import is_deep
 from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import read_document, read_json, unwritable, write_list
 from aether_trio.services.workflows.listed_rows import PAGE_BYTES
@@ -22,6 +23,8 @@ T = TypeVar("T")
 MAX_LISTED: Final = 1_000
 """Most entries of a page of a list."""
 """Most bytes of such a page, unless its first entry has more."""
+MAX_LEVELS: Final = 200
+"""How deep the data of an operation may be nested: what is written deeper has no stack for more."""
 MORE: Final = "more after "
 """How the message of a list begins whose end is not reached; where it goes on follows."""
 
@@ -105,6 +108,8 @@ def page_answer(
 
 def _read(read: Callable[[bytes], Any], data: bytes) -> Any:
     found = read(data)
+    if data.count(b"[") + data.count(b"{") > MAX_LEVELS and is_deep(found, MAX_LEVELS):
+        raise OperationError(f"data is nested deeper than {MAX_LEVELS} levels")
     if problem := unwritable(found, data):
         raise OperationError(f"data is not JSON: {problem}")
     return found

@@ -194,10 +194,10 @@ def _children(level: Sequence[Any]) -> list[Any]:
     return found
 
 
-def is_deep(document: Any) -> bool:
-    """Return whether a JSON value is nested deeper than MAX_DEPTH levels."""
+def is_deep(document: Any, levels: int = MAX_DEPTH) -> bool:
+    """Return whether a JSON value is nested deeper than so many levels."""
     level = [document]
-    for _ in range(MAX_DEPTH):
+    for _ in range(levels):
         level = _children(level)
     return any(isinstance(one, dict | list) for one in level)
 

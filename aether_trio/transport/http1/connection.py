@@ -5,8 +5,9 @@
     await http.respond(HTTPStatus.OK, [("Content-Type", "text/plain")], b"hello")
 
 Invariants: what a client sends is bounded before it is kept, in bytes and time, the head also in
-lines; each write of ours is bounded in time. A request whose body was not read is the last of its
-connection. What cannot be served is BadRequest, whose status and text are the answer.
+lines and the body in parts; each write of ours is bounded in time. A request whose body was not
+read is the last of its connection. What cannot be served is BadRequest, whose status and text are
+the answer.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ MAX_HEAD_BYTES: Final = 16 * KIB
 """Request line and headers: browsers may send long cookies of other services on the host."""
 MAX_HEAD_LINES: Final = 128
 """Browsers send twenty; h11 takes some microseconds for each."""
+PARTS: Final = 4096
+PART_BYTES: Final = 64
+"""Bytes of a body for each further part: h11 takes as long for a chunk of a single byte."""
 _AT_ONCE: Final = 1024
 """Bytes of a head that h11 is given at once: a read may bring thousands of lines."""
 
@@ -108,7 +112,8 @@ class Http1Connection:
     """The server's side of one HTTP/1.1 connection, used by one task."""
 
     __slots__ = (
-        "_before", "_body_bytes", "_ended", "_h11", "_left", "_limits", "_lines", "_most", "_no_body", "_rest", "_server", "_stream", "_until",
+        "_before", "_body_bytes", "_ended", "_h11", "_left", "_limits", "_lines", "_most", "_no_body", "_parts", "_rest", "_server", "_stream",
+        "_until",
         "served",
     )  # fmt: skip
 
@@ -140,6 +145,8 @@ class Http1Connection:
         self._left = limits.max_body_bytes
         """Bytes that the body may still have."""
         self._most = limits.max_body_bytes
+        self._parts = 0
+        """The body's parts so far."""
         self._until: float | None = None
         """trio time at which the body must have come."""
         self._no_body = False
@@ -196,7 +203,7 @@ class Http1Connection:
         """Refuse a request whose head announces a too long body. Raises BadRequest."""
         if self._body_bytes is not None:
             self._left = self._body_bytes(request)
-        self._most = self._left
+        self._most, self._parts = self._left, 0
         length = request.headers.get("content-length", "0")
         if "transfer-encoding" not in request.headers and length.strip("0") == "":
             self._h11.next_event()  # its EndOfMessage
@@ -265,6 +272,10 @@ class Http1Connection:
         self._left -= len(event.data)
         if self._left < 0:
             raise self._body_too_long()
+        self._parts += 1
+        if self._parts > PARTS + (self._most - self._left) // PART_BYTES:
+            text = f"the body comes in parts that are too small: send {PART_BYTES} bytes or more in each"
+            raise BadRequest(HTTPStatus.BAD_REQUEST, text)
         return bytes(event.data)
 
     async def read_body(self) -> bytes:

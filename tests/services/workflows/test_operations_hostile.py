@@ -81,7 +81,8 @@ def refused() -> Iterator[tuple[str, bytes, str]]:
     deep = "[" * 100_000 + "]" * 100_000
     yield "a deep list", deep.encode(), "data is not JSON: 'maximum recursion depth"
     yield "deep maps", b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "data is not JSON"
-    yield "a deep document", documents(step("X")).replace(b'"X"', deep[:900].encode() + b"]" * 900), "64 levels"
+    yield "a deep document", documents(step("X")).replace(b'"X"', deep[:150].encode() + b"]" * 150), "64 levels"
+    yield "a deeper one", documents(step("X")).replace(b'"X"', deep[:900].encode() + b"]" * 900), "200 levels"
     for number in (b"1e400", b"NaN", b"-Infinity"):
         yield f"the number {number!r}", documents(step("X")).replace(b'"X"', number), "is not a number of JSON"
     yield "a number of 100,000 digits", documents(step("X")).replace(b'"X"', b"9" * 100_000), "4300 digits"

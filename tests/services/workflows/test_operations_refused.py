@@ -15,7 +15,7 @@ from tests.services.workflows.helpers import client
 Op = pb.WorkflowOperation
 ASKS: Final = {"steps": [{"id": "a", "ask": {"question": "?", "of": "ag::w::boss::1"}}]}
 HALF: Final = rb'{"KEY": "a\ud800"}'
-RUN, SIGNAL, HISTORY, ANSWER, REDRIVE, TIMELINE, FUNCTION, ADVANCE = 100, 101, 105, 106, 116, 118, 120, 121
+RUN, SIGNAL, HISTORY, ANSWER, FORK, REDRIVE, TIMELINE, FUNCTION, ADVANCE = 100, 101, 105, 106, 114, 116, 118, 120, 121
 
 
 @pytest.fixture
@@ -37,6 +37,23 @@ TEXTS: Final[Sequence[tuple[int, bytes, str]]] = (
 )
 PLACES: Final = ("9" * 30, "-1", "²", "x")
 POSITIONS: Final = ("9" * 30 + " 0  0", "0 " + "9" * 30 + "  0", "0 0 a " + "9" * 30, "0 0", "-1 0  0", "² 0  0")
+
+
+async def test_deep_data_of_any_operation_is_answered(core: Core) -> None:
+    async with client(core) as boss:
+        await boss.create(ASKS)
+        execution = await boss.run()
+        for depth in (190, 900):
+            deep = b"[" * depth + b"]" * depth
+            for op, about, second, data in (
+                (RUN, "flow", "key", b'{"a": %s}'),
+                (SIGNAL, execution, "go", b"%s"),
+                (ANSWER, execution, "a", b'{"data": %s}'),
+                (FORK, execution, "key", b'{"from": "a", "input": {"a": %s}}'),
+                (FUNCTION, "f", "", b'{"inputs": %s}'),
+            ):
+                answer = await boss.raw(op, about, data % deep, second)
+                assert ("deeper than 200 levels" in answer.error) is (depth == 900), (op, depth, answer.error)
 
 
 async def test_no_operation_takes_what_no_database_stores(core: Core) -> None:

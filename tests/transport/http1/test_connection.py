@@ -214,6 +214,19 @@ async def test_many_small_chunks_leave_other_tasks_their_turns(client: Client) -
     assert (await client.answer_of("POST"))[2] == b"x" * 3_000
 
 
+@pytest.mark.parametrize(("count", "size", "served"), [(4_096, 1, True), (4_200, 1, False), (8_000, 64, True)])
+async def test_a_body_comes_in_no_more_parts_than_its_length_needs(count: int, size: int, served: bool) -> None:
+    chunk = b"%x\r\n%s\r\n" % (size, b"x" * size)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    http = Http1Connection(Stream(iter([head + chunk * count + b"0\r\n\r\n"])), Http1Limits(max_body_bytes=10**6))
+    assert await http.next_request() is not None
+    if served:
+        assert len(await http.read_body()) == count * size
+        return
+    with pytest.raises(BadRequest, match="in parts that are too small: send 64 bytes"):
+        await http.read_body()
+
+
 @given(
     bodies=st.lists(st.lists(st.binary(min_size=1, max_size=50), max_size=4), min_size=1, max_size=3),
     chunked=st.booleans(),
