@@ -29,8 +29,9 @@ from aether_trio.model.expressions.budget import EvaluationBudget
 from aether_trio.model.expressions.compiler import RegexCompiler
 from aether_trio.model.expressions.errors import ExpressionError
 from aether_trio.model.expressions.expression import Expression, compile_expression
+from aether_trio.model.expressions.mismatches import Typed
 from aether_trio.model.expressions.values import Duration
 
 Budget = EvaluationBudget
 
-__all__ = ["Budget", "Duration", "Expression", "ExpressionError", "RegexCompiler", "compile_expression"]
+__all__ = ["Budget", "Duration", "Expression", "ExpressionError", "RegexCompiler", "Typed", "compile_expression"]

@@ -57,7 +57,7 @@ if TYPE_CHECKING:
 
 BUILTINS: Final = frozenset(PREDICATES) | frozenset(SIGNATURES)
 _LITERALS: Final = {type(None): NIL, bool: BOOL, int: INT, float: FLOAT, str: STRING}
-_TESTS: Final = frozenset(
+TESTS: Final = frozenset(
     {"all", "none", "any", "one", "filter", "count", "find", "findIndex", "findLast", "findLastIndex"}
 )
 
@@ -255,7 +255,7 @@ class _Checker:
                 body = self.visit(predicate.body)
             if body.nil:
                 raise Fault(f"the predicate of {name}() gives always nil", predicate.offset)
-            if name in _TESTS and not body.unknown and body != BOOL:
+            if name in TESTS and not body.unknown and body != BOOL:
                 raise Fault(f"the predicate of {name}() gives {body}, not a bool", predicate.offset)
         if len(node.arguments) > 2:
             self.visit(node.arguments[2])

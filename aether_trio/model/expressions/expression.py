@@ -13,6 +13,7 @@ from aether_trio.model.expressions.checker import BUILTINS, check
 from aether_trio.model.expressions.compiler import ExpressionCompiler, RegexCompiler
 from aether_trio.model.expressions.errors import ExpressionError, Fault
 from aether_trio.model.expressions.folding import fold
+from aether_trio.model.expressions.mismatches import Look, Mismatch, find_mismatches
 from aether_trio.model.expressions.parser import parse
 from aether_trio.model.expressions.values import plain
 
@@ -24,10 +25,15 @@ _TOO_DEEP: Final = "the expression is nested too deep for what is left of the st
 class Expression:
     """A compiled expression, without state: evaluations may run at any time."""
 
-    __slots__ = ("_code", "_cost", "_equalities", "_paths", "_slots", "_special", "source")
+    __slots__ = ("_code", "_cost", "_equalities", "_paths", "_slots", "_special", "kind", "mismatches", "source")
 
     def __init__(
-        self, source: str, compiler: ExpressionCompiler, code: Callable[[list[Any]], Any], reads: _Reads
+        self,
+        source: str,
+        compiler: ExpressionCompiler,
+        code: Callable[[list[Any]], Any],
+        reads: _Reads,
+        found: _Found,
     ) -> None:
         self.source = source
         self._code = code
@@ -35,6 +41,8 @@ class Expression:
         self._slots: list[object] = [None] * compiler.slots
         self._special = compiler.special
         self._paths, self._equalities = reads
+        mismatches, self.kind = found
+        self.mismatches = tuple(ExpressionError(one.message, source, one.offset) for one in mismatches)
 
     def evaluate(
         self, env: Mapping[str, object], *, now: Callable[[], datetime], budget: EvaluationBudget | None = None
@@ -80,15 +88,20 @@ class Expression:
         return f"Expression({self.source!r})"
 
 
+_Found = tuple[list[Mismatch], str | None]
 _Reads = tuple[frozenset[reading.Path], tuple[reading.Equality, ...]]
 
 
-def compile_expression(source: str, *, regex: RegexCompiler, variables: Collection[str] = frozenset()) -> Expression:
+def compile_expression(
+    source: str, *, regex: RegexCompiler, variables: Collection[str] = frozenset(), look: Look | None = None
+) -> Expression:
     """Return a compiled expression; raise ExpressionError for what is wrong.
 
     A source has at most 64 KiB and 10,000 parts, nested at most 60 deep. `regex` makes the search
     for a pattern of `matches`; it raises ValueError for a bad one. `variables` are names that the
-    environment is known to have: `last.id` reads one, though `last` is a builtin, too.
+    environment is known to have: `last.id` reads one, though `last` is a builtin, too. With `look`,
+    which says what is declared of them, `mismatches` has the operations that fail for their types,
+    and `kind` is that of the value.
     """
     try:
         if len(source) > MAX_SOURCE or (not source.isascii() and len(source.encode("utf-8", "replace")) > MAX_SOURCE):
@@ -97,9 +110,11 @@ def compile_expression(source: str, *, regex: RegexCompiler, variables: Collecti
         check(root, regex, variables)
         reads = reading.paths(root), reading.equalities(root)
         compiler = ExpressionCompiler(regex)
-        code = compiler.compile(fold(root))
+        folded = fold(root)
+        found: _Found = ([], None) if look is None else find_mismatches(folded, look)
+        code = compiler.compile(folded)
     except Fault as fault:
         raise ExpressionError(fault.message, source, fault.offset) from None
     except RecursionError:
         raise ExpressionError(_TOO_DEEP, source, 0) from None
-    return Expression(source, compiler, code, reads)
+    return Expression(source, compiler, code, reads, found)

@@ -13,8 +13,9 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
+from aether_trio.model.expressions.mismatches import WORDS
 from aether_trio.model.workflows.definition import (
     NO_RETRY,
     Action,
@@ -152,6 +153,20 @@ class Tools:
 
 
 @dataclass(frozen=True, slots=True)
+class _StepShapes:
+    """What is known of steps: a map by their ids."""
+
+    steps: Callable[[str], Shape | None]
+    kind: ClassVar[str] = "map"
+
+    def field(self, name: str) -> Shape | None:
+        return self.steps(name)
+
+    def element(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
 class ReadScope:
     """What can be read at a place: top-level names, and why others cannot be.
 
@@ -166,6 +181,10 @@ class ReadScope:
     def having(self, **names: Shape) -> ReadScope:
         """Return this scope with further names."""
         return dataclasses.replace(self, names={**self.names, **names})
+
+    def look(self, name: str) -> Shape | _StepShapes | None:
+        """Return what is known of a name that can be read."""
+        return _StepShapes(self.steps) if name == "steps" and self.steps is not None else self.names.get(name)
 
     def problem(self, path: Path) -> tuple[str, int]:
         """Return what is wrong with reading a path, and how much of it is right."""
@@ -253,13 +272,15 @@ def json_text(findings: Findings, text: str, path: Path, what: str) -> Json:
 class Compiler:
     """Compiles the parts of one document and notes what is wrong in `findings`.
 
-    Places begin with `inside` where errors of evaluations are told with it already.
+    Places begin with `inside` where errors of evaluations are told with it already. `typed`:
+    operations that fail for the types of what they read are errors.
     """
 
-    __slots__ = ("constants", "findings", "inside", "schema_maps", "sources", "tools")
+    __slots__ = ("constants", "findings", "inside", "schema_maps", "sources", "tools", "typed")
 
-    def __init__(self, findings: Findings, tools: Tools) -> None:
+    def __init__(self, findings: Findings, tools: Tools, *, typed: bool = False) -> None:
         self.findings = findings
+        self.typed = typed
         self.tools = tools
         self.inside = ""
         self.sources = 0  # expressions and templates so far
@@ -279,12 +300,14 @@ class Compiler:
             self.findings.error(path, f"{place} is an expression, not a template: write it without '{{{{' and '}}}}'")
             return NOTHING
         try:
-            compiled = self.tools.languages.expression(source, scope.names)
+            compiled = self.tools.languages.expression(source, scope.names, scope.look if self.typed else None)
         except (ValueError, RecursionError) as exc:
             self._in_text(path, place, exc)
             return NOTHING
         value = ExpressionValue(source, compiled, self._within(place), boolean)
         self._check_paths(value, path, scope, place, source)
+        for mismatch in compiled.mismatches:
+            self._in_text(path, place, mismatch)
         return value
 
     def template(self, source: str, path: Path, scope: ReadScope, place: str) -> TemplateValue | LiteralValue:
@@ -320,6 +343,8 @@ class Compiler:
                 self._check_constant(compiled, path, place)
             elif not isinstance(shape := scope.shape_of(value, compiled), AnyShape) and shape != BOOL:
                 self.findings.error(path, f"{place} is {shape_words(shape)}, not true or false")
+            elif isinstance(compiled, ExpressionValue) and compiled.compiled.kind not in (None, "bool"):
+                self.findings.error(path, f"{place} gives {WORDS[str(compiled.compiled.kind)]}, not true or false")
         return compiled
 
     def _check_constant(self, value: Value, path: Path, place: str) -> None:

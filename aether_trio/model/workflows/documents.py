@@ -62,7 +62,8 @@ def kind_of_document(tree: Json) -> str:
 def compile_document(kind: str, tree: Json, tools: Tools, *, strict: bool = True) -> tuple[Definition | None, Findings]:
     """Compile a document; the definition is None if it has errors.
 
-    An unknown key is an error if `strict`, else it is among `findings.ignored`.
+    An unknown key is an error if `strict`, else it is among `findings.ignored`. So are operations
+    of expressions that fail for the declared types: a document that is stored is read as before.
     """
     findings = Findings(strict=strict)
     if not check_tree(tree, findings):
@@ -73,7 +74,7 @@ def compile_document(kind: str, tree: Json, tools: Tools, *, strict: bool = True
     if not isinstance(tree, dict):
         findings.error((), f"the document has to be a map, and is {kind_of(tree)}")
         return None, findings
-    definition = _compile(kind, tree, Compiler(findings, tools))
+    definition = _compile(kind, tree, Compiler(findings, tools, typed=strict))
     return (None if findings.errors else definition), findings
 
 

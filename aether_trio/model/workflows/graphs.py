@@ -107,6 +107,7 @@ WAIT_KEYS: Final = ("duration", "until", "signal", "event", "key", "equals", "co
 ASK_KEYS: Final = ("question", "of", "choices", "text", "form", "default", "escalate")
 
 _TEXT: Final = ScalarShape("a text")
+_COUNTED: Final = ScalarShape("a number", exact=True)
 _EXECUTION: Final = MapShape({"id": _TEXT, "workflow": _TEXT, "workspace": _TEXT, "started_at": ANY})
 _SOURCE: Final = MapShape({"agent": ANY, "workspace": ANY, "event": ANY, "principal": ANY})
 _FAILURE: Final = MapShape({"step": _TEXT, "type": _TEXT, "message": _TEXT})
@@ -395,7 +396,10 @@ class GraphCompiler:
             if isinstance(each, dict) and each.get("mode") == "settled":
                 shape = MapShape({"status": _TEXT, "result": shape, "error": _TEXT, "error_type": _TEXT})
             shape = ListShape(shape)
-        draft.shape = MapShape({"result": shape, "status": _TEXT, "error": ANY, "error_type": ANY})
+        # An error may have another result, of any type.
+        handled = any(isinstance(one, dict) and "result" in one for one, _ in self._handlers(fields))
+        known = {"result": shape, "status": _TEXT, "error": ANY, "error_type": ANY}
+        draft.shape = MapShape(known, typed=not handled)
 
     def _scope(self, draft: _Draft | None, *, everything: bool = False, itself: bool = False) -> ReadScope:
         """Return what a step can read, or what the outputs can."""
@@ -426,9 +430,9 @@ class GraphCompiler:
         scope = self._scope(draft)
         items: dict[str, Shape] = {}
         if fields.has("for_each"):
-            items = {"item": ANY, "index": ScalarShape("a number")}
+            items = {"item": ANY, "index": _COUNTED}
         if fields.has("while"):
-            items |= {"round": ScalarShape("a number"), "last": ANY}
+            items |= {"round": _COUNTED, "last": ANY}
             if fields.has("for_each"):
                 fields.error("while", f"{draft.what} has both for_each and while: put one into a workflow")
         inner = scope.having(**items)

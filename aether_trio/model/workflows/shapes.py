@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import ClassVar, Final, TypeAlias
 
 from aether_trio.model.workflows.definition import Json, Path
 from aether_trio.model.workflows.reading import Findings, did_you_mean, kind_of, quoted
@@ -17,6 +17,7 @@ from aether_trio.model.workflows.reading import Findings, did_you_mean, kind_of,
 _TYPES: Final = ("string", "number", "integer", "boolean", "object", "array", "null")
 _SHORTHAND: Final = re.compile(r"(string|number|integer|boolean|object|array|any)((?:\[\])*)(\??)")
 _MAX_LISTS: Final = 8  # "[]" after each other
+_SCALARS: Final = {"a text": "string", "a number": "float", "a bool": "bool"}
 _KEYWORDS: Final = frozenset(
     re.findall(
         r"\S+",
@@ -56,12 +57,39 @@ MAP_KEYWORDS: Final = frozenset(("$defs", "definitions", "dependentSchemas", "pa
 class AnyShape:
     """Nothing is known."""
 
+    kind: ClassVar[None] = None
+
+    def field(self, name: str) -> Shape | None:
+        """Return nothing, as no field is known."""
+        return None
+
+    def element(self) -> Shape | None:
+        """Return nothing, as no element is known."""
+        return None
+
 
 @dataclass(frozen=True, slots=True)
 class ScalarShape:
-    """A text, number, bool or null: it has no fields. `what` says which."""
+    """A text, number, bool or null: it has no fields. `what` says which.
+
+    `exact`: a number may be an int of an expression. Those of JSON are floats.
+    """
 
     what: str
+    exact: bool = False
+
+    @property
+    def kind(self) -> str | None:
+        """Its kind in expressions."""
+        return "number" if self.exact else _SCALARS.get(self.what)
+
+    def field(self, name: str) -> Shape | None:
+        """Return nothing, as it has no fields."""
+        return None
+
+    def element(self) -> Shape | None:
+        """Return nothing, as it has no elements."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,14 +97,40 @@ class ListShape:
     """A list."""
 
     item: Shape
+    kind: ClassVar[str] = "array"
+
+    def field(self, name: str) -> Shape | None:
+        """Return nothing, as it has no fields."""
+        return None
+
+    def element(self) -> Shape | None:
+        """Return the shape of its elements."""
+        return self.item
 
 
 @dataclass(frozen=True, slots=True)
 class MapShape:
-    """A map; `closed`: it has no fields but these."""
+    """A map; `closed`: it has no fields but these.
+
+    `typed`: it is a map, and its fields are of their types; else only their names are known.
+    """
 
     fields: Mapping[str, Shape] = field(default_factory=dict)
     closed: bool = True
+    typed: bool = True
+
+    @property
+    def kind(self) -> str | None:
+        """Its kind in expressions."""
+        return "map" if self.typed else None
+
+    def field(self, name: str) -> Shape | None:
+        """Return the shape of a field whose type is known."""
+        return self.fields.get(name) if self.typed else None
+
+    def element(self) -> Shape | None:
+        """Return nothing, as it has no elements."""
+        return None
 
 
 Shape: TypeAlias = AnyShape | ScalarShape | ListShape | MapShape
@@ -161,7 +215,8 @@ class _Shapes:
         if kind == "object" and isinstance(properties, dict):
             further = schema.get("additionalProperties", False)
             open_ = further is not False or "patternProperties" in schema or "unevaluatedProperties" in schema
-            return MapShape({key: self.of(one) for key, one in properties.items()}, closed=not open_)
+            fields = {key: self.of(one) for key, one in properties.items()}
+            return MapShape(fields, closed=not open_, typed="type" in schema)
         return ANY
 
     def _combined(self, schema: dict[str, Json]) -> Shape:
@@ -182,7 +237,7 @@ class _Shapes:
                 return ANY
             for name, shape in part.fields.items():
                 fields[name] = ANY if name in fields and fields[name] != shape else shape
-        return MapShape(fields) if fields else ANY
+        return MapShape(fields, typed=False) if fields else ANY
 
 
 def _resolve(reference: str, root: Json) -> Json:

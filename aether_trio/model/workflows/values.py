@@ -16,6 +16,7 @@ from decimal import Decimal
 from typing import Final, Protocol
 
 from aether_trio.model.evaluation_meter import check_meter
+from aether_trio.model.expressions.mismatches import Typed
 from aether_trio.model.text import escaped
 from aether_trio.model.workflows.definition import Environment, EvaluationError, Json, Path, Value
 
@@ -30,6 +31,14 @@ class CompiledExpression(Protocol):
 
     def paths(self) -> frozenset[Path]:
         """Return what it reads."""
+
+    @property
+    def mismatches(self) -> Iterable[Exception]:
+        """What fails for the types that are declared, each with a line and a column."""
+
+    @property
+    def kind(self) -> str | None:
+        """What it gives, by the types that are declared; None if that is not known."""
 
     def evaluate(self, env: Environment, *, now: Callable[[], datetime]) -> object:
         """Compute it. Raises a ValueError with its line and column."""
@@ -62,8 +71,10 @@ class CompiledTemplate(Protocol):
 class Languages(Protocol):
     """Compiles the languages; both raise a ValueError with `line` and `column`."""
 
-    def expression(self, source: str, variables: Collection[str]) -> CompiledExpression:
-        """Compile an expression over variables of these names."""
+    def expression(
+        self, source: str, variables: Collection[str], look: Callable[[str], Typed | None] | None = None
+    ) -> CompiledExpression:
+        """Compile an expression over variables of these names; `look` gives their types."""
 
     def template(self, source: str) -> CompiledTemplate:
         """Compile a template."""

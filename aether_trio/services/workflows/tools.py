@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Final
 
-from aether_trio.model.expressions import compile_expression
+from aether_trio.model.expressions import Typed, compile_expression
 from aether_trio.model.templates import compile_template
 from aether_trio.model.workflows.compiling import Tools
 from aether_trio.model.workflows.values import CompiledExpression, CompiledTemplate
@@ -18,8 +18,10 @@ from aether_trio.services.workflows.yaml_reader import read_yaml
 class _DocumentLanguages:
     """Expressions whose patterns are RE2's, and templates."""
 
-    def expression(self, source: str, variables: Collection[str]) -> CompiledExpression:
-        return compile_expression(source, regex=compile_regex, variables=variables)
+    def expression(
+        self, source: str, variables: Collection[str], look: Callable[[str], Typed | None] | None = None
+    ) -> CompiledExpression:
+        return compile_expression(source, regex=compile_regex, variables=variables, look=look)
 
     def template(self, source: str) -> CompiledTemplate:
         return compile_template(source)

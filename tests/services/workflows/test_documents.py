@@ -463,6 +463,79 @@ destination_template: {type: emit_event, event_name: d}
     )
 
 
+TYPED = """id: typed
+inputs: {n: integer, name: "string?", rows: "number[]", of: {at: string}, any: any, yes: boolean, either: {anyOf: [{properties: {a: {type: number}}}, {properties: {b: {type: number}}}]}}
+steps:
+  - id: text
+    output: "a text"
+  - id: declared
+    action: {agent: x, tool_name: y}
+    result: {n: number}
+  - id: each
+    for_each: {$expr: trigger.rows}
+    output: {n: 1}
+  - id: handled
+    output: 1
+    on_error: {result: none}
+  - id: last
+    depends_on: [text, declared, each, handled]
+    %s
+"""
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("output: {$expr: \"trigger.n + 'a'\"}", ["32: step 'last', output: '+' does not take a number and a text"]),
+        ("when: trigger.n < trigger.name", ["21: step 'last', when: '<' does not take a number and a text"]),
+        ("when: trigger.n + 1", ["11: step 'last', when gives a number, not true or false"]),
+        ("when: trigger.yes and trigger.name", ["11: step 'last', when gives a text, not true or false"]),
+        ("when: not trigger.of", ["11: step 'last', when: 'not' does not take a map"]),
+        ("output: {$expr: upper(trigger.rows)}", ["35: step 'last', output: upper() does not take a list there"]),
+        (
+            "output: {$expr: first(trigger.rows) + trigger.of.at}",
+            ["41: step 'last', output: '+' does not take a number and a text"],
+        ),
+        (
+            "output: {$expr: steps.text.result - 1}",
+            ["39: step 'last', output: '-' does not take a text and a number"],
+        ),
+        (
+            "output: {$expr: steps.declared.result.n + steps.text.result}",
+            ["45: step 'last', output: '+' does not take a number and a text"],
+        ),
+        (
+            "output: {$expr: first(steps.each.result).n + steps.each.status}",
+            ["48: step 'last', output: '+' does not take a number and a text"],
+        ),
+        (
+            "output: [{$expr: trigger.n * trigger.name}, {$expr: -trigger.yes}]",
+            [
+                "32: step 'last', output[0]: '*' does not take a number and a text",
+                "57: step 'last', output[1]: '-' does not take a bool",
+            ],
+        ),
+        ("output: {$expr: trigger.n + (trigger.name ?? 1)}", []),
+        ("output: {$expr: trigger.any + 'a'}", []),
+        ("output: {$expr: steps.handled.result + 'a'}", []),
+        ("output: {$expr: trigger.name == trigger.n}", []),
+        ("output: {$expr: trigger.of.at contains 'a'}", []),
+        ("output: {$expr: trigger.either.a + 'a'}", []),
+        ("for_each: {items: {$expr: trigger.rows}}\n    output: {$expr: index % 2 + item}", []),
+        ("when: trigger.yes", []),
+    ],
+)
+def test_operations_that_fail_for_the_declared_types_are_errors(line: str, says: list[str]) -> None:
+    if "output" not in line:
+        line += "\n    output: 1"
+    assert errors(TYPED % line) == [f"a.yaml:17:{one}" for one in says]
+
+
+def test_what_is_stored_is_read_without_a_check_of_types() -> None:
+    steps = [{"id": "a", "output": {"$expr": "trigger.n + 'a'"}}]
+    read_json("workflow", {"id": "flow", "inputs": {"n": "number"}, "steps": steps})
+
+
 SELF = "workflow 'a' → workflow 'a'"
 
 
