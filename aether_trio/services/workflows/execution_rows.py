@@ -283,6 +283,27 @@ def history(execution_id: str, after: int, limit: int) -> Program[list[tuple[int
     return [(number, at_ms, bytes(entry)) for number, at_ms, entry in found]
 
 
+def is_going(row: ExecutionRow) -> Program[bool]:
+    """Return whether the history of an execution is being deleted; see `delete_part`."""
+    if not row.entries:
+        return False
+    rows: list[Row] = yield Fetch(
+        "SELECT 1 FROM workflow_history WHERE execution_id = $1 AND number = 1", (row.execution_id,)
+    )
+    return not rows
+
+
+def retry_problem(execution_id: str) -> Program[str]:
+    """Return why an ended execution may not be tried again; else "".
+
+    What is left of a history does not say which steps a function has completed.
+    """
+    row = yield from load(execution_id)
+    if row is None or not (yield from is_going(row)):
+        return ""
+    return f"execution {execution_id} is being deleted, as it was kept for its time: run its workflow instead"
+
+
 def set_timer(kind: str, key: str, due_ms: int) -> Program[None]:
     """Set or clear (0) the due moment of a thing."""
     if due_ms:
@@ -517,19 +538,19 @@ def take_arrivals(execution_id: str, limit: int) -> Program[list[bytes]]:
 
 
 def delete_part(execution_id: str, most: int) -> Program[int]:
-    """Delete rows of an execution that it does not need if it is tried again.
+    """Delete rows of an execution of which many are to be deleted.
 
-    Return how many; `most`: there may be more.
+    The oldest entries of its history go first. Return how many rows; `most`: there may be more.
     """
     deleted = 0
-    for table, key in (
-        ("workflow_history", "number"),
-        ("workflow_usage", "task_id, epoch, name"),
+    for table, key, order in (
+        ("workflow_history", "number", "ORDER BY number"),
+        ("workflow_usage", "task_id, epoch, name", ""),
     ):
         if deleted < most:
             deleted += yield Execute(
                 f"DELETE FROM {table} WHERE execution_id = $1 AND ({key}) IN "  # noqa: S608
-                f"(SELECT {key} FROM {table} WHERE execution_id = $1 LIMIT $2)",
+                f"(SELECT {key} FROM {table} WHERE execution_id = $1 {order} LIMIT $2)",
                 (execution_id, most - deleted),
             )
     return deleted

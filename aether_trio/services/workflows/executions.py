@@ -335,8 +335,8 @@ class Executions:
         """Delete a part of the rows of an ended execution that has many.
 
         Return in how many ms more of them may go, 0 if those that are left may go with its task:
-        many executions may be due at once. It may be tried again until its task is gone. One that
-        undoes steps is kept.
+        many executions may be due at once. None is tried again when that has begun. One that undoes
+        steps is kept.
         """
         if not task.workflow & (WorkflowPart.RUN | WorkflowPart.FUNCTION):
             return 0

@@ -125,6 +125,10 @@ class WorkflowHook:
         """Return whether the completion of a step decides on no rows of other tasks."""
         return self._executions.ends_apart(tx, task, execution_id)
 
+    def retry_problem(self, task: TaskRow) -> Program[str]:
+        """Return why an ended execution may not be tried again; else ""."""
+        return execution_rows.retry_problem(task.task_id)
+
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
         if after.workflow & WorkflowPart.EVENT:

@@ -382,6 +382,8 @@ class WorkflowOperations:
             task = yield from task_rows.load(task_id)
             if task is None:
                 return tx, f"execution {task_id} not found"
+            if move is Move.RETRY and (problem := (yield from execution_rows.retry_problem(task_id))):
+                return tx, problem
             if move is Move.CANCEL and task.is_final:
                 return tx, f"execution {task_id} has ended: it is {task.status.value}"
             decision = yield from tx.apply(task, move, tx.facts(by))
@@ -514,6 +516,8 @@ class WorkflowOperations:
         entries = await self._engine.database.read(
             lambda: execution_rows.history(row.execution_id, after, HISTORY_PAGE)
         )
+        if await self._engine.database.read_small(lambda: execution_rows.is_going(row)):
+            raise OperationError(f"execution {shown(request.id)} not found: its history is being deleted")
         found = [write_entry({"number": number, "at": go_time(at_ms)}, entry) for number, at_ms, entry in entries]
         return OperationAnswer(write_list(found), total=row.entries)
 

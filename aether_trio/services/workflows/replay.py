@@ -114,6 +114,8 @@ class Replay:
                 if found is not None:
                     return found
                 self.entries = number
+        if self.entries < self._row.entries:
+            raise ReplayError("its history is being deleted")
         return None
 
     def _page(self) -> Program[list[tuple[int, int, bytes]]]:

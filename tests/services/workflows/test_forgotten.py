@@ -6,6 +6,7 @@ import pytest
 import trio
 
 from aether_trio.services.workflows import execution_rows, executions
+from aether_trio.services.workflows.past_operations import REPLAY
 from aether_trio.storage.base import Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
@@ -106,3 +107,49 @@ async def test_a_long_history_is_forgotten_in_parts(world: World, monkeypatch: p
             assert world.databases["tasks"].query(f"SELECT * FROM {table}") == []
         assert sum(parts) == 150
         assert max(parts) == 20
+
+
+async def test_a_function_whose_history_goes_is_not_tried_again_with_the_rest_of_it(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(executions, "FORGOTTEN_ROWS", 4)
+    monkeypatch.setattr(executions, "FEW_ENTRIES", 1)
+    monkeypatch.setattr(executions, "AT_ONCE_MS", 60_000)
+    settings = {"workflow": {"engine": "embedded"}, "tasks": {"cancelled_retention_s": 60}}
+    async with (
+        deadlock_is_an_error(),
+        world.open(**settings) as core,
+        client(core) as boss,
+        client(core, "hand") as hand,
+    ):
+        await hand.do(120, "act", data={})
+        one = await boss.run({}, "act")
+        await hand.operate(one, pb.TaskOperation.CLAIM)
+        steps = [{"do": "close", "step": f"s{number}", "outcome": "completed", "result": number} for number in range(9)]
+        await hand.do(121, one, data={"assignment": 1, "after": 0, "do": steps})
+        await boss.operate(one, pb.TaskOperation.CANCEL)
+        assert [entry["number"] for entry in await boss.do(105, one)] == [*range(1, 12)]
+        await trio.sleep(90)  # a part of it is deleted
+        query = world.databases["tasks"].query
+        assert [number for (number,) in query("SELECT number FROM workflow_history ORDER BY number")] == [*range(5, 12)]
+        for after in ("", "6"):
+            assert "its history is being deleted" in (await boss.ask(105, one, after)).error
+        assert "is being deleted" in (await boss.ask(104, one)).error
+        assert "is being deleted" in (await boss.operate(one, pb.TaskOperation.RETRY)).error
+        await trio.sleep(1)
+        assert (await boss.execution(one))["execution"]["Status"] == "cancelled"
+        assert (await boss.task(one)).status == pb.TASK_STATUS_CANCELLED
+        assert len(query("SELECT number FROM workflow_history")) == 7
+        await trio.sleep(150)
+        assert query("SELECT * FROM workflow_history") == query("SELECT * FROM workflow_executions") == []
+
+
+async def test_a_history_that_has_gone_does_not_replay(world: World) -> None:
+    async with deadlock_is_an_error(), world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        await boss.create(INNER, "inner")
+        one = await boss.run({"n": 1}, "inner")
+        await boss.ended(one)
+        assert (await boss.do(REPLAY, one, data={"document": {"id": "inner", **INNER}}))["divergence"] is None
+        await core.tasks.engine.database.execute("DELETE FROM workflow_history WHERE execution_id = $1", one)
+        answer = await boss.ask(REPLAY, one, data={"document": {"id": "inner", **INNER}})
+        assert "its history is being deleted" in answer.error

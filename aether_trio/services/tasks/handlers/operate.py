@@ -318,6 +318,8 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
         return OperationResult(task, tx)
     refusal = _check_part(task, request.move)
     refusal = refusal or _check_claim(task, caller, request) or _check_resume(task, caller, request)
+    if not refusal and request.move is Move.RETRY and task.workflow:
+        refusal = yield from context.workflows.retry_problem(task)
     if refusal or (refusal := (yield from _check_wait(tx, task, caller, request))):
         return OperationResult(task, refusal=refusal)
     present = True

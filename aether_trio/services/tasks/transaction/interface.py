@@ -112,6 +112,9 @@ class TaskWorkflows(Protocol):
         But for those of the execution, if it has this id ("": it is not known).
         """
 
+    def retry_problem(self, task: TaskRow) -> Program[str]:
+        """Return why an ended execution may not be tried again; else ""."""
+
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         """Go on with an execution or a question whose row has become PENDING."""
 
@@ -160,6 +163,10 @@ class NoTaskWorkflows:
     def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
         yield from ()
         return False
+
+    def retry_problem(self, task: TaskRow) -> Program[str]:
+        yield from ()
+        return ""
 
     def reopened(self, tx: Transaction, before: TaskRow, after: TaskRow) -> Program[None]:
         yield from ()
