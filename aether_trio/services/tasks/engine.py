@@ -60,6 +60,7 @@ from aether_trio.services.tasks.transaction.interface import (
     LargeError,
     NewAssignment,
     NotReadyError,
+    SentStep,
     TaskGrants,
     TaskWorkflows,
 )
@@ -227,8 +228,8 @@ class Engine:
         self._collect_child_events_soon()
         self._hibernated: set[str] = set()
         self._live_rows = LiveRows()
-        self._executions: dict[str, str] = {}
-        """Of the latest MAX_STEPS steps that were sent to workers, the executions."""
+        self._sent_steps: dict[str, SentStep] = {}
+        """The latest MAX_STEPS steps that were sent to workers, by task."""
         self._in_doubt = False
         """Whether the commit of a transaction was in doubt since the node got its lease."""
         self._left: deque[Callable[[], None]] = deque()
@@ -499,16 +500,19 @@ class Engine:
             self.assignments.push(session, push.task, push.payload)
 
     def _note_step(self, task: TaskRow) -> None:
-        self._executions[task.task_id] = task.parent_task_id
-        if len(self._executions) > MAX_STEPS:
-            del self._executions[next(iter(self._executions))]
+        step = self._workflows.sent(task)
+        if step is None:
+            return
+        self._sent_steps[task.task_id] = step
+        if len(self._sent_steps) > MAX_STEPS:
+            del self._sent_steps[next(iter(self._sent_steps))]
 
-    def execution_of(self, task_id: str) -> str:
-        """Return, once, of which execution a task is a step that this node has sent out.
+    def sent_step(self, task_id: str) -> SentStep | None:
+        """Return, once, which step a task is that this node has sent out; None: it is not known.
 
-        "": it is not known. PostgreSQL runs ends of steps of different executions interleaved.
+        PostgreSQL runs ends of steps of different executions interleaved.
         """
-        return self._executions.pop(task_id, "")
+        return self._sent_steps.pop(task_id, None)
 
     def _end_session(self, session_id: str) -> None:
         session = self._registry.session(session_id)

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple
 from aether_trio.model.tasks import TaskRow, task
 from aether_trio.model.text import storable
 from aether_trio.model.workflows.happenings import ITEMS, NO_ITEM, StepPlace
+from aether_trio.services.tasks.transaction.interface import LeftEvent
 from aether_trio.services.workflows.listed_rows import PAGE_BYTES, values_of
 from aether_trio.storage.base import Deferred, Execute, Fetch, FetchOne, Program, Row, placeholders
 
@@ -84,14 +85,24 @@ _OF_AN_EXECUTION: Final = (
     "workflow_usage_totals", "workflow_made_operations", "workflow_executions",
 )  # fmt: skip
 _LOAD: Final = f"SELECT {FIELDS} FROM workflow_executions WHERE execution_id = $1"  # noqa: S608
-_LOAD_APART: Final = f"""SELECT {", ".join(f"e.{name}" for name in COLUMNS)},
-    {", ".join(f"t.{name}" for name in task.COLUMNS)},
+FEW_LEFT: Final = 50
+"""Events of steps for the log of an execution that are read with it; more are read apart."""
+_LOAD_STEP: Final = f"""SELECT {", ".join(f"t.{name}" for name in task.COLUMNS)},
     (SELECT COUNT(*) FROM task_watchers w WHERE w.task_id = t.task_id),
-    (SELECT s.task_id FROM workflow_steps s
-        WHERE s.execution_id = e.execution_id AND s.step = $3 AND s.item = $4 AND s.completed_ms = 0)
-    FROM workflow_executions e JOIN tasks t ON t.task_id = e.execution_id
-    WHERE e.execution_id = $1 AND e.status = 'running' AND e.kind = 'graph' AND e.parent_id = ''
-    AND t.workflow = $2 AND t.awaited = 0 AND t.tokens = 0 AND t.input_offset = 0 AND t.grants = 0"""  # noqa: S608
+    {", ".join(f"e.{name}" for name in COLUMNS)},
+    {", ".join(f"r.{name}" for name in task.COLUMNS)},
+    (SELECT COUNT(*) FROM task_watchers w WHERE w.task_id = r.task_id),
+    (SELECT COUNT(*) FROM workflow_steps s WHERE s.execution_id = e.execution_id AND s.step = $4 AND s.item = $5
+        AND s.completed_ms = 0 AND s.task_id = t.task_id),
+    l.ids, l.moments, l.events
+    FROM tasks t LEFT JOIN (workflow_executions e JOIN tasks r ON r.task_id = e.execution_id)
+    ON e.execution_id = $2 AND t.parent_task_id = $2
+    AND e.status = 'running' AND e.kind = 'graph' AND e.parent_id = ''
+    AND r.workflow = $3 AND r.awaited = 0 AND r.tokens = 0 AND r.input_offset = 0 AND r.grants = 0
+    LEFT JOIN LATERAL (SELECT array_agg(id) AS ids, array_agg(at_ms) AS moments, array_agg(event) AS events FROM
+        (SELECT id, at_ms, event FROM task_child_events WHERE task_id = e.execution_id ORDER BY id
+        LIMIT {FEW_LEFT}) AS few) AS l ON TRUE
+    WHERE t.task_id = $1"""  # noqa: S608
 _INSERT: Final = f"INSERT INTO workflow_executions ({FIELDS}) VALUES ({placeholders(len(COLUMNS))})"  # noqa: S608
 _CHANGING: Final = ("status", "state", "generation", "entries", "bytes", "due_ms", "completed_ms", "error")
 _CHANGES: Final = ", ".join(f"{name} = ${number}" for number, name in enumerate(_CHANGING, start=2))
@@ -137,21 +148,37 @@ class ApartExecution(NamedTuple):
     task: TaskRow
     watchers: int
     """How many nodes follow its task."""
-    step_task: str | None
-    """The task of the step that was asked about, if the step is open."""
+    is_open: bool
+    """Whether the step's task is the one that its row names."""
+    left: Sequence[LeftEvent] | None
+    """What its steps have left for its log; None if that is much."""
 
 
-def load_apart(execution_id: str, part: int, place: StepPlace) -> Program[ApartExecution | None]:
-    """Load a running execution that ends apart, if it is one, with a step's task.
+class LoadedStep(NamedTuple):
+    """The task of a step, with its execution if that ends apart."""
 
-    `part`: what its task has to be to workflows.
+    task: TaskRow
+    watchers: int
+    above: ApartExecution | None
+
+
+def load_step(task_id: str, execution_id: str, part: int, place: StepPlace) -> Program[LoadedStep | None]:
+    """Load the task of a step, on a shared database; None if there is none.
+
+    `part`: what the task of an execution that ends apart has to be to workflows.
     """
-    rows: list[Row] = yield FetchOne(_LOAD_APART, (execution_id, part, *place))
+    rows: list[Row] = yield FetchOne(_LOAD_STEP, (task_id, execution_id, part, *place))
     if not rows:
         return None
-    count = len(COLUMNS)
-    *columns, watchers, step_task = rows[0]
-    return ApartExecution(_row(tuple(columns[:count])), TaskRow.from_row(tuple(columns[count:])), watchers, step_task)
+    columns, own, count = rows[0], len(task.COLUMNS), len(COLUMNS)
+    step, watchers, columns = TaskRow.from_row(columns[:own]), columns[own], columns[own + 1 :]
+    if columns[0] is None:
+        return LoadedStep(step, watchers, None)
+    row, above, more = _row(columns[:count]), TaskRow.from_row(columns[count : count + own]), columns[count + own :]
+    follow, is_open, *left = more
+    events = [LeftEvent(*one) for one in zip(*(values or () for values in left), strict=True)]
+    few = sorted(events) if len(events) < FEW_LEFT else None
+    return LoadedStep(step, watchers, ApartExecution(row, above, follow, bool(is_open), few))
 
 
 def _row(values: Row) -> ExecutionRow:

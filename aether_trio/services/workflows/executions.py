@@ -82,7 +82,7 @@ from aether_trio.model.workflows.hops import Hops, decode, extend
 from aether_trio.model.workflows.interpreter import advance
 from aether_trio.model.workflows.state import ExecutionStatus, State
 from aether_trio.services.tasks.transaction import results, task_rows, unused_inputs
-from aether_trio.services.tasks.transaction.interface import LargeError, Transaction
+from aether_trio.services.tasks.transaction.interface import LargeError, SentStep, Transaction
 from aether_trio.services.workflows import budgets, definitions, execution_rows, families, flow_rows
 from aether_trio.services.workflows.actions import (
     ENGINE,
@@ -287,28 +287,38 @@ class Executions:
             yield from self._step_ended(tx, turn, task)
         yield from self._drive(tx, turn)
 
-    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+    def load_step(self, tx: Transaction, task_id: str, step: SentStep) -> Program[TaskRow | None]:
+        """Load a step's task, and its execution if that ends apart (`ends_apart`)."""
+        place = StepPlace(step.step, step.item)
+        found = yield from execution_rows.load_step(task_id, step.execution_id, WorkflowPart.RUN, place)
+        if found is None:
+            return None
+        if not found.watchers:
+            tx.unwatched.add(task_id)
+        if (above := found.above) is not None:
+            turn = _turn_of(tx)
+            turn.loaded[step.execution_id] = _Loaded(above.row, State.from_json(read_state(above.row.state)))
+            if above.is_open:
+                turn.open.add(task_id)
+            tx.note_loaded(above.task, above.left)
+            if not above.watchers:
+                tx.unwatched.add(step.execution_id)
+        return found.task
+
+    def ends_apart(self, tx: Transaction, task: TaskRow) -> Program[bool]:
         """Return whether the completion of a step decides on no rows of other tasks.
 
-        But for those of the execution, if it has this id ("": it is not known). The end of an item
-        is taken in later. Otherwise no other step may be open, as it would be cancelled if the
-        execution fails.
+        But for those of the execution that `load_step` has loaded. The end of an item is taken in
+        later. Otherwise no other step may be open, as it would be cancelled if the execution fails.
         """
+        yield from ()
         place, _, compensates, is_item = place_of(task)
         if is_item:
             return True
-        if compensates or not execution_id or task.parent_task_id != execution_id:
+        loaded = _turn_of(tx).loaded.get(task.parent_task_id)
+        if compensates or loaded is None:
             return False
-        found = yield from execution_rows.load_apart(execution_id, WorkflowPart.RUN, place)
-        if found is None:
-            return False
-        row, turn = found.row, _turn_of(tx)
-        loaded = turn.loaded[execution_id] = _Loaded(row, State.from_json(read_state(row.state)))
-        if found.step_task == task.task_id:
-            turn.open.add(task.task_id)
-        tx.note_loaded(found.task)
-        if not found.watchers:
-            tx.unwatched.add(execution_id)
+        row = loaded.row
         graph = self.definitions.compiled(row.defined_in, row.workflow_id, row.version)
         return graph is not None and _is_separate(graph) and loaded.state.open == {place.step}
 
@@ -1437,6 +1447,12 @@ def place_of(task: TaskRow) -> tuple[StepPlace, int, bool, bool]:
     item = metadata.get("item", "") or metadata.get("round", "")
     place = StepPlace(metadata.get("step_id", ""), int(item) if item else NO_ITEM)
     return place, int(metadata.get("attempt", "1")), "compensates" in metadata, "item" in metadata
+
+
+def sent_step(task: TaskRow) -> SentStep | None:
+    """Return which step a task is; None if its end is not that of a step at once."""
+    place, _, compensates, is_item = place_of(task)
+    return None if compensates or is_item else SentStep(task.parent_task_id, *place)
 
 
 def result_json(result: TaskResult) -> bytes:

@@ -12,9 +12,9 @@ from typing import Any, Final, TypeVar
 from aether_trio.model.containment import report
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.task import WorkflowPart
-from aether_trio.services.tasks.transaction.interface import LargeError, NotReadyError, Transaction
+from aether_trio.services.tasks.transaction.interface import LargeError, NotReadyError, SentStep, Transaction
 from aether_trio.services.workflows import execution_rows, schedule_rows, task_events
-from aether_trio.services.workflows.executions import TIMER, Executions
+from aether_trio.services.workflows.executions import TIMER, Executions, sent_step
 from aether_trio.services.workflows.functions import FUNCTION, Functions
 from aether_trio.services.workflows.reactions import EventReactions
 from aether_trio.services.workflows.rule_runs import RuleRuns
@@ -121,9 +121,17 @@ class WorkflowHook:
         if task.workflow & WorkflowPart.FIRED:
             yield from self._schedules.run_ended(tx, task.task_id)
 
-    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+    def sent(self, task: TaskRow) -> SentStep | None:
+        """Return which step a task is that is sent out; None: it ends without its execution."""
+        return sent_step(task)
+
+    def load_step(self, tx: Transaction, task_id: str, step: SentStep) -> Program[TaskRow | None]:
+        """Load a step's task with its execution; None if there is no such task."""
+        return self._executions.load_step(tx, task_id, step)
+
+    def ends_apart(self, tx: Transaction, task: TaskRow) -> Program[bool]:
         """Return whether the completion of a step decides on no rows of other tasks."""
-        return self._executions.ends_apart(tx, task, execution_id)
+        return self._executions.ends_apart(tx, task)
 
     def retry_problem(self, task: TaskRow) -> Program[str]:
         """Return why an ended execution may not be tried again; else ""."""

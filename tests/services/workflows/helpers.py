@@ -138,6 +138,20 @@ async def all_taken(core: Core, world: World) -> None:
 Handler = Callable[[pb.TaskAssignment], Any]
 
 
+async def logged(core: Core, task_id: str) -> list[tuple[str, str]]:
+    """Return the events of a task in their order: what, of which task."""
+    rows = await core.tasks.engine.database.fetch(
+        "SELECT event FROM task_events WHERE task_id = $1 ORDER BY number", task_id
+    )
+    found: list[tuple[str, str]] = []
+    for event in (pb.TaskEvent.FromString(row[0]) for row in rows):
+        if event.WhichOneof("event") == "child_lifecycle":
+            found.append((event.child_lifecycle.lifecycle, event.child_lifecycle.child_task_id))
+        else:
+            found.append((pb.TaskStatus.Name(event.status_changed.to_status), event.task_id))
+    return found
+
+
 class Failed(Exception):
     """A handler's task fails with this text."""
 

@@ -21,7 +21,7 @@ from aether_trio.services.workflows.schedules import Firing
 from aether_trio.storage.base import Execute, Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, deadlock_is_an_error
-from tests.services.workflows.helpers import Failed, Op, TaskOp, asked, client, worker
+from tests.services.workflows.helpers import Failed, Op, TaskOp, asked, client, logged, worker
 
 
 @pytest.fixture
@@ -57,6 +57,9 @@ async def test_a_chain_of_steps_passes_results_on(core: Core) -> None:
         assert task.status == pb.TASK_STATUS_COMPLETED
         assert task.task_type == "workflow_run"
         assert task.metadata["_result"] == '{"n":40}'
+        # The end of its last step comes before its own.
+        words = [word for word, _ in await logged(core, execution_id)]
+        assert words == ["spawned", "completed"] * 3 + ["TASK_STATUS_COMPLETED"]
 
 
 async def test_a_failed_step_fails_its_execution(core: Core) -> None:

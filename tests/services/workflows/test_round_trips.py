@@ -15,7 +15,7 @@ from aether_trio.storage.postgres.merged_writes import COMMON
 from tests.helpers.core import settings_for_tests
 from tests.helpers.engines import PostgresEngine
 from tests.services.agents.test_across import LONG_S, two_nodes
-from tests.services.workflows.helpers import Client, Op, TaskOp, client
+from tests.services.workflows.helpers import Client, Op, TaskOp, client, logged
 from tests.services.workflows.test_interleaved_ends import CHAIN
 
 
@@ -75,9 +75,29 @@ async def test_the_round_trips_of_an_execution(
                 taken += trips.taken()
             found.append(taken)
     # Start: BEGIN, the worker, all rows, COMMIT. CLAIM: BEGIN, the task, both rows, COMMIT.
-    # COMPLETE: BEGIN, the task, the execution with its task and step, the worker, events of
-    # children, all rows, COMMIT. Some of them may share a transaction with other work of the node.
-    assert [4, 4, 7] in found
+    # COMPLETE: BEGIN, the task with all of its execution, the worker, all rows, COMMIT. Some of them
+    # may share a transaction with other work of the node.
+    assert [4, 4, 5] in found
+
+
+@pytest.mark.parametrize("failing", [False, True])
+async def test_the_log_of_an_execution_ends_with_its_own_end(postgres_engine: PostgresEngine, failing: bool) -> None:
+    """The end of its last step comes before, in the same transaction."""
+    steps = [CHAIN[0], {**CHAIN[0], "id": "other"}] if failing else CHAIN[:1]
+    async with one_node(postgres_engine) as core, client(core) as boss, client(core, "hand") as hand:
+        await boss.create({"name": "flow", "steps": steps})
+        for number in range(3):
+            execution_id = await boss.run({"n": number})
+            tasks = [(await hand.link.next("task_assignment")).task_assignment.task_id for _ in steps]
+            assert (await hand.operate(tasks[0], TaskOp.CLAIM)).success
+            assert (await hand.operate(tasks[0], TaskOp.FAIL if failing else TaskOp.COMPLETE)).success
+            left = await core.tasks.engine.database.fetch(
+                "SELECT id FROM task_child_events WHERE task_id = $1", execution_id
+            )
+            assert not left
+            found = await logged(core, execution_id)
+            assert sorted(found[:-1]) == sorted((word, task) for word in ("spawned", "completed") for task in tasks)
+            assert found[-1] == (f"TASK_STATUS_{'FAILED' if failing else 'COMPLETED'}", execution_id)
 
 
 async def test_a_start_runs_the_version_that_is_the_newest_by_its_commit(postgres_engine: PostgresEngine) -> None:

@@ -49,7 +49,7 @@ from aether_trio.services.tasks.transaction import (
     unused_inputs,
 )
 from aether_trio.services.tasks.transaction.dead_messages import DEAD_MESSAGE
-from aether_trio.services.tasks.transaction.interface import Context
+from aether_trio.services.tasks.transaction.interface import Context, SentStep
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
 from aether_trio.services.tasks.transaction.worker_choice import may_not_serve
 from aether_trio.session.session import Session
@@ -124,8 +124,8 @@ class OperationRequest(NamedTuple):
     """What a COMPLETE says the task's result is."""
     first_claim: bool = False
     """Whether this is the first sign that the caller's client says when it begins a task."""
-    execution_id: str = ""
-    """The execution whose step the task is, if this node knows it."""
+    step: SentStep | None = None
+    """Which step of an execution a task is that is completed, if this node knows it."""
 
 
 class OperationResult(NamedTuple):
@@ -219,7 +219,7 @@ class TaskOperator:
             number=number,
             result=given,
             first_claim=operation.move is Move.CLAIM and self._sessions.is_first_claim(session),
-            execution_id=self._engine.execution_of(task_id) if operation.move is Move.COMPLETE else "",
+            step=self._engine.sent_step(task_id) if operation.move is Move.COMPLETE else None,
         )
         result = await self._run(caller, request)
         if result.needs:
@@ -261,7 +261,8 @@ class TaskOperator:
             return operate(context, caller, request, runs[0] if len(runs) > 1 else 0)
 
         key = request.task_id if request.move in SEPARATE_MOVES else ""
-        return await self._engine.run_program(program, lambda result: result.tx, key=key, also=request.execution_id)
+        also = request.step.execution_id if request.step is not None else ""
+        return await self._engine.run_program(program, lambda result: result.tx, key=key, also=also)
 
     async def _checkpoint_problem(self, task: TaskRow, caller: Caller, key: str) -> str:
         """Return why a task's worker cannot name this checkpoint; "" if it can."""
@@ -279,7 +280,10 @@ def operate(context: Context, caller: Caller, request: OperationRequest, since_m
     `since_ms`: an earlier run began at that moment, and it is not known whether it was committed.
     """
     tx = TaskTransaction(context)
-    task = yield from tx.load(request.task_id)
+    if request.step is None:
+        task = yield from tx.load(request.task_id)
+    else:
+        task = yield from context.workflows.load_step(tx, request.task_id, request.step)
     if task is None:
         return OperationResult()
     if not _is_separate(task, caller, request.move):
@@ -421,13 +425,13 @@ def _ends_apart(
 ) -> Program[bool]:
     """Return whether a worker's COMPLETE of a step leaves other tasks' rows alone.
 
-    But for that of its execution, whose id is the program's second key.
+    But for those of its execution, whose id is the program's second key.
     """
     if request.move is not Move.COMPLETE or task.workflow != WorkflowPart.STEP:
         return False
     if not _is_mine(task, caller) or _is_tied(task) or task.task_type == AGENT_STARTUP:
         return False
-    return (yield from context.workflows.ends_apart(tx, task, request.execution_id))
+    return (yield from context.workflows.ends_apart(tx, task))
 
 
 def _is_mine(task: TaskRow, caller: Caller) -> bool:

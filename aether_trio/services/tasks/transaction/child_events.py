@@ -22,7 +22,7 @@ from operator import itemgetter
 from typing import Final, NamedTuple
 
 from aether_trio.model.tasks.status import StoredStatus, is_final
-from aether_trio.services.tasks.transaction.interface import Transaction
+from aether_trio.services.tasks.transaction.interface import LeftEvent, Transaction
 from aether_trio.storage.base import Deferred, Execute, Fetch, Program, Row
 from aether_trio.wire.pb import aether_pb2 as pb
 
@@ -51,6 +51,7 @@ _TAKE: Final = """DELETE FROM task_child_events WHERE task_id = ANY($1::text[]) 
     RETURNING id, task_id, at_ms, event"""
 _TAKE_FOR: Final = """DELETE FROM task_child_events WHERE id IN (
     SELECT id FROM task_child_events WHERE task_id = $1 ORDER BY id LIMIT $2) RETURNING id, at_ms, event"""
+_DELETE_READ: Final = "DELETE FROM task_child_events WHERE id <= $1 AND task_id = $2"
 _COUNT: Final = """UPDATE tasks SET events = events + taken.number
     FROM unnest($1::text[], $2::bigint[]) AS taken (task_id, number) WHERE tasks.task_id = taken.task_id
     RETURNING tasks.task_id, events"""
@@ -181,7 +182,7 @@ def _take(tx: Transaction, parents: dict[str, str], names: Sequence[str], last: 
         counts = [len(events) for events in left.values()]
         numbers: dict[str, int] = dict((yield Fetch(_COUNT, (list(left), counts))))
         first = {task_id: numbers[task_id] - len(events) + 1 for task_id, events in left.items()}
-        yield from tx.record_events({name: (first[name], _above(left[name], parents[name])) for name in left})
+        yield from tx.record_events({name: (first[name], as_logged(left[name], parents[name])) for name in left})
 
 
 def take(tx: Transaction, task_id: str, parent_task_id: str) -> Program[list[tuple[int, bytes]]]:
@@ -192,7 +193,15 @@ def take(tx: Transaction, task_id: str, parent_task_id: str) -> Program[list[tup
     found: list[Row] = yield Fetch(_TAKE_FOR, (task_id, PAGE))
     if found:
         tx.charge(len(found))
-    return _above([(at_ms, event) for _, at_ms, event in sorted(found)], parent_task_id)
+    return as_logged([(at_ms, event) for _, at_ms, event in sorted(found)], parent_task_id)
+
+
+def take_read(task_id: str, parent_task_id: str, left: Sequence[LeftEvent]) -> Program[list[tuple[int, bytes]]]:
+    """Take events of a task's children as `take`: all, which this transaction has read."""
+    if left:
+        # Not the parent's id is first, as a transaction may insert rows with it meanwhile.
+        yield Deferred("task_child_events", _DELETE_READ, (left[-1].id, task_id))
+    return as_logged([(one.at_ms, one.event) for one in left], parent_task_id)
 
 
 def collect_for(tx: Transaction, task_id: str) -> Program[int]:
@@ -213,10 +222,11 @@ def _number(tx: Transaction, task_id: str, left: Sequence[tuple[int, bytes]]) ->
     if not found:  # the parent was deleted
         return
     last, above = found[0]
-    yield from tx.record_events({task_id: (last - len(left) + 1, _above(left, above))})
+    yield from tx.record_events({task_id: (last - len(left) + 1, as_logged(left, above))})
 
 
-def _above(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:
+def as_logged(left: Sequence[tuple[int, bytes]], parent_task_id: str) -> list[tuple[int, bytes]]:
+    """Return events (time, event) as they are in the log of a task with this parent."""
     if not parent_task_id:
         return list(left)
     events = []

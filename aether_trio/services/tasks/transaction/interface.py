@@ -87,6 +87,14 @@ class NoTaskGrants:
 NO_TASK_GRANTS: Final = NoTaskGrants()
 
 
+class SentStep(NamedTuple):
+    """The step of an execution of a workflow whose task this node has sent to a worker."""
+
+    execution_id: str
+    step: str
+    item: int
+
+
 class TaskWorkflows(Protocol):
     """What workflows do in the transactions of tasks (services/workflows/).
 
@@ -106,10 +114,16 @@ class TaskWorkflows(Protocol):
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         """Move on the execution whose step has ended, or which has ended itself."""
 
-    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+    def sent(self, task: TaskRow) -> SentStep | None:
+        """Return which step a task is that is sent out; None: it ends without its execution."""
+
+    def load_step(self, tx: Transaction, task_id: str, step: SentStep) -> Program[TaskRow | None]:
+        """Load a step's task with its execution; None if there is no such task."""
+
+    def ends_apart(self, tx: Transaction, task: TaskRow) -> Program[bool]:
         """Return whether the completion of a step decides on no rows of other tasks.
 
-        But for those of the execution, if it has this id ("": it is not known).
+        But for those of the execution that `load_step` has loaded.
         """
 
     def retry_problem(self, task: TaskRow) -> Program[str]:
@@ -160,7 +174,13 @@ class NoTaskWorkflows:
     def ended(self, tx: Transaction, task: TaskRow) -> Program[None]:
         yield from ()
 
-    def ends_apart(self, tx: Transaction, task: TaskRow, execution_id: str) -> Program[bool]:
+    def sent(self, task: TaskRow) -> SentStep | None:
+        return None
+
+    def load_step(self, tx: Transaction, task_id: str, step: SentStep) -> Program[TaskRow | None]:
+        return tx.load(task_id)
+
+    def ends_apart(self, tx: Transaction, task: TaskRow) -> Program[bool]:
         yield from ()
         return False
 
@@ -228,6 +248,14 @@ class RecordedEvent(NamedTuple):
 
     task_id: str
     number: int
+    at_ms: int
+    event: bytes
+
+
+class LeftEvent(NamedTuple):
+    """A row of `task_child_events`: an event for the log of the parent."""
+
+    id: int
     at_ms: int
     event: bytes
 
@@ -316,8 +344,11 @@ class Transaction(Protocol):
     def load(self, task_id: str) -> Program[TaskRow | None]:
         """Load a task that this transaction is about to change; None if there is none."""
 
-    def note_loaded(self, task: TaskRow) -> None:
-        """Keep a row that this transaction has read, and alone changes, for `load`."""
+    def note_loaded(self, task: TaskRow, events: Sequence[LeftEvent] | None = None) -> None:
+        """Keep a row that this transaction has read, and alone changes, for `load`.
+
+        `events`: all that children of the task have left for its log, if they were read, too.
+        """
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
         """Make the facts (time, caller, reason) of a status change that happens now."""

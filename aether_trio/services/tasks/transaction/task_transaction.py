@@ -38,7 +38,14 @@ from aether_trio.services.tasks.transaction import (
     unused_inputs,
     worker_choice,
 )
-from aether_trio.services.tasks.transaction.interface import Context, Effects, LargeError, RecordedEvent, Transaction
+from aether_trio.services.tasks.transaction.interface import (
+    Context,
+    Effects,
+    LargeError,
+    LeftEvent,
+    RecordedEvent,
+    Transaction,
+)
 from aether_trio.services.tasks.transaction.workers import WORKER_FIELDS, Worker, read_worker
 from aether_trio.storage.base import Deferred, Execute, ExecuteMany, Fetch, Program, Row, placeholders
 from aether_trio.wire.delivery import delivery_prefix, delivery_suffix, encode_delivery
@@ -96,6 +103,10 @@ class TaskTransaction:
     """The rows that were written, by task id."""
     loaded: dict[str, TaskRow] = field(default_factory=dict)
     """Rows for `load` (`note_loaded`)."""
+    left_events: dict[str, Sequence[LeftEvent]] = field(default_factory=dict)
+    """What children have left for the logs of these tasks, of those for which it was read."""
+    ends: dict[str, pb.TaskEvent] = field(default_factory=dict)
+    """By child, the events that tell parents of ends, until what these cause has happened."""
     generation: int = 0
     """That of `Context.live_rows` when the transaction began."""
     repeats: dict[tuple[str, bytes], int] = field(default_factory=dict)
@@ -122,6 +133,7 @@ class TaskTransaction:
 
     def row_changes(self, task_id: str) -> None:
         self.loaded.pop(task_id, None)
+        self.left_events.pop(task_id, None)
         if self.context.live_rows is not None:
             self.context.live_rows.forget_row(task_id)
 
@@ -152,8 +164,10 @@ class TaskTransaction:
             self.unwatched.add(task_id)
         return task
 
-    def note_loaded(self, task: TaskRow) -> None:
+    def note_loaded(self, task: TaskRow, events: Sequence[LeftEvent] | None = None) -> None:
         self.loaded[task.task_id] = task
+        if events is not None:
+            self.left_events[task.task_id] = events
 
     def facts(self, caller: str = "", **more: Any) -> Facts:
         for name in ("reason", "error_type"):
@@ -186,6 +200,8 @@ class TaskTransaction:
                 yield from self.context.grants.assigned(self, task, row)
             self._derive(task, row)
         left: tuple[str, int, bytes] | None = None
+        if task.parent_task_id:
+            yield from self._leave_ends(task.parent_task_id)
         if task.parent_task_id and self.context.shared:  # in one round trip with the row
             left = child_events.insert_args(self._child_event(task, "spawned"))
             self.effects.child_events.add(task.parent_task_id)
@@ -263,6 +279,8 @@ class TaskTransaction:
                 yield from self.context.workflows.happened(self, after, names, by)
         yield from worker_choice.update_workers(self, before, after, push=push, reserved=reserved)
         if after.is_final and not before.is_final:
+            if after.parent_task_id and after.status is not before.status:
+                self.ends[after.task_id] = self._child_event(after, "completed")
             yield from self._on_end(after)
         if after.status is not before.status:
             yield from self._on_status_change(before, after)
@@ -305,8 +323,13 @@ class TaskTransaction:
             if worker is not None:
                 self.effects.hibernated.append((after, worker.node))
         if after.parent_task_id and (after.is_final or after.status in PAUSED):
-            word = "transitioned" if after.status in PAUSED else "completed"
-            yield from child_events.add(self, self._child_event(after, word))
+            if after.is_final and not before.is_final:
+                told = self.ends.pop(after.task_id, None)  # None: what has followed is behind it
+            else:
+                told = self._child_event(after, "transitioned" if after.status in PAUSED else "completed")
+            if told is not None:
+                self.left_events.pop(after.parent_task_id, None)
+                yield from child_events.add(self, told)
         if after.workflow & REOPENED and after.status is StoredStatus.PENDING:
             yield from self.context.workflows.reopened(self, before, after)
 
@@ -452,12 +475,35 @@ class TaskTransaction:
 
     def _take_child_events(self, task: TaskRow) -> Program[None]:
         """Move the events of a task's children to its log; its row is written after this."""
-        while events := (yield from child_events.take(self, task.task_id, task.parent_task_id)):
-            self.row_changes(task.task_id)
-            yield from self.record_events({task.task_id: (task.events + 1, events)})
-            task.events += len(events)
-            if len(events) < child_events.PAGE:
-                break
+        left, read = child_events.PAGE, self.left_events.pop(task.task_id, None)
+        while left == child_events.PAGE:
+            if read is not None:
+                events = yield from child_events.take_read(task.task_id, task.parent_task_id, read)
+                left = 0
+            else:
+                events = yield from child_events.take(self, task.task_id, task.parent_task_id)
+                left = len(events)
+            if left < child_events.PAGE:
+                events += self._take_ends(task)
+            if events:
+                self.row_changes(task.task_id)
+                yield from self.record_events({task.task_id: (task.events + 1, events)})
+                task.events += len(events)
+
+    def _take_ends(self, task: TaskRow) -> list[tuple[int, bytes]]:
+        """Take the ends of a task's children that have ended it."""
+        found = [child_events.insert_args(event)[1:] for event in self._ends_below(task.task_id)]
+        return child_events.as_logged(found, task.parent_task_id)
+
+    def _leave_ends(self, parent_id: str) -> Program[None]:
+        """Write ends of a task's children before it gets another one."""
+        self.left_events.pop(parent_id, None)
+        for event in self._ends_below(parent_id):
+            yield from child_events.add(self, event)
+
+    def _ends_below(self, parent_id: str) -> list[pb.TaskEvent]:
+        found = [child for child, event in self.ends.items() if event.task_id == parent_id] if self.ends else ()
+        return [self.ends.pop(child) for child in found]
 
     def collect_child_events(self, task: TaskRow) -> Program[None]:
         """Move the events of a task's children to its log, before another event."""
