@@ -45,11 +45,14 @@ class FetchOne(Fetch):
 
     Equal ones of programs that run interleaved (`Database.run_keyed`) share a round trip. `late`:
     it runs when none of them waits for one that is not. `reads`: a name for the part of the named
-    tables that it reads, if that is not all of them (`Deferred.leaves`).
+    tables that it reads, if that is not all of them (`Deferred.leaves`). `own`: it reads rows on
+    which its program alone decides (`Database.run_keyed`), so it need not wait for writes of others
+    that run interleaved with it.
     """
 
     late: bool = False
     reads: str = ""
+    own: bool = False
 
 
 @dataclass(frozen=True, slots=True)

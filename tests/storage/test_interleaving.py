@@ -190,6 +190,33 @@ async def test_what_is_late_waits_until_all_others_have_gone_on() -> None:
     assert connection.trips == [READ, READ, WRITE, READ]
 
 
+@pytest.mark.parametrize("own", [True, False])
+async def test_a_read_of_its_own_row_waits_for_no_write_of_others(own: bool) -> None:
+    def write(number: int) -> Program[None]:
+        yield Deferred("items", WRITE, (number, b"x"), returns_row=True)
+
+    def read(number: int) -> Program[bytes]:
+        data: bytes
+        [(_, data)] = yield FetchOne(READ, (number,), own=own)
+        return data
+
+    def again(number: int) -> Program[bytes]:
+        yield from read(number)
+        yield from write(number)
+        return (yield from read(number))
+
+    async def driven(*programs: tuple[Callable[[int], Program[Any]], int]) -> tuple[list[str], list[Any]]:
+        connection = Connection()
+        jobs = [PostgresJob(lambda make=make, at=at: make(at), str(at)) for make, at in programs]  # type: ignore[misc]
+        await drive_all(connection, jobs)
+        return connection.trips, [job.value for job in jobs]
+
+    assert await driven((write, 1), (read, 2)) == ([READ, WRITE] if own else [WRITE, READ], [None, b""])
+    # Nor does it overlook its own writes, or those of programs that have ended before.
+    assert await driven((again, 1), (again, 2)) == ([READ, WRITE, READ], [b"x", b"x"])
+    assert await driven((write, 1), (read, 1), (read, 2)) == ([WRITE, READ], [None, b"x", b""])
+
+
 def test_a_program_with_two_keys_keeps_company_with_neither() -> None:
     def program() -> Program[None]:
         yield Execute("", ())

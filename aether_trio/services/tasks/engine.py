@@ -508,9 +508,9 @@ class Engine:
             del self._sent_steps[next(iter(self._sent_steps))]
 
     def sent_step(self, task_id: str) -> SentStep | None:
-        """Return, once, which step a task is that this node has sent out; None: it is not known.
+        """Return, once, which step a task is that this node has sent out.
 
-        PostgreSQL runs ends of steps of different executions interleaved.
+        None: it is not known. PostgreSQL runs ends of steps of different executions interleaved.
         """
         return self._sent_steps.pop(task_id, None)
 

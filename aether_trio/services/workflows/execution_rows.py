@@ -167,7 +167,7 @@ def load_step(task_id: str, execution_id: str, part: int, place: StepPlace) -> P
 
     `part`: what the task of an execution that ends apart has to be to workflows.
     """
-    rows: list[Row] = yield FetchOne(_LOAD_STEP, (task_id, execution_id, part, *place))
+    rows: list[Row] = yield FetchOne(_LOAD_STEP, (task_id, execution_id, part, *place), own=True)
     if not rows:
         return None
     columns, own, count = rows[0], len(task.COLUMNS), len(COLUMNS)

@@ -1450,7 +1450,7 @@ def place_of(task: TaskRow) -> tuple[StepPlace, int, bool, bool]:
 
 
 def sent_step(task: TaskRow) -> SentStep | None:
-    """Return which step a task is; None if its end is not that of a step at once."""
+    """Return which step a task is; None: its end is taken in later, or no step's."""
     place, _, compensates, is_item = place_of(task)
     return None if compensates or is_item else SentStep(task.parent_task_id, *place)
 

@@ -122,7 +122,7 @@ class WorkflowHook:
             yield from self._schedules.run_ended(tx, task.task_id)
 
     def sent(self, task: TaskRow) -> SentStep | None:
-        """Return which step a task is that is sent out; None: it ends without its execution."""
+        """Return which step a task is; None: its end is taken in later, or no step's."""
         return sent_step(task)
 
     def load_step(self, tx: Transaction, task_id: str, step: SentStep) -> Program[TaskRow | None]:

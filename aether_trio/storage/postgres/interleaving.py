@@ -68,7 +68,7 @@ async def drive_interleaved(connection: Any, jobs: Sequence[PostgresJob], deferr
             late = [one for one in parked if one[2].late]
             waiting = [one for one in parked if not one[2].late] or late
             parked = late if waiting is not late else []
-            rows = await _fetch(connection, waiting, deferred)
+            rows = await _fetch(connection, waiting, deferred, jobs)
             for (job, program, _), found in zip(waiting, rows, strict=True):
                 if (waits := await _advance(connection, job, program, found, deferred, alone)) is not None:
                     parked.append(waits)
@@ -109,7 +109,9 @@ async def _advance(
         return None
 
 
-async def _fetch(connection: Any, parked: Sequence[_Parked], deferred: DeferredWrites) -> list[list[Row]]:
+async def _fetch(
+    connection: Any, parked: Sequence[_Parked], deferred: DeferredWrites, jobs: Sequence[PostgresJob]
+) -> list[list[Row]]:
     """Run the FetchOne of parked programs; return the rows of each: one or none."""
     by_sql: dict[str, list[int]] = {}
     for at, (_, _, statement) in enumerate(parked):
@@ -117,7 +119,7 @@ async def _fetch(connection: Any, parked: Sequence[_Parked], deferred: DeferredW
     found: list[list[Row]] = [[] for _ in parked]
     for sql, places in by_sql.items():
         first = parked[places[0]][2]
-        if deferred.precede(first):
+        if deferred.precede_own(first, [parked[at][0] for at in places], jobs):
             await deferred.write(connection)
         args = [parked[at][2].args for at in places]
         rows = iter([tuple(record) for record in await connection.fetchmany(sql, args)])

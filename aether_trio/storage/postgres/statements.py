@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import weakref
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from operator import itemgetter
 from typing import Any, Final, TypeVar
 
@@ -106,6 +106,16 @@ class DeferredWrites:
         """Whether a deferred write waits whose table this statement names, and may see."""
         reads = statement.reads if isinstance(statement, FetchOne) else ""
         return any(table in statement.sql and not (reads and reads == leaves) for table, leaves in self._pending)
+
+    def precede_own(self, statement: FetchOne, readers: Sequence[object], others: Collection[object]) -> bool:
+        """As `precede`, of a read of `readers` that run interleaved with `others`."""
+        if not statement.own or not self.precede(statement):
+            return self.precede(statement)
+        return any(
+            write.table in statement.sql
+            for program, write in self._writes
+            if program in readers or program not in others
+        )
 
     async def write(self, connection: Any) -> None:
         """Run all deferred writes that wait."""

@@ -75,8 +75,8 @@ async def test_the_round_trips_of_an_execution(
                 taken += trips.taken()
             found.append(taken)
     # Start: BEGIN, the worker, all rows, COMMIT. CLAIM: BEGIN, the task, both rows, COMMIT.
-    # COMPLETE: BEGIN, the task with all of its execution, the worker, all rows, COMMIT. Some of them
-    # may share a transaction with other work of the node.
+    # COMPLETE: BEGIN, the task with all of its execution, the worker, all rows, COMMIT. Some of
+    # them may share a transaction with other work of the node.
     assert [4, 4, 5] in found
 
 

@@ -197,7 +197,7 @@ def take(tx: Transaction, task_id: str, parent_task_id: str) -> Program[list[tup
 
 
 def take_read(task_id: str, parent_task_id: str, left: Sequence[LeftEvent]) -> Program[list[tuple[int, bytes]]]:
-    """Take events of a task's children as `take`: all, which this transaction has read."""
+    """Take all events of a task's children, which this transaction has read."""
     if left:
         # Not the parent's id is first, as a transaction may insert rows with it meanwhile.
         yield Deferred("task_child_events", _DELETE_READ, (left[-1].id, task_id))

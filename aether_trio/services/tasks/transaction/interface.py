@@ -88,7 +88,7 @@ NO_TASK_GRANTS: Final = NoTaskGrants()
 
 
 class SentStep(NamedTuple):
-    """The step of an execution of a workflow whose task this node has sent to a worker."""
+    """The step of an execution whose task this node has sent to a worker."""
 
     execution_id: str
     step: str
@@ -115,7 +115,7 @@ class TaskWorkflows(Protocol):
         """Move on the execution whose step has ended, or which has ended itself."""
 
     def sent(self, task: TaskRow) -> SentStep | None:
-        """Return which step a task is that is sent out; None: it ends without its execution."""
+        """Return which step a task is; None: its end is taken in later, or no step's."""
 
     def load_step(self, tx: Transaction, task_id: str, step: SentStep) -> Program[TaskRow | None]:
         """Load a step's task with its execution; None if there is no such task."""

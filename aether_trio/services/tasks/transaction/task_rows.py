@@ -45,7 +45,7 @@ def load(task_id: str) -> Program[TaskRow | None]:
 
 def load_watched(task_id: str) -> Program[tuple[TaskRow | None, int]]:
     """Load the row of a task, and how many nodes follow its events."""
-    rows: list[Row] = yield FetchOne(_LOAD_WATCHED, (task_id,))
+    rows: list[Row] = yield FetchOne(_LOAD_WATCHED, (task_id,), own=True)
     return (TaskRow.from_row(rows[0][:-1]), rows[0][-1]) if rows else (None, 0)
 
 
