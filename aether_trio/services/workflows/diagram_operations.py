@@ -10,7 +10,7 @@ from typing import Any, Final
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import Graph
-from aether_trio.model.workflows.diagrams import graph_diagram
+from aether_trio.model.workflows.diagrams import DiagramTooLarge, graph_diagram
 from aether_trio.model.workflows.happenings import StepPlace
 from aether_trio.model.workflows.state import GraphState
 from aether_trio.services.tasks.engine import Engine
@@ -79,7 +79,10 @@ async def _drawn(stored: StoredDefinition, state: GraphState, about: dict[str, A
     if stored.is_function:
         raise OperationError(f"workflow {stored.id} is a function: it has no graph of steps")
     graph = await compile_in_thread(partial(compile_stored, stored), len(stored.document))
-    return await in_json_thread(partial(_written, graph, state, about), len(stored.document))
+    try:
+        return await in_json_thread(partial(_written, graph, state, about), len(stored.document))
+    except DiagramTooLarge as error:
+        raise OperationError(f"{error}: get the workflow") from None
 
 
 def _written(graph: Graph, state: GraphState, about: dict[str, Any]) -> bytes:

@@ -16,7 +16,7 @@ from aether_trio.model.identity import MAX_TOKEN_BYTES, IdentityError, check_tok
 from aether_trio.model.ids import IdFactory
 from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.model.workflows.definition import MachineDefinition
-from aether_trio.model.workflows.diagrams import Diagram, machine_diagram
+from aether_trio.model.workflows.diagrams import Diagram, DiagramTooLarge, machine_diagram
 from aether_trio.model.workflows.go_names import go_time
 from aether_trio.model.workflows.keys import key_text
 from aether_trio.model.workflows.reading import fold
@@ -281,7 +281,10 @@ def put_machine(
 
 
 async def _written(draw: Callable[[], Diagram], about: dict[str, Any], stored: StoredMachine) -> bytes:
-    return await in_json_thread(lambda: write_json({**draw(), **about}), len(stored.document))
+    try:
+        return await in_json_thread(lambda: write_json({**draw(), **about}), len(stored.document))
+    except DiagramTooLarge as error:
+        raise OperationError(f"{error}: get the machine") from None
 
 
 async def _fields(asked: OperationAsked) -> dict[str, Any]:

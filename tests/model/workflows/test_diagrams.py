@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
+from functools import partial
 from typing import Any
 
+import pytest
+
+from aether_trio.model.workflows import diagrams
 from aether_trio.model.workflows.definition import Graph, MachineDefinition
-from aether_trio.model.workflows.diagrams import graph_diagram, machine_diagram
+from aether_trio.model.workflows.diagrams import DiagramTooLarge, graph_diagram, machine_diagram
 from aether_trio.model.workflows.mermaid import escaped_label, mermaid_of
 from aether_trio.services.workflows.documents import read_json
 
@@ -93,3 +98,34 @@ def test_a_machine_shows_the_state_of_an_instance() -> None:
     ]
     assert drawn["edges"] == [{"from": "a", "to": "b", "kind": "event", "label": "go"}]
     assert mermaid_of(drawn).splitlines()[-2:] == ["  classDef running fill:#cfe8ff", "  class s0 running"]
+
+
+def size_of(drawn: dict[str, Any]) -> int:
+    return len(json.dumps(drawn, separators=(",", ":")))
+
+
+def test_what_no_client_takes_is_not_drawn_to_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [f"step{number}" for number in range(40)]
+    graph = graph_of(*({"id": name, "output": 1, "depends_on": names[:i]} for i, name in enumerate(names)))
+    machine = {"a": {"on": {f"e{number}": "b" for number in range(500)}}, "b": {"terminal": True}}
+    found, _ = read_json("machine", {"id": "m", "initial_state": "a", "states": machine})
+    assert isinstance(found, MachineDefinition)
+    make_edge = diagrams._edge
+    for draw, most in ((partial(graph_diagram, graph, {}, {}), 780), (partial(machine_diagram, found), 500)):
+        drawn = draw()
+        assert len(drawn["edges"]) == most
+        made: list[str] = []
+
+        def edge(*values: str, made: list[str] = made) -> dict[str, Any]:
+            made.append(values[0])
+            return make_edge(*values)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(diagrams, "_edge", edge)
+            patch.setattr(diagrams, "CLIENT_MESSAGE_BYTES", size_of(drawn))
+            assert draw() == drawn
+            patch.setattr(diagrams, "CLIENT_MESSAGE_BYTES", size_of(drawn) // 4)
+            made.clear()
+            with pytest.raises(DiagramTooLarge, match="more than a client takes"):
+                draw()
+            assert 0 < len(made) < most // 2

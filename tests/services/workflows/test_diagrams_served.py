@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from aether_trio.model.access import AccessLevel
+from aether_trio.model.workflows import diagrams
 from aether_trio.services.workflows.diagram_operations import DIAGRAM
 from tests.helpers.core import World, deadlock_is_an_error
 from tests.services.workflows.helpers import Op, client, let_agents
@@ -44,3 +47,13 @@ async def test_all_kinds_are_drawn_for_those_who_may_read(world: World) -> None:
             assert "not found" in (await boss.ask(DIAGRAM, name, kind)).error
         for name, kind in (("m", "machine"), ("i1", "instance")):
             assert not (await boss.ask(DIAGRAM, name, kind)).success
+
+
+async def test_a_diagram_that_no_client_takes_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(diagrams, "CLIENT_MESSAGE_BYTES", 10)
+    async with world.open(workflow={"engine": "embedded"}) as core, client(core) as boss:
+        await boss.create(FLOW)
+        await boss.do(Op.CREATE_STATE_MACHINE, data={"id": "m", "workspace": "w", "definition": MACHINE})
+        for name, kind, rest in (("flow", "workflow", "get the workflow"), ("m", "machine", "get the machine")):
+            expected = f"the diagram has more than 10 bytes, which is more than a client takes: {rest}"
+            assert (await boss.ask(DIAGRAM, name, kind)).error == expected
