@@ -164,10 +164,11 @@ BLUE: Final[Sequence[dict[str, Any]]] = (
     {"rule_name": "r", "source_event": "go", "destination_template": IN_BLUE},
     {**TIMED, "workspace": "blue"},
     {"id": "m", "initial_state": "a", "states": {"a": {"on": {"x": "a"}}}},
+    {"kind": "webhook", "name": "hook", "event": "e"},
 )
 LISTS: Final = (
     Op.LIST_WORKFLOWS, Op.LIST_EXECUTIONS, Op.LIST_RULES, Op.LIST_SCHEDULES, Op.LIST_STATE_MACHINES,
-    Op.LIST_SM_INSTANCES, 108,
+    Op.LIST_SM_INSTANCES, Op.LIST_JOINS, 108,
 )  # fmt: skip
 
 
@@ -184,6 +185,16 @@ async def test_a_key_sees_and_moves_nothing_of_another_workspace() -> None:
         await victim.workflow._do(120, "f", data=b"{}")
         run = await victim.workflow.run("f", {"x": "secret"})
         before = await victim.workflow.execution(execution), await victim.workflow.execution(run)
+        webhooks = (await victim.workflow.list_webhooks()).data
+        for kind, name in (("execution", execution), ("machine", "m"), ("instance", "m/i"), ("workflow", "flow")):
+            for workspace in ("blue", "red"):
+                with pytest.raises(AetherError):
+                    await eve.workflow.diagram(name, kind=kind, workspace=workspace)
+        for key in ("", "key"):
+            with pytest.raises(AetherError, match="not found"):
+                await eve.workflow.rotate_webhook("hook", workspace="red", idempotency_key=key)
+            with pytest.raises(AetherError, match="does not reach"):
+                await eve.workflow.rotate_webhook("hook", workspace="blue", idempotency_key=key)
         for name, numbers in ABOUT.items():
             for number in numbers:
                 for about in (execution, run) if name == "execution" else (name,):
@@ -210,3 +221,4 @@ async def test_a_key_sees_and_moves_nothing_of_another_workspace() -> None:
                 await eve.workflow._do(number, workspace="blue")
             assert (await eve.workflow._do(number)).data == b"[]", number
         assert before == (await victim.workflow.execution(execution), await victim.workflow.execution(run))
+        assert webhooks == (await victim.workflow.list_webhooks()).data

@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from http import HTTPStatus
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import structlog
 import trio
@@ -47,6 +47,7 @@ from aether_trio.services.workflows.asked import (
     page_answer,
 )
 from aether_trio.services.workflows.events import WEBHOOKS, payload_problem
+from aether_trio.services.workflows.json_thread import in_json_thread
 from aether_trio.services.workflows.json_values import write_json, write_object
 from aether_trio.services.workflows.old_ids import OldIds
 from aether_trio.services.workflows.webhook_rows import StoredWebhook
@@ -203,28 +204,20 @@ class Webhooks:
         """Make a signed message an event; None if the webhook was changed meanwhile."""
         if wait_s := self._rate_of(found.place).take(trio.current_time()):
             return WebhookAnswer(HTTPStatus.TOO_MANY_REQUESTS, f"send again in {wait_s:.1f} seconds", math.ceil(wait_s))
-        try:
-            given = json.loads(body)
-        except (ValueError, RecursionError):
-            return WebhookAnswer(HTTPStatus.BAD_REQUEST, "the body is no JSON")
         digest = hashlib.sha256(json.dumps([found.workspace, found.id, message_id]).encode()).hexdigest()
         wanted = json.loads(found.document).get("headers") or ()
         passed = {name.lower(): headers[name.lower()] for name in wanted if name.lower() in headers}
+        event = {
+            "source_agent": WEBHOOK,
+            "workspace": found.workspace,
+            "event_names": [found.event],
+            "event_id": f"{WEBHOOK}:{digest}",
+            "data": {"id": message_id, "timestamp": int(timestamp), "headers": passed},
+        }
         try:
-            payload = write_json(
-                {
-                    "source_agent": WEBHOOK,
-                    "workspace": found.workspace,
-                    "event_names": [found.event],
-                    "event_id": f"{WEBHOOK}:{digest}",
-                    "data": {"id": message_id, "timestamp": int(timestamp), "headers": passed, "body": given},
-                }
-            )
+            payload, body_hash = await in_json_thread(partial(_with_body, event, body), len(body))
         except ValueError as error:
-            return WebhookAnswer(HTTPStatus.BAD_REQUEST, f"the body cannot be an event: {error}")
-        if problem := payload_problem(payload):
-            return WebhookAnswer(HTTPStatus.BAD_REQUEST, f"the body cannot be an event: {problem}")
-        body_hash = hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
+            return WebhookAnswer(HTTPStatus.BAD_REQUEST, str(error))
 
         def program(tx: TaskTransaction) -> Program[WebhookAnswer | None]:
             return (yield from self._accept(tx, found, digest, body_hash, payload))
@@ -339,6 +332,21 @@ class WebhookOperations:
             raise OperationError(secret)
         answer = {"workspace": workspace, "id": name, "secret": secret_text(secret)}
         return OperationAnswer(answer, "the new secret and the one before are valid; rotate again to end that one")
+
+
+def _with_body(event: dict[str, Any], body: bytes) -> tuple[bytes, str]:
+    """Return an event with a body's JSON, and the hash of that. Raises ValueError."""
+    try:
+        given = json.loads(body)
+    except (ValueError, RecursionError):
+        raise ValueError("the body is no JSON") from None
+    try:
+        payload = write_json({**event, "data": {**event["data"], "body": given}})
+    except ValueError as error:
+        raise ValueError(f"the body cannot be an event: {error}") from None
+    if problem := payload_problem(payload):
+        raise ValueError(f"the body cannot be an event: {problem}")
+    return payload, hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()
 
 
 def put_webhook(

@@ -389,6 +389,23 @@ async def test_an_id_of_another_message_is_refused(postgres_engine: PostgresEngi
             assert [one["input"]["body"]["order"] for one in await seen(gateway.core, 2)] == ["o1", "o2"]
 
 
+async def test_large_bodies_are_events_or_refused_beside_the_loop() -> None:
+    async with gateway_and_boss() as (gateway, boss):
+        secret = await made(boss)
+        for name, body, status in (
+            ("large", b"[" + b"1," * 20_000 + b"1]", 202),
+            ("large", b"[" + b"1," * 20_000 + b"2]", 409),
+            ("infinite", b"[" + b"1," * 20_000 + b"1e400]", 400),
+            ("deep", b"[" * 20_000 + b"]" * 20_000, 400),
+            ("nested", b"[" * 900 + b"1," * 20_000 + b"1" + b"]" * 900, 400),
+            ("half", b"[" + b"1," * 20_000 + b'"\\ud800"]', 400),
+            ("no text", b"[" + b"1," * 20_000 + b'"\\u12"]', 400),
+        ):
+            assert await post(gateway, "/hooks/w/shop", body, signed(body, secret, message_id=name)) == status, name
+        [event] = await seen(gateway.core, 1)
+        assert event["input"]["body"] == [1] * 20_001
+
+
 async def test_a_message_from_before_hashes_is_known_by_its_id() -> None:
     async with gateway_and_boss() as (gateway, boss):
         secret = await made(boss)
