@@ -64,11 +64,11 @@ _BY_CLASS: Final = {
     "XX": PostgresFault.SERVER,  # an internal error or damaged data
 }
 
-NUMBERED: Final = frozenset({"task_events_pkey"})
+NUMBERED: Final = frozenset({"task_events_pkey", "workflow_history_pkey"})
 """Keys with a number that a program counts in a row which it writes up to its commit.
 
-A collecting transaction that has numbered meanwhile locks that row, and is no SERIALIZABLE one: the
-server says so by the key, before the row is written.
+When another transaction has taken the number meanwhile, the server says so by the key, before the
+row is written: it may be one that is not SERIALIZABLE, or of another connection.
 """
 
 _ADVICE: Final = {

@@ -199,8 +199,11 @@ async def test_two_programs_that_read_of_each_other_run_one_after_the_other(post
             assert await one.execute("DELETE FROM items") == 1
 
 
-async def test_a_number_that_another_transaction_has_taken_is_counted_again(postgres_engine: PostgresEngine) -> None:
-    """An event's number is read from a row that is written behind the event."""
+@pytest.mark.parametrize("table", ["task_events", "workflow_history"])
+async def test_a_number_that_another_transaction_has_taken_is_counted_again(
+    postgres_engine: PostgresEngine, table: str
+) -> None:
+    """Numbers of these are read from a row that is written behind them."""
 
     held = trio.Event()
     token = trio.lowlevel.current_trio_token()
@@ -211,23 +214,23 @@ async def test_a_number_that_another_transaction_has_taken_is_counted_again(post
         while not (yield Fetch("SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")):
             pass
         yield Execute("UPDATE items SET id = id + 1")
-        yield Execute("INSERT INTO task_events SELECT id FROM items")
+        yield Execute(f"INSERT INTO {table} SELECT id FROM items")
 
     def second() -> Program[None]:
         [(number,)] = yield Fetch("SELECT id FROM items")
         yield Fetch("SELECT pg_advisory_xact_lock(1)::text")
-        yield Execute("INSERT INTO task_events VALUES ($1)", (number + 1,))
+        yield Execute(f"INSERT INTO {table} VALUES ($1)", (number + 1,))
         yield Execute("UPDATE items SET id = $1", (number + 1,))
 
     async with postgres_engine.open() as one, postgres_engine.open() as two:
         await one.execute(CREATE)
-        await one.execute("CREATE TABLE task_events (number bigint PRIMARY KEY)")
+        await one.execute(f"CREATE TABLE {table} (number bigint PRIMARY KEY)")
         await one.run(insert(0))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(one.run, first)
             await held.wait()
             await two.run(second)
-        assert await one.fetch("SELECT number FROM task_events ORDER BY number") == [(1,), (2,)]
+        assert await one.fetch(f"SELECT number FROM {table} ORDER BY number") == [(1,), (2,)]
         assert two.statistics().conflicts == 1
 
 
