@@ -16,6 +16,7 @@ from aether_trio.model.workflows.definition import Json
 from aether_trio.model.workflows.values import json_value
 
 MAX_KEY_BYTES: Final = 1024
+_SIZED: Final = "::"
 
 
 def key_text(value: Json, what: str) -> str:
@@ -33,6 +34,28 @@ def key_text(value: Json, what: str) -> str:
         except ValueError:
             raise TextError(f"{what} is {shown(value)}, which is not JSON") from None
     return check_text(text, what, MAX_KEY_BYTES)
+
+
+def place_key(workspace: str, name: str) -> str:
+    """Return a workspace and a name as one text, of which `place_of` makes them again.
+
+    A workspace may have spaces where identifiers are not strict; then its length is before it. No
+    workspace has "::".
+    """
+    return f"{_SIZED}{len(workspace)} {workspace}{name}" if " " in workspace else f"{workspace} {name}"
+
+
+def place_of(key: str) -> tuple[str, str]:
+    """Return the workspace and the name of a `place_key`. Raises ValueError."""
+    workspace, space, name = key.partition(" ")
+    if not space:
+        raise ValueError("the key of a place has a space")
+    if not workspace.startswith(_SIZED):
+        return workspace, name
+    digits = workspace.removeprefix(_SIZED)
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 6):
+        raise ValueError("the key of a place has no length")
+    return name[: int(digits)], name[int(digits) :]
 
 
 def flow_key(value: Json, what: str) -> str:

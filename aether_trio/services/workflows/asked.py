@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from aether_trio.model.access import AccessLevel
 from aether_trio.model.text import shown
+from aether_trio.model.workflows.keys import place_of
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks.transaction.interface import ChangeRefused
 from aether_trio.services.workflows.definitions import EVERYWHERE
@@ -60,10 +61,10 @@ class PageAsked(NamedTuple):
         """
         if not self.after:
             return None
-        workspace, space, id = self.after.partition(" ")  # noqa: A001
-        if not space:
-            raise self.wrong()
-        return workspace, id
+        try:
+            return place_of(self.after)
+        except ValueError:
+            raise self.wrong() from None
 
     def changed(self) -> tuple[int, str] | None:
         """Read the place as a moment (Unix ms) and an id; None for the begin.

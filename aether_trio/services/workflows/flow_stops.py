@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
+from aether_trio.model.workflows.keys import place_key, place_of
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows import definitions, execution_rows, flow_rows, rule_rows, schedule_rows
 from aether_trio.storage.base import Program
@@ -23,7 +24,7 @@ StopRun = Callable[[Transaction, str, str], Program[None]]
 
 def stop_queued(tx: Transaction, kind: str, workspace: str, id: str) -> Program[None]:  # noqa: A002
     """Have the queued runs of a definition ended, unless it is active by then."""
-    yield from execution_rows.set_timer(TIMER, f"{kind} {workspace} {id}", tx.context.now_ms)
+    yield from execution_rows.set_timer(TIMER, f"{kind} {place_key(workspace, id)}", tx.context.now_ms)
     tx.effects.due_ms = tx.context.now_ms
 
 
@@ -35,7 +36,8 @@ class FlowStops:
 
     def time_passed(self, tx: Transaction, key: str) -> Program[None]:
         """End a page of what is queued: the handler of the timers."""
-        kind, workspace, id = key.split(" ", 2)  # noqa: A001
+        kind, _, place = key.partition(" ")
+        workspace, id = place_of(place)  # noqa: A001
         found: list[str] = []
         if not (yield from _is_active(kind, workspace, id)):
             if kind == SCHEDULE:

@@ -18,7 +18,7 @@ from aether_trio.model.text import TextError, check_text, shown
 from aether_trio.model.workflows.definition import MachineDefinition
 from aether_trio.model.workflows.diagrams import Diagram, DiagramTooLarge, machine_diagram
 from aether_trio.model.workflows.go_names import go_time
-from aether_trio.model.workflows.keys import key_text
+from aether_trio.model.workflows.keys import key_text, place_key
 from aether_trio.model.workflows.reading import fold
 from aether_trio.model.workflows.records import lap_problem
 from aether_trio.services.tasks.engine import Engine
@@ -79,7 +79,7 @@ class MachineOperations:
         workspaces, page = await self._access.visible(asked), await asked.page()
         place = page.place()
         found = await self._engine.database.read(lambda: machine_rows.of_workspaces(workspaces, page.limit + 1, place))
-        return page_answer(found, page, shown_machine, lambda one: f"{one.workspace} {one.id}")
+        return page_answer(found, page, shown_machine, lambda one: place_key(one.workspace, one.id))
 
     async def _get(self, asked: OperationAsked) -> OperationAnswer:
         return OperationAnswer(shown_machine(await self._find(asked, asked.id, AccessLevel.READ)))

@@ -34,6 +34,7 @@ from aether_trio.model.workflows.happenings import (
     StepPlace,
 )
 from aether_trio.model.workflows.interpreter import signal_problem
+from aether_trio.model.workflows.keys import place_key
 from aether_trio.model.workflows.state import State
 from aether_trio.services.access.changes import with_caveat
 from aether_trio.services.tasks.engine import Engine
@@ -197,7 +198,7 @@ class WorkflowOperations:
         found = await self._engine.database.read(
             lambda: definitions.newest_of_workspaces(workspaces, page.limit + 1, place)
         )
-        return page_answer(found, page, shown_definition, lambda one: f"{one.workspace} {one.id}")
+        return page_answer(found, page, shown_definition, lambda one: place_key(one.workspace, one.id))
 
     async def _get_workflow(self, request: OperationAsked) -> OperationAnswer:
         stored = await self._find(request, AccessLevel.READ)

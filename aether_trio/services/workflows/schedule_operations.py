@@ -20,6 +20,7 @@ from aether_trio.model.tasks.task import WorkflowPart
 from aether_trio.model.text import shown
 from aether_trio.model.workflows.definition import EvaluationError, ScheduleDefinition
 from aether_trio.model.workflows.hops import Hops
+from aether_trio.model.workflows.keys import place_key
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -172,7 +173,7 @@ class ScheduleStarter:
 
 def origin_of(stored: StoredSchedule) -> str:
     """Return as what flow control knows the runs of a schedule."""
-    return f"schedule {stored.workspace} {stored.id}"
+    return f"{SCHEDULE} {place_key(stored.workspace, stored.id)}"
 
 
 def put_schedule(
@@ -221,7 +222,7 @@ class ScheduleOperations:
         place = page.place()
         found = await self._engine.database.read(lambda: schedule_rows.listed(workspaces, page.limit + 1, place))
         return await in_json_thread(
-            lambda: page_answer(found, page, _shown, lambda one: f"{one.workspace} {one.id}"),
+            lambda: page_answer(found, page, _shown, lambda one: place_key(one.workspace, one.id)),
             sum(size_up_to(one.document, SMALL_BYTES) for one in found),
         )
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from aether_trio.model.workflows.keys import place_key, place_of
 from aether_trio.model.workflows.sources import KEY_DELETED, KEY_PUT, WantedKeyEvents, is_key_source, takes_key
 from aether_trio.services.access.changes import AccessChanges, Draft, NoAudit, begin, finish
 from aether_trio.storage.base import Execute, Fetch, Program, Row
@@ -62,7 +63,7 @@ class WantedEvents:
         """Take in changed items; `everything`: these are all there are."""
         wanted = {} if everything else dict(self._wanted)
         for key, value in items:
-            workspace, _, event = key.partition(" ")
+            workspace, event = place_of(key)
             workspaces = wanted.get(event, frozenset())
             workspaces = workspaces - {workspace} if value is None else workspaces | {workspace}
             wanted[event] = workspaces
@@ -101,13 +102,13 @@ def note(kind: str, key: str, workspace: str, events: Collection[str]) -> Progra
             "SELECT 1 FROM workflow_sources WHERE event = $1 AND workspace = $2 LIMIT 1", (event, where)
         )
         if not left:
-            draft.record(ITEM, f"{where} {event}", None)
+            draft.record(ITEM, place_key(where, event), None)
     for where, event in sorted(after - before):
         yield Execute(
             "INSERT INTO workflow_sources (kind, key, workspace, event) VALUES ($1, $2, $3, $4)",
             (kind, key, where, event),
         )
-        draft.record(ITEM, f"{where} {event}", True)
+        draft.record(ITEM, place_key(where, event), True)
     yield from finish(draft, NoAudit())
 
 
@@ -131,4 +132,4 @@ def note_waits(workspace: str, id: str, events: Collection[str]) -> Program[None
 
 def _load() -> Program[list[tuple[str, Any]]]:
     rows: list[Row] = yield Fetch("SELECT DISTINCT workspace, event FROM workflow_sources")
-    return [(f"{workspace} {event}", True) for workspace, event in rows]
+    return [(place_key(workspace, event), True) for workspace, event in rows]

@@ -33,6 +33,7 @@ from aether_trio.model.token_bucket import TokenBucket
 from aether_trio.model.topics import EVENT_INTAKE
 from aether_trio.model.workflows.definition import WebhookDefinition
 from aether_trio.model.workflows.go_names import go_time
+from aether_trio.model.workflows.keys import place_key
 from aether_trio.model.workflows.webhooks import MAX_SECRETS, SignatureError, check_head, secret_text, verify
 from aether_trio.services.tasks.engine import Engine
 from aether_trio.services.tasks.transaction.task_transaction import TaskTransaction
@@ -286,7 +287,7 @@ class WebhookOperations:
         workspaces, page = await self._access.visible(asked), await asked.page()
         behind = page.place()
         found = await self._engine.database.read(lambda: webhook_rows.listed(workspaces, page.limit + 1, behind))
-        return page_answer(found, page, _shown, lambda one: f"{one.workspace} {one.id}")
+        return page_answer(found, page, _shown, lambda one: place_key(one.workspace, one.id))
 
     async def _change(self, asked: OperationAsked) -> OperationAnswer:
         """Delete a webhook, or add a new secret to it; `secondary_id` says which.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from aether_trio.model.text import TextError
-from aether_trio.model.workflows.keys import MAX_KEY_BYTES, flow_key, key_text
+from aether_trio.model.workflows.keys import MAX_KEY_BYTES, flow_key, key_text, place_key, place_of
 
 
 @pytest.mark.parametrize(
@@ -51,3 +53,24 @@ def test_what_is_no_key_is_refused(value: Any, error: str) -> None:
 @pytest.mark.parametrize("value", [None, ""])
 def test_flow_control_has_a_key_for_what_has_none(value: Any) -> None:
     assert flow_key(value, "key") == ""
+
+
+workspaces = st.text(st.sampled_from("a1 :*"), min_size=1, max_size=6).filter(lambda one: "::" not in one)
+names = st.text(st.sampled_from("b2 :*"), max_size=6)
+
+
+@given(workspaces, names)
+def test_the_key_of_a_place_says_which_one_it_is(workspace: str, name: str) -> None:
+    assert place_of(place_key(workspace, name)) == (workspace, name)
+
+
+def test_the_key_of_a_place_without_spaces_is_as_it_was() -> None:
+    assert place_key("w", "flow") == "w flow"
+    assert place_of("w a flow") == ("w", "a flow")
+    assert place_key("my team", "flow") == "::7 my teamflow"
+
+
+@pytest.mark.parametrize("key", ["", "w", "::x flow", "::7", "::\u00b2 flow", f"::{10**9} flow"])
+def test_what_is_no_place_is_refused(key: str) -> None:
+    with pytest.raises(ValueError, match="the key of a place"):
+        place_of(key)
