@@ -16,6 +16,8 @@ begins: the lock of a table without rows. So do the POLITE_GROUPS that follow it
 several nodes write to the same rows all the time (the tasks of a pool), each of them loses once,
 and from then on their groups come one after another. LOCK TABLE takes no snapshot, so a group with
 the turn sees what the one before has committed.
+Meanwhile a queue has TURN_CONNECTIONS open: all of them wait for each other, and the pool is shared
+with other databases, which need not wait for this turn.
 
 A group runs without savepoints first. When a program raises, the group is rolled back and run again
 with each program in its own savepoint.
@@ -67,6 +69,8 @@ CALM_GROUPS: Final = 50
 MAX_CONFLICTS: Final = 12
 POLITE_GROUPS: Final = 100
 """Groups that take the turn after a conflict."""
+TURN_CONNECTIONS: Final = 2
+"""Writer connections that take turns: one writes, and one waits; others of the pool stay free."""
 MAX_LOSSES: Final = 3
 """Connections a group may lose: its program could be what kills the server."""
 FIRST_PAUSE_S: Final = 0.002
@@ -164,11 +168,16 @@ class PostgresWriter:
         """Whether no program waits or runs."""
         return not self._open
 
+    @property
+    def _allowed(self) -> int:
+        """How many writer connections may be open now."""
+        return min(self._most_open, TURN_CONNECTIONS) if self._polite else self._most_open
+
     def put(self, job: PostgresJob) -> None:
         """Queue a job; a writer connection takes it in the loop's next turn."""
         self._queue.append(job)
         job.queued_at = self._loop.time()
-        if self._open < self._most_open:
+        if self._open < self._allowed:
             enough = KEYED_PER_CONNECTION if job.key else PROGRAMS_PER_CONNECTION
             if len(self._queue) > self._open * enough:
                 self._open_connection()
@@ -182,7 +191,7 @@ class PostgresWriter:
     def _open_for_waiting(self) -> None:
         """Open a writer connection for programs that may wait behind a row lock."""
         self._hurry = None
-        if not self._queue or self._open >= self._most_open:
+        if not self._queue or self._open >= self._allowed:
             return
         due = self._queue[0].queued_at + HURRY_S
         if self._loop.time() >= due:
@@ -197,7 +206,7 @@ class PostgresWriter:
             self._group_numbers.append(0)
         index = self._free_connections.pop()
         try:
-            while self._queue and self._open <= self._most_open:
+            while self._queue and self._open <= self._allowed:
                 jobs = self._take()
                 try:
                     await self._run(jobs, index)

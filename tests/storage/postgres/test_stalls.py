@@ -12,6 +12,7 @@ from aether_trio.devtools.fault_proxy import FaultProxy
 from aether_trio.storage.base import CommitUnknown, Execute, Program
 from aether_trio.storage.postgres.connections import PostgresLimits
 from aether_trio.storage.postgres.database import open_postgres
+from aether_trio.storage.postgres.writer import TURN_CONNECTIONS
 from aether_trio.storage.session_writes import CURRENT_SESSION_WRITES, SessionWrites
 from tests.helpers.engines import PostgresEngine
 from tests.helpers.postgres import PostgresServer, open_postgres_server
@@ -20,6 +21,8 @@ from tests.storage.load import proxied
 from tests.storage.programs import CREATE, LONG_S, ids, insert
 
 NEVER_S = 10 * LONG_S
+MANY = 100
+"""Programs for which a writer opens all connections that it may have."""
 NO_LIMITS = PostgresLimits(
     writers=1,
     readers=1,
@@ -206,6 +209,30 @@ async def until_turn_is_taken(server: PostgresServer) -> None:
     taken = "SELECT count(*) FROM pg_locks WHERE mode = 'ExclusiveLock' AND locktype IN ('relation', 'advisory')"
     while server.psql(taken) == "0":
         await trio.sleep(0.01)
+
+
+async def test_who_waits_for_a_turn_leaves_connections_to_other_databases(postgres_engine: PostgresEngine) -> None:
+    """The turn may be held up by a connection of another node that stalls."""
+    limits = replace(NO_LIMITS, writers=4, slow_s=NEVER_S)
+    async with open_postgres(postgres_engine.server.dsn(), schema=postgres_engine.schema, limits=limits) as server:
+        scratch, other = await server.database("scratch"), await server.database("other")
+        await scratch.execute(CREATE)
+        with open_postgres_session(postgres_engine.server.dsn()) as stuck:
+            stuck.execute(f"SET search_path = {postgres_engine.schema}")
+            stuck.execute("BEGIN; LOCK TABLE turn_scratch IN EXCLUSIVE MODE")
+            scratch.writer._polite = 2
+            async with trio.open_nursery() as nursery:
+                for number in range(MANY):
+                    nursery.start_soon(scratch.run, insert(number))
+                try:
+                    while postgres_engine.rows("SELECT count(*) FROM pg_locks WHERE NOT granted") < [(2,)]:
+                        await trio.sleep(0.01)
+                    assert scratch.writer._open == TURN_CONNECTIONS == 2
+                    await other.execute("SELECT 1")
+                    assert not scratch.idle
+                finally:
+                    stuck.execute("ROLLBACK")
+        assert len(await ids(scratch)) == MANY
 
 
 async def test_who_keeps_the_turn_without_a_limit_is_ended(postgres_engine: PostgresEngine) -> None:
