@@ -306,18 +306,24 @@ class Flow:
         timeout: float | None = None,
         retry: StepRetry | None = None,
         workspace: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        priority: int = 0,
         name: str = "",
     ) -> Any:
         """Have an agent do a tool's work, as a step of a graph does; return its result.
 
-        It is a task of the pool of `agent`. After `timeout` seconds, all attempts together, it has
-        failed. Raises StepFailed.
+        It is a task of the pool of `agent`, with `metadata` and `priority` (a TaskPriority). After
+        `timeout` seconds, all attempts together, it has failed. Raises StepFailed.
         """
         given: Command = {"agent": agent, "tool": tool, "arguments": dict(arguments or {})}
         if timeout is not None:
             given["timeout_ms"] = _ms(timeout)
         if workspace:
             given["workspace"] = workspace
+        if metadata:
+            given["metadata"] = dict(metadata)
+        if priority:
+            given["priority"] = int(priority)
         if retry is not None:
             given["retry"] = {
                 "max_attempts": retry.attempts,

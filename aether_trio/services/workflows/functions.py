@@ -88,6 +88,7 @@ MAX_SIGNALS: Final = 1_000
 MAX_SIGNAL_BYTES: Final = 1 * MIB
 """The size of all of them: they are a part of the history, which has a bound."""
 MAX_MOMENT_MS: Final = 2**53
+MAX_PRIORITY: Final = 1_000
 """Moments and times are below it: sums of them fit into a column."""
 PAGE: Final = 500
 CLEANUP_MS: Final = 60_000
@@ -689,6 +690,7 @@ class Functions:
             tool_name=_text(command, "tool", MAX_KEY_CHARS),
             workspace=_text(command, "workspace", MAX_KEY_CHARS),
             retry=_retry(command.get("retry")),
+            priority=_number(command, "priority", least=-MAX_PRIORITY, most=MAX_PRIORITY),
         )
         given = command.get("metadata")
         values = {"arguments": command.get("arguments"), "metadata": given if isinstance(given, dict) else {}}
@@ -1056,10 +1058,10 @@ def _key(command: Mapping[str, Any]) -> str:
     return key
 
 
-def _number(command: Mapping[str, Any], name: str, least: int = 0) -> int:
+def _number(command: Mapping[str, Any], name: str, least: int = 0, most: int = MAX_MOMENT_MS) -> int:
     found = command.get(name, 0)
-    if isinstance(found, bool) or not isinstance(found, (int, float)) or not least <= found < MAX_MOMENT_MS:
-        raise CommandError(f"{name} is a number from {least} to {MAX_MOMENT_MS}")
+    if isinstance(found, bool) or not isinstance(found, (int, float)) or not least <= found <= most:
+        raise CommandError(f"{name} is a number from {least} to {most}")
     return int(found)
 
 

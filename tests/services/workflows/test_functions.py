@@ -19,7 +19,7 @@ import pytest
 import trio
 
 from aether_trio.client import AetherError, AgentClient, Job, Jobs, Refused
-from aether_trio.client.operations import TaskStatus
+from aether_trio.client.operations import TaskPriority, TaskStatus
 from aether_trio.client.operations.workflow import Workflow
 from aether_trio.client.workflows import Flow, StepFailed, workflow
 from aether_trio.client.workflows.serving import FunctionRequests
@@ -761,6 +761,22 @@ async def test_cut_connections_repeat_nothing(gateway: Gateway) -> None:
         assert set(done.values()) == set(called.values()) == {1}
         assert len(done) == 5 * (len(runs) + 1)
         assert len(called) == 3 * (len(runs) + 1)
+
+
+async def test_the_task_of_a_call_has_its_metadata_and_priority(gateway: Gateway) -> None:
+    @workflow
+    async def calls(flow: Flow, priority: int) -> None:
+        await flow.call("absent", "book", metadata={"case": 7}, priority=priority)
+
+    async with boss_of(gateway.address) as boss, serving(gateway.address, calls):
+        execution_id = await boss.run("calls", priority=TaskPriority.HIGH)
+        await boss.until_step(execution_id, "absent.book", "running")
+        [step] = (await boss.execution(execution_id))["steps"]
+        task = await boss.client.tasks.get(step["TaskID"])
+        assert (task.metadata["case"], task.priority) == ("7", TaskPriority.HIGH)
+        refused = await boss.run("calls", priority=1_001)
+        found = await boss.until(refused, "failed")
+        assert "priority is a number from -1000 to 1000" in found["execution"]["ErrorMessage"]
 
 
 @pytest.mark.parametrize("fault", [StorageUnavailable, CommitUnknown])
