@@ -240,7 +240,7 @@ async def test_data_that_is_no_json_is_refused(core: Core) -> None:
             assert "JSON" in answer.error
         assert await boss.do(Op.LIST_SM_INSTANCES, "order") == []
         await instance(boss)
-        deep = b"[" * 500 + b"]" * 500
+        deep = b"[" * 100 + b"]" * 100
         for op, about, data in (
             (Op.CREATE_SM_INSTANCE, "order", b'{"instance_id": "x", "data": ' + deep + b"}"),
             (Op.SEND_SM_EVENT, "o1", b'{"event": "cancel", "data": ' + deep + b"}"),
