@@ -7,7 +7,7 @@ from typing import Final
 
 from aether_trio.model.workflows.documents import KINDS
 from aether_trio.model.workflows.reading import MAX_PROBLEMS, DefinitionErrors
-from aether_trio.services.workflows.documents import identity_of, read_file, read_json
+from aether_trio.services.workflows.documents.reader import identity_of, read_file, read_json
 from fuzz.feeding import choices
 
 _FILES: Final = ("a.yaml", "a.json")

@@ -74,11 +74,11 @@ from aether_trio.services.tasks.audit_events import TaskAudit
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tokens import TOKEN, TokenService, TokenStore, read_hmac_keys
 from aether_trio.services.topics import TopicService
-from aether_trio.services.workflows.engine import WorkflowEngine
-from aether_trio.services.workflows.kv_events import KeyEventMover
-from aether_trio.services.workflows.sources import WantedEvents
-from aether_trio.services.workflows.webhook_secrets import WebhookSecrets
-from aether_trio.services.workflows.webhooks import Webhooks
+from aether_trio.services.workflows.engine.parts import WorkflowEngine
+from aether_trio.services.workflows.events.kv_events import KeyEventMover
+from aether_trio.services.workflows.stored.sources import WantedEvents
+from aether_trio.services.workflows.webhooks.accepting import Webhooks
+from aether_trio.services.workflows.webhooks.webhook_secrets import WebhookSecrets
 from aether_trio.services.workspaces import WorkspaceService, WorkspaceSwitch
 from aether_trio.session.dependencies import SessionDependencies
 from aether_trio.session.directory import SessionDirectory

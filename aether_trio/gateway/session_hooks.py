@@ -26,7 +26,7 @@ from aether_trio.services.last_seen import LastSeenStore
 from aether_trio.services.tasks import TaskService
 from aether_trio.services.tasks.delivery.conversations import Conversations
 from aether_trio.services.tasks.transaction.startup import task_context
-from aether_trio.services.workflows.embedded import EngineSessions
+from aether_trio.services.workflows.engine.embedded import EngineSessions
 from aether_trio.session.directory import SessionDirectory
 from aether_trio.session.expiry import SessionExpiry
 from aether_trio.session.identity_locks import IdentityLocks

@@ -25,12 +25,12 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.ids import IdFactory
 from aether_trio.services.access import Authorizer
 from aether_trio.services.tasks import TaskNodes
-from aether_trio.services.workflows.embedded import SWITCHED_OFF, EmbeddedEngine, EngineSessions
-from aether_trio.services.workflows.event_handler import EventHandler
-from aether_trio.services.workflows.events import ENGINE
-from aether_trio.services.workflows.intake import EventIntake, pass_over
-from aether_trio.services.workflows.relay import EmbeddedOperations, WorkflowRelay
-from aether_trio.services.workflows.remote_engine import RemoteCallers, RemoteRequests
+from aether_trio.services.workflows.engine.embedded import SWITCHED_OFF, EmbeddedEngine, EngineSessions
+from aether_trio.services.workflows.engine.relay import EmbeddedOperations, WorkflowRelay
+from aether_trio.services.workflows.engine.remote_engine import RemoteCallers, RemoteRequests
+from aether_trio.services.workflows.events.intake import EventIntake, pass_over
+from aether_trio.services.workflows.events.taken_events import ENGINE
+from aether_trio.services.workflows.rules.event_handler import EventHandler
 from aether_trio.transport.link import Link
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from aether_trio.services.workflows import definitions, execution_rows
-from aether_trio.services.workflows.replay import Replay, ReplayError
-from aether_trio.services.workflows.stored_graphs import compile_stored, schema_problem
+from aether_trio.services.workflows.executions import execution_rows
+from aether_trio.services.workflows.executions.replay import Replay, ReplayError
+from aether_trio.services.workflows.stored import definitions
+from aether_trio.services.workflows.stored.stored_graphs import compile_stored, schema_problem
 from aether_trio.storage.base import Program
 from chaos.workflows.snapshot import Snapshot
 

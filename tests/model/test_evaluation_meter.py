@@ -9,7 +9,7 @@ import pytest
 
 from aether_trio.model.evaluation_meter import TooManyOperations, check_meter, metered, note_operations
 from aether_trio.model.workflows.definition import EvaluationError, Graph
-from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.documents.reader import read_json
 
 MANY = "len(filter(1..1500, {# > 0}))"
 

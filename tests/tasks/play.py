@@ -27,7 +27,7 @@ from aether_trio.services.authority import endings, expiry, renewal
 from aether_trio.services.kv import service as kv
 from aether_trio.services.tasks import engine, timer
 from aether_trio.services.tasks.delivery import conversations
-from aether_trio.services.workflows import kv_events
+from aether_trio.services.workflows.events import kv_events
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.helpers.core import World, agent, deadlock_is_an_error, let_manage, open_world, pump

@@ -26,9 +26,9 @@ from aether_trio.services.access.rule_authorizer import DecisionStatistics
 from aether_trio.services.agents.autostart import AutostartStatistics
 from aether_trio.services.audit.writer import AuditStatistics
 from aether_trio.services.tasks.engine import TaskStatistics
-from aether_trio.services.workflows.embedded import EngineStatistics
-from aether_trio.services.workflows.intake import IntakeStatistics
-from aether_trio.services.workflows.relay import RelayStatistics
+from aether_trio.services.workflows.engine.embedded import EngineStatistics
+from aether_trio.services.workflows.engine.relay import RelayStatistics
+from aether_trio.services.workflows.events.intake import IntakeStatistics
 from aether_trio.session.registry import RegistryStatistics
 from aether_trio.storage.postgres.database import PostgresStatistics
 from aether_trio.storage.sqlite.database import SqliteStatistics

@@ -18,7 +18,7 @@ from aether_trio.model.identity import Identity
 if TYPE_CHECKING:
     from aether_trio.model.workflows.definition import Graph
     from aether_trio.model.workflows.trial import CaseResult
-    from aether_trio.services.workflows.documents import Documents
+    from aether_trio.services.workflows.documents.reader import Documents
 
 
 @click.command(
@@ -90,7 +90,7 @@ def test(
 
 def _read(files: Sequence[Path | None]) -> Documents:
     """Read files. Raises CliError for what is wrong, which is printed before."""
-    from aether_trio.services.workflows.documents import read_files
+    from aether_trio.services.workflows.documents.reader import read_files
 
     decoded, errors = decoded_files(files)
     found = read_files(decoded)
@@ -106,7 +106,7 @@ def _read(files: Sequence[Path | None]) -> Documents:
 def _results(found: Documents, wanted: str) -> Iterator[tuple[str, str, CaseResult]]:
     from aether_trio.model.workflows.definition import Graph
     from aether_trio.model.workflows.trial import run_case
-    from aether_trio.services.workflows.stored_graphs import schema_problem
+    from aether_trio.services.workflows.stored.stored_graphs import schema_problem
 
     graphs: dict[str, Graph] = {one.id: one for one in found.definitions if isinstance(one, Graph)}
     for definition, places in zip(found.definitions, found.tests, strict=True):
@@ -118,7 +118,7 @@ def _results(found: Documents, wanted: str) -> Iterator[tuple[str, str, CaseResu
 
 
 def _shown(one: tuple[str, str, CaseResult]) -> dict[str, Any]:
-    from aether_trio.services.workflows.json_values import plain
+    from aether_trio.services.workflows.documents.json_values import plain
 
     place, workflow, result = one
     return {

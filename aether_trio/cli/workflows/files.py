@@ -78,7 +78,7 @@ def read_workflow_files(files: Sequence[Path | None], workspace: str = "") -> Wo
 
     Raises CliError for a file that cannot be read.
     """
-    from aether_trio.services.workflows.documents import document_of, identity_of, read_files
+    from aether_trio.services.workflows.documents.reader import document_of, identity_of, read_files
 
     decoded, errors = decoded_files(files)
     found = read_files(decoded, workspace=workspace)

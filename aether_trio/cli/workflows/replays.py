@@ -25,7 +25,7 @@ def replay_on_file(target: GatewayTarget, who: Identity, given: str, path: str, 
     Raises CliError for a file that is wrong, and SystemExit(1) if they part.
     """
     from aether_trio.model.workflows.definition import Graph
-    from aether_trio.services.workflows.documents import read_files
+    from aether_trio.services.workflows.documents.reader import read_files
 
     decoded, errors = decoded_files(files_of([path]))
     found = read_files(decoded)

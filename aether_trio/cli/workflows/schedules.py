@@ -90,7 +90,7 @@ async def _find(target: GatewayTarget, who: Identity, workspace: str, name: str)
 def next_moments(found: Found, count: int) -> list[datetime]:
     """Return the next moments of a schedule as the gateway shows it; none if it rests."""
     from aether_trio.model.workflows.timetables import TimetableError, read_timetable
-    from aether_trio.services.workflows.cron import cron_matches
+    from aether_trio.services.workflows.documents.cron import cron_matches
 
     try:
         first = datetime.fromisoformat(str(found.get("next_fire_at") or ""))

@@ -478,7 +478,7 @@ class RuleDefinition:
     flow: FlowControl = NO_FLOW_CONTROL  # keys and priority over {input, source}
     active: bool = True
     workspaces: tuple[str, ...] = ()  # that the destination names, as far as that is not computed
-    reach: str = ""  # of the credential that has written it (services/workflows/reach.py)
+    reach: str = ""  # of the credential that has written it (services/workflows/requests/reach.py)
     source: Mapping[str, Json] = field(default_factory=dict)
     digest: str = ""
 

@@ -1,8 +1,9 @@
 """Answers with the names of the reference, those of Go's structs: RuleName.
 
 Schedules, state machines, their instances and joins have snake_case there, so they are not here.
-Definitions, executions and steps are written beside their rows (services/workflows/operations.py).
-What only this gateway knows, as the owner, has a name in the same form.
+Definitions, executions and steps are written beside their rows
+(services/workflows/operations/workflow_operations.py). What only this gateway knows, as the owner,
+has a name in the same form.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Changes of keys as events: rows that are written with the change.
 
-    transaction of the write ─▶ `kv_changes` ─▶ mover (services/workflows/kv_events.py) ─▶ deleted
+    transaction of the write ─▶ `kv_changes` ─▶ mover (services/workflows/events/kv_events.py) ─▶
+    deleted
 
 Only keys of the scope `workspace` have events. `KeyEvents` says which events of a key are wanted,
 from memory, so keys that no definition takes pay nothing else.

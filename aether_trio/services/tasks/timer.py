@@ -3,7 +3,7 @@
 It reads the next moment from the table when it starts, so what fell due while the gateway was down
 happens then, once. Every few seconds it reads the clock, which may have been set, and the table
 where nodes share it. When the clock was set back, it fires once though nothing is due: a schedule
-whose slots were decided ahead of time has them again (services/workflows/schedules.py).
+whose slots were decided ahead of time has them again (services/workflows/schedules/firing.py).
 
 While the database is away nothing falls due, and participants cannot report. So waiting mutations
 are written first (`flush_within`), and `fire` is given a SilenceExcuse: a task whose worker may

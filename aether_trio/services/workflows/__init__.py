@@ -1,1 +1,7 @@
-"""Workflows: who the engine is, and how requests to it are answered."""
+"""Workflows: what follows from events and time, in the transactions of tasks.
+
+    documents ◀─ stored ◀─ events, requests ◀─ actions, flow ◀─ executions ◀─ machines, joins,
+        schedules ◀─ rules, webhooks ◀─ operations ◀─ engine
+
+An arrow points at what is imported; no two packages import each other.
+"""

@@ -8,22 +8,23 @@ Documents, values and results are JSON in UTF-8.
 identity for which the definition acts. `workspace` '*' is every workspace that its owner may use.
 
 `workflow_executions.kind` is graph or function. `state` is what the interpreter knows of a graph
-(model/workflows/state.py), or what is kept of a function (services/workflows/function_rows.py).
-`entries` and `bytes` are the length of the history, which is all that a function's worker needs.
-`generation` grows with each retry of the ended execution.
-`workflow_steps` has a row for each step or item that was begun; `item` is -1 for a step that does
-its work once. `result` is NULL without one. `workflow_history` has what happened and what followed,
-numbered without gaps in each execution.
+(model/workflows/state.py), or what is kept of a function
+(services/workflows/executions/function_rows.py). `entries` and `bytes` are the length of the
+history, which is all that a function's worker needs. `generation` grows with each retry of the
+ended execution. `workflow_steps` has a row for each step or item that was begun; `item` is -1 for a
+step that does its work once. `result` is NULL without one. `workflow_history` has what happened and
+what followed, numbered without gaps in each execution.
 
 `workflow_forks` says of which execution another one is a fork, from which step, and what it keeps:
 a part of the JSON of a state (model/workflows/forks.py), with which a queued fork begins.
 
 `workflow_families` says of which family the executions below a root are; the row of the family's
 root counts them. `workflow_put_off` has what is begun or cancelled below a root in later
-transactions, by `what` (services/workflows/families.py).
+transactions, by `what` (services/workflows/executions/families.py).
 
 `workflow_arrivals` are the ends of items that their executions have not taken in yet
-(services/workflows/executions.py): the items of a map do not queue for the row of its execution.
+(services/workflows/executions/advancing.py): the items of a map do not queue for the row of its
+execution.
 
 `workflow_schedules.state` is what is known of the slots (FiringState in
 model/workflows/schedules.py), `decided_ms` the moment up to which they are decided: it lies in the
@@ -44,7 +45,7 @@ counts the changes of a kind of definitions, and what is in memory of the kind i
 node whose version is below `floor` has missed deletions, and reads all rows. `equalities` is JSON
 of what the condition of a rule requires: nodes index rules without compiling them. `reach` is JSON
 of the workspaces that the credential of its owner reached, as patterns, and "" for all
-(services/workflows/reach.py). `members` counts the rules.
+(services/workflows/requests/reach.py). `members` counts the rules.
 
 `workflow_waits` are the steps of executions that wait for events, `workflow_interests` the events
 for which an execution may wait while it runs, `workflow_kept_events` those that came meanwhile, by
@@ -64,7 +65,7 @@ declared. `workflow_join_members` has hashes of the ids that have arrived, of th
 and of those expected. `workflow_join_actions` has refused actions that are tried again.
 
 `workflow_unfinished_events` has events that start more than one transaction does, with what is
-left: JSON of [kind, name, key] (services/workflows/unfinished_events.py).
+left: JSON of [kind, name, key] (services/workflows/rules/unfinished_events.py).
 
 `workflow_flows` has whose flow control there is: its `gates` are as the newest document says, by a
 hash of its owner and of what its gates count by. `workflow_flow_gates` has the state of each gate
@@ -72,24 +73,24 @@ for each key, by the hash of that. `workflow_flow_runs` has the runs that have b
 wait (1) or are gathered (2) at a `place`: a gate with a key, or a pool. `keys` are hashes, `shown`
 the keys; of the `pools` that it needs, a run has the first `held`. `workflow_flow_items` has what
 was gathered. `workflow_flow_pools` counts what runs of those that have a bound without a key
-(services/workflows/flow.py).
+(services/workflows/flow/admission.py).
 
 `workflow_made_operations` has what clients' operations have done to executions of late
-(services/workflows/made_operations.py).
+(services/workflows/requests/made_operations.py).
 
 `workflow_sources` has which events of the gateway are taken, and by which definition: only those
-are written (services/workflows/sources.py).
+are written (services/workflows/stored/sources.py).
 
 `workflow_usage` has what attempts at tasks have used, as their workers have reported;
 `workflow_usage_totals` the sums of executions, with all below them, and an `allowance` above their
 budget.
 
-`workflow_webhooks.secrets` are encrypted (services/workflows/webhook_secrets.py) with the secret
-`key_id` of auth.token_hmac_keys. `workflow_webhook_ids` has hashes of the ids that were accepted,
-and of their bodies ("" for those that were accepted before the second migration).
+`workflow_webhooks.secrets` are encrypted (services/workflows/webhooks/webhook_secrets.py) with the
+secret `key_id` of auth.token_hmac_keys. `workflow_webhook_ids` has hashes of the ids that were
+accepted, and of their bodies ("" for those that were accepted before the second migration).
 
 `workflow_relays` has operations for an external engine that is connected to another node than the
-caller (services/workflows/remote_engine.py), for seconds.
+caller (services/workflows/engine/remote_engine.py), for seconds.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class HookAnswer(Protocol):
 
 
 class HookReceiver(Protocol):
-    """What takes the messages of webhooks (services/workflows/webhooks.py)."""
+    """What takes the messages of webhooks (services/workflows/webhooks/accepting.py)."""
 
     async def receive(
         self,

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from aether_trio.client.workflows import WorkflowGraph, expr
-from aether_trio.services.workflows.documents import read_file, read_json
+from aether_trio.services.workflows.documents.reader import read_file, read_json
 
 YAML = """
 id: report

@@ -9,9 +9,9 @@ from functools import partial
 import pytest
 import trio
 
-from aether_trio.services.workflows import embedded
-from aether_trio.services.workflows.events import TakenEvent
-from aether_trio.services.workflows.intake import move_cursor
+from aether_trio.services.workflows.engine import embedded
+from aether_trio.services.workflows.events.intake import move_cursor
+from aether_trio.services.workflows.events.taken_events import TakenEvent
 from aether_trio.storage.base import Execute, Program
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import NEVER_S, Fabric, Gateway, Participant, join, open_fabric, until

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from aether_trio.model.limits import MIB
-from aether_trio.services.workflows import remote_engine
-from aether_trio.services.workflows.relay import ENGINE_ENDED, NOT_CONNECTED, TIMED_OUT
+from aether_trio.services.workflows.engine import remote_engine
+from aether_trio.services.workflows.engine.relay import ENGINE_ENDED, NOT_CONNECTED, TIMED_OUT
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import NEVER_S, Fabric, Gateway, Participant, join, until
 from tests.cluster.across.leases import declare_dead, without_lease
@@ -118,7 +118,7 @@ async def test_the_death_of_the_engines_node_ends_them_too(
 async def test_an_engine_that_does_not_answer_costs_the_callers_time_only(
     fabric: Fabric, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("aether_trio.services.workflows.relay.ANSWER_S", 0.5)
+    monkeypatch.setattr("aether_trio.services.workflows.engine.relay.ANSWER_S", 0.5)
     one, two = await fabric.start_many(2)
     caller, engine = await one.join(agent("w", "a", "1")), await two.join(workflow_engine())
     caller.send(asks("mine"))

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import pytest
 
-from aether_trio.services.workflows import embedded
+from aether_trio.services.workflows.engine import embedded
 from aether_trio.testing.memory import MemoryLink
 from aether_trio.wire.pb import aether_pb2 as pb
 from tests.cluster.across.fabric import NEVER_S, Fabric, Gateway, Participant, open_fabric, until

@@ -12,7 +12,7 @@ from aether_trio.model.workflows import diagrams
 from aether_trio.model.workflows.definition import Graph, MachineDefinition
 from aether_trio.model.workflows.diagrams import DiagramTooLarge, graph_diagram, machine_diagram
 from aether_trio.model.workflows.mermaid import escaped_label, mermaid_of
-from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.documents.reader import read_json
 
 HOSTILE = 'a"]; click s0 "x"\n%%{init}%% end\u202e-->b|c|{{#34;}} :::x é'
 

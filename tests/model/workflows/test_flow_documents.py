@@ -21,7 +21,7 @@ from aether_trio.model.workflows.definition import (
 )
 from aether_trio.model.workflows.documents import compile_document
 from aether_trio.model.workflows.reading import pointer
-from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.services.workflows.documents.tools import TOOLS
 
 RULE = {"rule_name": "r", "source_event": "e", "destination_template": {"agent": "a"}}
 WORKFLOW = {"id": "w", "steps": [{"id": "s", "action": {"agent": "a"}}]}

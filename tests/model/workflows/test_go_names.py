@@ -8,7 +8,7 @@ import pytest
 
 from aether_trio.model.workflows.definition import RuleDefinition
 from aether_trio.model.workflows.go_names import go_time, rule_answer
-from aether_trio.services.workflows.documents import read_json
+from aether_trio.services.workflows.documents.reader import read_json
 
 
 def test_moments() -> None:

@@ -24,7 +24,7 @@ from aether_trio.model.workflows.definition import (
 )
 from aether_trio.model.workflows.documents import compile_document
 from aether_trio.model.workflows.reading import MAX_PROBLEMS, Findings, pointer
-from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.services.workflows.documents.tools import TOOLS
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 

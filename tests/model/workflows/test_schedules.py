@@ -33,7 +33,7 @@ from aether_trio.model.workflows.schedules import (
     started,
 )
 from aether_trio.model.workflows.timetables import read_moment, read_timetable
-from aether_trio.services.workflows.cron import cron_matches
+from aether_trio.services.workflows.documents.cron import cron_matches
 from tests.model.workflows.naive_cron import slots_of_year
 
 MINUTE = 60_000

@@ -19,7 +19,7 @@ from aether_trio.model.workflows.timetables import (
     read_zone,
     slots_between,
 )
-from aether_trio.services.workflows.cron import cron_matches
+from aether_trio.services.workflows.documents.cron import cron_matches
 from tests.model.workflows.naive_cron import slots_of_year
 
 ZONES = ("Europe/Berlin", "Australia/Lord_Howe", "Africa/Cairo")

@@ -11,8 +11,8 @@ from aether_trio.model.workflows.definition import Graph
 from aether_trio.model.workflows.documents import compile_document
 from aether_trio.model.workflows.reading import pointer
 from aether_trio.model.workflows.trial import CaseResult, run_case
-from aether_trio.services.workflows.stored_graphs import schema_problem
-from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.services.workflows.documents.tools import TOOLS
+from aether_trio.services.workflows.stored.stored_graphs import schema_problem
 
 Doc = dict[str, Any]
 

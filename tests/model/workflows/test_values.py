@@ -17,7 +17,7 @@ from aether_trio.model.workflows.definition import EvaluationError, Value
 from aether_trio.model.workflows.reading import Findings
 from aether_trio.model.workflows.shapes import ANY
 from aether_trio.model.workflows.values import LiteralValue, encode_json, json_value
-from aether_trio.services.workflows.tools import TOOLS
+from aether_trio.services.workflows.documents.tools import TOOLS
 
 NOW = datetime(2030, 1, 2, 3, 4, 5, 600_000, tzinfo=UTC)
 SCOPE = ReadScope(names={"trigger": ANY, "item": ANY})

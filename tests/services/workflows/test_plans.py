@@ -13,20 +13,21 @@ import pytest
 
 from aether_trio.model.workflows.happenings import OpenWait, StepPlace
 from aether_trio.services.tasks.transaction import due
-from aether_trio.services.workflows import (
+from aether_trio.services.workflows.executions import execution_rows
+from aether_trio.services.workflows.executions.execution_rows import ExecutionRow
+from aether_trio.services.workflows.executions.waits import WaitPosition, Waits
+from aether_trio.services.workflows.stored import (
     changes,
     definitions,
-    execution_rows,
     join_rows,
     machine_rows,
     rule_rows,
     schedule_rows,
+    timers,
 )
-from aether_trio.services.workflows.execution_rows import ExecutionRow
-from aether_trio.services.workflows.join_rows import JoinRow
-from aether_trio.services.workflows.machine_rows import InstanceRow
-from aether_trio.services.workflows.rule_rows import StoredRule
-from aether_trio.services.workflows.waits import WaitPosition, Waits
+from aether_trio.services.workflows.stored.join_rows import JoinRow
+from aether_trio.services.workflows.stored.machine_rows import InstanceRow
+from aether_trio.services.workflows.stored.rule_rows import StoredRule
 from aether_trio.storage.base import Deferred, Execute, ExecuteMany, Fetch, Program, Statement, single
 from tests.helpers.direct import Direct, Store, caught
 
@@ -63,7 +64,7 @@ def first_rows(waits: Waits) -> Program[None]:
     yield from execution_rows.insert(execution("e"))
     yield from waits.begin("e", "w", AWAITED)
     yield from waits.open("e", "w", WAIT, "a")
-    yield from execution_rows.set_timer("execution", "e", NOW_MS)
+    yield from timers.set_timer("execution", "e", NOW_MS)
     yield from waits.keep("w", "paid", ENV, (yield from waits.keys("w", "paid")), NOW_MS)
     yield from changes.begin(changes.RULE)
     yield from rule_rows.insert(RULE)
@@ -105,7 +106,7 @@ def a_waiting_life(waits: Waits) -> Program[None]:
     yield from execution_rows.insert(execution("new"))
     yield from waits.begin("new", "w", AWAITED)
     yield from waits.open("new", "w", WAIT, "a")
-    yield from execution_rows.set_timer("execution", "new", NOW_MS)
+    yield from timers.set_timer("execution", "new", NOW_MS)
     number = yield from waits.keep("w", "paid", ENV, (yield from waits.keys("w", "paid")), NOW_MS)
     yield from waits.kept(number)
     found = yield from waits.waiting(number, WaitPosition(), 10)

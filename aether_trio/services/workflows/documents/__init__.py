@@ -1,0 +1,1 @@
+"""Documents of workflows: read, checked and compiled, and the values in them."""

@@ -1,0 +1,1 @@
+"""The embedded engine, and the ways of operations to it and to external ones."""

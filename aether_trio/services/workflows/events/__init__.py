@@ -1,0 +1,1 @@
+"""Events of the gateway, as workflows take them: each once."""

@@ -1,0 +1,1 @@
+"""Executions of graphs and runs of durable functions: rows, history and moves."""

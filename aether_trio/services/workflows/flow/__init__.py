@@ -1,0 +1,1 @@
+"""Flow control: what may begin, waits, or is dropped."""

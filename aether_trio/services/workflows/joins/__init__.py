@@ -1,0 +1,1 @@
+"""Joins: events that arrive, and what follows when enough have."""

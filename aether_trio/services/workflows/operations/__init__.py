@@ -1,0 +1,1 @@
+"""Operations on workflows and executions, by their numbers."""

@@ -1,0 +1,1 @@
+"""What operations on workflows share: request, answer, access, and apply."""

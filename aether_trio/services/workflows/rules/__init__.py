@@ -1,0 +1,1 @@
+"""What follows events: rules, triggers, and those that could not act."""

@@ -1,0 +1,1 @@
+"""Webhooks: signed messages from outside become events."""
