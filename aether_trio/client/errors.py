@@ -125,6 +125,10 @@ class RequestTimeout(AetherError, TimeoutError):
         super().__init__("TIMEOUT", message, retryable=True)
 
 
+MAYBE_DONE: Final = (ConnectionLost, RequestTimeout, OutcomeUnknown)
+"""What leaves open whether a request was carried out."""
+
+
 class ClientClosed(AetherError):
     """The client is not connected: it works inside of its `async with` block."""
 

@@ -41,6 +41,10 @@ HOLDER: Final = """SELECT n.name FROM identity_locks l JOIN nodes n ON n.node_id
     WHERE l.identity = 'wfe::shard0' AND l.ended_ms IS NULL"""
 
 
+SHOWN_BYTES: Final = 4_000
+"""How much of a worker's log is shown when it has ended."""
+
+
 class Workers:
     """Worker processes; each is started again when it was killed."""
 
@@ -69,7 +73,8 @@ class Workers:
         await trio.to_thread.run_sync(process.wait)
         self._start(name)
         if ended is not None:
-            raise WorkerEnded(f"worker {name} had ended without an order, with {ended}")
+            said = self._log(name).read_bytes()[-SHOWN_BYTES:].decode(errors="replace")
+            raise WorkerEnded(f"worker {name} had ended without an order, with {ended}; its last words:\n{said}")
 
     async def suspend(self, name: str, seconds: float) -> None:
         """Suspend a worker for so long."""
@@ -80,10 +85,13 @@ class Workers:
         finally:
             process.send_signal(signal.SIGCONT)
 
+    def _log(self, name: str) -> Path:
+        return self._home / f"{name}.log"
+
     def _start(self, name: str) -> None:
         file = self._home / f"{name}.jsonl"
         command = [sys.executable, "-m", "chaos.workflows.worker", self._address(), name, str(file)]
-        with (self._home / f"{name}.log").open("ab") as output:
+        with self._log(name).open("ab") as output:
             self._processes[name] = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=_environment()
             )

@@ -26,7 +26,14 @@ from typing import Any, Final, NoReturn, Protocol, Self
 import anyio
 import anyio.lowlevel
 
-from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout, UnexpectedAnswer
+from aether_trio.client.errors import (
+    MAYBE_DONE,
+    AetherError,
+    ConnectionLost,
+    OutcomeUnknown,
+    RequestTimeout,
+    UnexpectedAnswer,
+)
 from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
 from aether_trio.client.operations.progress import UNKNOWN_COMPLETION, Progress, ProgressStep
@@ -377,7 +384,7 @@ class Job:
                 pause_s = PAUSE_S
                 if refusals is None:
                     pause_s = LATE_PAUSE_S
-                elif not error.retryable:
+                elif not error.retryable and not isinstance(error, OutcomeUnknown):
                     refusals -= 1
                     if not refusals:
                         raise
@@ -612,7 +619,7 @@ class Job:
             try:
                 self._status = (await pause(request_id)).status
                 return
-            except (ConnectionLost, RequestTimeout):
+            except MAYBE_DONE:
                 self.looked(await self._keeper.look_up(self.id))
                 self._check()
                 if self._status in WAITS:
@@ -689,7 +696,7 @@ class Job:
                         self._reference, hibernation, until=until, timeout_s=_limit(timeout), request_id=request_id
                     )
                 )
-            except (ConnectionLost, RequestTimeout):
+            except MAYBE_DONE:
                 self.looked(await self._keeper.look_up(self.id))
         await anyio.lowlevel.checkpoint()
         raise self._over()  # it was called from outside of the block

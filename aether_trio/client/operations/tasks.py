@@ -11,10 +11,10 @@ from typing import Any, Final
 import anyio
 
 from aether_trio.client.errors import (
+    MAYBE_DONE,
     AetherError,
     ConnectionLost,
     FeedOverflow,
-    OutcomeUnknown,
     RequestTimeout,
     TaskFailed,
     TaskNotEnded,
@@ -233,7 +233,7 @@ class Tasks(TaskFeeds):
         while True:
             try:
                 return (await self.create(task_type, payload, **create)).task_id
-            except (ConnectionLost, RequestTimeout, OutcomeUnknown):
+            except MAYBE_DONE:
                 await anyio.sleep(_AGAIN_S)
 
     async def _saved_in_the_end(self, task_id: str) -> bytes:

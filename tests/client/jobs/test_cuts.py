@@ -205,11 +205,17 @@ async def test_a_task_that_is_let_go_of_is_failed_though_that_is_refused_at_firs
         leave.set()
 
 
-async def test_a_gateway_whose_storage_is_away_is_asked_until_it_is_back() -> None:
+@pytest.mark.parametrize(
+    "why",
+    [
+        "ERR_CIRCUIT_OPEN: the gateway's storage does not answer: away",
+        "ERR_OUTCOME_UNKNOWN: the answer to a COMMIT was lost",
+    ],
+)
+async def test_a_gateway_whose_storage_is_away_is_asked_until_it_is_back(why: str) -> None:
     body = Ended()
     async with scripted_worker(body) as peer:
         await moved(peer, Op.CLAIM, RUNNING)
-        why = "ERR_CIRCUIT_OPEN: the gateway's storage does not answer: away"
         await refused_often(peer, Op.COMPLETE, 2 * job_module.REFUSALS, why)
         await moved(peer, Op.COMPLETE, COMPLETED)
     assert body.end is JobEnd.COMPLETED
@@ -347,6 +353,28 @@ async def test_a_pause_that_was_cut_is_looked_up() -> None:
         await peer.line.tell(task_event=pb.TaskEvent(task_id="t1", subscription_id="s2", status_changed=changed))
         await looked_up(peer, info(RUNNING))
         await moved(peer, Op.COMPLETE, COMPLETED)
+    assert body.end is JobEnd.COMPLETED
+
+
+async def test_a_pause_with_an_unknown_outcome_is_said_again() -> None:
+    body = Ended(Job.wait_for_input)
+    async with scripted_worker(body) as peer:
+        await moved(peer, Op.CLAIM, RUNNING)
+        await subscribed(peer)
+        await looked_up(peer, info(RUNNING))
+        why = "ERR_OUTCOME_UNKNOWN: the answer to a COMMIT was lost"
+        said = await asked(peer, Op.PAUSE)
+        await peer.line.tell(task_op=pb.TaskOperationResponse(error=why, request_id=said.request_id))
+        await looked_up(peer, info(RUNNING))
+        again = await asked(peer, Op.PAUSE)
+        assert again.request_id == said.request_id
+        told = pb.TaskOperationResponse(success=True, task=info(RUNNING), request_id=again.request_id)
+        await peer.line.tell(task_op=told)  # the input was there
+        while (one := await peer.line.asked()).HasField("task_query"):
+            await found(peer, one.task_query, info(RUNNING))
+        assert one.task_op.op == Op.COMPLETE
+        done = pb.TaskOperationResponse(success=True, task=info(COMPLETED), request_id=one.task_op.request_id)
+        await peer.line.tell(task_op=done)
     assert body.end is JobEnd.COMPLETED
 
 
