@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import trio
 
-from aether_trio.client import AgentClient, Retry
+from aether_trio.client import AgentClient, DuplicateIdentity, Retry
 from aether_trio.client.jobs import Job
 from aether_trio.client.workflows import Flow, StepFailed, StepRetry, workflow
 from chaos.workflows.fate import Fate, fate, number_of, place_name
@@ -29,6 +29,11 @@ WORKSPACE: Final = "chaos"
 CONCURRENCY: Final = 12
 GRACE_S: Final = 2.0
 HIBERNATE_S: Final = 1.0
+AGAIN_S: Final = 0.5
+"""The pause before it connects again, as a supervisor would have it do.
+
+The node of its killed predecessor may be suspended, and has the identity until its lease ends.
+"""
 
 Tell = Callable[..., None]
 
@@ -128,4 +133,9 @@ async def _serve(worker: AgentClient, tell: Tell) -> None:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     logging.getLogger("aether_trio.client.wire").setLevel(logging.INFO)
-    trio.run(work, sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+    while True:
+        try:
+            trio.run(work, sys.argv[1], sys.argv[2], Path(sys.argv[3]))
+            break
+        except DuplicateIdentity:
+            time.sleep(AGAIN_S)
