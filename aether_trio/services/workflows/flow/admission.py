@@ -457,9 +457,9 @@ def _pool_place(name: str) -> str:
 def begin_later(tx: Transaction, kind: str, run_id: str) -> Program[None]:
     """Let a run begin in a transaction that follows."""
     yield from timers.set_timer(BEGIN_TIMER, f"{kind} {run_id}", tx.context.now_ms)
-    tx.effects.due_ms = tx.context.now_ms
+    tx.effects.note_due(tx.context.now_ms)
 
 
 def _due_now(tx: Transaction, place: str) -> Program[None]:
     yield from timers.set_timer(TIMER, place, tx.context.now_ms)
-    tx.effects.due_ms = tx.context.now_ms
+    tx.effects.note_due(tx.context.now_ms)

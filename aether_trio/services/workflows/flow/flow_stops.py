@@ -26,7 +26,7 @@ StopRun = Callable[[Transaction, str, str], Program[None]]
 def stop_queued(tx: Transaction, kind: str, workspace: str, id: str) -> Program[None]:  # noqa: A002
     """Have the queued runs of a definition ended, unless it is active by then."""
     yield from timers.set_timer(TIMER, f"{kind} {place_key(workspace, id)}", tx.context.now_ms)
-    tx.effects.due_ms = tx.context.now_ms
+    tx.effects.note_due(tx.context.now_ms)
 
 
 class FlowStops:

@@ -137,7 +137,7 @@ class ScheduleOperations:
 
         def page(tx: TaskTransaction) -> Program[StoredSchedule]:
             stored = yield from program(tx)
-            tx.effects.due_ms = stored.next_fire_ms
+            tx.effects.note_due(stored.next_fire_ms)
             if not stored.enabled:
                 yield from stop_queued(tx, SCHEDULE, stored.workspace, stored.id)
             return stored

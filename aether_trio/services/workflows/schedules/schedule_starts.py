@@ -57,7 +57,7 @@ class ScheduleStarter:
     def find_set_back(self, tx: Transaction) -> Program[None]:
         """Have schedules looked at whose slots are decided ahead of time."""
         if (yield from self._schedules.find_set_back(tx.context.now_ms)):
-            tx.effects.due_ms = tx.context.now_ms
+            tx.effects.note_due(tx.context.now_ms)
 
     def names_waited_for(self, events: Sequence[TakenEvent]) -> Program[frozenset[str]]:
         """Return the names of these events after which some schedule fires."""
