@@ -129,6 +129,11 @@ MAYBE_DONE: Final = (ConnectionLost, RequestTimeout, OutcomeUnknown)
 """What leaves open whether a request was carried out."""
 
 
+def may_ask_again(error: AetherError) -> bool:
+    """Return whether an error is no refusal, for requests that do nothing twice."""
+    return error.retryable or isinstance(error, OutcomeUnknown)
+
+
 class ClientClosed(AetherError):
     """The client is not connected: it works inside of its `async with` block."""
 

@@ -30,9 +30,9 @@ from aether_trio.client.errors import (
     MAYBE_DONE,
     AetherError,
     ConnectionLost,
-    OutcomeUnknown,
     RequestTimeout,
     UnexpectedAnswer,
+    may_ask_again,
 )
 from aether_trio.client.operations.checkpoints import Checkpoint, Checkpoints
 from aether_trio.client.operations.enums import TaskStatus, WaitReason
@@ -384,7 +384,7 @@ class Job:
                 pause_s = PAUSE_S
                 if refusals is None:
                     pause_s = LATE_PAUSE_S
-                elif not error.retryable and not isinstance(error, OutcomeUnknown):
+                elif not may_ask_again(error):
                     refusals -= 1
                     if not refusals:
                         raise

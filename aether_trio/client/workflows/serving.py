@@ -16,7 +16,7 @@ from typing import Any, Final, cast
 
 import anyio
 
-from aether_trio.client.errors import AetherError, ConnectionLost, OutcomeUnknown, RequestTimeout
+from aether_trio.client.errors import AetherError, ConnectionLost, RequestTimeout, may_ask_again
 from aether_trio.client.jobs.job import LOST, Job, JobEnd
 from aether_trio.client.operations.workflow import Workflow, WorkflowAnswer
 from aether_trio.client.workflows.definition import Function
@@ -72,7 +72,7 @@ class GatewayLedger:
                 self._check_client()
                 if LOST in error.message or "is no run of a function" in error.message:
                     raise AssignmentOver(error.message) from None
-                if not _may_ask_again(error):
+                if not may_ask_again(error):
                     raise CommandRefused(error.message) from None
                 await anyio.sleep(error.retry_after_s or AWAY_S)
         found = json.loads(answer.data)
@@ -122,14 +122,9 @@ async def _register(ask: Callable[[], Awaitable[object]], check_client: Callable
             return
         except AetherError as error:
             check_client()
-            if not _may_ask_again(error):
+            if not may_ask_again(error):
                 raise
             await anyio.sleep(error.retry_after_s or AWAY_S)
-
-
-def _may_ask_again(error: AetherError) -> bool:
-    """Return whether an error is no refusal: what was done already is not done again."""
-    return error.retryable or isinstance(error, OutcomeUnknown)
 
 
 async def serve_run(
