@@ -4,16 +4,8 @@ from __future__ import annotations
 
 from aether_trio.model.tasks import TaskRow
 from aether_trio.model.tasks.result import ResultKind, TaskResult
-from aether_trio.model.workflows.definition import (
-    Json,
-)
-from aether_trio.model.workflows.happenings import (
-    NO_ITEM,
-    AskPerson,
-    DoAction,
-    StartExecution,
-    StepPlace,
-)
+from aether_trio.model.workflows.definition import Json
+from aether_trio.model.workflows.happenings import NO_ITEM, AskPerson, DoAction, StartExecution, StepPlace
 from aether_trio.services.workflows.actions.performer import dated_id
 from aether_trio.services.workflows.documents.json_values import read_json, write_json
 from aether_trio.services.workflows.executions.execution_rows import UNDO, ExecutionRow

@@ -7,13 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from aether_trio.model.workflows.definition import (
-    Json,
-)
-from aether_trio.model.workflows.happenings import (
-    Happening,
-    StepPlace,
-)
+from aether_trio.model.workflows.definition import Json
+from aether_trio.model.workflows.happenings import Happening, StepPlace
 from aether_trio.model.workflows.state import State
 from aether_trio.services.tasks.transaction.interface import Transaction
 from aether_trio.services.workflows.executions.execution_rows import ExecutionRow
