@@ -37,7 +37,7 @@ from aether_trio.model.clock import Clock
 from aether_trio.model.errors import Status
 from aether_trio.model.limits import KIB, MIB
 from aether_trio.model.topics import EVENT_INTAKE
-from aether_trio.services.workflows.documents.json_thread import SMALL_BYTES, in_json_thread
+from aether_trio.services.workflows.documents.json_thread import in_json_thread
 from aether_trio.services.workflows.events.old_ids import OldIds
 from aether_trio.services.workflows.events.taken_events import ENGINE, TakenEvent, read_event
 from aether_trio.session.registry import SessionRegistry
@@ -243,11 +243,8 @@ class EventIntake:
             if size > STEP_BYTES:
                 size = len(frame)
                 await trio.lowlevel.checkpoint()
-            at_ms = times.get(offset, now_ms)
-            if len(frame) <= SMALL_BYTES:
-                event = read_event(offset, frame, at_ms)
-            else:
-                event = await in_json_thread(partial(read_event, offset, frame, at_ms), len(frame))
+            read = partial(read_event, offset, frame, times.get(offset, now_ms))
+            event = await in_json_thread(read, len(frame))
             if event is not None:
                 events.append(event)
         return events
